@@ -1,0 +1,52 @@
+# make help lists what there is. Every target sets up first; that is quick when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.slmops-installed
+DISTRIBUTIONS := shared services/registry services/optimizer services/packager services/rollout services/telemetry services/gateway services/console deploy/local
+PROJECTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+SOURCES := shared services deploy tests docs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test test-slow check docs bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(STAMP)  ## install everything into .venv
+
+$(STAMP): $(PROJECTS)
+	@echo "setup: installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  $(foreach d,$(DISTRIBUTIONS),--editable $(if $(filter shared,$d),"./$d[journal,objects]",./$d)) --group dev
+	@touch $@
+
+demo: setup  ## the main job: from a GGUF file to three answering gateways (ARGS="--model PATH" for your own)
+	@$(BIN)/slmops demo $(ARGS)
+
+up: setup  ## keep the system running for your own use
+	@$(BIN)/slmops up $(ARGS)
+
+test: setup  ## all tests but the slow ones
+	@$(BIN)/pytest $(ARGS)
+
+test-slow: setup  ## the tests that take minutes
+	@$(BIN)/pytest -m slow $(ARGS)
+
+check: setup  ## format, lint, types, layers, generated documents
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
+
+docs: setup  ## generate docs/events.md, docs/states and docs/asyncapi
+	@$(BIN)/python docs/generate.py
+
+bench: setup  ## measure: the gateway's API against the bare runtime; writes build/bench
+	@$(BIN)/python -m pytest tests/bench -m bench -s $(ARGS)
+
+clean:  ## remove what was built and installed
+	rm -rf $(VENV) build

@@ -1,0 +1,202 @@
+"""The one error tree. What the caller does decides the branch: retry, or give up and say why.
+
+    SlmopsError
+    ├── TemporaryError               retry after `delay`; on the last delivery it is dead-lettered
+    │   ├── Unreachable              NATS, S3, the database or a gateway does not answer
+    │   ├── Conflict                 somebody else wrote first: read again, decide again
+    │   ├── NotReady                 a thing that will exist does not exist yet
+    │   └── DiskFull                 no room where we must write
+    └── PermanentError               retrying changes nothing: reject, dead-letter, tell the user
+        ├── InvalidMessage           an event, command or configuration that does not validate
+        ├── InvalidName              a model, gateway or blueprint name outside the grammar
+        ├── InvalidVersion           not a semantic version
+        ├── InvalidModel             a model file or directory that cannot be read
+        │   ├── NotAModel            neither GGUF nor a Hugging Face directory
+        │   ├── TruncatedModel       the header promises more bytes than there are
+        │   └── UnsupportedArchitecture
+        ├── NotFound
+        ├── AlreadyExists            the name is taken by other bytes
+        ├── DigestMismatch           bytes are not the bytes that were named
+        ├── SignatureInvalid         no valid signature by a trusted key
+        ├── Denied                   the caller may not do or have this
+        ├── IllegalTransition        a state machine has no such edge
+        ├── PortTaken                another process listens where we must
+        ├── OptimizationFailed       a pass or its process failed
+        ├── InferenceFailed          a model could not be loaded or run
+        └── InternalError            a defect of ours; the log has the traceback
+
+Codes go over the wire and into scripts: a code is never reused for something else.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SlmopsError(Exception):
+    """Root. `what` went wrong, `where`, and how to `fix` it; all three are written for a person."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        text = self.what
+        if self.where:
+            text += f" (at {self.where})"
+        if self.fix:
+            text += f". {self.fix}"
+        return text
+
+
+class TemporaryError(SlmopsError):
+    """Try again after `delay`."""
+
+    code = "temporary"
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        delay: timedelta = timedelta(seconds=2),
+    ) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.delay = delay
+
+
+class Unreachable(TemporaryError):
+    code = "unreachable"
+
+
+class Conflict(TemporaryError):
+    code = "conflict"
+
+
+class NotReady(TemporaryError):
+    code = "not_ready"
+
+
+class DiskFull(TemporaryError):
+    code = "disk_full"
+
+
+class PermanentError(SlmopsError):
+    """Trying again gives the same answer."""
+
+    code = "permanent"
+
+
+class InvalidMessage(PermanentError):
+    code = "invalid_message"
+    exit_code = 65  # EX_DATAERR
+
+
+class InvalidName(PermanentError):
+    code = "invalid_name"
+    exit_code = 65
+
+
+class InvalidVersion(PermanentError):
+    code = "invalid_version"
+    exit_code = 65
+
+
+class InvalidModel(PermanentError):
+    code = "invalid_model"
+    exit_code = 65
+
+
+class NotAModel(InvalidModel):
+    code = "not_a_model"
+
+
+class TruncatedModel(InvalidModel):
+    code = "truncated_model"
+
+
+class UnsupportedArchitecture(InvalidModel):
+    code = "unsupported_architecture"
+
+
+class NotFound(PermanentError):
+    code = "not_found"
+
+
+class AlreadyExists(PermanentError):
+    code = "already_exists"
+
+
+class DigestMismatch(PermanentError):
+    code = "digest_mismatch"
+
+
+class SignatureInvalid(PermanentError):
+    code = "signature_invalid"
+
+
+class Denied(PermanentError):
+    code = "denied"
+    exit_code = 77  # EX_NOPERM
+
+
+class IllegalTransition(PermanentError):
+    code = "illegal_transition"
+
+
+class PortTaken(PermanentError):
+    code = "port_taken"
+
+
+class OptimizationFailed(PermanentError):
+    code = "optimization_failed"
+
+
+class InferenceFailed(PermanentError):
+    code = "inference_failed"
+
+
+class InternalError(PermanentError):
+    code = "internal"
+    exit_code = 70  # EX_SOFTWARE
+
+
+def _tree(root: type[SlmopsError]) -> dict[str, type[SlmopsError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+class Problem(BaseModel):
+    """An error on the wire: the body of a failed reply and the reason in a failed report."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    what: str
+    where: str | None = None
+    fix: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Problem:
+        """Describe any exception. Foreign ones become `internal`, without their text's secrets: only the type."""
+        if isinstance(error, SlmopsError):
+            return cls(code=error.code, what=error.what, where=error.where, fix=error.fix)
+        return cls(code=InternalError.code, what=f"unexpected {type(error).__name__}", fix="See the service's log.")
+
+    def error(self) -> SlmopsError:
+        """The exception that this problem describes; an unknown code becomes `PermanentError`."""
+        kind = _tree(SlmopsError).get(self.code, PermanentError)
+        kwargs: dict[str, Any] = {"where": self.where, "fix": self.fix}
+        return kind(self.what, **kwargs)

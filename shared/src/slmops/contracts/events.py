@@ -1,0 +1,312 @@
+"""Every event of the system. Past tense, frozen, additive change only within a version, unknown fields tolerated.
+
+One name end to end: class `VariantOptimized` ↔ type `slmops.variant.optimized.v1` ↔ its subject ↔ one golden file
+`tests/contract/golden/slmops.variant.optimized.v1.json`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from slmops.contracts.blueprint import Blueprint
+from slmops.contracts.descriptor import Descriptor, Digest
+from slmops.contracts.errors import Problem
+from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.measurement import CohortWindow
+from slmops.contracts.model import ModelFile
+from slmops.contracts.names import Name, Version
+from slmops.contracts.plan import Release, Stage
+
+EVENTS: dict[str, type[Event]] = {}
+"""Type → class of every event."""
+
+
+class Event(BaseModel):
+    """A fact. `type` names it; `key` is the aggregate it happened to; `subject` is where it is published."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: ClassVar[str] = ""
+    per_gateway: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.type:
+            EVENTS[cls.type] = cls
+
+    @property
+    def key(self) -> str:
+        raise NotImplementedError
+
+    @classmethod
+    def subject_template(cls) -> str:
+        """The subject with placeholders: what a trace or a metric is labelled with."""
+        return f"{cls.type}.{{gateway_id}}" if cls.per_gateway else cls.type
+
+    @property
+    def subject(self) -> str:
+        """The concrete subject. Events that a gateway sends end in its id, so that it can be held to its own."""
+        return f"{self.type}.{self.key}" if self.per_gateway else self.type
+
+
+# ---- model ------------------------------------------------------------------------------------------------
+
+
+class ModelEvent(Event):
+    model: Name
+
+    @property
+    def key(self) -> str:
+        return self.model
+
+
+class ModelVersionRegistered(ModelEvent):
+    """An immutable version of a model exists: its files are in the store, verified."""
+
+    type: ClassVar[str] = "slmops.model.version_registered.v1"
+    version: Version
+    digest: Digest = Field(description="Digest of the canonical list of files: the identity of the version")
+    format: str = Field(description="gguf or hf")
+    architecture: str
+    files: tuple[ModelFile, ...]
+    golden: Descriptor | None = Field(default=None, description="Golden prompts (JSONL) that a gateway probes with")
+    at: AwareDatetime
+
+
+class ModelAliasMoved(ModelEvent):
+    type: ClassVar[str] = "slmops.model.alias_moved.v1"
+    alias: Name
+    version: Version
+    previous: Version | None = None
+    at: AwareDatetime
+
+
+class ModelVersionRetired(ModelEvent):
+    type: ClassVar[str] = "slmops.model.version_retired.v1"
+    version: Version
+    reason: str
+    at: AwareDatetime
+
+
+# ---- variant ----------------------------------------------------------------------------------------------
+
+
+class VariantEvent(Event):
+    """`job` is the optimization that the variant belongs to: one per version and profile."""
+
+    job: str
+    model: Name
+    version: Version
+    profile: Name
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
+class VariantStarted(VariantEvent):
+    type: ClassVar[str] = "slmops.variant.started.v1"
+    recipes: tuple[Name, ...]
+    at: AwareDatetime
+
+
+class VariantProgressed(VariantEvent):
+    type: ClassVar[str] = "slmops.variant.progressed.v1"
+    step: str
+    done: int = Field(ge=0)
+    of: int = Field(ge=1)
+    at: AwareDatetime
+
+
+class VariantOptimized(VariantEvent):
+    """A variant passed its gate. Exactly one variant of a job is `chosen`; only that one is packaged."""
+
+    type: ClassVar[str] = "slmops.variant.optimized.v1"
+    recipe: Name
+    digest: Digest
+    files: tuple[ModelFile, ...]
+    evaluation: Evaluation
+    report: Descriptor
+    golden: Descriptor | None = None
+    chosen: bool
+    reason: str
+    at: AwareDatetime
+
+
+class VariantRejected(VariantEvent):
+    """A variant failed its gate, or could not be made (then `evaluation` is absent and `problem` says why)."""
+
+    type: ClassVar[str] = "slmops.variant.rejected.v1"
+    recipe: Name
+    digest: Digest | None = None
+    evaluation: Evaluation | None = None
+    report: Descriptor | None = None
+    problem: Problem | None = None
+    reason: str
+    at: AwareDatetime
+
+
+# ---- package ----------------------------------------------------------------------------------------------
+
+
+class PackagePublished(Event):
+    """A signed OCI manifest is in the store and may be released."""
+
+    type: ClassVar[str] = "slmops.package.published.v1"
+    model: Name
+    version: Version
+    profile: Name
+    recipe: Name
+    variant: Digest
+    manifest: Descriptor
+    signature: Descriptor
+    size_bytes: int = Field(ge=0, description="Sum of the layers: what a gateway without anything downloads")
+    at: AwareDatetime
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
+# ---- blueprint and rollout --------------------------------------------------------------------------------
+
+
+class BlueprintEvent(Event):
+    blueprint: Name
+
+    @property
+    def key(self) -> str:
+        return self.blueprint
+
+
+class BlueprintApplied(BlueprintEvent):
+    type: ClassVar[str] = "slmops.blueprint.applied.v1"
+    revision: int = Field(ge=1)
+    spec: Blueprint
+    at: AwareDatetime
+
+
+class RolloutEvent(BlueprintEvent):
+    rollout: str
+
+
+class RolloutStarted(RolloutEvent):
+    type: ClassVar[str] = "slmops.rollout.started.v1"
+    candidate: Release
+    stable: Release | None = None
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    at: AwareDatetime
+
+
+class RolloutStageAdvanced(RolloutEvent):
+    """The gate of the stage before passed; `stage` (from 0) now has the candidate."""
+
+    type: ClassVar[str] = "slmops.rollout.stage_advanced.v1"
+    stage: int = Field(ge=0)
+    reason: str
+    at: AwareDatetime
+
+
+class RolloutHeld(RolloutEvent):
+    """The gate neither passes nor fails, and its time is over: a person should look. More data can still pass it."""
+
+    type: ClassVar[str] = "slmops.rollout.held.v1"
+    stage: int = Field(ge=0)
+    reason: str
+    at: AwareDatetime
+
+
+class RolloutPaused(RolloutEvent):
+    type: ClassVar[str] = "slmops.rollout.paused.v1"
+    at: AwareDatetime
+
+
+class RolloutResumed(RolloutEvent):
+    type: ClassVar[str] = "slmops.rollout.resumed.v1"
+    at: AwareDatetime
+
+
+class RolloutCompleted(RolloutEvent):
+    type: ClassVar[str] = "slmops.rollout.completed.v1"
+    reason: str
+    at: AwareDatetime
+
+
+class RolloutAborted(RolloutEvent):
+    """An operator ended it; the gateways return to stable."""
+
+    type: ClassVar[str] = "slmops.rollout.aborted.v1"
+    reason: str
+    at: AwareDatetime
+
+
+class RolloutRolledBack(RolloutEvent):
+    """A gate failed, or an operator took back a completed rollout; the gateways return to `restored`."""
+
+    type: ClassVar[str] = "slmops.rollout.rolled_back.v1"
+    reason: str
+    restored: Release | None = None
+    at: AwareDatetime
+
+
+# ---- gateway ----------------------------------------------------------------------------------------------
+
+
+class UpdatePhase(StrEnum):
+    """Where a gateway is with the release that it wants."""
+
+    IDLE = "idle"
+    DOWNLOADING = "downloading"
+    INSTALLED = "installed"
+    LOADED = "loaded"
+    PROBED = "probed"
+    SOAKING = "soaking"
+    COMMITTED = "committed"
+    FAILED = "failed"
+
+
+class GatewayEvent(Event):
+    gateway_id: Name
+    per_gateway: ClassVar[bool] = True
+
+    @property
+    def key(self) -> str:
+        return self.gateway_id
+
+
+class GatewayEnrolled(GatewayEvent):
+    type: ClassVar[str] = "slmops.gateway.enrolled.v1"
+    blueprint: Name
+    public_key: str
+    labels: dict[str, str] = Field(default_factory=dict)
+    at: AwareDatetime
+
+
+class GatewayReported(GatewayEvent):
+    """The reported half of the twin. `sequence` grows by one with each report of a gateway, across restarts."""
+
+    type: ClassVar[str] = "slmops.gateway.reported.v1"
+    blueprint: Name
+    sequence: int = Field(ge=1)
+    labels: dict[str, str] = Field(default_factory=dict)
+    phase: UpdatePhase
+    running: Digest | None = Field(default=None, description="Manifest of the release that answers now")
+    running_version: Version | None = None
+    target: Digest | None = Field(default=None, description="Manifest that `phase` speaks of")
+    problem: Problem | None = Field(default=None, description="Why the target failed")
+    plan_generation: int = Field(default=0, ge=0)
+    measured: dict[str, float] = Field(default_factory=dict, description="Probe figures: tokens_per_s, ttft_s, …")
+    at: AwareDatetime
+
+
+# ---- telemetry --------------------------------------------------------------------------------------------
+
+
+class CohortMeasured(BlueprintEvent):
+    """One window of one release, over all gateways of a blueprint that ran it."""
+
+    type: ClassVar[str] = "slmops.cohort.measured.v1"
+    window: CohortWindow
+    at: AwareDatetime

@@ -1,0 +1,64 @@
+"""The package: a ModelPack OCI image manifest over content-addressed layers, and a separate OMS signature.
+
+Media types are those of the CNCF ModelPack specification (model-spec v0.0.7) and the OCI image-spec v1.1.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.model import FilePath
+
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+MODEL_MANIFEST: Final = "application/vnd.cncf.model.manifest.v1+json"
+MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
+WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
+WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
+DOC = "application/vnd.cncf.model.doc.v1.raw"
+DATASET = "application/vnd.cncf.model.dataset.v1.raw"
+SIGNATURE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+FILE_PATH = "org.cncf.model.filepath"
+
+GOLDEN_PATH = "golden.jsonl"
+MANIFEST_PATH = "manifest.json"
+SIGNATURE_PATH = "model.sig"
+
+
+class Manifest(BaseModel):
+    """An OCI image manifest whose layers are files. Its digest is the identity of the package."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True, extra="ignore")
+
+    schema_version: Literal[2] = Field(default=2, alias="schemaVersion")
+    media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = Field(default=OCI_MANIFEST, alias="mediaType")
+    artifact_type: Literal["application/vnd.cncf.model.manifest.v1+json"] = Field(
+        default=MODEL_MANIFEST, alias="artifactType"
+    )
+    config: Descriptor
+    layers: tuple[Descriptor, ...] = Field(min_length=1)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """Canonical bytes: the same manifest always has the same digest."""
+        return self.model_dump_json(indent=None).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Raises `InvalidMessage`."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise InvalidMessage(f"not a model package manifest: {error.error_count()} errors") from error
+
+
+class PackageFile(BaseModel):
+    """One file of a package as a gateway fetches it: what it is, where it belongs, and a short-lived URL."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: FilePath
+    descriptor: Descriptor
+    url: str

@@ -1,0 +1,156 @@
+"""The plan is a rule, not a list: one small document per blueprint from which each gateway resolves its own place.
+
+`resolve(plan, overlays, identity)` is pure. The gateway runs it, and the rollout service predicts with the same code.
+
+Rules that always hold
+1. The same plan, overlays and identity give the same answer everywhere.
+2. A later stage never takes the candidate from a gateway that an earlier stage gave it to.
+3. A paused plan, or none, moves nobody: who runs a candidate keeps it (`resolve` does not look at `paused`; the stage
+   simply does not advance).
+4. A pinned gateway stays on stable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from slmops.contracts.blueprint import ProbePolicy, RuntimeSettings, SoakPolicy, Stage, TelemetryPolicy
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.names import Name, Version
+
+__all__ = [
+    "Desired",
+    "Identity",
+    "Overlay",
+    "Plan",
+    "Release",
+    "Side",
+    "Stage",
+    "cohort_percent",
+    "in_stage",
+    "resolve",
+]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Release(_Frozen):
+    """A package under a revision of a blueprint: everything a gateway needs to know to install and judge it."""
+
+    revision: int = Field(ge=1)
+    model: Name
+    version: Version
+    role: Name = "chat"
+    manifest: Descriptor
+    signature: Descriptor
+    size_bytes: int = Field(ge=0)
+    min_tokens_per_s: float = Field(default=0, ge=0)
+    max_rss_bytes: int = Field(default=0, ge=0, description="0: no limit")
+    probe: ProbePolicy = ProbePolicy()
+    soak: SoakPolicy = SoakPolicy()
+    runtime: RuntimeSettings = RuntimeSettings()
+    telemetry: TelemetryPolicy = TelemetryPolicy()
+
+
+class Candidate(_Frozen):
+    """The release on its way, and how far it may go: stages 0 to `stage` are open."""
+
+    rollout: str = Field(min_length=1, description="Also the salt of the hash cohort: each rollout draws anew")
+    release: Release
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    stage: int = Field(default=0, ge=0)
+
+
+class Plan(_Frozen):
+    """What the gateways of one blueprint should run. `generation` grows with every write."""
+
+    blueprint: Name
+    generation: int = Field(ge=1)
+    stable: Release | None = None
+    candidate: Candidate | None = None
+    traceparent: str | None = Field(default=None, description="Trace of the decision, continued by the gateways")
+
+
+class Overlay(_Frozen):
+    """One gateway's permitted change to its blueprint."""
+
+    gateway_id: Name
+    pinned_to_stable: bool = False
+    max_tokens: int | None = Field(default=None, ge=1)
+    set_by: str = ""
+
+
+class Identity(_Frozen):
+    """What a gateway knows of itself."""
+
+    gateway_id: Name
+    blueprint: Name
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class Side(StrEnum):
+    STABLE = "stable"
+    CANDIDATE = "candidate"
+    NONE = "none"
+
+
+class Desired(_Frozen):
+    """What this gateway should run; `explain` names the source of every choice."""
+
+    side: Side
+    release: Release | None
+    explain: dict[str, str]
+
+
+def cohort_percent(salt: str, gateway_id: str) -> float:
+    """Where a gateway lies in [0, 100): uniform over gateways, independent between salts."""
+    return _percent(hashlib.sha256(f"{salt}\x1f{gateway_id}".encode()).digest())
+
+
+def _percent(digest: bytes) -> float:
+    """The first 53 bits as a share of 100. A double holds no more: of 64 bits the largest would round up to 100, and a
+    gateway at 100 would be in no stage at all."""
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53 * 100
+
+
+def in_stage(stage: Stage, salt: str, identity: Identity) -> bool:
+    labels = identity.labels
+    if any(labels.get(key) != value for key, value in stage.selector.items()):
+        return False
+    return cohort_percent(salt, identity.gateway_id) < stage.percent
+
+
+def resolve(plan: Plan, overlays: Iterable[Overlay], identity: Identity) -> Desired:
+    """The release that `identity` should run under `plan`; overlays of other gateways are ignored."""
+    mine = [overlay for overlay in overlays if overlay.gateway_id == identity.gateway_id]
+    side, source = _side(plan, any(overlay.pinned_to_stable for overlay in mine), identity)
+    release = plan.candidate.release if side is Side.CANDIDATE and plan.candidate else plan.stable
+    if release is None:
+        return Desired(side=Side.NONE, release=None, explain={"release": "plan: no stable release yet"})
+    explain = {"release": source, "runtime": f"blueprint {plan.blueprint} revision {release.revision}"}
+    changes: dict[str, Any] = {}
+    for overlay in mine:
+        if overlay.max_tokens is not None:
+            changes["max_tokens"] = overlay.max_tokens
+            explain["runtime.max_tokens"] = f"overlay of {overlay.gateway_id}, set by {overlay.set_by or 'unknown'}"
+    if changes:
+        release = release.model_copy(update={"runtime": release.runtime.model_copy(update=changes)})
+    return Desired(side=side, release=release, explain=explain)
+
+
+def _side(plan: Plan, pinned: bool, identity: Identity) -> tuple[Side, str]:
+    candidate = plan.candidate
+    if candidate is None:
+        return Side.STABLE, "plan: stable, no rollout under way"
+    if pinned:
+        return Side.STABLE, "overlay: pinned to stable"
+    for stage in candidate.stages[: candidate.stage + 1]:
+        if in_stage(stage, candidate.rollout, identity):
+            return Side.CANDIDATE, f"plan: stage {stage.name} of rollout {candidate.rollout}"
+    return Side.STABLE, f"plan: not in a stage of rollout {candidate.rollout} yet"

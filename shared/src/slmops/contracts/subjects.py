@@ -1,0 +1,95 @@
+"""Subjects, streams and buckets: the one place where a name on the bus is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+DESIRED_BUCKET = "desired"
+DEAD_LETTER_PREFIX = "dlq."
+MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """A JetStream stream as it should be. `max_age` None keeps messages forever; `work_queue` removes on ack."""
+
+    name: str
+    subjects: tuple[str, ...]
+    max_age: timedelta | None = None
+    max_bytes: int = 1 << 30
+    work_queue: bool = False
+
+
+STREAMS = (
+    StreamSpec(
+        "EVENTS",
+        tuple(
+            f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout", "cohort")
+        ),
+    ),
+    StreamSpec("GATEWAYS", ("slmops.gateway.>",), max_age=timedelta(days=30)),
+    StreamSpec("MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7)),
+    StreamSpec("JOBS", ("jobs.>",), work_queue=True),
+    StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90)),
+)
+
+
+def stream_of(subject: str) -> str | None:
+    """The stream that stores `subject`; None for request/reply and for subjects that nobody stores."""
+    for stream in STREAMS:
+        for pattern in stream.subjects:
+            if _matches(pattern, subject):
+                return stream.name
+    return None
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    wanted, given = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        return len(given) >= len(wanted) and given[: len(wanted) - 1] == wanted[:-1]
+    return len(wanted) == len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=True))
+
+
+def measurements(gateway_id: str) -> str:
+    return MEASUREMENTS_TEMPLATE.format(gateway_id=gateway_id)
+
+
+def optimize_job(profile: str) -> str:
+    return f"jobs.optimize.{profile}"
+
+
+def blueprint_key(blueprint: str) -> str:
+    """KV key of a blueprint's plan."""
+    return f"blueprint.{blueprint}"
+
+
+def overlay_key(gateway_id: str) -> str:
+    """KV key of a gateway's overlay."""
+    return f"gateway.{gateway_id}"
+
+
+def twin(key: str) -> str:
+    """Where a write to the desired bucket is republished. Gateways listen here, never to `$KV…`, which also shows
+    writes that a compare-and-set rejected."""
+    return f"twin.{DESIRED_BUCKET}.{key}"
+
+
+def dead_letter(subject: str) -> str:
+    return DEAD_LETTER_PREFIX + subject
+
+
+def template(subject: str) -> str:
+    """The subject with a gateway's id replaced: what a span or a metric may be labelled with (bounded in number)."""
+    if subject.startswith(DEAD_LETTER_PREFIX):
+        return DEAD_LETTER_PREFIX + template(subject[len(DEAD_LETTER_PREFIX) :])
+    parts = subject.split(".")
+    if parts[0] == "measure":
+        return MEASUREMENTS_TEMPLATE
+    if parts[0] == "slmops" and len(parts) > 4:
+        return ".".join([*parts[:4], "{gateway_id}"])
+    if parts[0] == "cmd" and len(parts) > 3:
+        return ".".join([*parts[:3], "{gateway_id}"])
+    if parts[0].startswith("_INBOX"):
+        return "_INBOX"
+    return subject

@@ -1,0 +1,1 @@
+"""Plumbing that every service needs: bus, journal, objects, settings, tracing, clock."""

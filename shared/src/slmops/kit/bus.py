@@ -1,0 +1,197 @@
+"""The bus of a service: handlers for events and commands on FastStream, over one connection.
+
+bus = Bus("registry", settings)
+bus.on(VariantOptimized, handlers.variant_optimized)      # durable, acknowledged after the work
+bus.serve(RegisterVersion, handlers.register_version)     # request/reply, typed errors
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from faststream import AckPolicy
+from faststream.nats import JStream, NatsBroker, NatsResponse, PullSub
+from faststream.nats.annotations import NatsMessage
+from pydantic import BaseModel, ValidationError
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import Envelope
+from slmops.contracts.commands import Command
+from slmops.contracts.errors import InvalidMessage, PermanentError, Problem, SlmopsError
+from slmops.contracts.events import Event
+from slmops.kit.client import PROBLEM_HEADER, BusClient
+from slmops.kit.delivery import Delivery, dead_letter, not_json
+from slmops.kit.provision import ACK_WAIT_S, consumer, provision
+from slmops.kit.settings import BusSettings
+
+log = logging.getLogger("slmops.bus")
+E = TypeVar("E", bound=Event)
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=BaseModel)
+Keepalive = Callable[[], Awaitable[None]]
+_PULL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What a handler may need besides the message: its attributes, and how to say that the work goes on."""
+
+    id: str
+    subject: str
+    traceparent: str | None
+    keepalive: Keepalive
+
+
+@dataclass(frozen=True)
+class _Consumer:
+    stream: str
+    durable: str
+    subject: str
+    ack_wait_s: float
+
+
+class Bus:
+    """Declares handlers before `start`; publishes and asks through `client` after it."""
+
+    def __init__(self, service: str, settings: BusSettings) -> None:
+        self.service = service
+        self.settings = settings
+        self._delivery = Delivery(service)
+        self._consumers: list[_Consumer] = []
+        self._client: BusClient | None = None
+        self.broker = NatsBroker(
+            settings.nats_url.split(","),
+            name=service,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=1,
+            middlewares=[self._delivery],
+            logger=None,
+            user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
+        )
+
+    @property
+    def client(self) -> BusClient:
+        assert self._client is not None, "the bus is started by the service's app"
+        return self._client
+
+    def on(self, kind: type[E], handler: Callable[[E, Delivered], Awaitable[None]]) -> None:
+        """Consume every event of a kind, durably and at least once: `handler` is idempotent by `Delivered.id`."""
+        subject = f"{kind.type}.*" if kind.per_gateway else kind.type
+        self._consume(subject, kind, handler)
+
+    def consume(
+        self,
+        subject: str,
+        kind: type[M],
+        handler: Callable[[M, Delivered], Awaitable[None]],
+        ack_wait_s: float = ACK_WAIT_S,
+    ) -> None:
+        """Consume stored messages that are no events: measurements, jobs."""
+        self._consume(subject, kind, handler, ack_wait_s)
+
+    def _consume(
+        self,
+        subject: str,
+        kind: type[M],
+        handler: Callable[[M, Delivered], Awaitable[None]],
+        ack_wait_s: float = ACK_WAIT_S,
+    ) -> None:
+        stream = subjects.stream_of(subject)
+        assert stream is not None, f"no stream stores {subject}"
+        durable = f"{self.service}-{subject}".replace(".", "_").replace("*", "each")
+        self._consumers.append(_Consumer(stream, durable, subject, ack_wait_s))
+
+        async def decode(message: NatsMessage) -> M:
+            try:
+                return kind.model_validate_json(message.body)
+            except (ValidationError, ValueError) as error:
+                raise not_json(error) from error
+
+        async def handle(message: M, raw: NatsMessage) -> None:
+            await handler(message, _delivered(raw, kind))
+
+        # FastStream validates and documents by annotation, and the real one is only known here.
+        handle.__annotations__ |= {"message": kind, "raw": NatsMessage, "return": None}
+        handle.__name__ = getattr(handler, "__name__", "handle")
+        self.broker.subscriber(
+            subject,
+            stream=JStream(stream, declare=False),
+            durable=durable,
+            pull_sub=PullSub(batch_size=1, timeout=_PULL_TIMEOUT_S),
+            ack_policy=AckPolicy.REJECT_ON_ERROR,
+            decoder=decode,
+            title=f"{subject}:{self.service}",
+        )(handle)
+
+    def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]]) -> None:
+        """Answer a command. Several processes of a service share the work; an error is answered as a `Problem`."""
+        template = kind.subject_template()
+        subject = template.replace("{gateway_id}", "*")
+
+        async def decode(message: NatsMessage) -> Any:
+            return message.body  # validated below, where a refusal can still be answered
+
+        async def handle(message: bytes, raw: NatsMessage) -> Any:
+            try:
+                command = _command(kind, message, raw)
+                answer = await handler(command)
+            except Exception as error:
+                return await self._refuse(template, raw, error)
+            return NatsResponse(
+                answer.model_dump_json(by_alias=True).encode(), headers={"content-type": "application/json"}
+            )
+
+        handle.__annotations__ |= {"message": bytes, "raw": NatsMessage, "return": Any}
+        handle.__name__ = kind.name
+        self.broker.subscriber(
+            subject, queue=self.service, decoder=decode, title=f"{template}:{self.service}", description=kind.__doc__
+        )(handle)
+
+    async def _refuse(self, template: str, raw: NatsMessage, error: Exception) -> NatsResponse:
+        if isinstance(error, InvalidMessage):
+            await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", error)
+        elif not isinstance(error, SlmopsError):
+            log.exception("%s failed", template, exc_info=error)
+        problem = Problem.of(error)
+        return NatsResponse(
+            problem.model_dump_json().encode(),
+            headers={PROBLEM_HEADER: problem.code, "content-type": "application/json"},
+        )
+
+    async def start(self) -> None:
+        """Connect, provision, consume. Raises `Unreachable`."""
+        probe = await BusClient.connect(self.settings, name=self.service, patient=False)
+        await probe.close()
+        self._client = self._delivery.client = BusClient(await self.broker.connect())
+        await provision(self.client.js)
+        for spec in self._consumers:
+            await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
+        await self.broker.start()
+
+
+def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> Delivered:
+    message = raw.raw_message
+    if issubclass(kind, Event):
+        envelope = Envelope.from_headers(message.headers)
+        if envelope.type != kind.type:
+            raise InvalidMessage(f"a {envelope.type} was published on the subject of {kind.type}")
+        identity, parent = envelope.id, envelope.traceparent
+    else:
+        headers = {str(k).lower(): str(v) for k, v in (message.headers or {}).items()}
+        identity, parent = headers.get("nats-msg-id", ""), headers.get("traceparent")
+    if not identity:
+        raise InvalidMessage("the message has no id")
+    return Delivered(identity, message.subject, parent, message.in_progress)
+
+
+def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Command[Any]:
+    try:
+        command = kind.model_validate_json(payload)
+    except (ValidationError, ValueError) as error:
+        raise not_json(error) from error
+    if command.subject != raw.raw_message.subject:
+        # A gateway is held to its own subject by its permissions; the body must not speak for another.
+        raise PermanentError("the command names another gateway than its subject", where=raw.raw_message.subject)
+    return command

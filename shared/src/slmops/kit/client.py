@@ -1,0 +1,161 @@
+"""One connection to the bus, for asking, publishing and reading the twin. Services add handlers on top (`kit.bus`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import nats
+from nats.aio.client import Client as Connection
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError, NoServersError
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
+from opentelemetry.trace import SpanKind
+from pydantic import BaseModel, ValidationError
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import Envelope
+from slmops.contracts.commands import Command
+from slmops.contracts.errors import InvalidMessage, Problem, Unreachable
+from slmops.contracts.events import Event
+from slmops.kit.settings import BusSettings
+from slmops.kit.tracing import span, traceparent
+
+R = TypeVar("R", bound=BaseModel)
+PROBLEM_HEADER = "slmops-problem"
+REQUEST_TIMEOUT = timedelta(seconds=30)
+PUBLISH_TIMEOUT_S = 10.0  # the client's default is 0.5 s, which a busy disk exceeds
+
+
+class BusClient:
+    """Wraps a nats-py connection. Raises `Unreachable`, and the answering service's typed errors."""
+
+    def __init__(self, connection: Connection, reconnected: list[Callable[[], None]] | None = None) -> None:
+        self.connection = connection
+        self._reconnected = reconnected if reconnected is not None else []
+        self.js: JetStreamContext = connection.jetstream(timeout=PUBLISH_TIMEOUT_S)
+
+    @classmethod
+    async def connect(cls, settings: BusSettings, *, name: str, patient: bool = True, **options: Any) -> BusClient:
+        """Connect. `patient` keeps trying for ever after the first success; the first failure is always an error."""
+        if settings.nats_creds is not None and "user_jwt_cb" not in options:
+            options["user_credentials"] = str(settings.nats_creds)
+        reconnected: list[Callable[[], None]] = []
+
+        async def on_reconnect() -> None:
+            for callback in reconnected:
+                callback()
+
+        dial = partial(
+            nats.connect,
+            reconnected_cb=on_reconnect,
+            servers=settings.nats_url.split(","),
+            name=name,
+            connect_timeout=5,
+            reconnect_time_wait=0.5,
+            error_cb=_quiet,
+            **options,
+        )
+        try:
+            # nats-py retries a first connection as often as a later one: dial once without, so that a wrong address
+            # is an error now.
+            connection = await dial(allow_reconnect=False)
+            if patient:
+                await connection.close()
+                connection = await dial(max_reconnect_attempts=-1)
+        except (TimeoutError, NatsError, NoServersError, OSError) as error:
+            raise Unreachable(
+                f"NATS does not answer: {error or type(error).__name__}",
+                where=settings.nats_url,
+                fix="Start it (slmops up) or set SLMOPS_NATS_URL and SLMOPS_NATS_CREDS.",
+            ) from error
+        return cls(connection, reconnected)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call back after each reconnection: what was published meanwhile on plain subjects was missed."""
+        self._reconnected.append(callback)
+
+    async def close(self) -> None:
+        if not self.connection.is_closed:
+            await self.connection.close()
+
+    async def request(self, command: Command[R], timeout: timedelta = REQUEST_TIMEOUT) -> R:
+        """Ask the service that owns `command`. Raises the service's own typed error, or `Unreachable`."""
+        template = type(command).subject_template()
+        with span(f"request {template}", kind=SpanKind.CLIENT):
+            headers = _with_trace({"content-type": "application/json"})
+            payload = command.model_dump_json(by_alias=True).encode()
+            try:
+                answer = await self.connection.request(
+                    command.subject, payload, timeout=timeout.total_seconds(), headers=headers
+                )
+            except NoRespondersError as error:
+                raise Unreachable(
+                    f"the {command.service} service is not running",
+                    where=command.subject,
+                    fix="Start it and try again.",
+                ) from error
+            except (TimeoutError, NatsError) as error:
+                raise Unreachable(
+                    f"the {command.service} service did not answer within {timeout.total_seconds():g} s",
+                    where=command.subject,
+                ) from error
+            return _answer(command, answer.data, answer.headers)
+
+    async def publish(self, event: Event, envelope: Envelope) -> None:
+        """Store an event on its stream, acknowledged. Publishing the same envelope again changes nothing."""
+        await self.store(event.subject, event.model_dump_json().encode(), envelope.headers())
+
+    async def store(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        """Publish to the stream that owns `subject` and wait for its acknowledgement."""
+        stream = subjects.stream_of(subject)
+        try:
+            await self.js.publish(subject, payload, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=dict(headers))
+        except (TimeoutError, NatsError, OSError) as error:
+            raise Unreachable(f"JetStream did not store the message: {error}", where=subject) from error
+
+    async def read_desired(self, key: str) -> tuple[bytes, int] | None:
+        """A twin document and its revision by direct get; None when there is none."""
+        try:
+            bucket = f"KV_{subjects.DESIRED_BUCKET}"
+            message = await self.js.get_msg(bucket, subject=f"$KV.{subjects.DESIRED_BUCKET}.{key}", direct=True)
+        except NotFoundError:
+            return None
+        except (TimeoutError, NatsError) as error:
+            raise Unreachable(f"the twin cannot be read: {error}", where=key) from error
+        return bytes(message.data or b""), int(message.seq or 0)
+
+    async def write_desired(self, key: str, data: bytes) -> int:
+        """Write a twin document; returns its revision. Only the service that owns the plan may."""
+        try:
+            ack = await self.js.publish(
+                f"$KV.{subjects.DESIRED_BUCKET}.{key}",
+                data,
+                stream=f"KV_{subjects.DESIRED_BUCKET}",
+                timeout=PUBLISH_TIMEOUT_S,
+            )
+        except (TimeoutError, NatsError) as error:
+            raise Unreachable(f"the plan was not stored: {error}", where=key) from error
+        return ack.seq
+
+
+async def _quiet(_error: Exception) -> None:
+    """Connection errors surface where a call fails; the client's own callback would print each twice."""
+
+
+def _with_trace(headers: dict[str, str]) -> dict[str, str]:
+    parent = traceparent()
+    return headers | {"traceparent": parent} if parent else headers
+
+
+def _answer(command: Command[R], data: bytes, headers: Mapping[str, str] | None) -> R:
+    try:
+        if headers and PROBLEM_HEADER in headers:
+            raise Problem.model_validate_json(data).error()
+        return command.result_type().model_validate_json(data)
+    except ValidationError as error:
+        raise InvalidMessage(
+            f"the {command.service} service answered with something else", where=command.subject
+        ) from error

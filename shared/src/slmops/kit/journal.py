@@ -1,0 +1,277 @@
+"""The journal: event-sourced state in SQL, with an outbox, in one transaction.
+
+What always holds
+1. An event is stored if and only if it will be published: `append` fills the outbox in the same transaction.
+2. Two writers of a stream cannot both win: the primary key (stream, version) refuses the second, who decides again.
+3. A consumed event changes state once: its id is stored in the same transaction as its effects.
+4. Read tables never lag: `project` runs inside the transaction.
+
+SQLite (WAL, synchronous=FULL) embedded; Postgres by changing the URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slmops.contracts.cloudevent import Envelope, event_id
+from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, Unreachable
+from slmops.contracts.events import EVENTS, Event
+from slmops.kit.clock import Clock, utc_now
+from slmops.kit.tracing import traceparent
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+T = TypeVar("T")
+_ATTEMPTS = 8  # of a transaction that lost a race; each retry reads afresh
+_POSITION = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only INTEGER primary keys by itself
+
+
+def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
+    """The two tables that every journal has, beside a service's read tables in the same `metadata`."""
+    events = Table(
+        "journal",
+        metadata,
+        Column("position", _POSITION, primary_key=True, autoincrement=True),
+        Column("stream", String(200), nullable=False, index=True),
+        Column("version", Integer, nullable=False),
+        Column("id", String(64), nullable=False, unique=True),
+        Column("type", String(120), nullable=False),
+        Column("data", Text, nullable=False),
+        Column("time", String(40), nullable=False),
+        Column("traceparent", String(64)),
+        Column("published", Boolean, nullable=False, default=False, index=True),
+    )
+    consumed = Table("consumed", metadata, Column("id", String(200), primary_key=True))
+    return events, consumed
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An event as the journal holds it."""
+
+    position: int
+    envelope: Envelope
+    event: Event
+
+
+Project = Callable[[Connection, Event], None]
+
+
+class Unit:
+    """One transaction: read, decide, append. Made by `Journal.transact` only."""
+
+    def __init__(self, journal: Journal, connection: Connection) -> None:
+        self.connection = connection
+        self._journal = journal
+
+    def load(self, stream: str) -> tuple[list[Event], int]:
+        """Events of a stream, oldest first, and its version (0: it does not exist)."""
+        table = self._journal.events
+        rows = self.connection.execute(
+            select(table.c.type, table.c.data, table.c.version)
+            .where(table.c.stream == stream)
+            .order_by(table.c.version)
+        ).all()
+        return [_decode(row.type, row.data) for row in rows], rows[-1].version if rows else 0
+
+    def append(self, stream: str, expected_version: int, events: Iterable[Event]) -> None:
+        """Store, project and queue for publication. Raises `Conflict` when the stream moved on meanwhile."""
+        journal, now, parent = self._journal, self._journal.clock(), traceparent()
+        for version, item in enumerate(events, start=expected_version + 1):
+            row = {
+                "stream": stream,
+                "version": version,
+                "id": event_id(journal.service, stream, str(version)),
+                "type": item.type,
+                "data": item.model_dump_json(),
+                "time": now.isoformat(),
+                "traceparent": parent,
+                "published": False,
+            }
+            try:
+                self.connection.execute(insert(journal.events).values(row))
+            except IntegrityError as error:
+                raise Conflict(f"stream {stream} moved past version {expected_version}") from error
+            journal.project(self.connection, item)
+
+    def emit(self, stream: str, events: Iterable[Event]) -> None:
+        """Append wherever the stream is now: for facts that no decision hangs on."""
+        table = self._journal.events
+        last = self.connection.execute(select(func.max(table.c.version)).where(table.c.stream == stream)).scalar()
+        self.append(stream, last or 0, events)
+
+    def first_time(self, consumer: str, message_id: str) -> bool:
+        """Whether `consumer` meets this message for the first time; remembered when the transaction commits."""
+        key = f"{consumer}/{message_id}"
+        table = self._journal.consumed
+        if self.connection.execute(select(table.c.id).where(table.c.id == key)).first():
+            return False
+        self.connection.execute(insert(table).values(id=key))
+        return True
+
+
+class Journal:
+    """Owns the database of one service. `project` keeps the service's read tables, inside the same transaction."""
+
+    def __init__(self, url: str, *, service: str, metadata: MetaData, project: Project, clock: Clock = utc_now) -> None:
+        self.service = service
+        self.clock = clock
+        self.project = project
+        self.metadata = metadata
+        self.events, self.consumed = journal_tables(metadata)
+        self.appended = asyncio.Event()
+        self._engine = _engine(url)
+        self._where = make_url(url).render_as_string(hide_password=True)
+        # One writer at a time per process: SQLite has one anyway, and on Postgres it spares needless conflicts.
+        self._lock = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Create what is missing. Raises `Unreachable`."""
+        await self._guarded(lambda: self.metadata.create_all(self._engine))
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._engine.dispose)
+
+    async def transact(self, work: Callable[[Unit], T]) -> T:
+        """Run `work` in one transaction, again from the start when it lost a race. Raises what `work` raises."""
+
+        def once() -> T:
+            with self._engine.begin() as connection:
+                return work(Unit(self, connection))
+
+        async with self._lock:
+            for attempt in range(_ATTEMPTS):
+                try:
+                    result = await self._guarded(once)
+                    break
+                except Conflict:
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+        self.appended.set()
+        return result
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run a query on the read tables."""
+
+        def once() -> T:
+            with self._engine.connect() as connection:
+                return work(connection)
+
+        return await self._guarded(once)
+
+    async def outbox(self, limit: int = 200) -> list[Recorded]:
+        """What is not published yet, oldest first."""
+        table = self.events
+
+        def query(connection: Connection) -> list[Recorded]:
+            rows = connection.execute(
+                select(table).where(table.c.published.is_(False)).order_by(table.c.position).limit(limit)
+            ).all()
+            return [self._recorded(row) for row in rows]
+
+        return await self.read(query)
+
+    async def history(self, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """Every event in order of recording, for a replay of any state."""
+        table = self.events
+
+        def query(connection: Connection) -> list[Recorded]:
+            rows = connection.execute(
+                select(table).where(table.c.position > after).order_by(table.c.position).limit(limit)
+            ).all()
+            return [self._recorded(row) for row in rows]
+
+        return await self.read(query)
+
+    async def published(self, positions: Iterable[int]) -> None:
+        table = self.events
+
+        def mark() -> None:
+            with self._engine.begin() as connection:
+                connection.execute(update(table).where(table.c.position.in_(list(positions))).values(published=True))
+
+        async with self._lock:
+            await self._guarded(mark)
+
+    def _recorded(self, row: Any) -> Recorded:
+        item = _decode(row.type, row.data)
+        envelope = Envelope(
+            id=row.id,
+            source=f"slmops/{self.service}",
+            type=row.type,
+            time=datetime.fromisoformat(row.time),
+            subject=item.key,
+            traceparent=row.traceparent,
+        )
+        return Recorded(row.position, envelope, item)
+
+    async def _guarded(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(work)
+        except SlmopsError:
+            raise
+        except IntegrityError as error:
+            raise Conflict("another writer was first", where=self._where) from error
+        except (OperationalError, DBAPIError) as error:
+            text = str(error.orig).lower()
+            if "full" in text or "no space" in text:
+                raise DiskFull("the journal cannot grow", where=self._where, fix="Free disk space.") from error
+            if "locked" in text or "serializ" in text or "deadlock" in text:
+                raise Conflict("the journal is busy", where=self._where) from error
+            raise Unreachable(
+                f"the journal's database does not answer: {type(error.orig).__name__}",
+                where=self._where,
+                fix="Check SLMOPS_DATABASE_URL and that the database runs.",
+            ) from error
+
+
+def _decode(kind: str, data: str) -> Event:
+    found = EVENTS.get(kind)
+    if found is None:
+        raise InternalError(f"the journal holds {kind}, which this release does not know", fix="Upgrade the service.")
+    return found.model_validate_json(data)
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # Deferred would fail with SQLITE_BUSY at the first write after a read, with no waiting.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,207 @@
+"""NATS decentralized authentication: operator, account and user JWTs, signed here, enforced by the server.
+
+Claims are version 2 of https://github.com/nats-io/jwt, algorithm `ed25519-nkey`. What holds:
+
+- A private seed never crosses the wire: a gateway keeps its own and sends only its public key to be signed.
+- Gateways are signed by a *scoped* key: the permissions live in the account, as a template, not in their JWT, so the
+  holder of that key (the rollout service) can name gateways and cannot give them more than the template.
+- Service users are signed by another key of the account, each with its row of `contracts.permissions`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import nkeys
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.names import check_name
+from slmops.contracts.permissions import (
+    ANSWER_WITHIN,
+    ENROL_PERMISSIONS,
+    GATEWAY_PERMISSIONS,
+    SERVICE_PERMISSIONS,
+    Permissions,
+)
+
+ENROL_USER = "enrol"
+_PUBLIC_USER_LENGTH = 56
+_NO_LIMITS = {"subs": -1, "data": -1, "payload": -1}
+_ACCOUNT_LIMITS = {**_NO_LIMITS, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
+_JETSTREAM_LIMITS = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
+
+
+def _new_seed(prefix: int) -> str:
+    seed: bytes = nkeys.encode_seed(secrets.token_bytes(32), prefix)
+    return seed.decode()
+
+
+def public_key(seed: str) -> str:
+    """The public nkey of a private seed."""
+    key: bytes = nkeys.from_seed(seed.encode()).public_key
+    return key.decode()
+
+
+def new_user_seed() -> str:
+    """A private key for a NATS user. It stays where it was made."""
+    return _new_seed(nkeys.PREFIX_BYTE_USER)
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _jwt(issuer_seed: str, subject: str, name: str, nats: dict[str, Any]) -> str:
+    claims = {"iat": int(time.time()), "iss": public_key(issuer_seed), "name": name, "sub": subject, "nats": nats}
+    digest = hashlib.sha256(json.dumps(claims, sort_keys=True).encode()).digest()
+    claims["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
+    head = {"typ": "JWT", "alg": "ed25519-nkey"}
+    signed = ".".join(_base64(json.dumps(part, separators=(",", ":")).encode()) for part in (head, claims))
+    signature: bytes = nkeys.from_seed(issuer_seed.encode()).sign(signed.encode())
+    return f"{signed}.{_base64(signature)}"
+
+
+def _claims(permissions: Permissions) -> dict[str, Any]:
+    claims: dict[str, Any] = {
+        "pub": {"allow": list(permissions.publish)},
+        "sub": {"allow": list(permissions.subscribe)},
+        **_NO_LIMITS,
+    }
+    if permissions.answers:
+        claims["resp"] = {"max": 1, "ttl": int(ANSWER_WITHIN.total_seconds() * 1e9)}  # nanoseconds
+    return claims
+
+
+def creds_text(jwt: str, seed: str) -> str:
+    """The text of a `.creds` file: what every NATS client takes as `user_credentials`."""
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+
+
+def _check_public_user_key(key: str) -> None:
+    try:
+        raw = base64.b32decode(key)
+    except ValueError as error:
+        raise InvalidMessage(
+            "a gateway's public key is no base32", fix="Send the public key of a user nkey."
+        ) from error
+    checksum = int.from_bytes(raw[-2:], "little")
+    if len(key) != _PUBLIC_USER_LENGTH or raw[0] != nkeys.PREFIX_BYTE_USER or nkeys.crc16(raw[:-2]) != checksum:
+        raise InvalidMessage("a gateway's public key is no user nkey", fix="It starts with U and has 56 characters.")
+
+
+def gateway_jwt(signing_key: str, public_key: str, gateway_id: str, blueprint: str) -> str:
+    """The credential of one gateway, signed at enrolment; with its own seed it makes `creds_text`.
+
+    `signing_key` is `Authority.gateway_signing_key`. Raises `InvalidName`, `InvalidMessage`.
+    """
+    check_name(gateway_id, "gateway id")
+    check_name(blueprint, "blueprint name")
+    _check_public_user_key(public_key)
+    seed, account = signing_key.split()
+    # A user of a scoped key must claim no permissions at all, or the server refuses it.
+    claims = {"tags": [f"blueprint:{blueprint}"], "issuer_account": account, "type": "user", "version": 2}
+    return _jwt(seed, public_key, gateway_id, claims)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The private seeds from which everything else is signed. Keep it in one file that only its owner reads."""
+
+    operator: str
+    system: str
+    account: str
+    services: str
+    gateways: str
+
+    @classmethod
+    def generate(cls) -> Self:
+        account = nkeys.PREFIX_BYTE_ACCOUNT
+        return cls(_new_seed(nkeys.PREFIX_BYTE_OPERATOR), *(_new_seed(account) for _ in range(4)))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @property
+    def gateway_signing_key(self) -> str:
+        """What the rollout service holds: the scoped seed, and the public key of the account it signs for."""
+        return f"{self.gateways}\n{public_key(self.account)}\n"
+
+    def service_creds(self, service: str) -> str:
+        """Credentials of a service, or of `console`. A new key each time: older ones stay valid."""
+        return self._user_creds(service, SERVICE_PERMISSIONS[service])
+
+    def enrol_creds(self) -> str:
+        """The bootstrap credentials, the same for every gateway that is not enrolled yet."""
+        return self._user_creds(ENROL_USER, ENROL_PERMISSIONS)
+
+    def _user_creds(self, name: str, permissions: Permissions) -> str:
+        seed = new_user_seed()
+        claims = {**_claims(permissions), "issuer_account": public_key(self.account), "type": "user", "version": 2}
+        return creds_text(_jwt(self.services, public_key(seed), name, claims), seed)
+
+    def operator_jwt(self) -> str:
+        claims = {"system_account": public_key(self.system), "type": "operator", "version": 2}
+        return _jwt(self.operator, public_key(self.operator), "slmops", claims)
+
+    def account_jwts(self) -> dict[str, str]:
+        """Public key to JWT of the system account and of the account `slmops`."""
+        scope = {
+            "kind": "user_scope",
+            "key": public_key(self.gateways),
+            "role": "gateway",
+            "template": _claims(GATEWAY_PERMISSIONS),
+        }
+        common = {"default_permissions": {"pub": {}, "sub": {}}, "type": "account", "version": 2}
+        slmops = {
+            "limits": {**_ACCOUNT_LIMITS, **_JETSTREAM_LIMITS},
+            "signing_keys": [public_key(self.services), scope],
+            **common,
+        }
+        system = {"limits": _ACCOUNT_LIMITS, **common}
+        accounts = (("SYS", self.system, system), ("slmops", self.account, slmops))
+        return {(key := public_key(seed)): _jwt(self.operator, key, name, claims) for name, seed, claims in accounts}
+
+
+def server_config(
+    authority: Authority,
+    store_dir: Path,
+    *,
+    port: int = -1,
+    host: str = "127.0.0.1",
+    ports_file_dir: Path | None = None,
+    http_port: int | None = None,
+) -> str:
+    """The text of a nats-server configuration.
+
+    `port=-1` lets the server choose a free one and write it to `ports_file_dir`. `sync_interval: always` because the
+    default (every two minutes) loses acknowledged writes when power fails.
+    """
+    lines = [
+        "server_name: slmops",
+        f"listen: {json.dumps(f'{host}:{port}')}",
+        f"operator: {authority.operator_jwt()}",
+        f"system_account: {public_key(authority.system)}",
+        "resolver: MEMORY",
+        "resolver_preload: {",
+        *(f"  {key}: {jwt}" for key, jwt in authority.account_jwts().items()),
+        "}",
+        f"jetstream: {{ store_dir: {json.dumps(str(store_dir))}, sync_interval: always }}",
+    ]
+    if ports_file_dir:
+        lines.append(f"ports_file_dir: {json.dumps(str(ports_file_dir))}")
+    if http_port:
+        lines.append(f"http: {json.dumps(f'{host}:{http_port}')}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,89 @@
+"""The one provisioner: streams, buckets and consumers are made, and changed, here and nowhere else.
+
+Why: FastStream's `declare=True` overwrites a stream's configuration at each start, and a changed consumer
+configuration on an existing durable is silently ignored. Provisioning is idempotent and safe to run from all services.
+"""
+
+from __future__ import annotations
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    KeyValueConfig,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import BadRequestError, NotFoundError
+from slmops.contracts.errors import Unreachable
+from slmops.contracts.subjects import DESIRED_BUCKET, STREAMS, StreamSpec
+
+ACK_WAIT_S = 10.0  # longer work keeps its message alive (`Delivered.keepalive`)
+MAX_DELIVER = 6
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Delay before each redelivery of a message that failed for a passing reason; after the last it is dead-lettered."""
+
+
+async def provision(js: JetStreamContext) -> None:
+    """Streams and the twin's bucket. Raises `Unreachable` when JetStream is not enabled or does not answer."""
+    try:
+        for spec in STREAMS:
+            await _stream(js, spec)
+        await _bucket(js)
+    except (BadRequestError, NotFoundError) as error:
+        raise Unreachable(
+            f"JetStream refused: {error}", fix="Enable JetStream on the server and the account."
+        ) from error
+
+
+async def _stream(js: JetStreamContext, spec: StreamSpec) -> None:
+    wanted = StreamConfig(
+        name=spec.name,
+        subjects=list(spec.subjects),
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.WORK_QUEUE if spec.work_queue else RetentionPolicy.LIMITS,
+        max_age=spec.max_age.total_seconds() if spec.max_age else 0,
+        max_bytes=spec.max_bytes,
+        allow_direct=True,
+    )
+    try:
+        present = (await js.stream_info(spec.name)).config
+    except NotFoundError:
+        await js.add_stream(wanted)
+        return
+    if set(present.subjects or []) != set(spec.subjects) or present.max_bytes != spec.max_bytes:
+        await js.update_stream(wanted)
+
+
+async def _bucket(js: JetStreamContext) -> None:
+    try:
+        await js.stream_info(f"KV_{DESIRED_BUCKET}")
+    except NotFoundError:
+        await js.create_key_value(
+            KeyValueConfig(
+                bucket=DESIRED_BUCKET,
+                history=8,
+                direct=True,
+                # Gateways core-subscribe to the copy: no consumer per gateway, and no sight of refused writes.
+                republish=RePublish(src=f"$KV.{DESIRED_BUCKET}.>", dest=f"twin.{DESIRED_BUCKET}.>"),
+            )
+        )
+
+
+async def consumer(
+    js: JetStreamContext, stream: str, durable: str, subject: str, ack_wait_s: float = ACK_WAIT_S
+) -> None:
+    """A durable pull consumer, as wanted now: an old one with another configuration is updated, not ignored."""
+    await js.add_consumer(
+        stream,
+        ConsumerConfig(
+            durable_name=durable,
+            filter_subject=subject,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ack_wait_s,
+            max_deliver=MAX_DELIVER,
+            max_ack_pending=64,
+        ),
+    )

@@ -1,0 +1,154 @@
+"""Runs a service: bus, background tasks, `/health` and `/metrics`, a clean stop on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from faststream import FastStream
+from faststream.asgi import AsgiFastStream, AsgiResponse, get
+from faststream.specification import AsyncAPI
+from prometheus_client import make_asgi_app
+from slmops.contracts.errors import SlmopsError
+from slmops.kit import tracing
+from slmops.kit.bus import Bus
+from slmops.kit.settings import BusSettings
+
+log = logging.getLogger("slmops.service")
+_STOP_GRACE_S = 3
+Opened = Callable[[], Awaitable[None]]
+Task = Callable[[], Coroutine[Any, Any, None]]
+
+
+@dataclass
+class Service:
+    """What `app.py` composes. `opening` runs before the bus starts, `tasks` while it runs, `closing` after it."""
+
+    name: str
+    settings: BusSettings
+    bus: Bus
+    opening: Sequence[Opened] = ()
+    tasks: Sequence[Task] = ()
+    closing: Sequence[Opened] = ()
+    failed: list[BaseException] = field(default_factory=list)
+
+    def asgi(self) -> AsgiFastStream:
+        """The ASGI application: `/health` (200 while the bus answers and every task runs) and `/metrics`."""
+        running: list[asyncio.Task[None]] = []
+
+        @get
+        async def health(_scope: Any) -> AsgiResponse:
+            healthy = await self.bus.broker.ping(2) and not any(task.done() for task in running)
+            body = json.dumps({"service": self.name, "healthy": healthy}).encode()
+            return AsgiResponse(body, 200 if healthy else 503, {"content-type": "application/json"})
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[None]:
+            for step in self.opening:
+                await step()
+            await self.bus.start()
+            running.extend(asyncio.create_task(self._watched(task)) for task in self.tasks)
+            try:
+                yield
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+                await self.bus.broker.stop()
+                for step in self.closing:
+                    await step()
+
+        app = FastStream(self.bus.broker, lifespan=lifespan, logger=None, specification=self.specification())
+        return app.as_asgi(asgi_routes=[("/health", health), ("/metrics", make_asgi_app())])
+
+    def specification(self) -> AsyncAPI:
+        return AsyncAPI(title=f"slmops {self.name}", version="0.1.0", schema_version="3.0.0")
+
+    async def _watched(self, task: Task) -> None:
+        try:
+            await task()
+        except Exception as error:
+            # A background task that ends is a broken service: end loudly and be restarted by whoever supervises us.
+            self.failed.append(error)
+            log.exception("background task failed; stopping")
+            signal_stop()
+            raise
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C. Exits 75 for a passing failure at start, 1 or more for a lasting one."""
+        log_as_json(self.name, self.settings.log_level)
+        provider = tracing.setup(self.name, self.settings)
+        config = uvicorn.Config(
+            _starting(self.asgi(), self.failed),
+            host=self.settings.http_host,
+            port=self.settings.http_port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=_STOP_GRACE_S,
+        )
+        server = uvicorn.Server(config)
+        try:
+            server.run()
+        except SystemExit:
+            self.failed.append(RuntimeError("the HTTP server could not start"))
+        finally:
+            provider.shutdown()
+        for error in self.failed:
+            log.error("stopped: %s", error)
+            sys.exit(error.exit_code if isinstance(error, SlmopsError) else 70)
+
+
+def _starting(app: AsgiFastStream, failed: list[BaseException]) -> Callable[..., Awaitable[None]]:
+    """uvicorn reports a failed start without its exception; keep it, so that the exit code can tell why."""
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        async def watched(message: Any) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                failed.append(sys.exc_info()[1] or RuntimeError(message.get("message", "start failed")))
+            await send(message)
+
+        await app(scope, receive, watched)
+
+    return asgi
+
+
+def signal_stop() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _JsonLines(logging.Formatter):
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self.service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "service": self.service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_as_json(service: str, level: str) -> None:
+    """One JSON object per line on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines(service))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("httpx", "httpcore", "urllib3", "uvicorn.access", "nats"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,61 @@
+"""Settings that services share. A service's own `settings.py` extends these; nothing else reads the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from slmops.contracts.errors import InvalidMessage
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class BusSettings(BaseSettings):
+    """How to reach the bus, where to be observed."""
+
+    model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
+
+    nats_url: str = Field(default="nats://127.0.0.1:4222", description="One URL, or several separated by commas")
+    nats_creds: Path | None = Field(
+        default=None, description="Credentials file (JWT and seed); None: no authentication"
+    )
+    http_host: str = Field(default="127.0.0.1", description="Where /health and /metrics listen")
+    http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
+    trace_file: Path | None = Field(default=None, description="Spans as JSON lines; None: not written to a file")
+    otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP collector; None: not exported")
+    log_level: str = Field(default="INFO")
+    data_dir: Path = Field(default=Path("data"), description="The service's own folder")
+
+
+class DatabaseSettings(BaseSettings):
+    """Where the journal lives."""
+
+    model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
+
+    database_url: str = Field(
+        default="sqlite:///journal.db", description="sqlite:///PATH (embedded) or postgresql+psycopg://… (shared)"
+    )
+
+
+class ObjectSettings(BaseSettings):
+    """How to reach the S3-compatible store."""
+
+    model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
+
+    s3_endpoint: str = Field(default="127.0.0.1:8333", description="host:port, without a scheme")
+    s3_access_key: SecretStr = SecretStr("")
+    s3_secret_key: SecretStr = SecretStr("")
+    s3_bucket: str = "slmops"
+    s3_secure: bool = Field(default=False, description="TLS to the store")
+
+
+def load(kind: type[S]) -> S:
+    """Read the environment once. Raises `InvalidMessage` that names every wrong variable, never its value."""
+    try:
+        return kind()
+    except ValidationError as error:
+        prefix = kind.model_config.get("env_prefix", "")
+        wrong = "; ".join(f"{prefix}{'_'.join(map(str, e['loc']))}".upper() + f": {e['msg']}" for e in error.errors())
+        raise InvalidMessage(f"settings: {wrong}", where="environment") from None

@@ -1,0 +1,57 @@
+"""OpenTelemetry, set up once per process; W3C trace context in and out of messages and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry.trace import Span, SpanKind
+from slmops.kit.settings import BusSettings
+
+_tracer = trace.get_tracer("slmops")
+
+
+def _line(span: ReadableSpan) -> str:
+    return f"{span.to_json(indent=None)}\n"
+
+
+def setup(service: str, settings: BusSettings) -> TracerProvider:
+    """Export spans to the trace file and the collector that the settings name (none: they are dropped)."""
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
+    if settings.trace_file is not None:
+        settings.trace_file.parent.mkdir(parents=True, exist_ok=True)
+        out = settings.trace_file.open("a", encoding="utf-8", buffering=1)
+        # Short delay: a service that is killed loses at most this much of its trace.
+        provider.add_span_processor(
+            BatchSpanProcessor(
+                ConsoleSpanExporter(service_name=service, out=out, formatter=_line), schedule_delay_millis=500
+            )
+        )
+    if settings.otlp_endpoint is not None:
+        # Installed with the extra `otlp` only: a gateway on a small device does without.
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint)))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def traceparent() -> str | None:
+    """The current span as a W3C `traceparent`; None outside of a trace."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier.get("traceparent")
+
+
+@contextmanager
+def span(
+    name: str, *, parent: str | None = None, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int | float | bool
+) -> Iterator[Span]:
+    """A span under `parent` (a `traceparent`), or under the current one. Attributes never hold prompts or secrets."""
+    outer = propagate.extract({"traceparent": parent}) if parent else context.get_current()
+    with _tracer.start_as_current_span(name, context=outer, kind=kind, attributes=attributes) as current:
+        yield current
