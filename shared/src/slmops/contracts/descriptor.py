@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
@@ -18,7 +18,7 @@ def _digest(value: str) -> str:
     return value
 
 
-Digest = Annotated[str, AfterValidator(_digest)]
+Digest = Annotated[str, AfterValidator(_digest), WithJsonSchema({"type": "string", "pattern": _DIGEST.pattern})]
 """`sha256:<64 hex>`. The only algorithm: another one is refused, not negotiated."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
 from slmops.contracts.errors import InvalidMessage
 
 GOLDEN_FILE = "golden.jsonl"

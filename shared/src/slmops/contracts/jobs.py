@@ -25,8 +25,11 @@ class OptimizeJob(BaseModel):
     recipes: tuple[Name, ...] = Field(min_length=1)
 
     @property
+    def work(self) -> str:
+        """What there is to do, whatever it is called: jobs with the same work have the same outcome."""
+        return event_id("optimize", self.digest, self.profile.model_dump_json(), *self.recipes)
+
+    @property
     def id(self) -> str:
-        """The same work has the same id, however often it is asked for."""
-        return event_id(
-            "optimize", self.digest, self.model, self.version, self.profile.model_dump_json(), *self.recipes
-        )
+        """The same job has the same id, however often it is asked for."""
+        return event_id(self.work, self.model, self.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
+
 from slmops.contracts.names import Name
 
 
@@ -37,3 +38,6 @@ EDGE_SMALL = DeviceProfile(
 )
 """A gateway with 2 GB of memory on a metered link. Its fidelity limits refuse plain 4-bit rounding of a 135M model
 (measured on SmolLM2: KL 0.36) and pass the bundled `int4` recipe (0.17)."""
+
+PROFILES = {profile.name: profile for profile in (EDGE_SMALL,)}
+"""Every bundled profile by name."""

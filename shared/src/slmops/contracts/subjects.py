@@ -39,12 +39,13 @@ def stream_of(subject: str) -> str | None:
     """The stream that stores `subject`; None for request/reply and for subjects that nobody stores."""
     for stream in STREAMS:
         for pattern in stream.subjects:
-            if _matches(pattern, subject):
+            if matches(pattern, subject):
                 return stream.name
     return None
 
 
-def _matches(pattern: str, subject: str) -> bool:
+def matches(pattern: str, subject: str) -> bool:
+    """By the rules of NATS: `*` is one token, a last `>` is one or more."""
     wanted, given = pattern.split("."), subject.split(".")
     if wanted[-1] == ">":
         return len(given) >= len(wanted) and given[: len(wanted) - 1] == wanted[:-1]

@@ -169,6 +169,10 @@ class Bus:
         for spec in self._consumers:
             await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
         await self.broker.start()
+        # Who saw us start may ask at once, so the server must know our subscriptions. Twice, because nats-py's first
+        # PING overtakes what is still buffered.
+        await self.client.connection.flush()
+        await self.client.connection.flush()
 
 
 def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> Delivered:

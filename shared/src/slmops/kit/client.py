@@ -59,9 +59,9 @@ class BusClient:
             **options,
         )
         try:
-            # nats-py retries a first connection as often as a later one: dial once without, so that a wrong address
-            # is an error now.
-            connection = await dial(allow_reconnect=False)
+            # nats-py retries a first connection as often as a later one (60 times): dial without, so that a wrong
+            # address is an error now.
+            connection = await dial(allow_reconnect=False, max_reconnect_attempts=1)
             if patient:
                 await connection.close()
                 connection = await dial(max_reconnect_attempts=-1)

@@ -13,6 +13,7 @@ from nats.errors import NoRespondersError
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import NotFound, NotReady, Problem, Unreachable
@@ -69,7 +70,7 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
     """Publish it again where it came from, then delete it.
 
     It keeps its `ce-id`, so consumers that handled it already skip it. The message id is new to JetStream, and the same
-    whenever this letter is replayed: a replay that was cut off before the deletion and is repeated publishes nothing twice.
+    whenever this letter is replayed: a repetition, after being cut off before the deletion, publishes nothing twice.
     A command is asked again, and the letter kept when no service is there to answer. Raises `Unreachable`, and the
     service's own error when it refuses the command again.
     """

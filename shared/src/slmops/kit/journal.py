@@ -2,7 +2,7 @@
 
 What always holds
 1. An event is stored if and only if it will be published: `append` fills the outbox in the same transaction.
-2. Two writers of a stream cannot both win: the primary key (stream, version) refuses the second, who decides again.
+2. Two writers of a stream cannot both win: the unique (stream, version) refuses the second, who decides again.
 3. A consumed event changes state once: its id is stored in the same transaction as its effects.
 4. Read tables never lag: `project` runs inside the transaction.
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slmops.contracts.cloudevent import Envelope, event_id
-from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, Unreachable
+from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, TemporaryError, Unreachable
 from slmops.contracts.events import EVENTS, Event
 from slmops.kit.clock import Clock, utc_now
 from slmops.kit.tracing import traceparent
@@ -34,6 +34,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     create_engine,
     event,
     func,
@@ -42,7 +43,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 T = TypeVar("T")
 _ATTEMPTS = 8  # of a transaction that lost a race; each retry reads afresh
@@ -55,7 +56,7 @@ def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
         "journal",
         metadata,
         Column("position", _POSITION, primary_key=True, autoincrement=True),
-        Column("stream", String(200), nullable=False, index=True),
+        Column("stream", String(200), nullable=False),
         Column("version", Integer, nullable=False),
         Column("id", String(64), nullable=False, unique=True),
         Column("type", String(120), nullable=False),
@@ -63,6 +64,7 @@ def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
         Column("time", String(40), nullable=False),
         Column("traceparent", String(64)),
         Column("published", Boolean, nullable=False, default=False, index=True),
+        UniqueConstraint("stream", "version"),
     )
     consumed = Table("consumed", metadata, Column("id", String(200), primary_key=True))
     return events, consumed
@@ -145,12 +147,20 @@ class Journal:
         self.appended = asyncio.Event()
         self._engine = _engine(url)
         self._where = make_url(url).render_as_string(hide_password=True)
-        # One writer at a time per process: SQLite has one anyway, and on Postgres it spares needless conflicts.
+        # One writer at a time in this process: its threads would only wait for each other in the database.
         self._lock = asyncio.Lock()
 
     async def open(self) -> None:
-        """Create what is missing. Raises `Unreachable`."""
-        await self._guarded(lambda: self.metadata.create_all(self._engine))
+        """Create what is missing. Raises `Unreachable`, `DiskFull`."""
+
+        def create() -> None:
+            file = self._engine.url.database
+            if self._engine.dialect.name == "sqlite" and file:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+            with self._engine.begin() as connection:
+                self.metadata.create_all(connection)
+
+        await self._guarded(create)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._engine.dispose)
@@ -177,7 +187,7 @@ class Journal:
         """Run a query on the read tables."""
 
         def once() -> T:
-            with self._engine.connect() as connection:
+            with self._engine.connect().execution_options(only_reads=True) as connection:
                 return work(connection)
 
         return await self._guarded(once)
@@ -235,17 +245,24 @@ class Journal:
             raise
         except IntegrityError as error:
             raise Conflict("another writer was first", where=self._where) from error
-        except (OperationalError, DBAPIError) as error:
-            text = str(error.orig).lower()
-            if "full" in text or "no space" in text:
-                raise DiskFull("the journal cannot grow", where=self._where, fix="Free disk space.") from error
-            if "locked" in text or "serializ" in text or "deadlock" in text:
-                raise Conflict("the journal is busy", where=self._where) from error
-            raise Unreachable(
-                f"the journal's database does not answer: {type(error.orig).__name__}",
-                where=self._where,
-                fix="Check SLMOPS_DATABASE_URL and that the database runs.",
-            ) from error
+        except (ProgrammingError, DataError):
+            raise  # a defect of ours, not a state of the database
+        except DBAPIError as error:
+            raise _passing(str(error.orig).partition("\n")[0], self._where) from error
+        except OSError as error:
+            raise _passing(str(error), self._where) from error
+
+
+def _passing(reason: str, where: str) -> TemporaryError:
+    """What the database's own words mean: drivers have no common codes for these."""
+    text = reason.lower()
+    if any(word in text for word in ("is full", "no space", "readonly")):
+        fix = "Free disk space, and see that the folder may be written to."
+        return DiskFull(f"the journal cannot grow: {reason}", where=where, fix=fix)
+    if any(word in text for word in ("locked", "serializ", "deadlock")):
+        return Conflict(f"the journal is busy: {reason}", where=where)
+    fix = "Check SLMOPS_DATABASE_URL, that the database runs, or that the folder of its file may be written to."
+    return Unreachable(f"the journal's database does not answer: {reason}", where=where, fix=fix)
 
 
 def _decode(kind: str, data: str) -> Event:
@@ -258,20 +275,34 @@ def _decode(kind: str, data: str) -> Event:
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(url, pool_pre_ping=True)
+        event.listen(engine, "begin", _queue_in_postgres)
+        return engine
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def _pragmas(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves, below
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # Deferred would fail with SQLITE_BUSY at the first write after a read, with no waiting.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _queue_in_sqlite)
     return engine
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves, below
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+# Writers queue up, in all processes, and readers wait for nobody. So positions are committed in their order, and a
+# writer that has read a stream seldom finds that it moved on.
+
+
+def _queue_in_sqlite(connection: Connection) -> None:
+    # A deferred transaction would fail with SQLITE_BUSY at its first write after a read, with no waiting.
+    connection.exec_driver_sql("BEGIN" if _only_reads(connection) else "BEGIN IMMEDIATE")
+
+
+def _queue_in_postgres(connection: Connection) -> None:
+    if not _only_reads(connection):
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+
+
+def _only_reads(connection: Connection) -> bool:
+    return bool(connection.get_execution_options().get("only_reads"))

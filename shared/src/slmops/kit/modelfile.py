@@ -1,8 +1,8 @@
 """What a model file or directory says about itself, read without loading a weight.
 
 Formats: GGUF v2 and v3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) and a Hugging Face directory with
-safetensors (https://huggingface.co/docs/safetensors/index#format). GGUF headers are read here and not by `gguf.GGUFReader`
-because that takes seconds for a vocabulary and does not check that the file holds what its header promises.
+safetensors (https://huggingface.co/docs/safetensors/index#format). GGUF headers are read here, not by
+`gguf.GGUFReader`: that takes seconds for a vocabulary, and does not check that the file holds what its header promises.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _safetensors_parameters(path: Path) -> int:
     try:
         tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-        parameters = sum(math.prod(entry["shape"]) for entry in tensors)
+        parameters: int = sum(math.prod(entry["shape"]) for entry in tensors)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InvalidModel(
             "the safetensors header is damaged", where=str(path), fix="Download the model again."

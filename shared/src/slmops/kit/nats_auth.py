@@ -141,13 +141,14 @@ class Authority:
 
     def service_creds(self, service: str) -> str:
         """Credentials of a service, or of `console`. A new key each time: older ones stay valid."""
-        return self._user_creds(service, SERVICE_PERMISSIONS[service])
+        return self.user_creds(service, SERVICE_PERMISSIONS[service])
 
     def enrol_creds(self) -> str:
         """The bootstrap credentials, the same for every gateway that is not enrolled yet."""
-        return self._user_creds(ENROL_USER, ENROL_PERMISSIONS)
+        return self.user_creds(ENROL_USER, ENROL_PERMISSIONS)
 
-    def _user_creds(self, name: str, permissions: Permissions) -> str:
+    def user_creds(self, name: str, permissions: Permissions) -> str:
+        """Credentials of a new user of the account, who may do what `permissions` says."""
         seed = new_user_seed()
         claims = {**_claims(permissions), "issuer_account": public_key(self.account), "type": "user", "version": 2}
         return creds_text(_jwt(self.services, public_key(seed), name, claims), seed)

@@ -10,11 +10,11 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import httpx
 import urllib3
@@ -106,21 +106,21 @@ class Objects:
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(target.name + ".part")
             response = self._client.get_object(self.bucket, blob_key(digest))
-            state = hashlib.sha256()
             try:
                 with part.open("wb") as out:
-                    for chunk in response.stream(CHUNK_BYTES):
-                        state.update(chunk)
-                        out.write(chunk)
-                    out.flush()
-                    os.fsync(out.fileno())
+                    actual = _copy(response.stream(CHUNK_BYTES), out)
+                if actual != digest:
+                    where = f"{self.bucket}/{blob_key(digest)}"
+                    raise DigestMismatch(f"the store's bytes are not {digest}", where=where)
+                part.replace(target)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise DiskFull("no space left", where=str(target), fix="Free disk space.") from error
+                raise
             finally:
+                part.unlink(missing_ok=True)
                 response.close()
                 response.release_conn()
-            if "sha256:" + state.hexdigest() != digest:
-                part.unlink()
-                raise DigestMismatch(f"the store's bytes are not {digest}", where=f"{self.bucket}/{blob_key(digest)}")
-            part.replace(target)
 
         await self._guarded(get)
 
@@ -144,6 +144,7 @@ class Objects:
             if self._size(key) is not None:
                 self._client.remove_object(self.bucket, waiting)
                 return
+            etag = self._client.stat_object(self.bucket, waiting).etag
             actual, size = self._digest(waiting)
             if (actual, size) != (digest, size_bytes):
                 self._client.remove_object(self.bucket, waiting)
@@ -151,7 +152,14 @@ class Objects:
                     f"the uploaded bytes are {actual} ({size} bytes), not {digest} ({size_bytes} bytes)",
                     fix="Push again; if it repeats, the file changes while it is read.",
                 )
-            self._client.copy_object(self.bucket, key, CopySource(self.bucket, waiting))
+            try:
+                # The uploader's URL still works: what is copied must be what was verified.
+                self._client.copy_object(self.bucket, key, CopySource(self.bucket, waiting, match_etag=etag))
+            except S3Error as error:
+                if error.code != "PreconditionFailed":
+                    raise
+                self._client.remove_object(self.bucket, waiting)
+                raise DigestMismatch("the upload changed while it was verified", fix="Push again.") from error
             self._client.remove_object(self.bucket, waiting)
 
         await self._guarded(adopt)
@@ -218,10 +226,17 @@ class Objects:
                 where=self.endpoint,
                 fix="Check that it runs and that SLMOPS_S3_ENDPOINT names it.",
             ) from error
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise DiskFull("no space left", where=str(error.filename or ""), fix="Free disk space.") from error
-            raise
+
+
+def _copy(chunks: Iterable[bytes], out: BinaryIO) -> Digest:
+    """Write, flush to the disk, and say what was written."""
+    state = hashlib.sha256()
+    for chunk in chunks:
+        state.update(chunk)
+        out.write(chunk)
+    out.flush()
+    os.fsync(out.fileno())
+    return "sha256:" + state.hexdigest()
 
 
 def _upload_key(upload: str, digest: Digest) -> str:

@@ -6,6 +6,11 @@ configuration on an existing durable is silently ignored. Provisioning is idempo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -16,7 +21,7 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import APIError, NotFoundError
 from slmops.contracts.errors import Unreachable
 from slmops.contracts.subjects import DESIRED_BUCKET, STREAMS, StreamSpec
 
@@ -28,33 +33,40 @@ BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 async def provision(js: JetStreamContext) -> None:
     """Streams and the twin's bucket. Raises `Unreachable` when JetStream is not enabled or does not answer."""
-    try:
+    with _answering():
         for spec in STREAMS:
             await _stream(js, spec)
         await _bucket(js)
-    except (BadRequestError, NotFoundError) as error:
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (NatsError, APIError, TimeoutError) as error:
         raise Unreachable(
-            f"JetStream refused: {error}", fix="Enable JetStream on the server and the account."
+            f"JetStream does not do as asked: {error or type(error).__name__}",
+            fix="Enable JetStream on the server and the account, and see that it has disk space.",
         ) from error
 
 
 async def _stream(js: JetStreamContext, spec: StreamSpec) -> None:
-    wanted = StreamConfig(
-        name=spec.name,
-        subjects=list(spec.subjects),
-        storage=StorageType.FILE,
-        retention=RetentionPolicy.WORK_QUEUE if spec.work_queue else RetentionPolicy.LIMITS,
-        max_age=spec.max_age.total_seconds() if spec.max_age else 0,
-        max_bytes=spec.max_bytes,
-        allow_direct=True,
-    )
+    wanted: dict[str, Any] = {
+        "subjects": list(spec.subjects),
+        "storage": StorageType.FILE,
+        "retention": RetentionPolicy.WORK_QUEUE if spec.work_queue else RetentionPolicy.LIMITS,
+        "max_age": spec.max_age.total_seconds() if spec.max_age else 0,
+        "max_bytes": spec.max_bytes,
+        "allow_direct": True,
+    }
     try:
         present = (await js.stream_info(spec.name)).config
     except NotFoundError:
-        await js.add_stream(wanted)
+        await js.add_stream(StreamConfig(name=spec.name, **wanted))
         return
-    if set(present.subjects or []) != set(spec.subjects) or present.max_bytes != spec.max_bytes:
-        await js.update_stream(wanted)
+    if any(getattr(present, name) != value for name, value in wanted.items()):
+        # Only what is ours: an operator may have set the rest, such as the number of replicas.
+        await js.update_stream(present.evolve(**wanted))
 
 
 async def _bucket(js: JetStreamContext) -> None:
@@ -75,15 +87,17 @@ async def _bucket(js: JetStreamContext) -> None:
 async def consumer(
     js: JetStreamContext, stream: str, durable: str, subject: str, ack_wait_s: float = ACK_WAIT_S
 ) -> None:
-    """A durable pull consumer, as wanted now: an old one with another configuration is updated, not ignored."""
-    await js.add_consumer(
-        stream,
-        ConsumerConfig(
-            durable_name=durable,
-            filter_subject=subject,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ack_wait_s,
-            max_deliver=MAX_DELIVER,
-            max_ack_pending=64,
-        ),
+    """A durable pull consumer, as wanted now: an old one with another configuration is updated, not ignored.
+
+    Raises `Unreachable`.
+    """
+    wanted = ConsumerConfig(
+        durable_name=durable,
+        filter_subject=subject,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ack_wait_s,
+        max_deliver=MAX_DELIVER,
+        max_ack_pending=64,
     )
+    with _answering():
+        await js.add_consumer(stream, wanted)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -17,7 +19,7 @@ from faststream import FastStream
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
-from slmops.contracts.errors import SlmopsError
+from slmops.contracts.errors import PortTaken, SlmopsError
 from slmops.kit import tracing
 from slmops.kit.bus import Bus
 from slmops.kit.settings import BusSettings
@@ -95,10 +97,16 @@ class Service:
             timeout_graceful_shutdown=_STOP_GRACE_S,
         )
         server = uvicorn.Server(config)
+        # uvicorn stops cleanly on a signal and then raises it again, for whoever handled it before: left at the
+        # default that would kill us before the last spans are written and the exit code is chosen.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
         try:
             server.run()
-        except SystemExit:
-            self.failed.append(RuntimeError("the HTTP server could not start"))
+        except SystemExit:  # uvicorn's only one: it could not bind
+            where = f"{self.settings.http_host}:{self.settings.http_port}"
+            taken = PortTaken("/health cannot listen", where=where, fix="Free the port, or set SLMOPS_HTTP_PORT.")
+            self.failed.append(taken)
         finally:
             provider.shutdown()
         for error in self.failed:
@@ -121,9 +129,6 @@ def _starting(app: AsgiFastStream, failed: list[BaseException]) -> Callable[...,
 
 
 def signal_stop() -> None:
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,0 +1,1 @@
+"""The whole system in one supervised process tree, with its data under one folder."""

@@ -1,0 +1,73 @@
+"""`slmops up`: the whole system on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from slmops.local.environment import default_gateways
+from slmops.local.process import ProcessState
+from slmops.local.signals import cancelled_by_signals
+from slmops.local.system import System
+
+DEFAULT_DATA = Path.home() / ".slmops"
+_COLOURS = {"starting": "yellow", "ready": "green", "restarting": "red", "failed": "red", "stopped": "dim"}
+
+
+def up(
+    data: Annotated[Path, typer.Option(help="The folder that holds everything.", envvar="SLMOPS_DATA")] = DEFAULT_DATA,
+    gateways: Annotated[int, typer.Option(help="How many gateways to run; gw-1 is the canary.", min=0)] = 3,
+    nats_port: Annotated[int | None, typer.Option(help="Fix the port of NATS; else a free one, kept.")] = None,
+    s3_port: Annotated[int | None, typer.Option(help="Fix the port of S3; else a free one, kept.")] = None,
+) -> None:
+    """Run the whole system here until Ctrl-C; started again it continues where it was.
+
+    Example: slmops up --data ~/.slmops --gateways 3
+    """
+    fixed = {name: port for name, port in (("nats", nats_port), ("s3.api", s3_port)) if port is not None}
+    system = System(data, gateways=default_gateways(gateways), fixed_ports=fixed)
+    console = Console()
+    try:
+        asyncio.run(_run(system, console))
+    except asyncio.CancelledError:
+        console.print("Stopped. Everything is kept in", str(system.layout.root))
+
+
+async def _run(system: System, console: Console) -> None:
+    with cancelled_by_signals():
+        if console.is_terminal:
+            with Live(get_renderable=lambda: _table(system), console=console, refresh_per_second=4):
+                await _until_cancelled(system, console)
+        else:
+            await _until_cancelled(system, console)
+
+
+async def _until_cancelled(system: System, console: Console) -> None:
+    def tell(state: ProcessState) -> None:
+        if not console.is_terminal:
+            console.print(f"{state.name}: {state.status}, pid {state.pid}, restarts {state.restarts}")
+
+    try:
+        await system.start(tell)
+        console.print("Ready. In another terminal: [bold]slmops gateway ls[/], [bold]slmops chat[/]. Ctrl-C stops.")
+        await asyncio.Event().wait()
+    finally:
+        await system.stop()
+
+
+def _table(system: System) -> Table:
+    columns = ("process", "status", "pid", "restarts", "last exit", "since")
+    table = Table(*columns, caption=f"Logs: {system.layout.logs}")
+    for state in system.states():
+        age = (datetime.now(UTC) - state.since).total_seconds()
+        colour = _COLOURS[state.status]
+        exited = "" if state.last_exit is None else str(state.last_exit)
+        pid = str(state.pid or "")
+        table.add_row(state.name, f"[{colour}]{state.status}", pid, str(state.restarts), exited, f"{age:.0f} s")
+    return table

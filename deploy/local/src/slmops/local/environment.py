@@ -1,0 +1,80 @@
+"""The settings of each process, as environment variables: what it needs to know, and no secret beyond that."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from slmops.kit.nats_auth import ENROL_USER
+from slmops.local.layout import Layout
+from slmops.local.ports import HOST
+from slmops.local.process import ProcessSpec
+from slmops.local.servers import BUCKET, http_answers
+
+SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
+
+
+@dataclass(frozen=True)
+class GatewaySpec:
+    """One gateway to run. Rollout stages select on `labels`."""
+
+    id: str
+    blueprint: str = "edge-chat"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def default_gateways(count: int = 3) -> tuple[GatewaySpec, ...]:
+    """`gw-1` is the canary, the others are the fleet."""
+    return tuple(GatewaySpec(f"gw-{i}", labels={"ring": "canary" if i == 1 else "fleet"}) for i in range(1, count + 1))
+
+
+def service_spec(layout: Layout, ports: Mapping[str, int], service: str) -> ProcessSpec:
+    home, credentials = layout.home(service), layout.s3_credentials()
+    settings = {
+        "NATS_CREDS": str(layout.creds(service)),
+        "DATABASE_URL": f"sqlite:///{home / f'{service}.db'}",
+        "S3_ENDPOINT": f"{HOST}:{ports['s3.api']}",
+        "S3_ACCESS_KEY": credentials.access_key,
+        "S3_SECRET_KEY": credentials.secret_key,
+        "S3_BUCKET": BUCKET,
+    }
+    if service == "packager":
+        settings["SIGNING_KEY"] = str(layout.signing_key)
+    if service == "rollout":
+        settings["GATEWAY_SIGNING_SEED"] = str(layout.gateway_signing_key)
+        settings["ENROLMENT_TOKEN"] = str(layout.enrolment_token)
+    return _spec(layout, ports, service, f"slmops.{service}.app", settings)
+
+
+def gateway_spec(layout: Layout, ports: Mapping[str, int], gateway: GatewaySpec) -> ProcessSpec:
+    """A gateway gets no S3 key: it downloads by presigned URL."""
+    settings = {
+        "GATEWAY_ID": gateway.id,
+        "BLUEPRINT": gateway.blueprint,
+        "LABELS": json.dumps(dict(gateway.labels)),
+        "ENROL_CREDS": str(layout.creds(ENROL_USER)),
+        "ENROLMENT_TOKEN": str(layout.enrolment_token),
+        "TRUSTED_KEY": str(layout.trusted_key),
+        "API_PORT": str(ports[f"{gateway.id}.api"]),
+    }
+    return _spec(layout, ports, gateway.id, "slmops.gateway.app", settings)
+
+
+def _spec(layout: Layout, ports: Mapping[str, int], name: str, module: str, settings: dict[str, str]) -> ProcessSpec:
+    home = layout.home(name)
+    home.mkdir(exist_ok=True)
+    port = ports[f"{name}.http"]
+    settings |= {
+        "NATS_URL": f"nats://{HOST}:{ports['nats']}",
+        "DATA_DIR": str(home),
+        "HTTP_PORT": str(port),
+        "TRACE_FILE": str(layout.trace(name)),
+    }
+    # A key in the caller's environment must not reach a process that is to have none.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLMOPS_S3_", "AWS_"))}
+    env = inherited | {f"SLMOPS_{key}": value for key, value in settings.items()}
+    argv = [sys.executable, "-m", module]
+    return ProcessSpec(name, argv, layout.log(name), env, ready=lambda: http_answers(port), cwd=home)

@@ -1,0 +1,143 @@
+"""The data folder: where everything lies, and the keys that are made in it once."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from slmops.contracts.errors import Denied
+from slmops.contracts.permissions import SERVICE_PERMISSIONS
+from slmops.kit.nats_auth import ENROL_USER, Authority
+from slmops.local.private import write_atomically
+
+
+@dataclass(frozen=True)
+class S3Credentials:
+    access_key: str
+    secret_key: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below `root`. `prepare` makes what is missing and keeps what is there, so a restart continues."""
+
+    root: Path
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def traces(self) -> Path:
+        return self.root / "traces"
+
+    @property
+    def ports_file(self) -> Path:
+        return self.root / "ports.json"
+
+    @property
+    def state_file(self) -> Path:
+        return self.root / "state.json"
+
+    @property
+    def client_file(self) -> Path:
+        return self.root / "client.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def signing_key(self) -> Path:
+        """Private key that signs packages, EC P-256, PEM."""
+        return self.keys / "package-signing.pem"
+
+    @property
+    def trusted_key(self) -> Path:
+        """Public key by which gateways verify packages, PEM."""
+        return self.keys / "package-trusted.pem"
+
+    @property
+    def enrolment_token(self) -> Path:
+        return self.keys / "enrolment-token"
+
+    @property
+    def gateway_signing_key(self) -> Path:
+        return self.keys / "gateway-signing"
+
+    def creds(self, user: str) -> Path:
+        return self.keys / f"{user}.creds"
+
+    def log(self, process: str) -> Path:
+        return self.logs / f"{process}.log"
+
+    def trace(self, process: str) -> Path:
+        return self.traces / f"{process}.jsonl"
+
+    def home(self, process: str) -> Path:
+        """The private folder of one process."""
+        return self.root / process
+
+    def prepare(self) -> None:
+        """Make the folder and its keys. Raises `Denied`, `DiskFull`."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.chmod(0o700)
+            for folder in (self.keys, self.logs, self.traces):
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise Denied(
+                f"cannot use the data folder: {error.strerror}",
+                where=str(self.root),
+                fix="Choose a folder that you may write to.",
+            ) from error
+        authority = self.authority()
+        write_atomically(self.gateway_signing_key, authority.gateway_signing_key)
+        self._once(self.enrolment_token, lambda: secrets.token_urlsafe(32))
+        self._write_signing_keys()
+        # Signed anew at each start, so that a changed permission table takes effect.
+        for service in SERVICE_PERMISSIONS:
+            write_atomically(self.creds(service), authority.service_creds(service))
+        write_atomically(self.creds(ENROL_USER), authority.enrol_creds())
+
+    def authority(self) -> Authority:
+        return Authority.from_json(
+            self._once(self.keys / "nats-authority.json", lambda: Authority.generate().to_json())
+        )
+
+    def s3_credentials(self) -> S3Credentials:
+        def generate() -> str:
+            return json.dumps({"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)})
+
+        return S3Credentials(**json.loads(self._once(self.keys / "s3.json", generate)))
+
+    def _write_signing_keys(self) -> None:
+        pem = self._once(self.signing_key, _new_private_pem)
+        key = serialization.load_pem_private_key(pem.encode(), password=None)
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        write_atomically(self.trusted_key, public.decode())
+
+    @staticmethod
+    def _once(path: Path, generate: Callable[[], str]) -> str:
+        if not path.exists():
+            write_atomically(path, generate())
+        return path.read_text()
+
+
+def _new_private_pem() -> str:
+    return (
+        ec.generate_private_key(ec.SECP256R1())
+        .private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        .decode()
+    )

@@ -1,0 +1,86 @@
+"""What a supervised process is: how to start it, how to see that it is ready, and its state for a person to see."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+Status = Literal["starting", "ready", "restarting", "failed", "stopped"]
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """`ready` answers whether the process serves; None means that it is ready as soon as it runs."""
+
+    name: str
+    argv: Sequence[str]
+    log_path: Path
+    env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    ready: Callable[[], Awaitable[bool]] | None = None
+    cwd: Path | None = None
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """A moment in the life of one process. `last_exit` is negative for a signal, None if it never exited."""
+
+    name: str
+    status: Status
+    log: str
+    pid: int | None = None
+    restarts: int = 0
+    last_exit: int | None = None
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
+    """Start it in its own session, with its output appended to its log, to be killed by the kernel if we die.
+
+    Call it from the main thread: the kernel's death signal follows the thread that forked, not the process.
+    """
+    spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        if _LIBC:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died between the fork and the line above
+            os._exit(1)
+
+    with spec.log_path.open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *spec.argv,
+            env=dict(spec.env),
+            cwd=spec.cwd,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL a process and what it started. Gone already is as good."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def log_tail(path: Path, lines: int = 5) -> str:
+    """The last lines of a log, for an error message."""
+    if not path.exists():
+        return ""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

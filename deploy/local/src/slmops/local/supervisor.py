@@ -1,0 +1,178 @@
+"""Keeps processes running: starts them, restarts what crashes, shows it, and leaves none behind.
+
+What always holds:
+
+- A child never outlives its supervisor: it is stopped in `stop()`, and the kernel kills it if the supervisor is killed.
+- Before the first time that a process is ready, its exit is an error of `start`, unless it exits with 75 (EX_TEMPFAIL:
+  what it needs is not there yet); then, and always afterwards, it is restarted.
+- `state.json` is replaced at every change, so a reader always sees a whole and current one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from slmops.contracts.errors import NotFound, SlmopsError, Unreachable
+from slmops.local.private import write_atomically
+from slmops.local.process import ProcessSpec, ProcessState, kill_group, log_tail, spawn
+
+_POLL: Final = 0.05
+_BACKOFF_FIRST: Final = timedelta(milliseconds=250)
+_BACKOFF_LIMIT: Final = timedelta(seconds=30)
+_STABLE_AFTER: Final = timedelta(seconds=30)
+_NOT_STARTED: Final = 127  # the shell's exit code for a command that cannot be run
+
+_log = logging.getLogger(__name__)
+
+
+class _Child:
+    """One process over all its lives."""
+
+    def __init__(self, spec: ProcessSpec, changed: Callable[[], None]) -> None:
+        self.spec = spec
+        self.state = ProcessState(spec.name, "starting", str(spec.log_path))
+        self._changed = changed
+        self._process: asyncio.subprocess.Process | None = None
+        self._was_ready = asyncio.Event()
+        self._stopping = False
+        self._task = asyncio.create_task(self._keep_running(), name=f"supervise {spec.name}")
+
+    def _set(self, **changes: Any) -> None:
+        self.state = replace(self.state, since=datetime.now(UTC), **changes)
+        self._changed()
+
+    async def _keep_running(self) -> None:
+        """Raises `Unreachable` if it does not become ready once."""
+        crashes = 0
+        while not self._stopping:
+            started = datetime.now(UTC)
+            code = await self._live_once()
+            if self._stopping:
+                return
+            if not self._was_ready.is_set() and code != os.EX_TEMPFAIL:
+                self._set(status="failed", pid=None, last_exit=code)
+                raise self._unreachable(f"it exited with code {code} before it was ready")
+            crashes = 0 if datetime.now(UTC) - started > _STABLE_AFTER else crashes
+            self._set(status="restarting", pid=None, last_exit=code, restarts=self.state.restarts + 1)
+            await asyncio.sleep(min(_BACKOFF_FIRST * 2**crashes, _BACKOFF_LIMIT).total_seconds())
+            crashes += 1
+
+    async def _live_once(self) -> int:
+        """From spawn to exit. Returns the exit code."""
+        try:
+            self._process = await spawn(self.spec)
+        except OSError as error:
+            with self.spec.log_path.open("a") as log:
+                log.write(f"{error}\n")
+            return _NOT_STARTED
+        self._set(status="starting", pid=self._process.pid)
+        try:
+            exited = asyncio.create_task(self._process.wait())
+            watch = asyncio.create_task(self._watch_ready())
+            done, _ = await asyncio.wait({exited, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if watch in done:
+                watch.result()  # a defect of the probe is raised, not swallowed
+            return await exited
+        finally:
+            watch.cancel()
+            kill_group(self._process.pid)  # what it started and did not stop
+            await self._process.wait()
+
+    async def _watch_ready(self) -> None:
+        while self.spec.ready and not await self.spec.ready():  # noqa: ASYNC110 (another process: nothing to wait on)
+            await asyncio.sleep(_POLL)
+        self._set(status="ready")
+        self._was_ready.set()
+
+    def _unreachable(self, what: str) -> Unreachable:
+        fix = f"The log ends with:\n{log_tail(self.spec.log_path)}"
+        return Unreachable(f"{self.spec.name} does not start: {what}", where=str(self.spec.log_path), fix=fix)
+
+    async def wait_ready(self, within: timedelta) -> None:
+        ready = asyncio.create_task(self._was_ready.wait())
+        await asyncio.wait({ready, self._task}, timeout=within.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._task.done():
+            self._task.result()
+        if not self._was_ready.is_set():
+            raise self._unreachable(f"it is not ready after {within.total_seconds():g} s")
+
+    async def stop(self, grace: timedelta) -> None:
+        """SIGTERM, then SIGKILL after `grace`. Stopping what is stopped does nothing."""
+        self._stopping = True
+        if self._process and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+            await asyncio.wait({self._task}, timeout=grace.total_seconds())
+        self._task.cancel()  # a process that ignored SIGTERM, or the pause before a restart
+        await asyncio.wait({self._task})
+        if self.state.status not in ("failed", "stopped"):
+            self._set(status="stopped", pid=None, last_exit=self._process.returncode if self._process else None)
+
+
+class Supervisor:
+    """Use it as an async context manager, in the main thread. Not to be used again after `stop`."""
+
+    def __init__(
+        self,
+        state_file: Path,
+        on_change: Callable[[ProcessState], None] | None = None,
+        grace: timedelta = timedelta(seconds=10),
+    ) -> None:
+        self._state_file = state_file
+        self._on_change = on_change
+        self._grace = grace
+        self._children: dict[str, _Child] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self, spec: ProcessSpec, within: timedelta = timedelta(seconds=60)) -> None:
+        """Returns when it is ready. Raises `Unreachable`, with the end of its log, and then it does not run."""
+        child = _Child(spec, lambda: self._changed(spec.name))
+        self._children[spec.name] = child
+        try:
+            await child.wait_ready(within)
+        except BaseException:
+            await child.stop(self._grace)
+            raise
+
+    async def stop(self) -> None:
+        """Stop all, the last started first."""
+        for child in reversed(self._children.values()):
+            await child.stop(self._grace)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL one process and what it started; it will be restarted. Raises `NotFound`."""
+        child = self._children.get(name)
+        if not child or not child.state.pid:
+            raise NotFound(f"no process {name!r} runs", fix=f"Running: {', '.join(self._children)}.")
+        kill_group(child.state.pid)
+
+    def states(self) -> list[ProcessState]:
+        """In the order in which they were started."""
+        return [child.state for child in self._children.values()]
+
+    def _changed(self, name: str) -> None:
+        state = {"supervisor": os.getpid(), "processes": [asdict(state) for state in self.states()]}
+        try:
+            write_atomically(self._state_file, json.dumps(state, indent=2, default=datetime.isoformat))
+        except SlmopsError:  # a full disk must not take down what still runs
+            _log.exception("cannot write the state of the processes")
+        if self._on_change:
+            self._on_change(self._children[name].state)

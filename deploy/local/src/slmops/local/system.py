@@ -1,0 +1,170 @@
+"""The whole system: two servers, the services and some gateways, each its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from slmops.contracts.errors import Conflict, Unreachable
+from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
+from slmops.local.layout import Layout
+from slmops.local.ports import HOST, choose_ports
+from slmops.local.private import write_atomically
+from slmops.local.process import ProcessSpec, ProcessState
+from slmops.local.servers import S3_PORTS, nats_spec, s3_spec
+from slmops.local.supervisor import Supervisor
+
+# The first import of a service reads hundreds of megabytes of libraries from a cold disk.
+_READY_WITHIN = timedelta(minutes=3)
+
+
+class System:
+    """Runs with its data below `root`; started again on the same folder it continues where it was.
+
+    `fixed_ports` may name `nats`, `s3.api`, `<service>.http`, `<gateway>.http`, `<gateway>.api`; others are free ones.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        services: Sequence[str] = SERVICES,
+        gateways: Sequence[GatewaySpec] = default_gateways(),
+        fixed_ports: Mapping[str, int] | None = None,
+    ) -> None:
+        self.layout = Layout(root.resolve())
+        self._services = services
+        self._gateways = gateways
+        self._fixed = dict(fixed_ports or {})
+        self._supervisor = Supervisor(self.layout.state_file)
+        self._held = ExitStack()
+
+    async def start(self, on_event: Callable[[ProcessState], None] | None = None) -> None:
+        """Returns when everything is ready. Raises `PortTaken`, `Unreachable`, `Conflict`, `Denied`, `DiskFull`.
+
+        On an error nothing is left running.
+        """
+        self.layout.prepare()
+        self._lock()
+        self._supervisor = Supervisor(self.layout.state_file, on_event)
+        try:
+            ports = self._ports(self._port_names())
+            await _together(
+                self._start_server(lambda ports: nats_spec(self.layout, ports["nats"]), ["nats"]),
+                self._start_server(lambda ports: s3_spec(self.layout, ports), S3_PORTS),
+            )
+            ports = self._ports([])
+            await self._start_all(service_spec(self.layout, ports, service) for service in self._services)
+            await self._start_all(gateway_spec(self.layout, ports, gateway) for gateway in self._gateways)
+            self._write_client_file(ports)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop everything, in reverse order. Stopping twice does nothing."""
+        try:
+            await self._supervisor.stop()
+        finally:
+            self._held.close()
+
+    @property
+    def gateways(self) -> Sequence[GatewaySpec]:
+        return self._gateways
+
+    @property
+    def nats_url(self) -> str:
+        """Where the bus listens; after `start`."""
+        return f"nats://{HOST}:{self._ports([])['nats']}"
+
+    @property
+    def s3_endpoint(self) -> str:
+        """host:port of the object store; after `start`."""
+        return f"{HOST}:{self._ports([])['s3.api']}"
+
+    def api_url(self, gateway_id: str) -> str:
+        """Where a gateway's OpenAI-compatible API listens; after `start`."""
+        return f"http://{HOST}:{self._ports([])[f'{gateway_id}.api']}"
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL one process; it will be restarted. Raises `NotFound`."""
+        await self._supervisor.kill(name)
+
+    def states(self) -> list[ProcessState]:
+        return self._supervisor.states()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def _lock(self) -> None:
+        """One system per folder. The kernel lets go of the lock when we die, however we die."""
+        file = self._held.enter_context(self.layout.lock_file.open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._held.close()
+            raise Conflict(
+                "another slmops runs on this data folder",
+                where=str(self.layout.root),
+                fix="Stop it, or use another folder with --data.",
+            ) from error
+
+    def _port_names(self) -> list[str]:
+        gateways = [gateway.id for gateway in self._gateways]
+        http = [f"{name}.http" for name in (*self._services, *gateways)]
+        return ["nats", *S3_PORTS, *http, *(f"{name}.api" for name in gateways)]
+
+    def _ports(self, names: Iterable[str]) -> dict[str, int]:
+        return choose_ports(self.layout.ports_file, names, self._fixed)
+
+    async def _start_server(self, spec: Callable[[dict[str, int]], ProcessSpec], port_names: Sequence[str]) -> None:
+        """Somebody may take a port between our choice and the server's start: then choose again."""
+        ports = self._ports([])
+        while True:
+            try:
+                return await self._supervisor.start(spec(ports), _READY_WITHIN)
+            except Unreachable:
+                tried, ports = ports, self._ports(port_names)
+                if ports == tried:
+                    raise
+
+    async def _start_all(self, specs: Iterable[ProcessSpec]) -> None:
+        await _together(*(self._supervisor.start(spec, _READY_WITHIN) for spec in specs))
+
+    def _write_client_file(self, ports: Mapping[str, int]) -> None:
+        """What the command line needs to reach us; no S3 key is in it."""
+        client = {
+            "nats_url": f"nats://{HOST}:{ports['nats']}",
+            "nats_creds": str(self.layout.creds("console")),
+            "gateways": {gateway.id: f"http://{HOST}:{ports[f'{gateway.id}.api']}" for gateway in self._gateways},
+            "trace_file": str(self.layout.trace("console")),
+            "traces": str(self.layout.traces),
+            "supervisor": os.getpid(),
+        }
+        write_atomically(self.layout.client_file, json.dumps(client, indent=2))
+
+
+async def _together(*starts: Awaitable[None]) -> None:
+    """Await all; the first error cancels the others and is raised by itself."""
+    tasks = [asyncio.ensure_future(start) for start in starts]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

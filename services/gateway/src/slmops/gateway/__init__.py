@@ -1,0 +1,1 @@
+"""The edge agent: verifies, swaps, serves, measures, works offline."""

@@ -1,0 +1,77 @@
+"""Brings a release's files onto the gateway: asks the packager, downloads what is missing, verifies, lays out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from slmops.contracts.commands import FetchPackage, PackageFiles
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import NotReady
+from slmops.contracts.manifest import PackageFile
+from slmops.contracts.plan import Release
+from slmops.gateway.download import UrlSource, blob_path, fetch
+from slmops.gateway.slots import Slot, Slots
+from slmops.gateway.verify import verify_package
+from slmops.kit.client import BusClient
+
+ClientSource = Callable[[], BusClient | None]
+
+
+class Acquirer:
+    """Holds no S3 key: each file comes by a short-lived URL, resumable, and is verified before it counts."""
+
+    def __init__(self, gateway_id: str, client: ClientSource, slots: Slots, blobs: Path, trusted_key: Path) -> None:
+        self._gateway_id = gateway_id
+        self._client = client
+        self._slots = slots
+        self._blobs = blobs
+        self._trusted_key = trusted_key
+
+    async def acquire(self, release: Release) -> Slot:
+        """The release in the inactive slot. Raises what `fetch`, `verify_package` and the packager raise."""
+        digest = release.manifest.digest
+        if (there := self._slots.candidate) is not None and there.digest == digest:
+            await self._verify(there.path, digest)
+            return there
+        package = await self._ask(digest)
+        files = [package.manifest, package.signature, *package.files]
+        urls = {file.descriptor.digest: file.url for file in files}
+        for file in files:
+            await fetch(file.descriptor, self._url(file, digest, urls), self._blobs)
+        slot = await asyncio.to_thread(
+            self._slots.install, digest, [(blob_path(self._blobs, f.descriptor.digest), f.path) for f in files]
+        )
+        try:
+            await self._verify(slot.path, digest)
+        except Exception:
+            self._slots.reject()
+            raise
+        return slot
+
+    def prune(self) -> None:
+        """Delete blobs that no slot holds a link to, and downloads of releases that nobody wants any more."""
+        for blob in self._blobs.glob("*"):
+            if blob.stat().st_nlink == 1:
+                blob.unlink()
+
+    async def _verify(self, path: Path, digest: Digest) -> None:
+        await asyncio.to_thread(verify_package, path, self._trusted_key, digest)
+
+    async def _ask(self, digest: Digest) -> PackageFiles:
+        client = self._client()
+        if client is None:
+            raise NotReady("no network: the package cannot be fetched yet")
+        return await client.request(FetchPackage(gateway_id=self._gateway_id, manifest=digest))
+
+    def _url(self, file: PackageFile, manifest: Digest, urls: dict[Digest, str]) -> UrlSource:
+        async def source() -> str:
+            """The first URL came with the answer; another one is asked for when it expired."""
+            if url := urls.pop(file.descriptor.digest, None):
+                return url
+            fresh = await self._ask(manifest)
+            found = {f.descriptor.digest: f.url for f in (fresh.manifest, fresh.signature, *fresh.files)}
+            return found[file.descriptor.digest]
+
+        return source

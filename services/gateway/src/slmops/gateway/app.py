@@ -1,0 +1,164 @@
+"""Composition root of the gateway: serves first, then looks for a network."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import REGISTRY, make_asgi_app
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+from slmops.contracts.errors import PermanentError, SlmopsError, TemporaryError
+from slmops.contracts.plan import Identity
+from slmops.gateway.acquire import Acquirer
+from slmops.gateway.api import create_api
+from slmops.gateway.handlers import Agent
+from slmops.gateway.identity import Credentials, enrol
+from slmops.gateway.listen import ApiServer, listen
+from slmops.gateway.reporter import Reporter
+from slmops.gateway.serving import Serving
+from slmops.gateway.settings import Settings
+from slmops.gateway.slots import Slots
+from slmops.gateway.spool import Spool
+from slmops.gateway.twin import Twin
+from slmops.gateway.updater import Updater
+from slmops.kit import tracing
+from slmops.kit.client import BusClient
+from slmops.kit.clock import utc_now
+from slmops.kit.service import log_as_json
+from slmops.kit.settings import load
+
+log = logging.getLogger("slmops.gateway")
+
+
+@dataclass
+class Gateway:
+    """Everything of one gateway, wired."""
+
+    settings: Settings
+    agent: Agent
+    twin: Twin
+    serving: Serving
+    reporter: Reporter
+    servers: list[ApiServer] = field(default_factory=list)
+    client: BusClient | None = None
+
+    async def run(self) -> None:
+        """Until SIGTERM or Ctrl-C. Raises what made it stop: `PortTaken`, `Denied`, …"""
+        settings = self.settings
+        api = ApiServer(create_api(self.serving, registry=REGISTRY))
+        health = ApiServer(self._health())
+        sockets = [listen(settings.api_host, settings.api_port), listen(settings.http_host, settings.http_port)]
+        self.servers = [api, health]
+        work: list[Coroutine[Any, Any, None]] = [
+            self.agent.run(),
+            self.agent.stay_reported(settings.report_every),
+            self.agent.keep_measuring(),
+            self._network(),
+            _until_stopped(),
+            api.serve([sockets[0]]),
+            health.serve([sockets[1]]),
+        ]
+        tasks = [asyncio.create_task(part) for part in work]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await self._stop(tasks)
+
+    async def _network(self) -> None:
+        """Enrol, connect, follow the twin, empty the spool, and try again as often as needed; serving goes on."""
+        credentials = await self._enrolled()
+        self.client = await self._connected(credentials)
+        await asyncio.gather(self.twin.watch(self.client), self.reporter.send(self.client))
+
+    async def _enrolled(self) -> Credentials:
+        while True:
+            try:
+                return await enrol(self.settings)
+            except TemporaryError as error:
+                log.warning("enrolment waits: %s", error)
+                await asyncio.sleep(error.delay.total_seconds())
+
+    async def _connected(self, credentials: Credentials) -> BusClient:
+        while True:
+            try:
+                return await credentials.connect(self.settings)
+            except TemporaryError as error:
+                log.warning("no network: %s", error)
+                await asyncio.sleep(error.delay.total_seconds())
+
+    def _health(self) -> Starlette:
+        async def health(_request: Request) -> JSONResponse:
+            connected = self.client is not None and self.client.connection.is_connected
+            # Alive is enough: a gateway without a network, or without a release yet, is healthy.
+            return JSONResponse({"service": "gateway", "healthy": True, "connected": connected})
+
+        return Starlette(routes=[Route("/health", health), Mount("/metrics", make_asgi_app())])
+
+    async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
+        for server in self.servers:
+            server.should_exit = True
+        await asyncio.wait(tasks[-2:], timeout=3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.serving.stop()
+        if self.client is not None:
+            await self.client.close()
+
+
+async def _until_stopped() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def build(settings: Settings) -> Gateway:
+    home = settings.data_dir
+    home.mkdir(parents=True, exist_ok=True)
+    identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
+    slots, serving = Slots(home), Serving()
+    reporter = Reporter(identity, Spool(home / "spool.db"), home / "report.sequence", utc_now)
+    gateway: Gateway
+    acquirer = Acquirer(identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key)
+    updater = Updater(slots, acquirer, serving, home / "releases")
+    agent = Agent(slots, updater, serving, reporter, settings.retry_every)
+    twin = Twin(identity, agent.desired_changed, settings.refresh_every)
+    gateway = Gateway(settings, agent, twin, serving, reporter)
+    return gateway
+
+
+def main() -> None:
+    try:
+        settings = load(Settings)
+    except SlmopsError as error:
+        sys.exit(str(error))
+    log_as_json(settings.gateway_id, settings.log_level)
+    provider = tracing.setup("gateway", settings)
+    try:
+        asyncio.run(_main(settings))
+    except PermanentError as error:
+        log.error("stopped: %s", error)
+        sys.exit(error.exit_code)
+    finally:
+        provider.shutdown()
+
+
+async def _main(settings: Settings) -> None:
+    await build(settings).run()
+
+
+if __name__ == "__main__":
+    main()

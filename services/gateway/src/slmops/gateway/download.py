@@ -1,0 +1,244 @@
+"""Blobs by short-lived URLs: resumable, verified while they arrive, never half on disk under their name."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx
+
+from slmops.contracts.descriptor import Descriptor, Digest, digest_of_chunks
+from slmops.contracts.errors import DigestMismatch, DiskFull, NotFound, NotReady, Unreachable
+
+_CHUNK_BYTES = 2**18
+
+UrlSource = Callable[[], Awaitable[str]]
+"""A fresh presigned URL of the blob. It may raise `Unreachable` and `NotReady`: it is asked again."""
+
+Progress = Callable[[int, int], None]
+"""Bytes on disk, bytes of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """`stalls` attempts in a row without one new byte are too many; between them the pause doubles."""
+
+    stalls: int = 6
+    pause: timedelta = timedelta(milliseconds=250)
+    max_pause: timedelta = timedelta(seconds=30)
+    read_timeout: timedelta = timedelta(seconds=30)
+
+
+async def fetch(
+    descriptor: Descriptor,
+    url_source: UrlSource,
+    blobs_dir: Path,
+    on_progress: Progress = lambda have, size: None,
+    *,
+    patience: Patience | None = None,
+) -> Path:
+    """The blob's path, `blobs_dir/<hex>`: fsynced, of this size and digest. At once if it is there already.
+
+    A `.part` beside it, from this or an earlier process, is continued by Range. One blob, one `fetch` at a time.
+    Raises `Unreachable`, `DiskFull`, `DigestMismatch`, `NotFound`, and a `PermanentError` of `url_source`.
+    """
+    patience = patience or Patience()
+    blobs_dir.mkdir(parents=True, exist_ok=True)
+    path = blob_path(blobs_dir, descriptor.digest)
+    if not await asyncio.to_thread(_holds, path, descriptor):
+        part = await asyncio.to_thread(_Part, path.with_suffix(".part"), descriptor)
+        try:
+            with _disk_full(part, blobs_dir):
+                _require_room(part, blobs_dir)
+                timeout = httpx.Timeout(patience.read_timeout.total_seconds(), connect=10)
+                async with httpx.AsyncClient(timeout=timeout, follow_redirects=True) as http:
+                    await _Download(http, descriptor, url_source, part, on_progress, patience).run()
+                await asyncio.to_thread(part.finish, path)
+        finally:
+            part.close()
+    on_progress(descriptor.size, descriptor.size)
+    return path
+
+
+def blob_path(blobs_dir: Path, digest: Digest) -> Path:
+    return blobs_dir / digest.removeprefix("sha256:")
+
+
+class _Part:
+    """The unfinished file and the hash of what is in it."""
+
+    def __init__(self, path: Path, descriptor: Descriptor) -> None:
+        self._path, self._descriptor = path, descriptor
+        path.touch()
+        self._file: BinaryIO = path.open("r+b", buffering=0)
+        self._hash, self.size = hashlib.sha256(), 0
+        for chunk in iter(lambda: self._file.read(_CHUNK_BYTES), b""):
+            self._hash.update(chunk)
+            self.size += len(chunk)
+        self.resumed = self.size > 0
+        if self.size > descriptor.size:
+            self.reset()
+
+    @property
+    def complete(self) -> bool:
+        return self.size == self._descriptor.size
+
+    @property
+    def missing_bytes(self) -> int:
+        return self._descriptor.size - self.size
+
+    def append(self, data: bytes) -> None:
+        """Raises `DigestMismatch` with the first byte too many; then the file is gone."""
+        if self.size + len(data) > self._descriptor.size:
+            self._refuse(f"more than its {self._descriptor.size} bytes arrived")
+        view = memoryview(data)
+        while view:  # a raw write may be short, just before a disk is full
+            written = self._file.write(view)
+            self._hash.update(view[:written])
+            self.size += written
+            view = view[written:]
+
+    def reset(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash, self.size, self.resumed = hashlib.sha256(), 0, False
+
+    def matches(self) -> bool:
+        return "sha256:" + self._hash.hexdigest() == self._descriptor.digest
+
+    def finish(self, path: Path) -> None:
+        if not self.matches():
+            self._refuse("its bytes are others")
+        os.fsync(self._file.fileno())
+        os.rename(self._path, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _refuse(self, why: str) -> None:
+        self._path.unlink()
+        raise DigestMismatch(f"a download is not what was named: {why}", where=self._descriptor.digest)
+
+
+class _Download:
+    """Attempts until the part is complete; each continues where the last one broke."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        descriptor: Descriptor,
+        url_source: UrlSource,
+        part: _Part,
+        on_progress: Progress,
+        patience: Patience,
+    ) -> None:
+        self._http, self._descriptor, self._url_source = http, descriptor, url_source
+        self._part, self._on_progress, self._patience = part, on_progress, patience
+
+        self._url: str | None = None
+
+    async def run(self) -> None:
+        stalls = 0
+        while not self._part.complete or self._start_over():
+            before, reason = self._part.size, "the connection closed early"
+            try:
+                self._url = self._url or await self._url_source()
+                await self._attempt(self._url)
+            except (httpx.TransportError, Unreachable, NotReady) as error:
+                reason = str(error) or type(error).__name__
+            if self._part.complete:
+                continue
+            stalls = 0 if self._part.size > before else stalls + 1
+            if stalls == self._patience.stalls:
+                raise Unreachable(
+                    f"a download makes no progress: {reason}",
+                    where=f"{self._descriptor.digest} at byte {self._part.size} of {self._descriptor.size}",
+                    fix="The next try continues where this one broke.",
+                )
+            await asyncio.sleep(min(self._patience.pause * 2**stalls, self._patience.max_pause).total_seconds())
+
+    async def _attempt(self, url: str) -> None:
+        # Identity: the digest is of the blob's bytes, not of a compression of them.
+        headers = {"Accept-Encoding": "identity"}
+        if self._part.size:
+            headers["Range"] = f"bytes={self._part.size}-"
+        async with self._http.stream("GET", url, headers=headers) as response:
+            self._accept(response)
+            # As it comes: with a chunk size, httpx loses what it gathered when the connection breaks.
+            async for data in response.aiter_raw():
+                self._part.append(data)
+                self._on_progress(self._part.size, self._descriptor.size)
+
+    def _accept(self, response: httpx.Response) -> None:
+        """Checks that what follows continues the part, or empties it."""
+        status = response.status_code
+        if status in (401, 403):
+            self._url = None
+            raise Unreachable("the URL is refused as expired")
+        if status == 404:
+            raise NotFound("the object storage does not have this blob", where=self._descriptor.digest)
+        if status not in (200, 206, 416):
+            raise Unreachable(f"the object storage answers {status}")
+        continues = response.headers.get("content-range", "").startswith(f"bytes {self._part.size}-")
+        if status == 206 and continues:
+            return
+        if self._part.size:
+            self._part.reset()  # Range was ignored (200), answered with another one, or is past the end (416)
+        if status != 200:
+            raise Unreachable(f"the object storage answers a range that was not asked for ({status})")
+
+    def _start_over(self) -> bool:
+        """A complete part with a wrong digest, begun by an earlier process, may have lost a page with the power."""
+        if self._part.resumed and not self._part.matches():
+            self._part.reset()
+            return not self._part.complete
+        return False
+
+
+def _holds(path: Path, descriptor: Descriptor) -> bool:
+    """Whether the file is the blob. A file under that name that is not it goes: the disk lied, or somebody else did."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        found = digest_of_chunks(iter(lambda: file.read(_CHUNK_BYTES), b""))
+    if found != (descriptor.digest, descriptor.size):
+        path.unlink()
+        return False
+    return True
+
+
+def _require_room(part: _Part, folder: Path) -> None:
+    """Asks before the first byte, so that a full disk costs no network."""
+    missing = part.missing_bytes - shutil.disk_usage(folder).free
+    if missing > 0:
+        raise _full(missing, folder)
+
+
+@contextmanager
+def _disk_full(part: _Part, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _full(max(part.missing_bytes - shutil.disk_usage(folder).free, 1), folder) from error
+
+
+def _full(missing_bytes: int, folder: Path) -> DiskFull:
+    return DiskFull(
+        f"no room for a download: {missing_bytes} bytes are missing",
+        where=str(folder),
+        fix=f"Free {missing_bytes} bytes; what has arrived is kept.",
+    )

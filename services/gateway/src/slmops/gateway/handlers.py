@@ -1,0 +1,160 @@
+"""What the gateway wants, and the reaction to it: desired in, at most one update under way, reports out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from datetime import timedelta
+
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import PermanentError, Problem, TemporaryError
+from slmops.contracts.plan import Desired, Plan, Release
+from slmops.gateway.domain import Phase, should_update
+from slmops.gateway.reporter import Reporter, Status
+from slmops.gateway.serving import Serving
+from slmops.gateway.slots import Slots
+from slmops.gateway.updater import Updater
+from slmops.kit.tracing import span
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Reconciles what is desired with what runs. Level-triggered: only the newest wish counts."""
+
+    def __init__(self, slots: Slots, updater: Updater, serving: Serving, reporter: Reporter, retry: timedelta) -> None:
+        self._slots = slots
+        self._updater = updater
+        self._serving = serving
+        self._reporter = reporter
+        self._retry = retry
+        self._desired: Release | None = None
+        self._generation = 0
+        self._traceparent: str | None = None
+        self._changed = asyncio.Event()
+        self._started = asyncio.Event()
+        updater.on_phase = self.report
+
+    def desired_changed(self, desired: Desired, plan: Plan) -> None:
+        """The twin's plan or overlay is another."""
+        self._desired = desired.release
+        self._generation = plan.generation
+        self._traceparent = plan.traceparent
+        log.info("desired: %s, %s", desired.side, "; ".join(desired.explain.values()))
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Serves what was installed, then follows what is desired. Runs until cancelled."""
+        await self._updater.restore()
+        self._started.set()
+        self.report()
+        while True:
+            self._changed.clear()
+            pause = await self._reconcile()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), pause.total_seconds() if pause else None)
+
+    async def _reconcile(self) -> timedelta | None:
+        """One step towards what is desired. Returns when to try again, or None: when something changes."""
+        wanted = self._desired
+        digest = wanted.manifest.digest if wanted else None
+        active = self._slots.active.digest if self._slots.active else None
+        attempts = self._slots.attempts(digest) if digest else 0
+        go = should_update(
+            desired=digest, active=active, failed=self._slots.failed, phase=self._updater.phase, attempts=attempts
+        )
+        if wanted is None or not go:
+            self.report()
+            return None
+        with span("update", parent=self._traceparent, version=wanted.version):
+            return await self._update_unless_changed(wanted)
+
+    async def _update_unless_changed(self, wanted: Release) -> timedelta | None:
+        update = asyncio.create_task(self._updater.update(wanted))
+        watch = asyncio.create_task(self._until_unwanted(wanted.manifest.digest))
+        try:
+            await asyncio.wait((update, watch), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watch.cancel()
+            if not update.done():
+                update.cancel()
+        return await self._outcome(update, wanted.manifest.digest)
+
+    async def _outcome(self, update: asyncio.Task[None], digest: Digest) -> timedelta | None:
+        try:
+            await update
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            log.info("the update was withdrawn")
+            return timedelta()
+        except TemporaryError as error:
+            log.warning("the update waits: %s", error)
+            self._updater.problems[digest] = Problem.of(error)
+            self.report()
+            return max(self._retry, error.delay)
+        except PermanentError:
+            pass  # the updater remembers it, and the report below tells it
+        except Exception as error:
+            # A defect of ours must not stop the gateway from serving, nor pass as the release's fault.
+            log.exception("the update failed unexpectedly")
+            self._updater.problems[digest] = Problem.of(error)
+            self.report()
+            return self._retry
+        else:
+            self._updater.problems.pop(digest, None)
+        self.report()
+        return None
+
+    async def _until_unwanted(self, digest: Digest) -> None:
+        while self._desired is not None and self._desired.manifest.digest == digest:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def report(self) -> None:
+        """Say where this gateway is. A release that failed stays reported as failed for as long as it is desired."""
+        wanted = self._desired.manifest.digest if self._desired else None
+        serving = self._serving.release
+        phase, problem = self._updater.phase, self._updater.problems.get(wanted) if wanted else None
+        if phase is Phase.IDLE and serving is not None and serving.digest == wanted:
+            phase = Phase.COMMITTED
+        if wanted in self._slots.failed and self._updater.phase in (Phase.IDLE, Phase.COMMITTED):
+            phase = Phase.FAILED
+            problem = problem or Problem.of(PermanentError("this release failed on this gateway before"))
+        self._reporter.report(
+            Status(
+                phase=phase,
+                running=serving.digest if serving else None,
+                running_version=serving.version if serving else None,
+                target=wanted,
+                problem=problem,
+                plan_generation=self._generation,
+                measured=self._updater.measured,
+            )
+        )
+
+    async def stay_reported(self, every: timedelta) -> None:
+        """A sign of life now and then, until cancelled."""
+        await self._started.wait()
+        while True:
+            await asyncio.sleep(every.total_seconds())
+            self.report()
+
+    async def keep_measuring(self) -> None:
+        """A measurement batch as often as the blueprint says, until cancelled."""
+        await self._started.wait()
+        while True:
+            await asyncio.sleep(self._desired.telemetry.every_s if self._desired else 2.0)
+            self.measure()
+
+    def measure(self) -> None:
+        """Hand over what was measured since the last time."""
+        golden, taken = self._updater.take_golden(), self._serving.take_measurements()
+        if not golden and not taken:
+            return
+        releases = {digest: self._updater.release(digest) for digest in taken.keys() | golden.keys()}
+        versions = {digest: release.version for digest, release in releases.items() if release}
+        with span("measure", parent=self._traceparent):
+            self._reporter.measure(taken, versions, golden)

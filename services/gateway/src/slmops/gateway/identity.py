@@ -1,0 +1,88 @@
+"""Who this gateway is on the bus: its own nkey, made here and never sent, and the JWT that enrolment gave it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nats.aio.client import RawCredentials
+
+from slmops.contracts.commands import EnrolGateway
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.plan import Identity
+from slmops.gateway.settings import Settings
+from slmops.kit.client import BusClient
+from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
+
+_ENROL_INBOX = b"_INBOX_enrol"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Makes connections as this gateway."""
+
+    identity: Identity
+    seed: str
+    jwt: str
+
+    async def connect(self, settings: Settings) -> BusClient:
+        """Raises `Unreachable`."""
+        return await BusClient.connect(
+            settings,
+            name=self.identity.gateway_id,
+            user_credentials=RawCredentials(creds_text(self.jwt, self.seed)),
+            inbox_prefix=f"_INBOX_{self.identity.gateway_id}".encode(),
+        )
+
+
+async def enrol(settings: Settings) -> Credentials:
+    """The credentials of this gateway, asked for once and kept. Raises `Unreachable`, `Denied`, `InvalidMessage`."""
+    identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
+    home = settings.data_dir
+    home.mkdir(parents=True, exist_ok=True)
+    seed_file, jwt_file = home / "nkey.seed", home / "user.jwt"
+    if not seed_file.exists():
+        _write_private(seed_file, new_user_seed())
+    seed = seed_file.read_text().strip()
+    if jwt_file.exists():
+        return Credentials(identity, seed, jwt_file.read_text().strip())
+    command = EnrolGateway(
+        gateway_id=identity.gateway_id,
+        blueprint=identity.blueprint,
+        labels=identity.labels,
+        public_key=public_key(seed),
+        token=_token(settings.enrolment_token),
+    )
+    client = await BusClient.connect(
+        settings,
+        name=identity.gateway_id,
+        patient=False,
+        user_credentials=str(settings.enrol_creds),
+        inbox_prefix=_ENROL_INBOX,
+    )
+    try:
+        answer = await client.request(command)
+    finally:
+        await client.close()
+    _write_private(jwt_file, answer.jwt)
+    return Credentials(identity, seed, answer.jwt)
+
+
+def _token(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise InvalidMessage(
+            "the enrolment token cannot be read", where=str(path), fix="Set SLMOPS_ENROLMENT_TOKEN to the token's file."
+        ) from error
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Whole or not at all, and readable by the owner only from the first moment."""
+    new = path.with_suffix(".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(path)

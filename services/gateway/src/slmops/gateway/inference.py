@@ -1,0 +1,87 @@
+"""What a runner is asked and what it answers. These shapes cross the pipe to the runner's process.
+
+InferenceFailed
+├── PromptRefused    this request cannot be answered; the runner goes on
+└── RunnerDied       the runner's process ended; another or a restarted one may answer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import InferenceFailed
+
+FinishReason = Literal["stop", "length"]
+
+
+class PromptRefused(InferenceFailed):
+    code = "prompt_refused"
+
+
+class RunnerDied(InferenceFailed):
+    code = "runner_died"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What a runner serves: the digest of the package's manifest, and the model's name and version."""
+
+    digest: Digest
+    model: str
+    version: str
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    content: str
+
+
+class InferenceRequest(BaseModel):
+    """Either `messages`, to which the model's own chat template is applied, or a raw `prompt`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 is greedy decoding")
+    top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(default=None, description="None: another answer each time, unless temperature is 0")
+    stop: tuple[str, ...] = ()
+    stream: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece of the answer that will not change any more. Not always one token: half a character waits."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of an answer. `text` is all of it. Rates are of this request, waiting for its turn included."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_s: float
+    tokens_per_s: float | None
+    """Decoding rate after the first token; None where there was only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A runner has loaded its model."""
+
+    load_s: float
+    rss_bytes: int
+    model: str
+    """The architecture that the runtime names, for example `llama`."""

@@ -1,0 +1,44 @@
+"""The API's socket and server."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from slmops.contracts.errors import PortTaken
+
+
+def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """A bound socket; port 0 takes a free one. Only this machine may connect unless `host` says otherwise.
+
+    Raises `PortTaken`.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise PortTaken(
+            f"port {port} is taken", where=f"{host}:{port}", fix="Stop what listens there, or configure another port."
+        ) from None
+    return bound
+
+
+class ApiServer(uvicorn.Server):
+    """uvicorn without its own signal handling and access log. `await serve([socket])`; `should_exit` ends it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(uvicorn.Config(app, lifespan="off", access_log=False, log_config=None))
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None: the agent handles signals."""
+        yield

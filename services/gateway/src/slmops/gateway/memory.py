@@ -1,0 +1,25 @@
+"""Resident memory of a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+
+def rss_bytes(pid: int) -> int:
+    """Now. Raises `psutil.NoSuchProcess`."""
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def peak_rss_bytes(pid: int) -> int | None:
+    """The most it ever was (`VmHWM`); where /proc is missing, what it is now; None when the process is gone.
+
+    Not `getrusage`: its ru_maxrss includes the image of the parent that forked the process.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(peaks[0]) * 1024 if peaks else None  # a zombie has no VmHWM
+    except OSError:
+        return rss_bytes(pid) if psutil.pid_exists(pid) else None

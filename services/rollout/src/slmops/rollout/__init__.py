@@ -1,0 +1,1 @@
+"""Fleet inventory, blueprints, staged rollouts, gates and rollback."""

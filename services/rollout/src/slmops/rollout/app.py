@@ -1,0 +1,39 @@
+"""Composition root of the rollout service."""
+
+from __future__ import annotations
+
+from slmops.kit.bus import Bus
+from slmops.kit.clock import utc_now
+from slmops.kit.journal import Journal
+from slmops.kit.relay import run_relay
+from slmops.kit.service import Service
+from slmops.kit.settings import load
+from slmops.rollout.enrolment import Enrolment
+from slmops.rollout.handlers import Handlers, routes
+from slmops.rollout.reconcile import Reconciler
+from slmops.rollout.settings import Settings
+from slmops.rollout.store import project, schema
+
+
+def build(settings: Settings) -> Service:
+    bus = Bus("rollout", settings)
+    journal = Journal(settings.database_url, service="rollout", metadata=schema(), project=project)
+    credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed)
+    reconciler = Reconciler(journal, bus, utc_now, settings.tick_every)
+    routes(bus, Handlers(journal, reconciler, credentials, utc_now))
+    return Service(
+        "rollout",
+        settings,
+        bus,
+        opening=[journal.open, credentials.open],
+        tasks=[lambda: run_relay(journal, bus.client), reconciler.run],
+        closing=[journal.close],
+    )
+
+
+def main() -> None:
+    build(load(Settings)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a rollout is and how it is decided. Pure: time, inventory and measurements are passed in."""

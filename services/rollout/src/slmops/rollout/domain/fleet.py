@@ -1,0 +1,86 @@
+"""The fleet inventory, and how far each gateway is with a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.plan import Identity, Plan, Side, resolve
+from slmops.rollout.domain.blueprint import Rollout, candidate_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """A gateway as we know it: `report` is its newest, `failure` its newest that said `failed`.
+
+    The failure is kept by itself because a gateway that failed goes back to idle and says so.
+    """
+
+    identity: Identity
+    enrolled_at: datetime
+    report: GatewayReported | None = None
+    failure: GatewayReported | None = None
+
+
+class Progress(StrEnum):
+    WAITING = "waiting"
+    COMMITTED = "committed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A gateway that a stage gives the candidate to. `problem` is its own words for why it failed."""
+
+    gateway_id: str
+    progress: Progress
+    problem: str = ""
+
+
+def progress(member: Member, rollout: Rollout) -> Progress:
+    """Only what was said of a plan of this rollout counts; the same package may have failed, or run, before it."""
+    digest = rollout.candidate.manifest.digest
+    report, failure = member.report, member.failure
+    if (
+        report is not None
+        and report.plan_generation >= rollout.generation
+        and report.phase is UpdatePhase.COMMITTED
+        and report.running == digest
+        and report.target in (None, digest)
+    ):
+        return Progress.COMMITTED
+    if failure is not None and failure.plan_generation >= rollout.generation and failure.target == digest:
+        return Progress.FAILED
+    return Progress.WAITING
+
+
+def stage_targets(rollout: Rollout, stage: int, members: Iterable[Member]) -> list[Target]:
+    """The gateways that have the candidate once `stage` is open, as they will resolve it themselves."""
+    return [_target(member, rollout) for member in members if _in_stage(rollout, stage, member.identity)]
+
+
+def _in_stage(rollout: Rollout, stage: int, identity: Identity) -> bool:
+    plan = Plan(
+        blueprint=identity.blueprint,
+        generation=rollout.generation,
+        stable=rollout.previous,
+        candidate=candidate_of(rollout, stage),
+    )
+    return resolve(plan, (), identity).side is Side.CANDIDATE
+
+
+def _target(member: Member, rollout: Rollout) -> Target:
+    reached = progress(member, rollout)
+    problem = ""
+    if reached is Progress.FAILED and member.failure and member.failure.problem:
+        problem = str(member.failure.problem.error())
+    return Target(member.identity.gateway_id, reached, problem)
+
+
+def named(targets: Sequence[Target], most: int = 5) -> str:
+    """`gw-1, gw-2 and 40 more`."""
+    names = ", ".join(target.gateway_id for target in targets[:most])
+    return names if len(targets) <= most else f"{names} and {len(targets) - most} more"

@@ -1,0 +1,178 @@
+"""The gate between two stages. It compares candidate and stable on gateways of one blueprint, measured at one time.
+
+What always holds
+1. No target, no report, no measurement: it waits. What is missing, or is no number, never passes.
+2. Failures fail it: more gateways than the policy allows, golden prompts answered wrongly, too many failed requests.
+3. Slowness fails it only after the deadline: tokens/s of a few seconds is noisy, and more windows may show it.
+4. After the deadline what waits is overdue: a person should look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from slmops.contracts.blueprint import GatePolicy
+from slmops.contracts.measurement import CohortWindow
+from slmops.rollout.domain.blueprint import BlueprintState, Rollout
+from slmops.rollout.domain.fleet import Member, Progress, Target, named, stage_targets
+
+
+class Verdict(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    WAITING = "waiting"
+    OVERDUE = "overdue"
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    verdict: Verdict
+    reason: str
+
+
+def assess(
+    state: BlueprintState,
+    rollout: Rollout,
+    members: Iterable[Member],
+    windows: Iterable[CohortWindow],
+    now: datetime,
+) -> GateDecision:
+    """Judge the open stage of `rollout` by the whole inventory and all windows of the blueprint."""
+    # A window that was open when the stage began counts: on an idle fleet the soak, which is short, is all there is.
+    recent = [window for window in windows if window.ended_at > rollout.stage_started_at]
+    return judge(
+        stage_targets(rollout, rollout.stage, members),
+        of_release(recent, rollout.candidate.manifest.digest),
+        stable_windows(rollout, recent),
+        state.gate_of(rollout),
+        rollout.judged_since,
+        now,
+    )
+
+
+def judge(
+    targets: Sequence[Target],
+    candidate: Sequence[CohortWindow],
+    stable: Sequence[CohortWindow],
+    policy: GatePolicy,
+    since: datetime,
+    now: datetime,
+) -> GateDecision:
+    """`candidate` and `stable` are the windows that started in this stage; the deadline runs from `since`."""
+    overdue = now - since > timedelta(seconds=policy.deadline_s)
+    measured = total(candidate)
+    if failure := _failure(targets, measured, policy):
+        return GateDecision(Verdict.FAILED, failure)
+    missing = _missing(targets, measured, policy)
+    if missing or measured is None:
+        return GateDecision(Verdict.OVERDUE if overdue else Verdict.WAITING, missing)
+    speed, slower = _speed(candidate, stable, policy)
+    if slower is not None:
+        if not overdue:
+            return GateDecision(Verdict.WAITING, speed)
+        return GateDecision(Verdict.FAILED if slower else Verdict.OVERDUE, speed)
+    committed = sum(target.progress is Progress.COMMITTED for target in targets)
+    share = f"{committed} of {len(targets)} gateways committed"
+    return GateDecision(
+        Verdict.PASSED, f"{share}, {measured.requests} requests, {measured.failed_requests} failed, {speed}"
+    )
+
+
+def total(windows: Sequence[CohortWindow]) -> CohortWindow | None:
+    """The sum of windows of one release; None without any. `gateways` is the most seen in one window."""
+    if not windows:
+        return None
+    first = windows[0]
+    return CohortWindow(
+        blueprint=first.blueprint,
+        release=first.release,
+        version=first.version,
+        started_at=min(w.started_at for w in windows),
+        ended_at=max(w.ended_at for w in windows),
+        gateways=max(w.gateways for w in windows),
+        requests=sum(w.requests for w in windows),
+        failed_requests=sum(w.failed_requests for w in windows),
+        golden_passed=sum(w.golden_passed for w in windows),
+        golden_failed=sum(w.golden_failed for w in windows),
+        completion_tokens=sum(w.completion_tokens for w in windows),
+        decode_seconds=sum(w.decode_seconds for w in windows),
+        ttft_seconds=sum(w.ttft_seconds for w in windows),
+    )
+
+
+def of_release(windows: Iterable[CohortWindow], digest: str | None) -> list[CohortWindow]:
+    return [window for window in windows if window.release == digest]
+
+
+def stable_windows(rollout: Rollout, windows: Iterable[CohortWindow]) -> list[CohortWindow]:
+    """None when only settings change: the same package on both sides cannot be told apart by its digest."""
+    previous = rollout.previous
+    if previous is None or previous.manifest.digest == rollout.candidate.manifest.digest:
+        return []
+    return of_release(windows, previous.manifest.digest)
+
+
+def _failure(targets: Sequence[Target], measured: CohortWindow | None, policy: GatePolicy) -> str:
+    failed = [target for target in targets if target.progress is Progress.FAILED]
+    if len(failed) > policy.max_failed_gateways:
+        return f"{named(failed)} failed the candidate: {failed[0].problem or 'no reason given'}"
+    if measured is None:
+        return ""
+    if measured.golden_failed:
+        asked = measured.golden_failed + measured.golden_passed
+        return f"{measured.golden_failed} of {asked} golden prompts failed in service"
+    rate = measured.error_rate
+    if measured.requests >= policy.min_requests and rate is not None and rate > policy.max_error_rate:
+        failures = f"{measured.failed_requests} of {measured.requests} requests failed"
+        return f"{failures}, more than {policy.max_error_rate:.2%}"
+    return ""
+
+
+def _missing(targets: Sequence[Target], measured: CohortWindow | None, policy: GatePolicy) -> str:
+    if not targets:
+        return "no gateway is in this stage"
+    waiting = [target for target in targets if target.progress is Progress.WAITING]
+    if waiting:
+        return f"{named(waiting)} of {len(targets)} did not commit yet"
+    if all(target.progress is Progress.FAILED for target in targets):
+        return "no gateway of this stage committed"
+    requests = measured.requests if measured else 0
+    if measured is None or requests < policy.min_requests or measured.error_rate is None:
+        return f"{requests} of {policy.min_requests} requests measured in this stage"
+    return ""
+
+
+def _speed(
+    candidate: Sequence[CohortWindow], stable: Sequence[CohortWindow], policy: GatePolicy
+) -> tuple[str, bool | None]:
+    """What to say of tokens/s, and whether the candidate is slower: None is no objection, False is not known."""
+    ours, theirs = _same_time(candidate, stable)
+    new, old = ours and ours.tokens_per_s, theirs and theirs.tokens_per_s
+    if not old:
+        return (f"{new:.1f} tokens/s" if new else "no tokens/s measured"), None
+    if not new:
+        return f"the candidate's tokens/s is not measured, stable's is {old:.1f}", False
+    text = f"{new:.1f} tokens/s against {old:.1f} of stable"
+    if new >= (1 - policy.max_slowdown) * old:  # false for NaN
+        return text, None
+    return f"slower than the gate allows: {text}", True
+
+
+def _same_time(
+    candidate: Sequence[CohortWindow], stable: Sequence[CohortWindow]
+) -> tuple[CohortWindow | None, CohortWindow | None]:
+    """Sums over the windows that both sides have, since load changes with the hour; over all when they share none."""
+    shared = _decoding(candidate) & _decoding(stable)
+    if not shared:
+        return total(candidate), total(stable)
+    return (
+        total([w for w in candidate if w.started_at in shared]),
+        total([w for w in stable if w.started_at in shared]),
+    )
+
+
+def _decoding(windows: Iterable[CohortWindow]) -> set[datetime]:
+    return {window.started_at for window in windows if window.decode_seconds > 0}

@@ -1,0 +1,94 @@
+"""What queries and commands answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from slmops.contracts.commands import BlueprintView, GatewayView, RolloutView, StageView
+from slmops.contracts.events import UpdatePhase
+from slmops.contracts.measurement import CohortWindow
+from slmops.contracts.plan import Plan, resolve
+from slmops.rollout.domain.blueprint import BlueprintState, Rollout
+from slmops.rollout.domain.fleet import Member, Progress, stage_targets
+from slmops.rollout.domain.gate import Verdict, assess, of_release, stable_windows, total
+
+
+def blueprint_view(state: BlueprintState) -> BlueprintView:
+    newest = state.revisions[-1]
+    return BlueprintView(revision=newest.revision, spec=newest.spec, stable=state.stable, at=newest.at)
+
+
+def rollout_view(
+    state: BlueprintState,
+    rollout: Rollout,
+    members: Sequence[Member],
+    windows: Sequence[CohortWindow],
+    now: datetime,
+) -> RolloutView:
+    """`windows` of the whole rollout. Targets of a stage include those of the stages before it."""
+    waiting = _waiting(state, rollout, members, windows, now)
+    during = [window for window in windows if window.ended_at > rollout.started_at]
+    return RolloutView(
+        rollout=rollout.id,
+        blueprint=state.name,
+        state=rollout.state,
+        version=rollout.candidate.version,
+        model=rollout.candidate.model,
+        stage=rollout.stage,
+        stages=tuple(_stage_view(rollout, number, members, waiting) for number in range(len(rollout.stages))),
+        reason=rollout.reason,
+        started_at=rollout.started_at,
+        ended_at=rollout.ended_at,
+        candidate_window=total(of_release(during, rollout.candidate.manifest.digest)),
+        stable_window=total(stable_windows(rollout, during)),
+    )
+
+
+def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
+    """With `plan` None: nobody applied the gateway's blueprint yet."""
+    identity, report = member.identity, member.report
+    desired = resolve(plan, (), identity) if plan else None
+    release = desired.release if desired else None
+    unknown = {"release": f"no blueprint named {identity.blueprint} is applied"}
+    return GatewayView(
+        gateway_id=identity.gateway_id,
+        blueprint=identity.blueprint,
+        labels=identity.labels,
+        phase=report.phase if report else UpdatePhase.IDLE,
+        running=report.running if report else None,
+        running_version=report.running_version if report else None,
+        target=report.target if report else None,
+        desired=release.manifest.digest if release else None,
+        desired_because=desired.explain if desired else unknown,
+        problem=report.problem if report else None,
+        measured=report.measured if report else {},
+        plan_generation=report.plan_generation if report else 0,
+        last_seen=report.at if report else member.enrolled_at,
+    )
+
+
+def _waiting(
+    state: BlueprintState,
+    rollout: Rollout,
+    members: Sequence[Member],
+    windows: Sequence[CohortWindow],
+    now: datetime,
+) -> str:
+    if not rollout.under_way:
+        return ""
+    decision = assess(state, rollout, members, windows, now)
+    return decision.reason if decision.verdict in (Verdict.WAITING, Verdict.OVERDUE) else ""
+
+
+def _stage_view(rollout: Rollout, number: int, members: Sequence[Member], waiting: str) -> StageView:
+    targets = stage_targets(rollout, number, members)
+    reached = [target.progress for target in targets]
+    later = "the stage before it" if rollout.under_way and number > rollout.stage else ""
+    return StageView(
+        name=rollout.stages[number].name,
+        targets=len(targets),
+        committed=reached.count(Progress.COMMITTED),
+        failed=reached.count(Progress.FAILED),
+        waiting=waiting if number == rollout.stage else later,
+    )

@@ -1,0 +1,186 @@
+"""Event or command in, decision, events out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from slmops.contracts.commands import (
+    AbortRollout,
+    ApplyBlueprint,
+    BlueprintList,
+    BlueprintView,
+    EnrolGateway,
+    Enrolment,
+    GatewayList,
+    ListBlueprints,
+    ListGateways,
+    ListRollouts,
+    PauseRollout,
+    ResumeRollout,
+    RollbackRollout,
+    RolloutList,
+    RolloutView,
+    StartRollout,
+)
+from slmops.contracts.errors import AlreadyExists, Denied, PermanentError
+from slmops.contracts.events import (
+    CohortMeasured,
+    Event,
+    GatewayEnrolled,
+    GatewayReported,
+    PackagePublished,
+    UpdatePhase,
+)
+from slmops.kit.bus import Bus, Delivered
+from slmops.kit.clock import Clock
+from slmops.kit.journal import Journal, Unit
+from slmops.rollout import enrolment, store
+from slmops.rollout.domain.blueprint import BlueprintState
+from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
+from slmops.rollout.domain.views import blueprint_view, gateway_view
+from slmops.rollout.reconcile import Reconciler
+
+# Reports of the steps between decide nothing; a large fleet sends many.
+_DECISIVE = frozenset({UpdatePhase.COMMITTED, UpdatePhase.FAILED})
+Decide = Callable[[Unit, BlueprintState, datetime], list[Event]]
+
+
+class Handlers:
+    def __init__(
+        self, journal: Journal, reconciler: Reconciler, credentials: enrolment.Enrolment, clock: Clock
+    ) -> None:
+        self._journal = journal
+        self._reconciler = reconciler
+        self._credentials = credentials
+        self._clock = clock
+
+    # ---- events -------------------------------------------------------------------------------------------
+
+    async def on_package_published(self, event: PackagePublished, delivered: Delivered) -> None:
+        await self._journal.transact(lambda unit: store.record_package(unit.connection, event))
+
+    async def on_gateway_reported(self, event: GatewayReported, delivered: Delivered) -> None:
+        """Raises `PermanentError` for a report on another gateway's subject."""
+        if delivered.subject != event.subject:
+            raise PermanentError(f"{event.gateway_id} reports on another gateway's subject", where=delivered.subject)
+        await self._journal.transact(lambda unit: store.record_report(unit.connection, event))
+        if event.phase in _DECISIVE:
+            await self._reconciler.judge(event.blueprint)
+
+    async def on_cohort_measured(self, event: CohortMeasured, delivered: Delivered) -> None:
+        await self._journal.transact(lambda unit: store.record_window(unit.connection, delivered.id, event))
+        await self._reconciler.judge(event.blueprint)
+
+    # ---- commands -----------------------------------------------------------------------------------------
+
+    async def apply_blueprint(self, command: ApplyBlueprint) -> BlueprintView:
+        def work(unit: Unit) -> BlueprintView:
+            now, state = self._clock(), store.load(unit, command.spec.name)
+            return blueprint_view(store.commit(unit, state, apply_blueprint(state, command, now), now))
+
+        view = await self._journal.transact(work)
+        await self._reconciler.publish(command.spec.name)
+        return view
+
+    async def start_rollout(self, command: StartRollout) -> RolloutView:
+        def decide(unit: Unit, state: BlueprintState, now: datetime) -> list[Event]:
+            model = state.revisions[-1].spec.model if state.revisions else ""
+            return start_rollout(state, command, store.packages(unit.connection, model), now)
+
+        return await self._change(command.blueprint, decide)
+
+    async def pause_rollout(self, command: PauseRollout) -> RolloutView:
+        return await self._operate(command)
+
+    async def resume_rollout(self, command: ResumeRollout) -> RolloutView:
+        return await self._operate(command)
+
+    async def abort_rollout(self, command: AbortRollout) -> RolloutView:
+        return await self._operate(command)
+
+    async def rollback_rollout(self, command: RollbackRollout) -> RolloutView:
+        return await self._operate(command)
+
+    async def _operate(self, command: OperatorCommand) -> RolloutView:
+        return await self._change(command.blueprint, lambda unit, state, now: operate(state, command, now))
+
+    async def _change(self, blueprint: str, decide: Decide) -> RolloutView:
+        """Decide on a blueprint, commit, write its plan; the answer is its latest rollout."""
+
+        def work(unit: Unit) -> RolloutView:
+            now, state = self._clock(), store.load(unit, blueprint)
+            state = store.commit(unit, state, decide(unit, state, now), now)
+            return store.rollout_views(unit, state, now)[-1]
+
+        view = await self._journal.transact(work)
+        await self._reconciler.publish(blueprint)
+        return view
+
+    async def enrol(self, command: EnrolGateway) -> Enrolment:
+        """Raises `Denied` for a wrong token or another key, `AlreadyExists` under another blueprint."""
+        jwt = self._credentials.sign(command)
+        await self._journal.transact(lambda unit: _enrol(unit, command, self._clock()))
+        return Enrolment(gateway_id=command.gateway_id, blueprint=command.blueprint, jwt=jwt)
+
+    # ---- queries ------------------------------------------------------------------------------------------
+
+    async def list_rollouts(self, query: ListRollouts) -> RolloutList:
+        def work(unit: Unit) -> list[RolloutView]:
+            names = [row.name for row in store.plans(unit.connection) if query.blueprint in (None, row.name)]
+            found = [v for name in names for v in store.rollout_views(unit, store.load(unit, name), self._clock())]
+            return sorted(found, key=lambda view: view.started_at)
+
+        return RolloutList(rollouts=tuple(await self._journal.transact(work)))
+
+    async def list_blueprints(self, _query: ListBlueprints) -> BlueprintList:
+        def work(unit: Unit) -> list[BlueprintView]:
+            return [blueprint_view(store.load(unit, row.name)) for row in store.plans(unit.connection)]
+
+        return BlueprintList(blueprints=tuple(await self._journal.transact(work)))
+
+    async def list_gateways(self, query: ListGateways) -> GatewayList:
+        rows = await self._journal.read(store.plans)
+        fleet = await self._journal.read(lambda connection: store.members(connection, gateway_id=query.gateway_id))
+        plans = {row.name: store.plan_in(row) for row in rows}
+        return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
+
+
+def _enrol(unit: Unit, command: EnrolGateway, now: datetime) -> None:
+    stream = f"gateway:{command.gateway_id}"
+    events, version = unit.load(stream)
+    known = next((event for event in reversed(events) if isinstance(event, GatewayEnrolled)), None)
+    if known is not None:
+        _check_same(known, command)
+        return
+    fields = command.model_dump(include={"gateway_id", "blueprint", "public_key", "labels"})
+    unit.append(stream, version, [GatewayEnrolled(**fields, at=now)])
+
+
+def _check_same(known: GatewayEnrolled, command: EnrolGateway) -> None:
+    if known.public_key != command.public_key:
+        raise Denied(
+            f"{known.gateway_id} is enrolled with another key",
+            fix="Keep the gateway's key, or choose another gateway id.",
+        )
+    if known.blueprint != command.blueprint:
+        raise AlreadyExists(
+            f"{known.gateway_id} is enrolled under blueprint {known.blueprint}, not {command.blueprint}",
+            fix="Choose another gateway id.",
+        )
+
+
+def routes(bus: Bus, handlers: Handlers) -> None:
+    bus.on(PackagePublished, handlers.on_package_published)
+    bus.on(GatewayReported, handlers.on_gateway_reported)
+    bus.on(CohortMeasured, handlers.on_cohort_measured)
+    bus.serve(ApplyBlueprint, handlers.apply_blueprint)
+    bus.serve(StartRollout, handlers.start_rollout)
+    bus.serve(PauseRollout, handlers.pause_rollout)
+    bus.serve(ResumeRollout, handlers.resume_rollout)
+    bus.serve(AbortRollout, handlers.abort_rollout)
+    bus.serve(RollbackRollout, handlers.rollback_rollout)
+    bus.serve(EnrolGateway, handlers.enrol)
+    bus.serve(ListRollouts, handlers.list_rollouts)
+    bus.serve(ListBlueprints, handlers.list_blueprints)
+    bus.serve(ListGateways, handlers.list_gateways)

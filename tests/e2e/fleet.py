@@ -1,0 +1,122 @@
+"""The whole system on a tiny random model: what a person would do, as functions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import string
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from slmops.console.push import push
+from slmops.contracts.blueprint import Blueprint, SoakPolicy, TelemetryPolicy
+from slmops.contracts.commands import (
+    ApplyBlueprint,
+    GatewayView,
+    ListGateways,
+    ListRollouts,
+    ListVersions,
+    RolloutView,
+    StartRollout,
+    VersionView,
+)
+from slmops.contracts.errors import NotFound, TemporaryError
+from slmops.kit.client import BusClient
+from slmops.kit.settings import BusSettings
+from slmops.local.system import System
+
+T = TypeVar("T")
+MODEL = "tiny"
+BLUEPRINT = "edge-chat"
+WITHIN_S = 90
+
+
+def write_golden(path: Path, prompt: str = "hello") -> Path:
+    """A random model says something; a golden prompt for it is content with any letter."""
+    path.write_text(json.dumps({"prompt": prompt, "expect": list(string.ascii_letters), "max_tokens": 24}) + "\n")
+    return path
+
+
+class Operator:
+    """One who has the console's credentials."""
+
+    def __init__(self, system: System, client: BusClient) -> None:
+        self.system = system
+        self.client = client
+
+    @classmethod
+    async def of(cls, system: System) -> Operator:
+        settings = BusSettings(nats_url=system.nats_url, nats_creds=system.layout.creds("console"))
+        return cls(system, await BusClient.connect(settings, name="operator"))
+
+    async def push(self, source: Path, version: str, golden: Path | None) -> VersionView:
+        return await self.retried(lambda: push(self.client, source, name=MODEL, version=version, golden=golden))
+
+    async def packaged(self, version: str) -> VersionView:
+        async def look() -> VersionView | None:
+            found = await self.client.request(ListVersions(model=MODEL, version=version))
+            view = found.versions[0] if found.versions else None
+            return view if view and view.stage in ("packaged", "refused") else None
+
+        view = await self.until(look)
+        assert view.stage == "packaged", view
+        return view
+
+    async def apply_blueprint(self) -> None:
+        spec = Blueprint(
+            name=BLUEPRINT,
+            model=MODEL,
+            soak=SoakPolicy(seconds=0.5, golden_every_s=0.1),
+            telemetry=TelemetryPolicy(every_s=0.5),
+        )
+        await self.retried(lambda: self.client.request(ApplyBlueprint(spec=spec)))
+
+    async def start_rollout(self, version: str) -> RolloutView:
+        return await self.retried(lambda: self.client.request(StartRollout(blueprint=BLUEPRINT, version=version)))
+
+    async def ended(self, rollout: str) -> RolloutView:
+        async def look() -> RolloutView | None:
+            rollouts = (await self.client.request(ListRollouts(blueprint=BLUEPRINT))).rollouts
+            view = next(r for r in rollouts if r.rollout == rollout)
+            return view if view.ended_at else None
+
+        return await self.until(look)
+
+    async def fleet_on(self, version: str) -> list[GatewayView]:
+        async def look() -> list[GatewayView] | None:
+            views = list((await self.client.request(ListGateways())).gateways)
+            return views if views and all(view.running_version == version for view in views) else None
+
+        return await self.until(look)
+
+    async def ask(self, gateway: str, text: str) -> str:
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0}
+        async with httpx.AsyncClient(timeout=30) as http:
+            answer = await http.post(f"{self.system.api_url(gateway)}/v1/chat/completions", json=body)
+        answer.raise_for_status()
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    async def until(self, look: Callable[[], Awaitable[T | None]], within_s: float = WITHIN_S) -> T:
+        """Poll; a service that is down or restarting is not an answer."""
+        async with asyncio.timeout(within_s):
+            while True:
+                try:
+                    if (found := await look()) is not None:
+                        return found
+                except TemporaryError:
+                    pass
+                await asyncio.sleep(0.1)
+
+    async def retried(self, work: Callable[[], Awaitable[T]], within_s: float = WITHIN_S) -> T:
+        """Repeat a command until its service is there and knows what was published before."""
+
+        async def attempt() -> T | None:
+            try:
+                return await work()
+            except NotFound:
+                return None
+
+        return await self.until(attempt, within_s)

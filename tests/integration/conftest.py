@@ -1,0 +1,55 @@
+"""A tiny random Llama as the gateway gets it: an onnxruntime-genai folder, built once per session."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from slmops.contracts.descriptor import digest_of
+
+if TYPE_CHECKING:
+    from slmops.gateway.runner import ProcessRunner
+
+MakeRunner = Callable[..., "ProcessRunner"]
+
+
+@pytest.fixture(scope="session")
+def genai_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """int4, random weights: it talks nonsense, quickly, and greedy decoding always gives the same nonsense."""
+    from tiny_model import make_tiny_llama  # here, for it brings torch, which other tests do without
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_llama(folder / "hf")
+    # In a process of its own: the builder changes sys.path and brings torch.
+    builder = ["-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu", "-c", str(folder / "cache")]
+    done = subprocess.run(
+        [sys.executable, *builder, "-i", folder / "hf", "-o", folder / "genai"], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.fail(f"the genai builder failed:\n{done.stderr[-2000:]}")
+    return folder / "genai"
+
+
+@pytest_asyncio.fixture
+async def make_runner(genai_model: Path) -> AsyncIterator[MakeRunner]:
+    """Runners of the tiny model, not started; whatever the test leaves running is killed."""
+    from slmops.gateway.inference import Release
+    from slmops.gateway.runner import ProcessRunner, RunnerOptions
+
+    runners: list[ProcessRunner] = []
+
+    def make(version: str = "1.0.0", model_dir: Path = genai_model, **options: object) -> ProcessRunner:
+        release = Release(digest_of(version.encode()), "tiny", version)
+        runners.append(ProcessRunner(release, model_dir, RunnerOptions(**options)))  # type: ignore[arg-type]
+        return runners[-1]
+
+    yield make
+    for runner in runners:
+        if runner.alive:
+            await runner.kill()

@@ -1,0 +1,53 @@
+"""The command line as a person runs it: a process of its own, with the operator's credentials."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from dataclasses import dataclass
+from typing import Any
+
+from integration.kit_world import World
+
+
+@dataclass(frozen=True)
+class Done:
+    exit_code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def problem(self) -> Any:
+        return json.loads(self.err)
+
+
+class Cli:
+    def __init__(self, world: World, **settings: str) -> None:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLMOPS_", "TRACEPARENT"))}
+        there = {"SLMOPS_NATS_URL": world.url, "SLMOPS_NATS_CREDS": str(world.creds["console"]), "COLUMNS": "120"}
+        self.env = {**inherited, **there, **settings}
+
+    async def start(self, *arguments: str) -> Process:
+        argv = (sys.executable, "-m", "slmops.console.app", *arguments)
+        return await asyncio.create_subprocess_exec(*argv, env=self.env, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+
+    async def __call__(self, *arguments: str, stdin: str = "") -> Done:
+        return await ended(await self.start(*arguments), stdin)
+
+
+async def ended(process: Process, stdin: str = "") -> Done:
+    async with asyncio.timeout(60):
+        out, err = await process.communicate(stdin.encode())
+    assert b"Traceback" not in err, err.decode()
+    return Done(process.returncode or 0, out.decode(), err.decode())

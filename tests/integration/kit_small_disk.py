@@ -1,0 +1,102 @@
+"""What happens on a disk that is full or read-only. Runs in a mount namespace of its own, so it leaves no mount behind.
+
+unshare --mount python kit_small_disk.py FOLDER journal
+unshare --mount python kit_small_disk.py FOLDER objects DIGEST < settings.json
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from integration.kit_counter import Counter
+
+from slmops.contracts.errors import DiskFull, SlmopsError, Unreachable
+from slmops.kit.objects import Objects
+from slmops.kit.settings import ObjectSettings
+
+CANNOT_MOUNT = 99
+
+
+def mount(folder: Path, *options: str) -> None:
+    if subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode:
+        sys.exit(CANNOT_MOUNT)
+
+
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as out:
+        try:
+            while True:
+                out.write(bytes(4096))
+        except OSError:
+            return
+
+
+async def journal(folder: Path) -> None:
+    url = f"sqlite:///{folder}/journal.db"
+    counter = Counter(url)
+    await counter.journal.open()
+    count = await counter.step()
+    fill(folder / "fill")
+    refused = None
+    for _ in range(1000):
+        try:
+            count = await counter.step()
+        except SlmopsError as error:
+            refused = error
+            break
+    assert type(refused) is DiskFull, refused
+    assert "Free disk space" in str(refused.fix)
+    assert await counter.count() == count, "what is there can still be read"
+    (folder / "fill").unlink()
+    assert await counter.step() == count + 1
+    await counter.journal.close()
+
+    mount(folder, "-o", "remount,ro")
+    counter = Counter(url)
+    try:
+        await counter.journal.open()
+    except (DiskFull, Unreachable) as error:
+        assert "written" in str(error.fix)  # noqa: PT017
+    else:
+        raise AssertionError("it opened")
+
+
+async def objects(folder: Path) -> None:
+    store = Objects(ObjectSettings(**json.load(sys.stdin)))
+    target = folder / "weights.bin"
+    try:
+        await store.get_file(sys.argv[3], target)
+    except DiskFull as error:
+        assert str(folder) in str(error.where)  # noqa: PT017
+        assert "Free" in str(error.fix)  # noqa: PT017
+    else:
+        raise AssertionError("it fitted")
+    assert list(folder.iterdir()) == [], "the room that it took is free again"
+
+
+def run_on_a_small_disk(folder: Path, *arguments: str, stdin: str = "") -> None:
+    """For a test: this file as a process, in a mount namespace."""
+    folder.mkdir(exist_ok=True)
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    argv = [*unshare, sys.executable, __file__, str(folder), *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(argv, input=stdin, env=environment, capture_output=True, text=True, timeout=60)
+    if done.returncode == CANNOT_MOUNT or "unshare:" in done.stderr:
+        pytest.skip("this machine lets nobody mount a small disk")
+    assert done.returncode == 0, done.stderr
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    mount(folder, "-t", "tmpfs", "-o", "size=800k", "tmpfs")
+    asyncio.run({"journal": journal, "objects": objects}[sys.argv[2]](folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A clean bus for each test on the session's real nats-server, and the few words that its tests are written in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nats.aio.msg import Msg
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js.api import ConsumerConfig, DeliverPolicy
+
+from slmops.contracts.cloudevent import Envelope, event_id
+from slmops.contracts.events import Event, ModelAliasMoved
+from slmops.kit.bus import Bus
+from slmops.kit.client import BusClient
+from slmops.kit.provision import provision
+from slmops.kit.settings import BusSettings
+
+AT = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def moved(alias: str) -> ModelAliasMoved:
+    return ModelAliasMoved(model="smollm2", alias=alias, version="1.0.0", at=AT)
+
+
+def envelope(event: Event, **changes: str) -> Envelope:
+    attributes = {"id": event_id(event.model_dump_json()), "source": "test", "type": event.type}
+    return Envelope(time=AT, **(attributes | changes))
+
+
+async def until(condition: Callable[[], bool], within_s: float = 15) -> None:
+    """Wait for it, and fail with its source when it does not come."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class World:
+    """`client` is the operator's connection."""
+
+    url: str
+    creds: dict[str, Path]
+    client: BusClient
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def settings(self, user: str) -> BusSettings:
+        return BusSettings(nats_url=self.url, nats_creds=self.creds[user])
+
+    async def connect(self, user: str, **options: Any) -> BusClient:
+        client = await BusClient.connect(self.settings(user), name=user, **options)
+        self.stack.push_async_callback(client.close)
+        return client
+
+    async def service(self, name: str, declare: Callable[[Bus], None]) -> Bus:
+        """A service, running until the test ends."""
+        bus = Bus(name, self.settings(name))
+        declare(bus)
+        await bus.start()
+        self.stack.push_async_callback(bus.broker.stop)
+        return bus
+
+    async def publish(self, *events: Event) -> None:
+        for event in events:
+            await self.client.publish(event, envelope(event))
+
+    async def stored(self, stream: str) -> list[Msg]:
+        """Every message of a stream, oldest first."""
+        count = (await self.client.js.stream_info(stream)).state.messages
+        config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
+        reader = await self.client.js.pull_subscribe("", stream=stream, config=config)
+        found: list[Msg] = []
+        while len(found) < count:
+            try:
+                found += await reader.fetch(count - len(found), timeout=5)
+            except NatsTimeout:
+                break
+        await reader.unsubscribe()
+        return found
+
+    async def dead(self, count: int, within_s: float = 15) -> list[Msg]:
+        """Exactly so many dead letters, waited for."""
+        deadline = time.monotonic() + within_s
+        while (present := (await self.client.js.stream_info("DLQ")).state.messages) < count:
+            assert time.monotonic() < deadline, f"{present} dead letters instead of {count}"
+            await asyncio.sleep(0.02)
+        found = await self.stored("DLQ")
+        assert len(found) == count
+        return found
+
+    async def unsettled(self, stream: str, durable: str) -> int:
+        """Messages that a consumer still has to handle or to acknowledge."""
+        info = await self.client.js.consumer_info(stream, durable)
+        return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+
+
+async def wipe(client: BusClient) -> None:
+    for stream in await client.js.streams_info():
+        await client.js.delete_stream(str(stream.config.name))
+
+
+@asynccontextmanager
+async def world_on(url: str, creds: dict[str, Path]) -> AsyncIterator[World]:
+    client = await BusClient.connect(BusSettings(nats_url=url, nats_creds=creds["console"]), name="test")
+    await wipe(client)  # others may have left streams of their own on the session's server
+    await provision(client.js)
+    world = World(url, dict(creds), client)
+    try:
+        yield world
+    finally:
+        await world.stack.aclose()
+        await wipe(client)
+        await client.close()

@@ -1,0 +1,328 @@
+"""The command line against services on a real bus: answers, errors, exit codes, dead letters, spans."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from integration.console_cli import Cli, ended
+from integration.kit_world import World, envelope, moved, until, world_on
+from unit.console.console_examples import blueprint, gateway, rollout
+
+from slmops.contracts.blueprint import Blueprint
+from slmops.contracts.commands import (
+    ApplyBlueprint,
+    BlueprintList,
+    BlueprintView,
+    GatewayList,
+    ListBlueprints,
+    ListGateways,
+    ListRollouts,
+    PauseRollout,
+    RetireVersion,
+    RolloutList,
+    RolloutView,
+    StartRollout,
+)
+from slmops.contracts.errors import IllegalTransition, NotFound
+from slmops.contracts.events import ModelAliasMoved
+from slmops.kit.bus import Bus, Delivered
+
+if TYPE_CHECKING:
+    from conftest import NatsServer
+
+
+SUBJECT = ModelAliasMoved.type
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+@pytest.fixture
+def slmops(world: World) -> Cli:
+    return Cli(world)
+
+
+class Rollouts:
+    """A rollout service that has lived already: `story` is told one view per question, the last for ever."""
+
+    def __init__(self, *story: RolloutView) -> None:
+        self.story = list(story) or [rollout()]
+        self.asked: list[object] = []
+
+    async def start(self, command: StartRollout) -> RolloutView:
+        self.asked.append(command)
+        return self.story[0]
+
+    async def pause(self, command: PauseRollout) -> RolloutView:
+        raise IllegalTransition("a rollout that is completed does not take pause", fix="It takes: roll_back.")
+
+    async def rollouts(self, query: ListRollouts) -> RolloutList:
+        self.asked.append(query)
+        if query.blueprint not in (None, "edge-chat"):
+            return RolloutList(rollouts=())
+        view = self.story[0] if len(self.story) == 1 else self.story.pop(0)
+        return RolloutList(rollouts=(view,))
+
+    async def gateways(self, query: ListGateways) -> GatewayList:
+        fleet = (gateway("gw-1"), gateway("gw-2", problem="0 of 5 golden prompts pass"))
+        return GatewayList(gateways=tuple(g for g in fleet if query.gateway_id in (None, g.gateway_id)))
+
+    async def apply(self, command: ApplyBlueprint) -> BlueprintView:
+        self.asked.append(command)
+        return blueprint()
+
+    async def blueprints(self, _: ListBlueprints) -> BlueprintList:
+        return BlueprintList(blueprints=(blueprint(),))
+
+    def declare(self, bus: Bus) -> None:
+        bus.serve(StartRollout, self.start)
+        bus.serve(PauseRollout, self.pause)
+        bus.serve(ListRollouts, self.rollouts)
+        bus.serve(ListGateways, self.gateways)
+        bus.serve(ApplyBlueprint, self.apply)
+        bus.serve(ListBlueprints, self.blueprints)
+
+
+# ---- rollouts, blueprints, gateways -----------------------------------------------------------------------
+
+
+async def test_watch_prints_a_line_per_change_and_says_by_its_exit_code_how_it_ended(world: World, slmops: Cli) -> None:
+    running = rollout()
+    stages = (running.stages[0].model_copy(update={"committed": 1, "failed": 0}), running.stages[1])
+    story = [running, running, running.model_copy(update={"stages": stages}), rollout("rolled_back")]
+    await world.service("rollout", Rollouts(*story).declare)
+    done = await slmops("rollout", "watch", "edge-chat", "--json")
+    assert done.exit_code == 3
+    assert [RolloutView.model_validate(line) for line in done.lines] == [story[0], story[2], story[3]]
+    assert (await slmops("rollout", "watch", "edge-chat")).out.startswith("rolled_back, stage 1/2 canary: 0 of 1")
+
+
+async def test_watch_of_a_rollout_that_completes_is_a_success(world: World, slmops: Cli) -> None:
+    await world.service("rollout", Rollouts(rollout(), rollout("completed")).declare)
+    done = await slmops("rollout", "watch", "edge-chat", "--json")
+    assert (done.exit_code, [line["state"] for line in done.lines]) == (0, ["running", "completed"])
+
+
+async def test_watch_survives_a_restart_of_the_service(world: World, slmops: Cli) -> None:
+    first = await world.service("rollout", Rollouts(rollout()).declare)
+    process = await slmops.start("rollout", "watch", "edge-chat", "--json")
+    assert process.stdout
+    assert json.loads(await process.stdout.readline())["state"] == "running"
+    await first.broker.stop()
+    await world.service("rollout", Rollouts(rollout("completed")).declare)
+    done = await ended(process)
+    assert (done.exit_code, done.lines[-1]["state"]) == (0, "completed")
+
+
+async def test_watch_without_a_rollout_says_how_to_start_one(world: World, slmops: Cli) -> None:
+    await world.service("rollout", Rollouts().declare)
+    done = await slmops("rollout", "watch", "another", "--json")
+    assert (done.exit_code, done.problem["code"]) == (1, NotFound.code)
+    assert "slmops rollout start another" in done.problem["fix"]
+
+
+async def test_ctrl_c_ends_quietly_with_130(world: World, slmops: Cli) -> None:
+    await world.service("rollout", Rollouts(rollout()).declare)
+    process = await slmops.start("rollout", "watch", "edge-chat", "--json")
+    assert process.stdout
+    await process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    done = await ended(process)
+    assert (done.exit_code, done.err) == (130, "Interrupted.\n")
+
+
+async def test_start_asks_for_what_was_said_and_answers_with_the_view(world: World, slmops: Cli) -> None:
+    service = Rollouts()
+    await world.service("rollout", service.declare)
+    done = await slmops("rollout", "start", "edge-chat", "--version", "1.0.1", "--json")
+    assert service.asked == [StartRollout(blueprint="edge-chat", version="1.0.1")]
+    assert RolloutView.model_validate(done.json) == rollout()
+
+
+async def test_a_refusal_of_a_service_is_its_own_error(world: World, slmops: Cli) -> None:
+    await world.service("rollout", Rollouts().declare)
+    done = await slmops("rollout", "pause", "edge-chat", "--json")
+    assert done.exit_code == IllegalTransition.exit_code
+    assert done.out == ""
+    assert done.problem == {
+        "code": "illegal_transition",
+        "what": "a rollout that is completed does not take pause",
+        "where": None,
+        "fix": "It takes: roll_back.",
+    }
+
+
+async def test_a_service_that_does_not_run_is_named(slmops: Cli) -> None:
+    done = await slmops("model", "ls")
+    assert done.exit_code == 75
+    assert "the registry service is not running" in done.err
+
+
+async def test_a_blueprint_is_applied_from_yaml_and_from_json_on_standard_input(
+    world: World, slmops: Cli, tmp_path: Path
+) -> None:
+    service = Rollouts()
+    await world.service("rollout", service.declare)
+    file = tmp_path / "edge-chat.yaml"
+    file.write_text("name: edge-chat\nmodel: smollm2\nsoak: {seconds: 1}\n")
+    assert (await slmops("blueprint", "apply", str(file))).exit_code == 0
+    spec = Blueprint(name="edge-chat", model="smollm2")
+    assert (await slmops("blueprint", "apply", "-", stdin=spec.model_dump_json())).exit_code == 0
+    assert service.asked == [
+        ApplyBlueprint(spec=spec.model_copy(update={"soak": spec.soak.model_copy(update={"seconds": 1})})),
+        ApplyBlueprint(spec=spec),
+    ]
+
+
+async def test_lists_are_the_replies_for_machines_and_tables_for_people(world: World, slmops: Cli) -> None:
+    await world.service("rollout", Rollouts(rollout("completed")).declare)
+    for command, kind, word in (
+        (("gateway", "ls"), GatewayList, "gw-2"),
+        (("rollout", "ls"), RolloutList, "smollm2:1.0.1"),
+        (("blueprint", "ls"), BlueprintList, "edge-chat"),
+    ):
+        assert kind.model_validate((await slmops(*command, "--json")).json)
+        assert word in (await slmops(*command)).out
+
+
+async def test_a_gateway_is_shown_with_the_source_of_what_it_should_run(world: World, slmops: Cli) -> None:
+    await world.service("rollout", Rollouts().declare)
+    assert "no rollout under way" in (await slmops("gateway", "show", "gw-1")).out
+    unknown = await slmops("gateway", "show", "gw-9", "--json")
+    assert (unknown.exit_code, unknown.problem["code"]) == (1, NotFound.code)
+
+
+# ---- dead letters -----------------------------------------------------------------------------------------
+
+
+class Optimizer:
+    """Refuses until it is mended."""
+
+    def __init__(self) -> None:
+        self.mended = False
+        self.done: list[tuple[str, str]] = []
+
+    async def on_alias(self, event: ModelAliasMoved, delivered: Delivered) -> None:
+        if not self.mended:
+            raise NotFound("no such model")
+        self.done.append((event.alias, delivered.id))
+
+    def declare(self, bus: Bus) -> None:
+        bus.on(ModelAliasMoved, self.on_alias)
+
+
+async def test_dead_letters_are_listed_without_what_they_say(world: World, slmops: Cli) -> None:
+    await world.service("optimizer", Optimizer().declare)
+    await world.publish(moved("stable"))
+    await world.client.store(SUBJECT, b"my secret", {"Nats-Msg-Id": "malformed"})
+    await world.dead(2)
+    readers = (await world.client.js.stream_info("DLQ")).state.consumer_count
+    done = await slmops("dlq", "ls", "--json")
+    first, second = sorted(done.json["dead_letters"], key=lambda letter: str(letter["code"]), reverse=True)
+    size = len(moved("stable").model_dump_json())
+    assert {key: first[key] for key in ("subject", "consumer", "code", "reason", "size_bytes")} == {
+        "subject": SUBJECT,
+        "consumer": f"optimizer/{SUBJECT}",
+        "code": NotFound.code,
+        "reason": "no such model",
+        "size_bytes": size,
+    }
+    assert (second["code"], second["size_bytes"]) == ("invalid_message", 9)
+    for output in (done.out, (await slmops("dlq", "ls")).out):
+        assert "secret" not in output
+    for output in (
+        (await slmops("dlq", "ls", "--show-payload")).out,
+        (await slmops("dlq", "ls", "--show-payload", "--json")).out,
+    ):
+        assert "my secret" in output
+    assert (await world.client.js.stream_info("DLQ")).state.consumer_count == readers
+
+
+async def test_a_replayed_message_is_the_same_event_under_a_new_message_id(world: World, slmops: Cli) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.publish(moved("stable"))
+    (letter,) = await world.dead(1)
+    optimizer.mended = True
+    done = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--json")
+    assert (done.exit_code, done.json["replayed"][0]["problem"]) == (0, None)
+    original = envelope(moved("stable"))
+    await until(lambda: optimizer.done == [("stable", original.id)])
+    first, second = await world.stored("EVENTS")
+    assert first.data == second.data
+    assert (first.headers or {})["Nats-Msg-Id"] != (second.headers or {})["Nats-Msg-Id"]
+    ours = [key for key in second.headers or {} if key.startswith("slmops-")]
+    assert ours == []
+    await world.dead(0)
+
+
+async def test_all_are_replayed_and_what_fails_again_is_a_new_dead_letter(world: World, slmops: Cli) -> None:
+    await world.service("optimizer", Optimizer().declare)
+    await world.publish(moved("stable"), moved("canary"))
+    before = {letter.metadata.sequence.stream for letter in await world.dead(2)}
+    done = await slmops("dlq", "replay", "--all", "--json")
+    assert {row["sequence"] for row in done.json["replayed"]} == before
+    after: set[int] = set()
+    while len(after) < 2:
+        after = {letter.metadata.sequence.stream for letter in await world.stored("DLQ")} - before
+    assert len(await world.dead(2)) == 2
+
+
+async def test_a_dead_command_is_kept_while_nobody_answers_it(world: World, slmops: Cli) -> None:
+    async def retire(command: RetireVersion) -> RolloutView:
+        raise AssertionError("never valid")
+
+    bus = await world.service("registry", lambda bus: bus.serve(RetireVersion, retire))
+    await world.client.connection.request("cmd.registry.retire_version", b"{}", timeout=10)
+    (letter,) = await world.dead(1)
+    sequence = str(letter.metadata.sequence.stream)
+    again = await slmops("dlq", "replay", sequence, "--json")
+    assert (again.exit_code, again.json["replayed"][0]["problem"]["code"]) == (65, "invalid_message")
+    (letter,) = await world.dead(1)
+    assert str(letter.metadata.sequence.stream) != sequence
+    await bus.broker.stop()
+    silent = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--json")
+    assert (silent.exit_code, silent.json["replayed"][0]["problem"]["code"]) == (75, "unreachable")
+    await world.dead(1)
+
+
+async def test_a_dead_letter_that_is_not_there_is_an_error(slmops: Cli) -> None:
+    done = await slmops("dlq", "replay", "4711", "--json")
+    assert (done.exit_code, done.problem["code"]) == (1, NotFound.code)
+    assert (await slmops("dlq", "ls")).out.strip() == "No dead letters."
+
+
+# ---- traces -----------------------------------------------------------------------------------------------
+
+
+async def test_a_call_is_a_span_of_the_callers_trace_and_the_service_sees_it(world: World, tmp_path: Path) -> None:
+    trace = tmp_path / "console.jsonl"
+    await world.service("rollout", Rollouts().declare)
+    parent = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+    slmops = Cli(world, SLMOPS_TRACE_FILE=str(trace), TRACEPARENT=parent)
+    assert (await slmops("rollout", "start", "edge-chat")).exit_code == 0
+    assert (await slmops("rollout", "pause", "edge-chat")).exit_code == 1
+    spans = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert {span["context"]["trace_id"] for span in spans} == {f"0x{TRACE_ID}"}
+    assert {span["resource"]["attributes"]["service.name"] for span in spans} == {"console"}
+    calls = {span["name"]: span for span in spans if span["name"].startswith("slmops ")}
+    assert set(calls) == {"slmops rollout start", "slmops rollout pause"}
+    assert {span["parent_id"] for span in calls.values()} == {"0x00f067aa0ba902b7"}
+    assert calls["slmops rollout pause"]["status"]["status_code"] == "ERROR"
+
+
+async def test_without_a_caller_it_is_a_trace_of_its_own(world: World, tmp_path: Path) -> None:
+    trace = tmp_path / "console.jsonl"
+    await Cli(world, SLMOPS_TRACE_FILE=str(trace))("chat", "my secret", "--url", "http://127.0.0.1:1")
+    (span,) = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert (span["name"], span["parent_id"]) == ("slmops chat", None)
+    assert "secret" not in trace.read_text()

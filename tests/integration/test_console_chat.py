@@ -1,0 +1,112 @@
+"""`slmops chat` with a real gateway API on a real, tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from integration.console_cli import Cli
+from integration.kit_world import World, world_on
+
+from slmops.console.chat import ask
+from slmops.contracts.errors import InvalidMessage, NotReady, PermanentError
+from slmops.gateway.api import create_api
+from slmops.gateway.listen import ApiServer, listen
+from slmops.gateway.runner import ProcessRunner
+from slmops.gateway.serving import Serving, ServingLimits
+
+if TYPE_CHECKING:
+    from conftest import NatsServer
+
+
+QUESTION = "Capital of France?"
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+async def serve(serving: Serving) -> AsyncIterator[str]:
+    server, socket = ApiServer(create_api(serving)), listen()
+    host, port = socket.getsockname()
+    serving_api = asyncio.create_task(server.serve([socket]))
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    await serving_api
+
+
+@pytest.fixture
+async def url(make_runner: Callable[..., ProcessRunner]) -> AsyncIterator[str]:
+    serving, runner = Serving(ServingLimits(drain=timedelta(seconds=5))), make_runner(context_tokens=512)
+    await runner.start()
+    await serving.swap(runner)
+    async for address in serve(serving):
+        yield address
+    await serving.stop()
+
+
+@pytest.fixture
+async def empty_url() -> AsyncIterator[str]:
+    """A gateway that has no release yet."""
+    async for address in serve(Serving(ServingLimits())):
+        yield address
+
+
+async def test_an_answer_comes_whole_and_in_pieces_and_with_its_figures(world: World, url: str, tmp_path: Path) -> None:
+    client = {"nats_url": world.url, "gateways": {"gw-1": "http://127.0.0.1:1", "gw-2": url}}
+    (tmp_path / "client.json").write_text(json.dumps(client))
+    slmops = Cli(world, SLMOPS_DATA=str(tmp_path))
+    answer = (await slmops("chat", "gw-2", QUESTION, "--max-tokens", "12", "--json")).json
+    assert (answer["model"], answer["completion_tokens"]) == ("tiny", 12)
+    assert answer["release"].startswith("sha256:")
+    assert answer["tokens_per_s"] > 0
+    assert answer["ttft_s"] > 0
+    streamed = await slmops("chat", "--url", url, QUESTION, "--max-tokens", "12", "--stream")
+    whole = await slmops("chat", "gw-2", QUESTION, "--max-tokens", "12")
+    assert streamed.out == whole.out
+    assert "12 tokens, " in whole.err
+    unknown = await slmops("chat", "gw-3", QUESTION, "--json")
+    assert (unknown.exit_code, unknown.problem["fix"]) == (1, "Use one of gw-1, gw-2, or --url.")
+    gone = await slmops("chat", QUESTION, "--json")  # the first gateway, where nobody listens
+    assert (gone.exit_code, gone.problem["code"]) == (75, "unreachable")
+
+
+async def test_pieces_are_told_as_they_come(url: str) -> None:
+    pieces: list[str] = []
+    answer = await ask(url, QUESTION, max_tokens=12, on_text=pieces.append)
+    assert len(pieces) > 1
+    assert "".join(pieces) == answer.text
+
+
+async def test_a_gateway_without_a_model_says_so(empty_url: str) -> None:
+    with pytest.raises(NotReady):
+        await ask(empty_url, QUESTION)
+
+
+async def test_a_prompt_beyond_the_context_is_the_gateways_own_error(url: str) -> None:
+    with pytest.raises(PermanentError, match="context"):
+        await ask(url, "word " * 2000)
+
+
+async def test_something_that_is_no_chat_api_is_told(url: str) -> None:
+    with pytest.raises(PermanentError):
+        await ask(f"{url}/metrics", QUESTION)
+    server = await asyncio.start_server(_nonsense, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(InvalidMessage, match="no chat completion"):
+            await ask(f"http://127.0.0.1:{port}", QUESTION)
+
+
+async def _nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\nconnection: close\r\n\r\ndata: <html>\n")
+    await writer.drain()
+    writer.close()

@@ -1,0 +1,242 @@
+"""The OpenAI-compatible API over a real socket, a real runner and a real (tiny) model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from slmops.gateway.api import ApiLimits, create_api
+from slmops.gateway.listen import ApiServer, listen
+from slmops.gateway.runner import ProcessRunner
+from slmops.gateway.serving import Serving, ServingLimits
+
+MakeRunner = Callable[..., ProcessRunner]
+URL = "/v1/chat/completions"
+ASK = {"messages": [{"role": "user", "content": "Capital of France?"}], "max_tokens": 12, "temperature": 0}
+
+
+@asynccontextmanager
+async def api(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    server, socket = ApiServer(create_api(serving, limits=ApiLimits(max_body_bytes=10_000))), listen()
+    host, port = socket.getsockname()
+    running = asyncio.create_task(server.serve([socket]))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        await running
+
+
+@pytest_asyncio.fixture
+async def serving(make_runner: MakeRunner) -> AsyncIterator[Serving]:
+    serving, runner = Serving(ServingLimits(drain=timedelta(seconds=5))), make_runner(parallel=1, context_tokens=512)
+    await runner.start()
+    await serving.swap(runner)
+    yield serving
+    await serving.stop()
+
+
+@pytest_asyncio.fixture
+async def client(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    async with api(serving) as client:
+        yield client
+
+
+def events(text: str) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+async def test_a_completion_has_the_shape_that_openai_clients_read(client: httpx.AsyncClient) -> None:
+    body = (await client.post(URL, json={**ASK, "model": "tiny"})).raise_for_status().json()
+    assert body["object"] == "chat.completion"
+    assert body["model"] == "tiny"
+    assert body["system_fingerprint"].startswith("sha256:")
+    [choice] = body["choices"]
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] in ("stop", "length")
+    usage = body["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert 0 < usage["completion_tokens"] <= 12
+
+
+async def test_a_stream_says_the_same_as_the_whole_answer(client: httpx.AsyncClient) -> None:
+    whole = (await client.post(URL, json=ASK)).json()
+    response = await client.post(URL, json={**ASK, "stream": True, "stream_options": {"include_usage": True}})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    chunks = events(response.text)
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
+    assert text == whole["choices"][0]["message"]["content"]
+    assert chunks[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert (chunks[-1]["choices"], chunks[-1]["usage"]) == ([], whole["usage"])
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+async def test_a_stream_without_the_option_has_no_usage(client: httpx.AsyncClient) -> None:
+    chunks = events((await client.post(URL, json={**ASK, "stream": True})).text)
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+async def test_content_may_come_in_parts_and_stop_as_one_string(client: httpx.AsyncClient) -> None:
+    parts = [{"type": "text", "text": "Capital "}, {"type": "text", "text": "of France?"}]
+    asked = {**ASK, "messages": [{"role": "user", "content": parts}], "stop": "\0"}
+    assert (await client.post(URL, json=asked)).json()["choices"] == (await client.post(URL, json=ASK)).json()[
+        "choices"
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": []},
+        {"messages": "hello"},
+        {"messages": [{"role": "wizard", "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        {"max_tokens": 0},
+        {"temperature": 3},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"stop": ["1", "2", "3", "4", "5"]},
+        {"n": 2},
+        {"tools": [{}]},
+        {"logprobs": True},
+        {"stream": "perhaps"},
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_served_is_a_400_in_openais_form(
+    client: httpx.AsyncClient, change: dict[str, Any]
+) -> None:
+    response = await client.post(URL, content=json.dumps({**ASK, **change}))
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_nonsense_is_a_400_and_does_not_come_back_in_the_message(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, content=b"secret not json")
+    assert response.status_code == 400
+    assert "secret" not in response.text
+
+
+async def test_a_prompt_longer_than_the_context_is_a_400_streamed_or_not(client: httpx.AsyncClient) -> None:
+    long = {**ASK, "messages": [{"role": "user", "content": "word " * 1000}]}
+    for stream in (False, True):
+        response = await client.post(URL, json={**long, "stream": stream})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "prompt_refused")
+    assert (await client.post(URL, json=ASK)).status_code == 200
+
+
+async def test_another_model_is_a_404_and_its_version_may_be_named(client: httpx.AsyncClient) -> None:
+    assert (await client.post(URL, json={**ASK, "model": "gpt-x"})).status_code == 404
+    assert (await client.post(URL, json={**ASK, "model": "tiny:9.9.9"})).status_code == 404
+    assert (await client.post(URL, json={**ASK, "model": "tiny:1.0.0"})).status_code == 200
+    assert (await client.get("/nothing")).json()["error"]["code"] == "no_such_route"
+    assert (await client.get(URL)).status_code == 405
+
+
+async def test_a_body_beyond_the_limit_is_a_413_with_and_without_a_length(client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 1000
+
+    assert (await client.post(URL, content=b"x" * 10_001)).status_code == 413
+    assert (await client.post(URL, content=endless())).status_code == 413
+
+
+async def test_without_a_model_it_is_alive_but_not_ready_and_says_when_to_come_back() -> None:
+    async with api(Serving()) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/v1/models")).json()["data"] == []
+        response = await client.post(URL, json=ASK)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) > 0
+        assert response.json()["error"]["code"] == "not_ready"
+
+
+async def test_health_and_models_of_a_gateway_that_serves(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/readyz")).json() == {"ready": True}
+    assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["tiny"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_before_the_first_token_cancels_its_answer(
+    make_runner: MakeRunner, stream: bool
+) -> None:
+    """The runner stands still meanwhile, so an answer that was not cancelled would be finished and counted."""
+    serving, runner = Serving(), make_runner()
+    await runner.start()
+    await serving.swap(runner)
+    assert runner.pid
+    async with api(serving) as client:
+        os.kill(runner.pid, signal.SIGSTOP)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(URL, json={**ASK, "stream": stream}, timeout=httpx.Timeout(5, read=0.1))
+        await asyncio.sleep(0.6)  # twice as long as the gateway takes to look
+        os.kill(runner.pid, signal.SIGCONT)
+        assert (await client.post(URL, json=ASK)).status_code == 200
+    assert serving.take_measurements()[runner.release.digest].requests == 1
+    await serving.stop()
+
+
+async def test_a_client_that_leaves_a_stream_cancels_the_rest(make_runner: MakeRunner) -> None:
+    serving, runner = Serving(), make_runner(context_tokens=512)
+    await runner.start()
+    await serving.swap(runner)
+    assert runner.pid
+    async with api(serving) as client:
+        asked = {**ASK, "max_tokens": 480, "stream": True}
+        async with client.stream("POST", URL, json=asked) as response:
+            await anext(response.aiter_bytes())
+            os.kill(runner.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.3)
+        os.kill(runner.pid, signal.SIGCONT)
+        assert (await client.post(URL, json=ASK)).status_code == 200
+    assert serving.take_measurements()[runner.release.digest].requests == 1
+    await serving.stop()
+
+
+async def test_metrics_use_the_genai_names_and_hold_nothing_a_client_wrote(client: httpx.AsyncClient) -> None:
+    await client.post(URL, json={**ASK, "model": "tiny:1.0.0"})
+    await client.post(URL, json={**ASK, "model": "invented-by-a-client"})
+    text = (await client.get("/metrics")).text
+    for name in (
+        "gen_ai_server_time_to_first_token_seconds",
+        "gen_ai_server_time_per_output_token_seconds",
+        "gen_ai_server_request_duration_seconds",
+        "gen_ai_client_token_usage",
+    ):
+        assert f"{name}_count{{" in text
+    assert 'gen_ai_request_model="tiny"' in text
+    assert "invented" not in text
+
+
+async def test_no_prompt_and_no_answer_reaches_a_log(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "a-word-that-nobody-may-log"
+    asked = {**ASK, "messages": [{"role": "user", "content": secret}]}
+    answers = [(await client.post(URL, json=asked)).json()["choices"][0]["message"]["content"]]
+    await client.post(URL, json={**asked, "temperature": 9})
+    await client.post(URL, json={**asked, "messages": [{"role": "user", "content": secret * 400}]})
+    await client.post(URL, json={**asked, "stream": True})
+    captured = capfd.readouterr()
+    logged = "\n".join(record.getMessage() for record in caplog.records) + captured.out + captured.err
+    assert secret not in logged
+    assert answers[0] not in logged

@@ -1,0 +1,225 @@
+"""Nothing is swallowed and nothing stops the service: what cannot be handled is kept with its reason."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from integration.kit_world import AT, World, envelope, moved, until, world_on
+
+from slmops.contracts.errors import Conflict, InternalError, NotFound
+from slmops.contracts.events import GatewayReported, ModelAliasMoved, UpdatePhase
+from slmops.contracts.measurement import MeasurementBatch
+from slmops.kit.bus import Bus, Delivered
+from slmops.kit.delivery import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER, dead_letter
+
+if TYPE_CHECKING:
+    from conftest import NatsServer
+
+SUBJECT = ModelAliasMoved.type
+CONSUMER = "optimizer-slmops_model_alias_moved_v1"
+AT_ONCE = timedelta(0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redeliveries at once, and three of them instead of six."""
+    for module in ("provision", "delivery"):
+        monkeypatch.setattr(f"slmops.kit.{module}.MAX_DELIVER", 3)
+        monkeypatch.setattr(f"slmops.kit.{module}.BACKOFF_S", (0.02, 0.02))
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer, impatient: None) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+class Optimizer:
+    """Fails as the alias asks for; `failures` is how often, then it works."""
+
+    def __init__(self, failures: int = 99) -> None:
+        self.failures = failures
+        self.tried: list[str] = []
+        self.done: list[str] = []
+
+    async def on_alias(self, event: ModelAliasMoved, _: Delivered) -> None:
+        self.tried.append(event.alias)
+        if len(self.tried) <= self.failures:
+            match event.alias:
+                case "permanent":
+                    raise NotFound("no such\nmodel", where="smollm2")
+                case "temporary":
+                    raise Conflict("busy", delay=AT_ONCE)
+                case "defect":
+                    raise ValueError("hunter2")
+        self.done.append(event.alias)
+
+    def declare(self, bus: Bus) -> None:
+        bus.on(ModelAliasMoved, self.on_alias)
+
+
+async def test_a_lasting_failure_is_dead_lettered_at_once_with_its_reason_and_its_original(world: World) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.publish(moved("permanent"))
+    (letter,) = await world.dead(1)
+    assert optimizer.tried == ["permanent"]
+    assert letter.subject == f"dlq.{SUBJECT}"
+    assert letter.data == moved("permanent").model_dump_json().encode()
+    headers = letter.headers or {}
+    assert {key: headers[key] for key in (CODE_HEADER, REASON_HEADER, CONSUMER_HEADER, SUBJECT_HEADER)} == {
+        CODE_HEADER: NotFound.code,
+        REASON_HEADER: "no such model",
+        CONSUMER_HEADER: f"optimizer/{SUBJECT}",
+        SUBJECT_HEADER: SUBJECT,
+    }
+    original = envelope(moved("permanent")).headers()
+    assert {k: headers[k] for k in original if k.startswith("ce-")} == {
+        k: v for k, v in original.items() if k.startswith("ce-")
+    }
+    assert await world.unsettled("EVENTS", CONSUMER) == 0
+
+
+async def test_a_passing_failure_is_tried_again_and_leaves_no_dead_letter(world: World) -> None:
+    optimizer = Optimizer(failures=2)
+    await world.service("optimizer", optimizer.declare)
+    await world.publish(moved("temporary"))
+    await until(lambda: optimizer.done == ["temporary"])
+    assert len(optimizer.tried) == 3
+    await world.dead(0)
+
+
+async def test_a_failure_that_does_not_pass_is_dead_lettered_after_the_last_delivery(world: World) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.publish(moved("temporary"))
+    (letter,) = await world.dead(1)
+    assert (letter.headers or {})[CODE_HEADER] == Conflict.code
+    await asyncio.sleep(0.2)
+    assert len(optimizer.tried) == 3
+    assert await world.unsettled("EVENTS", CONSUMER) == 0
+
+
+async def test_a_passing_failure_waits_as_long_as_it_asks(world: World) -> None:
+    times: list[float] = []
+
+    async def on_alias(_: ModelAliasMoved, __: Delivered) -> None:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise Conflict("busy", delay=timedelta(seconds=0.5))
+
+    await world.service("optimizer", lambda bus: bus.on(ModelAliasMoved, on_alias))
+    await world.publish(moved("stable"))
+    await until(lambda: len(times) == 2)
+    assert 0.45 <= times[1] - times[0] < 3
+
+
+async def test_a_defect_of_ours_is_tried_again_then_kept_without_its_text(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.publish(moved("defect"))
+    (letter,) = await world.dead(1)
+    assert len(optimizer.tried) == 3
+    assert (letter.headers or {})[CODE_HEADER] == InternalError.code
+    assert "hunter2" not in str(letter.headers)
+    assert any("hunter2" in str(record.exc_info) for record in caplog.records)
+
+
+async def test_a_failing_message_does_not_hold_up_the_next_one(world: World) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.publish(moved("permanent"), moved("defect"), moved("temporary"), moved("stable"))
+    await until(lambda: optimizer.done == ["stable"])
+    assert len(await world.dead(3)) == 3
+
+
+GOOD = moved("stable").model_dump_json().encode()
+HEADERS = envelope(moved("stable")).headers()
+
+
+@pytest.mark.parametrize(
+    ("payload", "headers", "reason"),
+    [
+        (b"{garbage", HEADERS, "payload"),
+        (b"\xff\xfe\x00", HEADERS, "payload"),
+        (b"", HEADERS, "payload"),
+        (b"null", HEADERS, "payload"),
+        (b'{"model":"smollm2"}', HEADERS, "alias"),
+        (GOOD.replace(b'"stable"', b'"NO NAME"'), HEADERS, "alias"),
+        (GOOD, {}, "not a CloudEvent"),
+        (GOOD, {k: v for k, v in HEADERS.items() if k != "ce-id"}, "id missing"),
+        (GOOD, HEADERS | {"ce-type": "slmops.model.version_retired.v1"}, "version_retired"),
+        (GOOD, HEADERS | {"ce-type": "com.example.moved"}, "type missing or malformed"),
+        (GOOD, HEADERS | {"ce-time": "yesterday"}, "time"),
+        (GOOD, HEADERS | {"ce-specversion": "3.0"}, "specversion"),
+    ],
+)
+async def test_a_malformed_event_is_dead_lettered_and_the_service_goes_on(
+    world: World, payload: bytes, headers: dict[str, str], reason: str
+) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.client.js.publish(SUBJECT, payload, headers=headers | {"Nats-Msg-Id": "malformed"})
+    (letter,) = await world.dead(1)
+    assert (letter.data, (letter.headers or {})[CODE_HEADER]) == (payload, "invalid_message")
+    assert reason in (letter.headers or {})[REASON_HEADER]
+    await world.publish(moved("next"))
+    await until(lambda: optimizer.done == ["next"])
+    assert optimizer.tried == ["next"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Nats-Msg-Id": "m-1"}], ids=["without an id", "with one"])
+async def test_a_malformed_measurement_is_dead_lettered_too(world: World, headers: dict[str, str]) -> None:
+    async def note(_: MeasurementBatch, __: Delivered) -> None:
+        pytest.fail("it is malformed")
+
+    await world.service("telemetry", lambda bus: bus.consume("measure.*", MeasurementBatch, note))
+    await world.client.js.publish("measure.gw-1", b'{"batch_id":""}', headers=headers)
+    (letter,) = await world.dead(1)
+    assert letter.subject == "dlq.measure.gw-1"
+
+
+async def test_the_dead_letter_of_a_gateway_says_which_gateway(world: World) -> None:
+    async def refuse(_: GatewayReported, __: Delivered) -> None:
+        raise NotFound("no such gateway")
+
+    await world.service("rollout", lambda bus: bus.on(GatewayReported, refuse))
+    report = GatewayReported(gateway_id="gw-1", blueprint="edge-chat", sequence=1, phase=UpdatePhase.IDLE, at=AT)
+    await world.publish(report)
+    (letter,) = await world.dead(1)
+    assert letter.subject == "dlq.slmops.gateway.reported.v1.gw-1"
+    assert (letter.headers or {})[CONSUMER_HEADER] == "rollout/slmops.gateway.reported.v1.{gateway_id}"
+
+
+async def test_each_service_that_gives_up_leaves_its_own_dead_letter(world: World) -> None:
+    for name in ("optimizer", "packager"):
+        await world.service(name, Optimizer().declare)
+    await world.publish(moved("permanent"))
+    letters = await world.dead(2)
+    assert {(letter.headers or {})[CONSUMER_HEADER] for letter in letters} == {
+        f"optimizer/{SUBJECT}",
+        f"packager/{SUBJECT}",
+    }
+
+
+async def test_a_message_that_is_given_up_twice_is_kept_once(world: World) -> None:
+    await world.publish(moved("permanent"))
+    (message,) = await world.stored("EVENTS")
+    for _ in range(2):  # as when a service dies between the dead letter and the rejection
+        await dead_letter(world.client, message, "optimizer/x", NotFound("gone"))
+    await world.dead(1)
+
+
+async def test_a_message_is_kept_while_the_dead_letters_cannot_be_stored(world: World) -> None:
+    optimizer = Optimizer(failures=1)
+    await world.service("optimizer", optimizer.declare)
+    await world.client.js.delete_stream("DLQ")
+    await world.publish(moved("permanent"))
+    await until(lambda: optimizer.done == ["permanent"])
+    assert len(optimizer.tried) == 2

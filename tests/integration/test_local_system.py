@@ -1,0 +1,175 @@
+"""The real servers come up together, keep their data over a restart, and say what is wrong when they cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import nats
+import psutil
+import pytest
+from minio import Minio
+from nats.js.client import JetStreamContext
+from slmops.contracts.errors import Conflict, PortTaken, Unreachable
+from slmops.local.ports import HOST, is_free
+from slmops.local.process import ProcessState
+from slmops.local.system import System
+
+
+def servers(root: Path, **fixed: int) -> System:
+    return System(root, services=(), gateways=(), fixed_ports=fixed)
+
+
+def ports(system: System) -> dict[str, int]:
+    return dict(json.loads(system.layout.ports_file.read_text()))
+
+
+def bucket(system: System) -> Minio:
+    keys = system.layout.s3_credentials()
+    return Minio(f"{HOST}:{ports(system)['s3.api']}", keys.access_key, keys.secret_key, secure=False)
+
+
+async def jetstream(system: System) -> JetStreamContext:
+    client = json.loads(system.layout.client_file.read_text())
+    assert client["nats_creds"] == str(system.layout.creds("console"))
+    nc = await nats.connect(client["nats_url"], user_credentials=str(system.layout.creds("rollout")))
+    return nc.jetstream()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 (another process: nothing to wait on)
+            await asyncio.sleep(0.05)
+
+
+async def test_the_servers_keep_their_data_and_ports_over_a_restart(tmp_path: Path) -> None:
+    async with servers(tmp_path) as system:
+        before = ports(system)
+        js = await jetstream(system)
+        await (await js.create_key_value(bucket="desired")).put("blueprint.edge-chat", b"plan")
+        await js._nc.close()
+        data = os.urandom(5_000_000)
+        await asyncio.to_thread(bucket(system).put_object, "slmops", "blobs/x", io.BytesIO(data), len(data))
+    assert all(is_free(port) for port in before.values())
+    async with servers(tmp_path) as system:
+        assert ports(system) == before
+        js = await jetstream(system)
+        assert (await (await js.key_value("desired")).get("blueprint.edge-chat")).value == b"plan"
+        await js._nc.close()
+        assert (await asyncio.to_thread(bucket(system).get_object, "slmops", "blobs/x")).data == data
+
+
+async def test_data_survives_when_every_port_has_to_change(tmp_path: Path) -> None:
+    async with servers(tmp_path) as system:
+        old = ports(system)
+        await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
+    taken = [socket.create_server((HOST, port)) for port in old.values()]
+    try:
+        async with servers(tmp_path) as system:
+            assert not set(ports(system).values()) & set(old.values())
+            await asyncio.to_thread(bucket(system).put_object, "slmops", "b", io.BytesIO(b"2"), 1)
+            for key, value in (("a", b"1"), ("b", b"2")):
+                assert (await asyncio.to_thread(bucket(system).get_object, "slmops", key)).data == value
+    finally:
+        for server in taken:
+            server.close()
+
+
+async def test_the_servers_listen_on_the_loopback_interface_only(tmp_path: Path) -> None:
+    async with servers(tmp_path) as system:
+        pids = [state.pid for state in system.states()]
+        listening = [c for pid in pids for c in psutil.Process(pid).net_connections("tcp") if c.status == "LISTEN"]
+        assert {connection.laddr.ip for connection in listening} == {HOST}
+        assert {connection.laddr.port for connection in listening} == set(ports(system).values())
+
+
+async def test_a_stranger_has_no_access_to_the_objects(tmp_path: Path) -> None:
+    async with servers(tmp_path) as system, httpx.AsyncClient() as http:
+        await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
+        answer = await http.get(f"http://{HOST}:{ports(system)['s3.api']}/slmops/a")
+        assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("name", ["nats", "s3.api"])
+async def test_a_fixed_port_that_is_taken_is_an_error_and_nothing_runs(tmp_path: Path, name: str) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        system = servers(tmp_path, **{name: taken.getsockname()[1]})
+        with pytest.raises(PortTaken, match=name):
+            await system.start()
+    assert system.states() == []
+
+
+async def test_a_killed_server_comes_back_on_its_port_with_its_data(tmp_path: Path) -> None:
+    async with servers(tmp_path) as system:
+        js = await jetstream(system)
+        kv = await js.create_key_value(bucket="desired")
+        await kv.put("k", b"v")
+        await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
+        await asyncio.gather(system.kill("nats"), system.kill("s3"))
+        await until(lambda: [(s.restarts, s.status) for s in system.states()] == [(1, "ready")] * 2)
+        await until(lambda: js._nc.is_connected)
+        assert (await kv.get("k")).value == b"v"
+        assert (await asyncio.to_thread(bucket(system).get_object, "slmops", "a")).data == b"1"
+        await js._nc.close()
+
+
+async def test_one_system_per_folder(tmp_path: Path) -> None:
+    async with servers(tmp_path):
+        with pytest.raises(Conflict, match="another slmops"):
+            await servers(tmp_path).start()
+    async with servers(tmp_path):
+        pass
+
+
+async def test_a_service_that_does_not_start_stops_everything_and_says_why(tmp_path: Path) -> None:
+    seen: list[ProcessState] = []
+    system = System(tmp_path, services=("nosuchservice",), gateways=())
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "nosuchservice.creds").touch()
+    with pytest.raises(Unreachable, match=r"nosuchservice.*(?s:.*)No module named"):
+        await system.start(seen.append)
+    assert {state.status for state in system.states()} == {"stopped", "failed"}
+    assert {state.name for state in seen if state.status == "ready"} == {"nats", "s3"}
+
+
+def test_up_tells_its_story_and_ctrl_c_stops_it(tmp_path: Path) -> None:
+    code = """
+import asyncio, pathlib, sys
+from rich.console import Console
+from slmops.local import command
+from slmops.local.system import System
+try:
+    asyncio.run(command._run(System(pathlib.Path(sys.argv[1]), services=(), gateways=()), Console()))
+except asyncio.CancelledError:
+    print('stopped')
+"""
+    up = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert up.stdout
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith("Ready"):
+        lines.append(up.stdout.readline())
+        assert lines[-1], lines
+    pids = [process.pid for process in psutil.Process(up.pid).children()]
+    assert len(pids) == 2
+    up.send_signal(signal.SIGINT)
+    rest, _ = up.communicate(timeout=30)
+    assert "nats: stopped" in rest
+    assert rest.endswith("stopped\n")
+    assert up.returncode == 0
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+async def test_secrets_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    async with servers(tmp_path) as system:
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+        assert system.layout.s3_credentials().secret_key not in system.layout.client_file.read_text()

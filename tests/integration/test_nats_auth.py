@@ -1,0 +1,271 @@
+"""A real nats-server enforces the permission table: everybody speaks as themselves, and as nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import UserString
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nats
+import pytest
+from conftest import NatsServer
+from nats.aio.client import Client, RawCredentials
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.js.kv import KeyValue
+from slmops.contracts.errors import InvalidMessage, InvalidName
+from slmops.contracts.permissions import SERVICE_PERMISSIONS
+from slmops.contracts.subjects import DESIRED_BUCKET, stream_of
+from slmops.kit.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.provision import provision
+
+BUCKET = "KV_desired"
+MINE = "$KV.desired.blueprint.edge-chat"
+
+
+@dataclass
+class User:
+    """A connection, and what the server refused it."""
+
+    nc: Client
+    refused: list[str] = field(default_factory=list)
+
+    async def refusals(self) -> list[str]:
+        """What was refused since the last call. The server's errors precede its answer to a flush."""
+        await flushed(self.nc)
+        found, self.refused[:] = list(self.refused), []
+        return found
+
+
+async def flushed(nc: Client) -> None:
+    """The server has seen all that was sent. Twice, because nats-py's first PING overtakes what is still buffered."""
+    await nc.flush()
+    await nc.flush()
+
+
+@asynccontextmanager
+async def connected(url: str, creds: Path | UserString, inbox: bytes = b"_INBOX") -> AsyncIterator[User]:
+    refused: list[str] = []
+
+    async def on_error(error: Exception) -> None:
+        refused.append(str(error))
+
+    nc = await nats.connect(
+        url, user_credentials=creds, inbox_prefix=inbox, error_cb=on_error, allow_reconnect=False, connect_timeout=5
+    )
+    try:
+        yield User(nc, refused)
+    finally:
+        await nc.close()
+
+
+def gateway_creds(server: NatsServer, gateway_id: str, blueprint: str = "edge-chat") -> RawCredentials:
+    """As in enrolment: the seed is the gateway's, the signature is the rollout service's."""
+    seed = new_user_seed()
+    jwt = gateway_jwt(server.gateway_signing_key.read_text(), public_key(seed), gateway_id, blueprint)
+    return RawCredentials(creds_text(jwt, seed))
+
+
+async def stored(rollout: User) -> int:
+    """How many messages all streams hold."""
+    return sum(stream.state.messages for stream in await rollout.nc.jetstream().streams_info())
+
+
+@pytest.fixture
+async def rollout(nats_server: NatsServer) -> AsyncIterator[User]:
+    async with connected(nats_server.url, nats_server.creds["rollout"]) as user:
+        yield user
+
+
+@pytest.fixture
+async def desired(rollout: User) -> KeyValue:
+    js = rollout.nc.jetstream()
+    await provision(js)
+    bucket = await js.key_value(DESIRED_BUCKET)
+    for key in ("blueprint.edge-chat", "blueprint.kiosk", "gateway.gw-1", "gateway.gw-2"):
+        await bucket.put(key, key.encode())
+    return bucket
+
+
+@pytest.fixture
+async def gateway(nats_server: NatsServer, desired: KeyValue) -> AsyncIterator[User]:
+    async with connected(nats_server.url, gateway_creds(nats_server, "gw-1"), b"_INBOX_gw-1") as user:
+        yield user
+
+
+@pytest.mark.parametrize("key", ["blueprint.edge-chat", "gateway.gw-1"])
+async def test_a_gateway_reads_its_own_plan(gateway: User, key: str) -> None:
+    message = await gateway.nc.jetstream().get_last_msg(BUCKET, f"$KV.desired.{key}", direct=True)
+    assert message.data == key.encode()
+    assert await gateway.refusals() == []
+
+
+async def test_a_gateway_hears_of_a_new_plan_with_its_sequence(gateway: User, desired: KeyValue) -> None:
+    blueprint = await gateway.nc.subscribe("twin.desired.blueprint.edge-chat")
+    own = await gateway.nc.subscribe("twin.desired.gateway.gw-1")
+    assert await gateway.refusals() == []
+    revision = await desired.put("blueprint.edge-chat", b"plan")
+    await desired.put("gateway.gw-1", b"overlay")
+    message = await blueprint.next_msg(timeout=5)
+    assert (message.data, message.headers and message.headers["Nats-Sequence"]) == (b"plan", str(revision))
+    assert (await own.next_msg(timeout=5)).data == b"overlay"
+
+
+@pytest.mark.parametrize("subject", ["slmops.gateway.reported.v1.gw-1", "measure.gw-1"])
+async def test_a_gateway_publishes_as_itself_and_gets_an_acknowledgement(gateway: User, subject: str) -> None:
+    ack = await gateway.nc.jetstream().publish(subject, b"{}", timeout=5)
+    assert ack.stream == stream_of(subject)
+    assert await gateway.refusals() == []
+
+
+async def test_a_gateway_asks_the_packager_and_the_packager_answers(gateway: User, nats_server: NatsServer) -> None:
+    async with connected(nats_server.url, nats_server.creds["packager"]) as packager:
+        requests = await packager.nc.subscribe("cmd.packager.fetch.*")
+        await flushed(packager.nc)
+        answer = asyncio.create_task(gateway.nc.request("cmd.packager.fetch.gw-1", b"", timeout=5))
+        await (await requests.next_msg(timeout=5)).respond(b"url")
+        assert (await answer).data == b"url"
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "slmops.gateway.reported.v1.gw-2",
+        "slmops.gateway.reported.v1.gw-1.more",
+        "measure.gw-2",
+        "cmd.packager.fetch.gw-2",
+        "cmd.rollout.start",
+        "slmops.rollout.completed.v1.x",
+        "$KV.desired.gateway.gw-1",
+        "$JS.API.DIRECT.GET.KV_desired.$KV.desired.blueprint.kiosk",
+        "$JS.API.DIRECT.GET.KV_desired.$KV.desired.gateway.gw-2",
+        "$JS.API.DIRECT.GET.KV_desired",
+        "$JS.API.STREAM.INFO.KV_desired",
+        "$JS.API.STREAM.MSG.GET.KV_desired",
+        "$JS.API.CONSUMER.CREATE.KV_desired",
+        "_INBOX_gw-2.x",
+    ],
+)
+async def test_a_gateway_may_not_publish(gateway: User, rollout: User, subject: str) -> None:
+    before = await stored(rollout)
+    await gateway.nc.publish(subject, b"")
+    [refusal] = await gateway.refusals()
+    assert "publish" in refusal
+    assert subject.lower() in refusal
+    assert await stored(rollout) == before
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        ">",
+        "twin.desired.>",
+        "twin.desired.gateway.*",
+        "twin.desired.gateway.gw-2",
+        "twin.desired.blueprint.kiosk",
+        "$KV.desired.>",
+        "measure.*",
+        "_INBOX.>",
+        "_INBOX_gw-2.>",
+        "cmd.packager.fetch.gw-1",
+    ],
+)
+async def test_a_gateway_may_not_subscribe(gateway: User, subject: str) -> None:
+    await gateway.nc.subscribe(subject)
+    [refusal] = await gateway.refusals()
+    assert "subscription" in refusal
+    assert subject.lower() in refusal
+
+
+async def test_an_unenrolled_gateway_can_only_ask_to_be_enrolled(nats_server: NatsServer, rollout: User) -> None:
+    requests = await rollout.nc.subscribe("cmd.rollout.enrol")
+    await flushed(rollout.nc)
+    async with connected(nats_server.url, nats_server.creds["enrol"], b"_INBOX_enrol") as enrol:
+        answer = asyncio.create_task(enrol.nc.request("cmd.rollout.enrol", b"", timeout=5))
+        await (await requests.next_msg(timeout=5)).respond(b"jwt")
+        assert (await answer).data == b"jwt"
+        for subject in ("cmd.rollout.start", "measure.gw-1", "slmops.gateway.reported.v1.gw-1", "$JS.API.INFO"):
+            await enrol.nc.publish(subject, b"")
+            assert len(await enrol.refusals()) == 1, subject
+        for subject in (">", "_INBOX.>", "twin.desired.>", "cmd.rollout.enrol"):
+            await enrol.nc.subscribe(subject)
+            assert len(await enrol.refusals()) == 1, subject
+
+
+@pytest.mark.parametrize("service", ["registry", "optimizer", "packager", "telemetry"])
+async def test_a_service_publishes_what_it_owns_and_nothing_else(nats_server: NatsServer, service: str) -> None:
+    own, *_ = SERVICE_PERMISSIONS[service].publish
+    foreign = [p.publish[0] for name, p in SERVICE_PERMISSIONS.items() if name not in (service, "console")]
+    async with connected(nats_server.url, nats_server.creds[service]) as user:
+        await user.nc.publish(own.replace(">", "happened.v1.x"), b"")
+        await user.nc.publish("dlq.any", b"")
+        assert await user.refusals() == []
+        for subject in [*(s.replace(">", "happened.v1.x") for s in foreign), "$KV.desired.x", "_INBOX_gw-1.x"]:
+            await user.nc.publish(subject, b"")
+            assert len(await user.refusals()) == 1, subject
+
+
+async def test_a_service_answers_a_request_once_and_nothing_unasked(nats_server: NatsServer) -> None:
+    async with (
+        connected(nats_server.url, nats_server.creds["console"]) as console,
+        connected(nats_server.url, nats_server.creds["registry"]) as registry,
+    ):
+        requests = await registry.nc.subscribe("cmd.registry.list")
+        await flushed(registry.nc)
+        answer = asyncio.create_task(console.nc.request("cmd.registry.list", b"", timeout=5))
+        request = await requests.next_msg(timeout=5)
+        await request.respond(b"one")
+        assert (await answer).data == b"one"
+        assert await registry.refusals() == []
+        await request.respond(b"two")
+        assert len(await registry.refusals()) == 1
+
+
+async def test_a_service_consumes_a_stream_and_watches_a_bucket(nats_server: NatsServer, desired: KeyValue) -> None:
+    async with connected(nats_server.url, nats_server.creds["telemetry"]) as telemetry:
+        js = telemetry.nc.jetstream()
+        newest = ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
+        subscription = await js.pull_subscribe("measure.*", durable="auth-test", stream="MEASUREMENTS", config=newest)
+        async with connected(nats_server.url, gateway_creds(nats_server, "gw-7"), b"_INBOX_gw-7") as gateway:
+            await gateway.nc.jetstream().publish("measure.gw-7", b"batch", timeout=5)
+        messages = await subscription.fetch(1, timeout=5)
+        await messages[0].ack_sync()
+        watcher = await (await js.key_value("desired")).watchall()
+        assert await watcher.updates(timeout=5) is not None  # type: ignore[no-untyped-call]
+        assert await telemetry.refusals() == []
+
+
+async def test_credentials_of_another_authority_are_refused(nats_server: NatsServer) -> None:
+    stranger = Authority.generate()
+    with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
+        async with connected(nats_server.url, RawCredentials(stranger.service_creds("console"))):
+            pass
+
+
+async def test_the_gateway_key_cannot_sign_more_than_its_template(nats_server: NatsServer) -> None:
+    """A thief of the rollout service's key makes gateways, not operators."""
+    authority = Authority(**{**vars(nats_server.authority), "services": nats_server.authority.gateways})
+    with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
+        async with connected(nats_server.url, RawCredentials(authority.service_creds("console"))):
+            pass
+
+
+def test_a_gateway_cannot_be_named_into_another_subject(nats_server: NatsServer) -> None:
+    key = nats_server.gateway_signing_key.read_text()
+    public = public_key(new_user_seed())
+    for bad in ("*", ">", "gw-1.x", "", "GW"):
+        with pytest.raises(InvalidName):
+            gateway_jwt(key, public, bad, "edge-chat")
+        with pytest.raises(InvalidName):
+            gateway_jwt(key, public, "gw-1", bad)
+
+
+def test_only_a_public_user_key_is_signed(nats_server: NatsServer) -> None:
+    key = nats_server.gateway_signing_key.read_text()
+    user = public_key(new_user_seed())
+    forged = user[:-1] + ("A" if user[-1] != "A" else "B")
+    for bad in ("", "x", "ü", user[:-1], forged, public_key(nats_server.authority.account)):
+        with pytest.raises(InvalidMessage):
+            gateway_jwt(key, bad, "gw-1", "edge-chat")

@@ -1,0 +1,593 @@
+"""Rollout and telemetry as processes on a real nats-server, with gateways that enrol, follow the plan and report.
+
+The gateways are simulated and the rest is real: credentials, permissions, twin, journal, gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from nats.aio.client import RawCredentials
+from sqlalchemy.engine import make_url
+
+from slmops.contracts import subjects
+from slmops.contracts.blueprint import Blueprint, GatePolicy
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
+from slmops.contracts.commands import (
+    AbortRollout,
+    ApplyBlueprint,
+    EnrolGateway,
+    ListBlueprints,
+    ListGateways,
+    ListRollouts,
+    PauseRollout,
+    ResumeRollout,
+    RollbackRollout,
+    RolloutView,
+    StartRollout,
+)
+from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.contracts.errors import AlreadyExists, Denied, NotFound, PermanentError, Problem
+from slmops.contracts.events import Event, GatewayReported, PackagePublished, UpdatePhase
+from slmops.contracts.measurement import MeasurementBatch
+from slmops.contracts.plan import Identity, Plan, Release, resolve
+from slmops.kit.client import BusClient
+from slmops.kit.journal import Journal
+from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
+from slmops.kit.settings import BusSettings
+from slmops.kit.tracing import span
+from slmops.local.layout import Layout
+from slmops.local.ports import HOST, choose_ports
+from slmops.local.process import log_tail, spawn
+from slmops.local.servers import http_answers, nats_spec
+from slmops.rollout import store
+from slmops.rollout.domain.decide import operate
+
+NAME = "edge-chat"
+T = TypeVar("T")
+WITHIN_S = 30
+
+
+async def eventually(look: Callable[[], Awaitable[T]], true: Callable[[T], bool], what: str) -> T:
+    deadline = time.monotonic() + WITHIN_S
+    while not true(found := await look()):
+        assert time.monotonic() < deadline, f"{what}: still {found!r}"
+        await asyncio.sleep(0.05)
+    return found
+
+
+@dataclass
+class System:
+    """A nats-server of its own, and the services as processes that a test can kill."""
+
+    layout: Layout
+    url: str
+    databases: dict[str, str]
+    http: dict[str, int]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def spawn(self, service: str) -> None:
+        settings = {
+            "NATS_URL": self.url,
+            "NATS_CREDS": str(self.layout.creds(service)),
+            "DATABASE_URL": self.databases[service],
+            "HTTP_PORT": str(self.http[service]),
+            "ENROLMENT_TOKEN": str(self.layout.enrolment_token),
+            "GATEWAY_SIGNING_SEED": str(self.layout.gateway_signing_key),
+            "TICK_EVERY": "PT0.2S",
+            "WINDOW_S": "0.5",
+            "GRACE_S": "0.3",
+        }
+        env = os.environ | {f"SLMOPS_{key}": value for key, value in settings.items()}
+        with self.layout.log(service).open("ab") as log:
+            argv = [sys.executable, "-m", f"slmops.{service}.app"]
+            self.processes[service] = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
+
+    async def start(self, service: str) -> None:
+        self.spawn(service)
+        deadline = time.monotonic() + WITHIN_S
+        while not await http_answers(self.http[service]):
+            ended = self.processes[service].poll() is not None
+            if ended or time.monotonic() > deadline:
+                pytest.fail(f"{service} does not start:\n{self.log(service)}")
+            await asyncio.sleep(0.05)
+
+    def kill(self, service: str) -> None:
+        """SIGKILL: no time to finish anything."""
+        self.processes[service].kill()
+        self.processes[service].wait()
+
+    def log(self, service: str) -> str:
+        return log_tail(self.layout.log(service), 30)
+
+    async def connect(self, user: str, **options: Any) -> BusClient:
+        settings = BusSettings(nats_url=self.url, nats_creds=self.layout.creds(user))
+        return await BusClient.connect(settings, name=f"test {user}", **options)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(timeout=20)
+
+
+async def open_system(folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None) -> System:
+    layout = Layout(folder)
+    layout.prepare()
+    ports = choose_ports(layout.ports_file, ["nats", "rollout", "telemetry"])
+    spec = nats_spec(layout, ports["nats"])
+    server = await spawn(spec)
+    stack.push_async_callback(_stopped, server)
+    assert spec.ready is not None
+    await eventually(spec.ready, bool, "nats-server")
+    databases = databases or {s: f"sqlite:///{folder}/{s}.db" for s in ("rollout", "telemetry")}
+    system = System(layout, f"nats://{HOST}:{ports['nats']}", databases, ports)
+    stack.push_async_callback(asyncio.to_thread, system.stop)
+    return system
+
+
+async def _stopped(server: asyncio.subprocess.Process) -> None:
+    server.terminate()
+    await server.wait()
+
+
+@dataclass
+class Gateway:
+    """Enrols, follows its plan, reports, measures. Releases in `bad` fail its probe, as the real one's would."""
+
+    identity: Identity
+    client: BusClient
+    bad: frozenset[str] = frozenset()
+    running: Release | None = None
+    seen: set[str] = field(default_factory=set)
+    sequence: int = 0
+    generation: int = 0
+    silent: bool = False
+
+    @classmethod
+    async def enrol(cls, system: System, gateway_id: str, ring: str, bad: frozenset[str] = frozenset()) -> Gateway:
+        seed = new_user_seed()
+        identity = Identity(gateway_id=gateway_id, blueprint=NAME, labels={"ring": ring})
+        command = EnrolGateway(
+            gateway_id=gateway_id,
+            blueprint=NAME,
+            labels=identity.labels,
+            public_key=public_key(seed),
+            token=system.layout.enrolment_token.read_text(),
+        )
+        bootstrap = await system.connect("enrol", inbox_prefix=b"_INBOX_enrol", patient=False)
+        answer = await bootstrap.request(command)
+        await bootstrap.close()
+        client = await BusClient.connect(
+            BusSettings(nats_url=system.url),
+            name=gateway_id,
+            user_credentials=RawCredentials(creds_text(answer.jwt, seed)),
+            inbox_prefix=f"_INBOX_{gateway_id}".encode(),
+        )
+        return cls(identity, client, bad)
+
+    async def run(self) -> None:
+        while True:
+            await self.follow()
+            if self.running and not self.silent:
+                await self.measure(self.running)
+            await asyncio.sleep(0.1)
+
+    async def follow(self) -> None:
+        found = await self.client.read_desired(subjects.blueprint_key(NAME))
+        plan = Plan.model_validate_json(found[0]) if found else None
+        if plan is None or plan.generation <= self.generation:
+            return
+        self.generation = plan.generation
+        wanted = resolve(plan, (), self.identity).release
+        if wanted is None:
+            return
+        self.seen.add(wanted.version)
+        if wanted.version in self.bad:
+            problem = Problem(code="inference_failed", what=f"{wanted.version} answers golden prompts wrongly")
+            await self.report(UpdatePhase.FAILED, wanted, problem=problem)
+            await self.report(UpdatePhase.IDLE, wanted)
+            return
+        self.running = wanted
+        await self.report(UpdatePhase.COMMITTED, wanted)
+
+    async def report(self, phase: UpdatePhase, target: Release, **changes: Any) -> None:
+        self.sequence += 1
+        event = GatewayReported(
+            gateway_id=self.identity.gateway_id,
+            blueprint=NAME,
+            sequence=self.sequence,
+            labels=self.identity.labels,
+            phase=phase,
+            running=self.running.manifest.digest if self.running else None,
+            running_version=self.running.version if self.running else None,
+            target=target.manifest.digest,
+            plan_generation=self.generation,
+            at=datetime.now(UTC),
+            **changes,
+        )
+        await tell(self.client, event, event_id(event.gateway_id, str(self.sequence)))
+
+    async def measure(self, release: Release) -> None:
+        now = datetime.now(UTC)
+        batch = MeasurementBatch(
+            batch_id=str(uuid.uuid4()),
+            gateway_id=self.identity.gateway_id,
+            blueprint=NAME,
+            release=release.manifest.digest,
+            version=release.version,
+            started_at=now - timedelta(seconds=0.1),
+            ended_at=now,
+            requests=2,
+            failed_requests=0,
+            golden_passed=1,
+            prompt_tokens=20,
+            completion_tokens=40,
+            decode_seconds=0.8,
+            ttft_seconds=0.2,
+        )
+        subject = subjects.measurements(batch.gateway_id)
+        await self.client.store(subject, batch.model_dump_json().encode(), {MESSAGE_ID_HEADER: batch.batch_id})
+
+
+async def tell(client: BusClient, event: Event, identity: str, subject: str | None = None) -> None:
+    envelope = Envelope(id=identity, source="slmops/test", type=event.type, time=datetime.now(UTC), subject=event.key)
+    await client.store(subject or event.subject, event.model_dump_json().encode(), envelope.headers())
+
+
+@dataclass
+class Operator:
+    """Asks and looks, as the command line does."""
+
+    client: BusClient
+
+    async def publish_package(self, version: str) -> str:
+        manifest = Descriptor.of(f"manifest {version}".encode(), "application/vnd.oci.image.manifest.v1+json")
+        event = PackagePublished(
+            model="smollm2",
+            version=version,
+            profile="edge-small",
+            recipe="int4",
+            variant=digest_of(version.encode()),
+            manifest=manifest,
+            signature=Descriptor.of(f"signature {version}".encode(), "application/json"),
+            size_bytes=1,
+            at=datetime.now(UTC),
+        )
+        await tell(self.client, event, f"package-{version}")
+        return manifest.digest
+
+    async def apply(self, **changes: Any) -> None:
+        await self.client.request(ApplyBlueprint(spec=Blueprint(name=NAME, model="smollm2", **changes)))
+
+    async def start(self, version: str) -> RolloutView:
+        """As soon as the published package has arrived."""
+        deadline = time.monotonic() + WITHIN_S
+        while True:
+            try:
+                return await self.client.request(StartRollout(blueprint=NAME, version=version))
+            except NotFound:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+
+    async def rollout(self) -> RolloutView:
+        return (await self.client.request(ListRollouts(blueprint=NAME))).rollouts[-1]
+
+    async def reached(self, state: str) -> RolloutView:
+        return await eventually(self.rollout, lambda view: view.state == state, f"rollout {state}")
+
+    async def plan(self) -> Plan | None:
+        found = await self.client.read_desired(subjects.blueprint_key(NAME))
+        return Plan.model_validate_json(found[0]) if found else None
+
+    async def told(self) -> dict[str, int]:
+        """How many events of each type the stream of events holds."""
+        info = await self.client.js.stream_info("EVENTS", subjects_filter="slmops.rollout.>")
+        return {k.removeprefix("slmops.rollout."): v for k, v in (info.state.subjects or {}).items()}
+
+    async def dead_letters(self) -> dict[str, int]:
+        info = await self.client.js.stream_info("DLQ", subjects_filter=">")
+        return info.state.subjects or {}
+
+
+@dataclass
+class World:
+    system: System
+    operator: Operator
+    stack: AsyncExitStack
+    gateways: dict[str, Gateway] = field(default_factory=dict)
+
+    async def gateway(self, gateway_id: str, ring: str = "fleet", bad: str = "", run: bool = True) -> Gateway:
+        gateway = await Gateway.enrol(self.system, gateway_id, ring, frozenset(filter(None, [bad])))
+        self.gateways[gateway_id] = gateway
+        self.stack.push_async_callback(gateway.client.close)
+        if run:
+            task = asyncio.create_task(gateway.run())
+            self.stack.push_async_callback(_ended, task)
+        return gateway
+
+    async def release(self, version: str) -> RolloutView:
+        """Publish, start, complete."""
+        await self.operator.publish_package(version)
+        await self.operator.start(version)
+        return await self.operator.reached("completed")
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _world(folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None) -> World:
+    system = await open_system(folder, stack, databases)
+    await asyncio.gather(system.start("rollout"), system.start("telemetry"))
+    client = await system.connect("console")
+    stack.push_async_callback(client.close)
+    return World(system, Operator(client), stack)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        yield await _world(tmp_path, stack)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def any_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    databases = _new_databases(request.getfixturevalue("postgres")) if request.param == "postgres" else None
+    async with AsyncExitStack() as stack:
+        yield await _world(tmp_path, stack, databases)
+
+
+def _new_databases(server: str) -> dict[str, str]:
+    url = make_url(server)
+    names = {service: f"{service}_{uuid.uuid4().hex[:8]}" for service in ("rollout", "telemetry")}
+    with psycopg.connect(
+        host=url.host, port=url.port, user=url.username, dbname=url.database, autocommit=True
+    ) as admin:
+        for name in names.values():
+            admin.execute(f'CREATE DATABASE "{name}"'.encode())
+    return {service: url.set(database=name).render_as_string(hide_password=False) for service, name in names.items()}
+
+
+async def test_a_release_goes_to_the_canary_then_to_the_fleet(any_world: World) -> None:
+    operator = any_world.operator
+    await operator.apply()
+    canary, *_ = [
+        await any_world.gateway("gw-1", "canary"),
+        await any_world.gateway("gw-2"),
+        await any_world.gateway("gw-3"),
+    ]
+    canary.silent = True
+    first = await operator.publish_package("1.0.0")
+    started = await operator.start("1.0.0")
+    assert [(stage.name, stage.targets) for stage in started.stages] == [("canary", 1), ("fleet", 3)]
+    waiting = await eventually(operator.rollout, lambda v: v.stages[0].committed == 1, "canary commits")
+    assert (waiting.state, waiting.stage, waiting.stages[0].waiting) == (
+        "running",
+        0,
+        "0 of 1 requests measured in this stage",
+    )
+    assert any_world.gateways["gw-2"].seen == set(), "no data holds the stage"
+    canary.silent = False
+    done = await operator.reached("completed")
+    assert [(s.targets, s.committed, s.failed) for s in done.stages] == [(1, 1, 0), (3, 3, 0)]
+    assert done.candidate_window is not None
+    assert done.candidate_window.requests > 0
+    plan = await eventually(operator.plan, lambda p: bool(p and p.stable), "plan")
+    assert plan is not None
+    assert (plan.candidate, plan.stable and plan.stable.manifest.digest) == (None, first)
+    assert await operator.told() == {"started.v1": 1, "stage_advanced.v1": 1, "completed.v1": 1}
+    fleet = (await operator.client.request(ListGateways())).gateways
+    assert {(g.gateway_id, g.running_version, g.desired) for g in fleet} == {
+        (f"gw-{n}", "1.0.0", first) for n in (1, 2, 3)
+    }
+    [blueprint] = (await operator.client.request(ListBlueprints())).blueprints
+    assert blueprint.stable == plan.stable
+
+
+async def test_a_bad_candidate_is_rolled_back_and_the_fleet_never_sees_it(any_world: World) -> None:
+    operator = any_world.operator
+    await operator.apply()
+    await any_world.gateway("gw-1", "canary", bad="1.0.1")
+    other = await any_world.gateway("gw-2")
+    await any_world.release("1.0.0")
+    await operator.publish_package("1.0.1")
+    await operator.start("1.0.1")
+    view = await operator.reached("rolled_back")
+    assert view.reason == "gw-1 failed the candidate: 1.0.1 answers golden prompts wrongly"
+    assert (view.stages[0].failed, view.stage, view.ended_at is not None) == (1, 0, True)
+    plan = await eventually(operator.plan, lambda p: bool(p and p.candidate is None), "plan restored")
+    assert plan is not None
+    assert plan.stable is not None
+    assert plan.stable.version == "1.0.0"
+    assert other.seen == {"1.0.0"}
+    [gateway] = (await operator.client.request(ListGateways(gateway_id="gw-1"))).gateways
+    assert gateway.running_version == "1.0.0"
+
+
+async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(world: World) -> None:
+    operator, system = world.operator, world.system
+
+    async def killed_and_started() -> None:
+        for service in ("rollout", "telemetry"):
+            system.kill(service)
+        await asyncio.gather(system.start("rollout"), system.start("telemetry"))
+
+    await operator.apply()
+    canary = await world.gateway("gw-1", "canary")
+    second = await world.gateway("gw-2", run=False)
+    canary.silent = True
+    await operator.publish_package("1.0.0")
+    await operator.start("1.0.0")
+    await killed_and_started()
+    await eventually(operator.rollout, lambda v: v.stages[0].committed == 1, "canary commits")
+    await killed_and_started()
+    canary.silent = False
+    await eventually(operator.rollout, lambda v: v.stage == 1, "the fleet's turn")
+    await killed_and_started()
+    assert (await operator.rollout()).state == "running"
+    await second.follow()
+    await operator.reached("completed")
+    await killed_and_started()
+    assert (await operator.rollout()).state == "completed"
+    assert await operator.told() == {"started.v1": 1, "stage_advanced.v1": 1, "completed.v1": 1}
+    assert await operator.dead_letters() == {}
+
+
+async def test_what_was_committed_and_not_written_is_written_by_the_next_process(world: World) -> None:
+    """Exactly the state that a SIGKILL between the commit and the write to the bucket leaves behind."""
+    operator, system = world.operator, world.system
+    await operator.apply()
+    await operator.publish_package("1.0.0")
+    await operator.start("1.0.0")
+    before = await operator.plan()
+    system.kill("rollout")
+    journal = Journal(system.databases["rollout"], service="rollout", metadata=store.schema(), project=store.project)
+    now = datetime.now(UTC)
+
+    def abort(unit: Any) -> int:
+        state = store.load(unit, NAME)
+        return store.commit(unit, state, operate(state, AbortRollout(blueprint=NAME), now), now).version
+
+    generation = await journal.transact(abort)
+    await journal.close()
+    assert await operator.plan() == before
+    assert before is not None
+    assert before.candidate is not None
+    await system.start("rollout")
+    plan = await eventually(operator.plan, lambda p: bool(p and p.generation == generation), "healed")
+    assert plan is not None
+    assert plan.candidate is None
+    assert (await operator.told())["aborted.v1"] == 1, "and the outbox was published"
+
+
+async def test_a_plan_that_somebody_changed_in_the_bucket_is_restored(world: World) -> None:
+    operator = world.operator
+    await operator.apply()
+    good = await eventually(operator.plan, lambda p: p is not None, "plan")
+    intruder = await world.system.connect("rollout")
+    key = subjects.blueprint_key(NAME)
+    held = await operator.client.read_desired(key)
+    for bad in (b"not a plan", b'{"blueprint":"edge-chat","generation":99}', b""):
+        revision = await intruder.write_desired(key, bad)
+        newer = await eventually(
+            lambda: operator.client.read_desired(key),
+            lambda found, r=revision: bool(found and found[1] > r),
+            "restored",
+        )
+        assert newer is not None
+        assert held is not None
+        assert newer[0] == held[0]
+    assert await operator.plan() == good
+    await intruder.close()
+
+
+async def test_without_data_a_stage_is_held_and_goes_on_when_data_comes(world: World) -> None:
+    operator = world.operator
+    await operator.apply(gate=GatePolicy(deadline_s=1))
+    canary = await world.gateway("gw-1", "canary")
+    canary.silent = True
+    await operator.publish_package("1.0.0")
+    await operator.start("1.0.0")
+    held = await operator.reached("held")
+    assert "requests measured" in held.reason or "did not commit" in held.reason
+    canary.silent = False
+    await operator.reached("completed")
+    assert (await operator.told())["held.v1"] >= 1
+
+
+async def test_an_operator_pauses_resumes_aborts_and_takes_back(world: World) -> None:
+    operator, client = world.operator, world.operator.client
+    await operator.apply()
+    await world.gateway("gw-1", "canary")
+    await world.release("1.0.0")
+    with pytest.raises(PermanentError, match="stable release"):
+        await client.request(StartRollout(blueprint=NAME, version="1.0.0"))
+    await operator.publish_package("1.0.1")
+    await operator.start("1.0.1")
+    with pytest.raises(AlreadyExists):
+        await client.request(StartRollout(blueprint=NAME, version="1.0.1"))
+    for _ in range(2):
+        assert (await client.request(PauseRollout(blueprint=NAME))).state == "paused"
+    assert (await client.request(ResumeRollout(blueprint=NAME))).state == "running"
+    await operator.reached("completed")
+    for _ in range(2):
+        assert (await client.request(RollbackRollout(blueprint=NAME))).state == "rolled_back"
+    plan = await operator.plan()
+    assert plan is not None
+    assert plan.stable is not None
+    assert plan.stable.version == "1.0.0"
+    counts = await eventually(operator.told, lambda c: "rolled_back.v1" in c, "published")
+    assert (counts["paused.v1"], counts["resumed.v1"], counts["rolled_back.v1"]) == (1, 1, 1)
+    with pytest.raises(NotFound, match="Published of smollm2"):
+        await client.request(StartRollout(blueprint=NAME, version="7.0.0"))
+
+
+async def test_a_plan_continues_the_trace_of_the_command_through_every_stage(world: World) -> None:
+    operator = world.operator
+    await operator.apply()
+    await operator.publish_package("1.0.0")
+    await eventually(lambda: _can_start(operator), bool, "package arrives")
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with span("operator", parent=f"00-{trace}-b7ad6b7169203331-01"):
+        await operator.client.request(StartRollout(blueprint=NAME, version="1.0.0"))
+    plan = await operator.plan()
+    assert plan is not None
+    assert trace in (plan.traceparent or "")
+    await world.gateway("gw-1", "canary")
+    await operator.reached("completed")
+    plan = await eventually(operator.plan, lambda p: bool(p and p.stable), "plan")
+    assert plan is not None
+    assert trace in (plan.traceparent or "")
+
+
+async def _can_start(operator: Operator) -> bool:
+    """Whether the package is known: the refusal to start a version that is none names what is published."""
+    with pytest.raises(NotFound) as refusal:
+        await operator.client.request(StartRollout(blueprint=NAME, version="9.9.9"))
+    return "1.0.0 for edge-small" in (refusal.value.fix or "")
+
+
+async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_goes_on(world: World) -> None:
+    operator, client = world.operator, world.operator.client
+    gateway = await world.gateway("gw-1", "canary", run=False)
+    report = GatewayReported(
+        gateway_id="gw-1", blueprint=NAME, sequence=1, phase=UpdatePhase.IDLE, at=datetime.now(UTC)
+    )
+    await tell(client, report, "foreign", subject="slmops.gateway.reported.v1.gw-2")
+    await client.store("slmops.gateway.reported.v1.gw-3", b"not json", {MESSAGE_ID_HEADER: "garbage"})
+    letters = await eventually(operator.dead_letters, lambda found: len(found) == 2, "dead letters")
+    assert set(letters) == {"dlq.slmops.gateway.reported.v1.gw-2", "dlq.slmops.gateway.reported.v1.gw-3"}
+    await tell(gateway.client, report, "own")
+    fleet = await eventually(
+        lambda: client.request(ListGateways(gateway_id="gw-1")),
+        lambda f: f.gateways[0].last_seen == report.at,
+        "report",
+    )
+    assert len(fleet.gateways) == 1
+
+
+async def test_a_wrong_token_gets_no_credential_over_the_bus(world: World) -> None:
+    bootstrap = await world.system.connect("enrol", inbox_prefix=b"_INBOX_enrol", patient=False)
+    wrong = "not-the-token-of-this-site"
+    command = EnrolGateway(gateway_id="gw-9", blueprint=NAME, public_key=public_key(new_user_seed()), token=wrong)
+    with pytest.raises(Denied, match="gw-9"):
+        await bootstrap.request(command)
+    await bootstrap.close()
+    assert (await world.operator.client.request(ListGateways())).gateways == ()
+    assert wrong not in world.system.layout.log("rollout").read_text()

@@ -1,0 +1,15 @@
+"""The API's socket."""
+
+import pytest
+
+from slmops.contracts.errors import PortTaken
+from slmops.gateway.listen import listen
+
+
+def test_a_taken_port_is_said_with_its_number() -> None:
+    with listen() as first:
+        first.listen()
+        host, port = first.getsockname()
+        assert host == "127.0.0.1"
+        with pytest.raises(PortTaken, match=str(port)):
+            listen(port=port)

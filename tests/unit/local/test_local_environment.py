@@ -1,0 +1,68 @@
+"""Each process gets the settings that it needs, and no secret that it does not need."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from slmops.local.environment import SERVICES, default_gateways, gateway_spec, service_spec
+from slmops.local.layout import Layout
+from slmops.local.process import ProcessSpec
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    return layout
+
+
+@pytest.fixture
+def specs(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, ProcessSpec]:
+    monkeypatch.setenv("SLMOPS_S3_SECRET_KEY", "leaked")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "leaked")
+    ports: dict[str, int] = defaultdict(lambda: 4000)
+    found = [service_spec(layout, ports, service) for service in SERVICES]
+    found += [gateway_spec(layout, ports, gateway) for gateway in default_gateways()]
+    return {spec.name: spec for spec in found}
+
+
+def test_there_are_five_services_and_three_gateways(specs: dict[str, ProcessSpec]) -> None:
+    assert list(specs) == [*SERVICES, "gw-1", "gw-2", "gw-3"]
+
+
+def test_services_have_the_s3_keys_and_gateways_do_not(specs: dict[str, ProcessSpec], layout: Layout) -> None:
+    secret = layout.s3_credentials().secret_key
+    for name, spec in specs.items():
+        values = set(spec.env.values())
+        assert "leaked" not in values
+        assert (secret in values) == (name in SERVICES)
+        assert name in SERVICES or not [key for key in spec.env if key.startswith("SLMOPS_S3_")]
+
+
+@pytest.mark.parametrize(
+    ("path", "holders"),
+    [
+        ("signing_key", {"packager"}),
+        ("gateway_signing_key", {"rollout"}),
+        ("enrolment_token", {"rollout", "gw-1", "gw-2", "gw-3"}),
+        ("trusted_key", {"gw-1", "gw-2", "gw-3"}),
+    ],
+)
+def test_a_key_is_shown_only_to_its_holders(
+    specs: dict[str, ProcessSpec], layout: Layout, path: str, holders: set[str]
+) -> None:
+    value = str(getattr(layout, path))
+    assert {name for name, spec in specs.items() if value in spec.env.values()} == holders
+
+
+def test_the_authority_is_shown_to_nobody(specs: dict[str, ProcessSpec]) -> None:
+    assert not [value for spec in specs.values() for value in spec.env.values() if "nats-authority" in value]
+
+
+def test_the_first_gateway_is_the_canary(specs: dict[str, ProcessSpec]) -> None:
+    rings = [json.loads(specs[name].env["SLMOPS_LABELS"])["ring"] for name in ("gw-1", "gw-2", "gw-3")]
+    assert rings == ["canary", "fleet", "fleet"]

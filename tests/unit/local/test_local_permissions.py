@@ -1,0 +1,61 @@
+"""The permission table covers every event and command of the contracts, each with exactly one owner."""
+
+from __future__ import annotations
+
+import pytest
+
+from slmops.contracts.commands import COMMANDS, Command
+from slmops.contracts.events import EVENTS, Event
+from slmops.contracts.permissions import ENROL_PERMISSIONS, GATEWAY_PERMISSIONS, SERVICE_PERMISSIONS
+from slmops.contracts.subjects import measurements, optimize_job
+
+NAME = "{{name()}}"
+OWNERS = {name: row for name, row in SERVICE_PERMISSIONS.items() if name != "console"} | {
+    "gateway": GATEWAY_PERMISSIONS
+}
+
+
+def covered(patterns: tuple[str, ...], subject: str) -> bool:
+    return any(_matches(pattern.split("."), subject.split(".")) for pattern in patterns)
+
+
+def _matches(pattern: list[str], subject: list[str]) -> bool:
+    if pattern[-1] == ">":
+        return len(subject) >= len(pattern) and _matches(pattern[:-1], subject[: len(pattern) - 1])
+    return len(pattern) == len(subject) and all(p in ("*", s) for p, s in zip(pattern, subject, strict=True))
+
+
+def publishers(subject: str) -> list[str]:
+    return [name for name, row in OWNERS.items() if covered(row.publish, subject)]
+
+
+@pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
+def test_an_event_has_one_owner(event: type[Event]) -> None:
+    subject = event.subject_template().replace("{gateway_id}", NAME)
+    found = publishers(subject)
+    if event.type == "slmops.gateway.enrolled.v1":  # a gateway may speak of itself; rollout enrols it
+        found.remove("gateway")
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_reaches_its_service_and_the_console_may_send_it(command: type[Command[object]]) -> None:  # type: ignore[type-var]
+    subject = command.subject_template().replace("{gateway_id}", NAME)
+    listeners = [name for name, row in OWNERS.items() if covered(row.subscribe, subject)]
+    assert listeners == [command.service]
+    assert SERVICE_PERMISSIONS[command.service].answers
+    assert covered(SERVICE_PERMISSIONS["console"].publish, subject)
+
+
+def test_a_gateway_sends_its_measurements_and_fetches_its_package() -> None:
+    assert publishers(measurements(NAME)) == ["gateway"]
+    assert publishers(f"cmd.packager.fetch.{NAME}") == ["gateway"]
+
+
+def test_only_the_optimizer_queues_jobs_and_only_rollout_writes_the_plan() -> None:
+    assert publishers(optimize_job("edge")) == ["optimizer"]
+    assert publishers("$KV.desired.blueprint.x") == ["rollout"]
+
+
+def test_the_bootstrap_user_may_only_enrol() -> None:
+    assert ENROL_PERMISSIONS.publish == ("cmd.rollout.enrol",)

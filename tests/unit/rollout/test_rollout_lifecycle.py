@@ -1,0 +1,47 @@
+"""The table of a rollout's states: what is not in it cannot happen."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from slmops.contracts.errors import IllegalTransition
+from slmops.rollout.domain.blueprint import TRIGGERS
+from slmops.rollout.domain.lifecycle import JUDGED, TRANSITIONS, UNDER_WAY, State, Trigger, next_state
+
+ILLEGAL = [pair for pair in product(State, Trigger) if pair not in TRANSITIONS]
+
+
+@pytest.mark.parametrize(("state", "trigger"), ILLEGAL)
+def test_a_pair_that_is_not_in_the_table_is_refused_by_name(state: State, trigger: Trigger) -> None:
+    with pytest.raises(IllegalTransition) as refusal:
+        next_state(state, trigger)
+    assert state in refusal.value.what
+    assert trigger in refusal.value.what
+    allowed = ", ".join(t for s, t in TRANSITIONS if s is state)
+    assert refusal.value.fix == f"What it takes now: {allowed or 'nothing'}."
+
+
+def test_the_table_is_this_large() -> None:
+    assert (len(TRANSITIONS), len(ILLEGAL)) == (16, 26)
+
+
+@pytest.mark.parametrize(("pair", "following"), TRANSITIONS.items())
+def test_a_pair_of_the_table_leads_where_it_says(pair: tuple[State, Trigger], following: State) -> None:
+    assert next_state(*pair) is following
+
+
+def test_ended_rollouts_stay_ended_save_that_a_completed_one_can_be_taken_back() -> None:
+    ended = [pair for pair in TRANSITIONS if pair[0] not in UNDER_WAY]
+    assert ended == [(State.COMPLETED, Trigger.ROLL_BACK)]
+
+
+def test_the_gate_moves_no_paused_rollout() -> None:
+    assert State.PAUSED not in JUDGED
+    for trigger in (Trigger.ADVANCE, Trigger.COMPLETE, Trigger.HOLD):
+        assert (State.PAUSED, trigger) not in TRANSITIONS
+
+
+def test_every_trigger_has_its_event() -> None:
+    assert sorted(TRIGGERS.values()) == sorted(Trigger)

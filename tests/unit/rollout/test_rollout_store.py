@@ -1,0 +1,92 @@
+"""The inventory and the tables, on a database in a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from unit.rollout.rollout_examples import NAME, T0, at, digest, failure, package, report, window
+
+from slmops.contracts.errors import Denied
+from slmops.contracts.events import CohortMeasured, GatewayReported, UpdatePhase
+from slmops.kit.journal import Journal
+from slmops.rollout import store
+from slmops.rollout.domain.fleet import Member
+
+COMMITTED, SOAKING, IDLE = UpdatePhase.COMMITTED, UpdatePhase.SOAKING, UpdatePhase.IDLE
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    journal = Journal(f"sqlite:///{tmp_path}/j.db", service="rollout", metadata=store.schema(), project=store.project)
+    await journal.open()
+    yield journal
+    await journal.close()
+
+
+async def heard(journal: Journal, *reports: GatewayReported) -> Member:
+    for event in reports:
+        await journal.transact(lambda unit, event=event: store.record_report(unit.connection, event))
+    [member] = await journal.read(store.members)
+    return member
+
+
+async def test_the_newest_report_stays_whatever_comes_later(journal: Journal) -> None:
+    new, old = report("gw-1", COMMITTED, "1.0.0", 1, sequence=7), report("gw-1", SOAKING, "1.0.0", 1, sequence=6)
+    assert (await heard(journal, new, old, old)).report == new
+
+
+async def test_a_failure_is_remembered_when_a_later_report_overtook_it(journal: Journal) -> None:
+    failed = failure("gw-1", "1.0.0", 1)
+    idle = report("gw-1", IDLE, "1.0.0", 1, sequence=2)
+    member = await heard(journal, idle, failed)
+    assert (member.report, member.failure) == (idle, failed)
+
+
+async def test_the_newest_labels_that_a_gateway_told_are_its_labels(journal: Journal) -> None:
+    first = report("gw-1", IDLE, "1.0.0", 1, labels={"ring": "fleet"})
+    second = report("gw-1", IDLE, "1.0.0", 1, labels={"ring": "canary"}, sequence=2)
+    assert (await heard(journal, first, second)).identity.labels == {"ring": "canary"}
+
+
+async def test_a_report_for_another_blueprint_is_denied(journal: Journal) -> None:
+    first = report("gw-1", IDLE, "1.0.0", 1)
+    with pytest.raises(Denied, match="enrolled under edge-chat"):
+        await heard(journal, first, report("gw-1", IDLE, "1.0.0", 1, blueprint="kiosk", sequence=2))
+    assert (await heard(journal)).report == first
+
+
+async def test_figures_that_are_no_numbers_do_not_make_the_inventory_unreadable(journal: Journal) -> None:
+    odd = report("gw-1", IDLE, "1.0.0", 1, measured={"tokens_per_s": math.nan, "ttft_s": math.inf, "share": 1.0})
+    member = await heard(journal, odd)
+    assert member.report is not None
+    assert member.report.measured == {"share": 1.0}
+
+
+async def test_packages_are_listed_by_when_they_were_published_and_the_newest_of_a_version_counts(
+    journal: Journal,
+) -> None:
+    rebuilt = package("1.0.0", 5).model_copy(update={"recipe": "int8"})
+    for event in (package("2.0.0", 2), rebuilt, package("1.0.0", 1), package("1.0.0", 9, model="other")):
+        await journal.transact(lambda unit, event=event: store.record_package(unit.connection, event))
+    found = await journal.read(lambda connection: store.packages(connection, "smollm2"))
+    assert [(p.version, p.recipe) for p in found] == [("2.0.0", "int4"), ("1.0.0", "int8")]
+
+
+async def test_the_same_window_twice_is_one(journal: Journal) -> None:
+    event = CohortMeasured(blueprint=NAME, window=window("1.0.0", 5), at=T0)
+    for identity in ("a", "a", "b"):
+        await journal.transact(lambda unit, identity=identity: store.record_window(unit.connection, identity, event))
+    assert len(await journal.read(lambda connection: store.windows(connection, NAME, at(9.9)))) == 2
+    assert await journal.read(lambda connection: store.windows(connection, NAME, at(10))) == []
+
+
+async def test_old_windows_are_forgotten(journal: Journal) -> None:
+    week = store.WINDOWS_KEPT.total_seconds()
+    for identity, seconds in (("old", 0), ("new", week + 1)):
+        event = CohortMeasured(blueprint=NAME, window=window("1.0.0", seconds), at=T0)
+        await journal.transact(lambda unit, i=identity, e=event: store.record_window(unit.connection, i, e))
+    [kept] = await journal.read(lambda connection: store.windows(connection, NAME, at(0)))
+    assert (kept.started_at, kept.release) == (at(week + 1), digest("1.0.0"))
