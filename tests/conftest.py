@@ -11,36 +11,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from slmops.kit.nats_auth import Authority
+from servers import S3, NatsServer
+
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.process import ProcessSpec, log_tail
 from slmops.local.servers import BUCKET, S3_PORTS, nats_spec, s3_spec
 
 _READY_WITHIN_S = 30
-
-
-@dataclass(frozen=True)
-class NatsServer:
-    """`creds[user]` is a path for nats-py's `user_credentials`: every service, `console` and `enrol`."""
-
-    url: str
-    creds: dict[str, Path]
-    authority: Authority
-    gateway_signing_key: Path
-
-
-@dataclass(frozen=True)
-class S3:
-    endpoint: str
-    access_key: str
-    secret_key: str
-    bucket: str
 
 
 @contextmanager

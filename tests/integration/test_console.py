@@ -33,7 +33,7 @@ from slmops.contracts.events import ModelAliasMoved
 from slmops.kit.bus import Bus, Delivered
 
 if TYPE_CHECKING:
-    from conftest import NatsServer
+    from servers import NatsServer
 
 
 SUBJECT = ModelAliasMoved.type

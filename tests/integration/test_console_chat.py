@@ -21,7 +21,7 @@ from slmops.gateway.runner import ProcessRunner
 from slmops.gateway.serving import Serving, ServingLimits
 
 if TYPE_CHECKING:
-    from conftest import NatsServer
+    from servers import NatsServer
 
 
 QUESTION = "Capital of France?"

@@ -27,7 +27,7 @@ from slmops.local.layout import Layout
 from slmops.local.ports import choose_ports
 
 if TYPE_CHECKING:
-    from conftest import S3, NatsServer
+    from servers import S3, NatsServer
 
 
 GOLDEN = '{"prompt": "Capital of France?", "expect": ["Paris"]}\n'
@@ -85,10 +85,8 @@ async def test_a_push_registers_a_version_and_a_repetition_changes_nothing(world
     assert "slmops model show pushed:1.1.0" in newer.err
 
 
-async def test_whatever_ends_a_push_early_leaves_nothing_that_a_list_shows(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_gguf(tmp_path / "tiny.gguf")
+async def test_whatever_ends_a_push_early_leaves_nothing_that_a_list_shows(world: World, tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf", rows=410)
 
     def interrupt(step: str, done: int, of: int) -> None:
         if step == "upload":
@@ -102,7 +100,7 @@ async def test_whatever_ends_a_push_early_leaves_nothing_that_a_list_shows(
         if step == "hash":
             make_gguf(path, rows=500)
 
-    with pytest.raises(DigestMismatch, match="changed while it was pushed"):
+    with pytest.raises(DigestMismatch):
         await push(world.client, path, "early", "1.0.0", on_progress=grow)
     assert await listed(world, "early") == []
 
@@ -141,7 +139,11 @@ async def store(*statuses: int) -> AsyncIterator[tuple[str, list[bytes]]]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
-        bodies.append(await reader.readexactly(length))
+        try:
+            bodies.append(await reader.readexactly(length))
+        except asyncio.IncompleteReadError:
+            writer.close()
+            return
         writer.write(f"HTTP/1.1 {answers.pop(0)} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
         await writer.drain()
         writer.close()
@@ -177,6 +179,15 @@ async def test_an_upload_that_keeps_failing_is_unreachable_without_the_signature
     async with httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="ConnectError"):
             await engine._put(http, url, source, lambda _: None)
+
+
+@pytest.mark.parametrize("change_bytes", [-1, 1])
+async def test_a_file_that_has_another_size_by_now_is_not_sent(source: Source, change_bytes: int) -> None:
+    hashed = source.file.model_copy(update={"size_bytes": source.file.size_bytes + change_bytes})
+    async with store() as (url, bodies), httpx.AsyncClient() as http:
+        with pytest.raises(DigestMismatch, match="changed while it was pushed"):
+            await engine._put(http, url, Source(source.path, hashed), lambda _: None)
+    assert bodies == []
 
 
 async def test_a_refused_upload_is_not_tried_again(source: Source) -> None:

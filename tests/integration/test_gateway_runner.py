@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 import pytest
 
-from slmops.contracts.errors import InferenceFailed, NotReady
+from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied
 from slmops.contracts.golden import GoldenPrompt
 from slmops.gateway.generation import LoadedModel
-from slmops.gateway.inference import ChatMessage, Done, InferenceRequest, PromptRefused, RunnerDied, Token
+from slmops.gateway.inference import ChatMessage, Done, InferenceRequest, Token
 from slmops.gateway.probe import ProbeBudget, probe
 from slmops.gateway.runner import ProcessRunner, Runner
 from slmops.gateway.runner_process import TurnTaker

@@ -33,7 +33,7 @@ from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
 if TYPE_CHECKING:
-    from conftest import NatsServer
+    from servers import NatsServer
 
 NONE = VersionList(versions=())
 ALIAS_CONSUMER = "optimizer-slmops_model_alias_moved_v1"
@@ -251,7 +251,7 @@ async def test_a_command_for_a_service_that_does_not_run_says_so_at_once(world: 
 
 async def test_a_command_that_is_not_answered_in_time_says_so(world: World) -> None:
     async def never(_: ListVersions) -> VersionList:
-        await asyncio.sleep(3)
+        await asyncio.sleep(1)
         return NONE
 
     await world.service("registry", lambda bus: bus.serve(ListVersions, never))

@@ -25,7 +25,7 @@ from slmops.kit.relay import drain, run_relay
 from slmops.kit.tracing import span
 
 if TYPE_CHECKING:
-    from conftest import NatsServer
+    from servers import NatsServer
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -21,7 +21,7 @@ from slmops.kit.objects import MULTIPART_FROM_BYTES, Objects, digest_of_path
 from slmops.kit.settings import ObjectSettings
 
 if TYPE_CHECKING:
-    from conftest import S3
+    from servers import S3
 
 KIND = "application/octet-stream"
 MISSING = "sha256:" + "0" * 64

@@ -22,7 +22,7 @@ from slmops.local.process import ProcessSpec, spawn
 from slmops.local.servers import binary, nats_answers
 
 if TYPE_CHECKING:
-    from conftest import NatsServer
+    from servers import NatsServer
 
 EVENTS = STREAMS[0]
 

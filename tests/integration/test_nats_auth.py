@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nats
 import pytest
-from conftest import NatsServer
+from servers import NatsServer
 from nats.aio.client import Client, RawCredentials
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.kv import KeyValue

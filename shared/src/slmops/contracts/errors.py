@@ -23,6 +23,8 @@
         ├── PortTaken                another process listens where we must
         ├── OptimizationFailed       a pass or its process failed
         ├── InferenceFailed          a model could not be loaded or run
+        │   ├── PromptRefused        this request cannot be answered; the runner goes on
+        │   └── RunnerDied           the runner's process ended; another or a restarted one may answer
         └── InternalError            a defect of ours; the log has the traceback
 
 Codes go over the wire and into scripts: a code is never reused for something else.
@@ -164,6 +166,14 @@ class OptimizationFailed(PermanentError):
 
 class InferenceFailed(PermanentError):
     code = "inference_failed"
+
+
+class PromptRefused(InferenceFailed):
+    code = "prompt_refused"
+
+
+class RunnerDied(InferenceFailed):
+    code = "runner_died"
 
 
 class InternalError(PermanentError):

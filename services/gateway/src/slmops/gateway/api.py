@@ -22,9 +22,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from slmops.contracts.errors import InternalError, NotFound, NotReady, SlmopsError
+from slmops.contracts.errors import InternalError, NotFound, NotReady, PromptRefused, SlmopsError
 from slmops.gateway.chat import ChatRequest, Reply
-from slmops.gateway.inference import Done, PromptRefused, Release, Token
+from slmops.gateway.inference import Done, Release, Token
 from slmops.gateway.metrics import GenAiMetrics
 from slmops.gateway.serving import Serving
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 
-from slmops.contracts.errors import InferenceFailed
-from slmops.gateway.inference import Done, FinishReason, InferenceRequest, PromptRefused
+from slmops.contracts.errors import InferenceFailed, PromptRefused
+from slmops.gateway.inference import Done, FinishReason, InferenceRequest
 from slmops.gateway.stopwords import StopWords
 
 # A long prompt is read in pieces between the tokens of other answers; the result is the same, bit for bit.

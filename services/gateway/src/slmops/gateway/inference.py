@@ -1,9 +1,4 @@
-"""What a runner is asked and what it answers. These shapes cross the pipe to the runner's process.
-
-InferenceFailed
-├── PromptRefused    this request cannot be answered; the runner goes on
-└── RunnerDied       the runner's process ended; another or a restarted one may answer
-"""
+"""What a runner is asked and what it answers. These shapes cross the pipe to the runner's process."""
 
 from __future__ import annotations
 
@@ -13,17 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import InferenceFailed
 
 FinishReason = Literal["stop", "length"]
-
-
-class PromptRefused(InferenceFailed):
-    code = "prompt_refused"
-
-
-class RunnerDied(InferenceFailed):
-    code = "runner_died"
 
 
 @dataclass(frozen=True, slots=True)

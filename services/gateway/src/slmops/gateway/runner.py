@@ -15,8 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from slmops.contracts.errors import InferenceFailed, Problem
-from slmops.gateway.inference import Done, InferenceRequest, Ready, Release, RunnerDied, Token
+from slmops.contracts.errors import InferenceFailed, Problem, RunnerDied
+from slmops.gateway.inference import Done, InferenceRequest, Ready, Release, Token
 from slmops.gateway.memory import peak_rss_bytes
 
 _LINE_LIMIT_BYTES = 16 * 2**20  # a `done` line repeats the whole answer

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import InferenceFailed, NotReady
-from slmops.gateway.inference import Done, InferenceRequest, PromptRefused, Release, RunnerDied, Token
+from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied
+from slmops.gateway.inference import Done, InferenceRequest, Release, Token
 from slmops.gateway.measurements import Measurements, ReleaseMeasurement
 from slmops.gateway.runner import Runner
 

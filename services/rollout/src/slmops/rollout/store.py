@@ -244,9 +244,7 @@ def record_window(connection: Connection, identity: str, event: CohortMeasured) 
     values = {"blueprint": event.blueprint, "ended_at": ended, "data": event.window.model_dump_json()}
     _put(connection, _windows, {"id": identity}, values)
     outdated = ended - WINDOWS_KEPT.total_seconds()
-    connection.execute(
-        delete(_windows).where(_windows.c.blueprint == event.blueprint, _windows.c.ended_at < outdated)
-    )
+    connection.execute(delete(_windows).where(_windows.c.blueprint == event.blueprint, _windows.c.ended_at < outdated))
 
 
 def windows(connection: Connection, blueprint: str, since: datetime) -> list[CohortWindow]:

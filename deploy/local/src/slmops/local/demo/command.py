@@ -17,6 +17,8 @@ from slmops.local.demo.story import Story
 from slmops.local.signals import cancelled_by_signals
 from slmops.local.system import System
 
+_WIDTH = 120
+
 
 def demo(
     model: Annotated[Path | None, typer.Option(help="Your own model: a GGUF file or a Hugging Face directory.")] = None,
@@ -30,6 +32,8 @@ def demo(
     Example: slmops demo --model ./my-model.gguf --golden ./questions.jsonl
     """
     console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH  # a log has no width of its own, and the tables need this
     raise typer.Exit(asyncio.run(_run(console, model, golden, out)))
 
 

@@ -43,7 +43,7 @@ ENDED = {"completed", "rolled_back", "aborted"}
 # Limits after which a step has failed; several times what it takes on two slow cores.
 OPTIMIZED_WITHIN = timedelta(minutes=15)
 ROLLED_OUT_WITHIN = timedelta(minutes=5)
-_POLL_S = 0.25
+_POLL_S = 0.5
 T = TypeVar("T")
 
 
@@ -66,6 +66,7 @@ class Demo:
             with tracing.span("demo") as root:
                 trace_id = f"{root.get_span_context().trace_id:032x}"
                 source = await self._push_good()
+                self.story.chapter("3. Optimize, evaluate, gate, package")
                 await self._optimize(GOOD)
                 await self._roll_out_good()
                 await self._ask_everybody()
@@ -122,8 +123,6 @@ class Demo:
         return pushed
 
     async def _optimize(self, version: str) -> None:
-        self.story.chapter(f"3. Optimize, evaluate, gate, package: {MODEL} {version}")
-
         async def look(step: Step) -> VersionView | None:
             view = await self._version(version)
             step.progress(view.progress or view.stage)

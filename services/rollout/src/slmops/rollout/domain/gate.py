@@ -61,7 +61,7 @@ def judge(
     since: datetime,
     now: datetime,
 ) -> GateDecision:
-    """`candidate` and `stable` are the windows that started in this stage; the deadline runs from `since`."""
+    """`candidate` and `stable` are the windows that ended in this stage; the deadline runs from `since`."""
     overdue = now - since > timedelta(seconds=policy.deadline_s)
     measured = total(candidate)
     if failure := _failure(targets, measured, policy):

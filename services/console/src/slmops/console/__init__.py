@@ -1,0 +1,1 @@
+"""The operator's edge: the command line `slmops`."""

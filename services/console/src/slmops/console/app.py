@@ -1,0 +1,55 @@
+"""Composition root of the command line: our command groups, and what other distributions add to them."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points, version
+from typing import Annotated
+
+import typer
+
+from slmops.console import blueprints, chat, deadletters, gateways, models, rollouts
+from slmops.console.session import INTERRUPTED, reported
+
+PLUGINS = "slmops.commands"
+"""Entry point group: name of the command → a function for typer. `slmops up` comes from there."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(version("slmops-console"))
+        raise typer.Exit
+
+
+def root(
+    _version_: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Small language models from weights to a fleet of edge gateways that answer with them.
+
+    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 a watched rollout did not complete, 65 wrong input, 75 not reachable
+    now, 77 not permitted, 130 interrupted.
+    """
+
+
+def build() -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
+    app.callback(epilog="Example: slmops model ls")(root)
+    for group in (models.app, models.variant_app, blueprints.app, rollouts.app, gateways.app, deadletters.app):
+        app.add_typer(group)
+    chat.declare(app)
+    for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):
+        app.command(entry.name)(reported(entry.load()))
+    return app
+
+
+def main() -> None:
+    try:
+        build()()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What is going on, on stderr: a bar in a terminal, one line per step elsewhere, nothing for a machine."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from slmops.console.render import printable, size
+from slmops.console.session import Session
+
+
+class Teller:
+    """A context manager. `bytes_done` is an `OnProgress`; `status` tells of work whose length nobody knows."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=session.err,
+            transient=True,
+            disable=session.as_json or not session.err.is_terminal,
+        )
+        self._status = session.err.status("", spinner="dots") if not self._bar.disable else None
+        self._task: TaskID | None = None
+        self._told = ""
+
+    def bytes_done(self, step: str, done: int, of: int) -> None:
+        self._line(step, f"{step} {size(of)}")
+        if self._bar.disable:
+            return
+        if self._task is None or self._bar.tasks[0].description != step:
+            for task in list(self._bar.task_ids):
+                self._bar.remove_task(task)
+            self._task = self._bar.add_task(step, total=of)
+        # A step that counts nothing only pulses.
+        self._bar.update(self._task, completed=done, total=of if done else None)
+
+    def status(self, text: str) -> None:
+        self._line(text, text)
+        if self._status is not None:
+            self._bar.stop()
+            self._status.update(Text(printable(text)))
+            self._status.start()
+
+    def _line(self, key: str, text: str) -> None:
+        if self._bar.disable and key != self._told:
+            self._told = key
+            self._session.remark(text)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._status is not None:
+            self._status.stop()

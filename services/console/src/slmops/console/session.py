@@ -1,0 +1,169 @@
+"""One call of the command line: its options, its connection, its span, its output and its exit code.
+
+    @command(app, "ls", "slmops model ls --json")
+    async def ls(session: Session) -> None: ...
+
+Every command made so has `--json`, `--data` and `--traceparent`, at least one example in its help, and ends errors of
+the tree as text (or JSON) on stderr with the error's own exit code. So a traceback is always a defect of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from inspect import Parameter
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self, TypeVar
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
+
+from slmops.console import settings as where
+from slmops.console.render import problem_text
+from slmops.contracts.errors import Denied, Problem, SlmopsError
+from slmops.kit import tracing
+from slmops.kit.client import BusClient
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+Work = Callable[..., Awaitable[int | None]]
+W = TypeVar("W", bound=Work)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _option(name: str, annotation: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+_COMMON = (
+    _option("as_json", Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")], False),
+    _option(
+        "data",
+        Annotated[
+            Path | None,
+            typer.Option(help="Data folder of slmops up, if not ~/.slmops (also SLMOPS_DATA).", show_default=False),
+        ],
+        None,
+    ),
+    _option(
+        "traceparent",
+        Annotated[str | None, typer.Option(help="W3C trace to continue (also TRACEPARENT).", show_default=False)],
+        None,
+    ),
+)
+
+
+class Session:
+    """What a command works with. `out` is the answer, `err` everything else: progress, remarks, problems."""
+
+    def __init__(self, settings: where.Settings, *, as_json: bool) -> None:
+        self.settings = settings
+        self.as_json = as_json
+        self.out = Console(highlight=False)
+        self.err = Console(stderr=True, highlight=False)
+        self._client: BusClient | None = None
+
+    async def client(self, *, patient: bool = False) -> BusClient:
+        """The connection, made when first needed; `patient` outlives a restart of the server. Raises `Unreachable`."""
+        if self._client is None:
+            self._client = await BusClient.connect(self.settings, name="console", patient=patient)
+        return self._client
+
+    def show(self, view: BaseModel, table: RenderableType) -> None:
+        """Answer: the view for a machine, the table for a person."""
+        if self.as_json:
+            print(view.model_dump_json(indent=2))
+        else:
+            self.out.print(table)
+
+    def remark(self, text: str) -> None:
+        """Something for a person only."""
+        if not self.as_json:
+            self.err.print(text, markup=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
+def command(app: typer.Typer, name: str, *examples: str) -> Callable[[W], W]:
+    """Make an async function `work(session, …)` a command of `app`. Its docstring is the help; it returns an exit code
+    other than 0 or None for an outcome that is no error."""
+
+    def declare(work: W) -> W:
+        def run(*, as_json: bool, data: Path | None, traceparent: str | None, **arguments: Any) -> None:
+            title = " ".join(["slmops", *([app.info.name] if app.info.name else []), name])
+            with reporting(as_json=as_json):
+                settings = where.find(data)
+                code = _call(settings, title, work, arguments, as_json, traceparent or settings.traceparent)
+            raise typer.Exit(code)
+
+        own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
+        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own] + list(_COMMON)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        epilog = "\n\n".join(f"Example: {example}" for example in examples)
+        app.command(name, help=inspect.getdoc(work), epilog=epilog)(run)
+        return work
+
+    return declare
+
+
+def _call(
+    settings: where.Settings, title: str, work: Work, arguments: dict[str, Any], as_json: bool, parent: str | None
+) -> int:
+    try:
+        provider = tracing.setup("console", settings)
+    except OSError as error:
+        raise Denied(f"the trace cannot be written: {error.strerror}", where=str(settings.trace_file)) from error
+    try:
+        return asyncio.run(_in_session(settings, title, work, arguments, as_json, parent))
+    finally:
+        provider.shutdown()
+
+
+async def _in_session(
+    settings: where.Settings, title: str, work: Work, arguments: dict[str, Any], as_json: bool, parent: str | None
+) -> int:
+    # The span holds no arguments: one of them may be a prompt.
+    with tracing.span(title, parent=parent):
+        async with Session(settings, as_json=as_json) as session:
+            return await work(session, **arguments) or 0
+
+
+@contextmanager
+def reporting(*, as_json: bool = False) -> Iterator[None]:
+    """Within the block an error of the tree becomes a message and an exit code, Ctrl-C a quiet 130."""
+    try:
+        yield
+    except SlmopsError as error:
+        problem = Problem.of(error)
+        if as_json:
+            print(problem.model_dump_json(), file=sys.stderr)
+        else:
+            Console(stderr=True, highlight=False).print(problem_text(problem), soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        print("Interrupted.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def reported(work: F) -> F:
+    """A command that another distribution brings, with the same manners on errors. Its options stay its own."""
+
+    @functools.wraps(work)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with reporting():
+            return work(*args, **kwargs)
+
+    return run  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Turns a model version into gated variants for device profiles."""

@@ -1,0 +1,20 @@
+"""The optimizer's settings."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from slmops.contracts.profile import EDGE_SMALL
+from slmops.kit.settings import BusSettings, ObjectSettings
+
+
+class Settings(BusSettings, ObjectSettings):
+    profiles: tuple[str, ...] = Field(
+        default=(EDGE_SMALL.name,), description="Device profiles that each version is made for"
+    )
+    recipes: tuple[str, ...] = Field(default=("int8", "int4"), description="Recipes that are tried, in this order")
+    job_timeout: timedelta = Field(
+        default=timedelta(hours=2), description="A job that takes longer is killed and refused"
+    )

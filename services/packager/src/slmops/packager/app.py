@@ -1,0 +1,38 @@
+"""Composition root of the packager."""
+
+from __future__ import annotations
+
+from slmops.kit.bus import Bus
+from slmops.kit.clock import utc_now
+from slmops.kit.journal import Journal
+from slmops.kit.objects import Objects
+from slmops.kit.relay import run_relay
+from slmops.kit.service import Service
+from slmops.kit.settings import load
+from slmops.packager.assemble import Assembler
+from slmops.packager.handlers import Handlers, routes
+from slmops.packager.settings import Settings
+from slmops.packager.store import project, schema
+
+
+def build(settings: Settings) -> Service:
+    bus, objects = Bus("packager", settings), Objects(settings)
+    journal = Journal(settings.database_url, service="packager", metadata=schema(), project=project)
+    assembler = Assembler(objects, settings.data_dir / "work", settings.signing_key)
+    routes(bus, Handlers(bus, journal, objects, assembler, utc_now))
+    return Service(
+        "packager",
+        settings,
+        bus,
+        opening=[assembler.open, journal.open, objects.open],
+        tasks=[lambda: run_relay(journal, bus.client)],
+        closing=[journal.close],
+    )
+
+
+def main() -> None:
+    build(load(Settings)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""From a variant to a signed package in the store: fetch, lay out, sign, put.
+
+Everything it stores is content-addressed, so that a packager that dies and starts over leaves at most a blob that
+nobody names. Nothing is signed that was not read back and verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import DigestMismatch, DiskFull
+from slmops.contracts.events import VariantOptimized
+from slmops.contracts.manifest import DOC, MANIFEST_PATH, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE
+from slmops.kit.objects import Objects
+from slmops.kit.tracing import span
+from slmops.packager.modelpack import CARD_PATH, ModelPack, build
+from slmops.packager.sign import check_signing_key, sign
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What the store holds now; `size_bytes` is the sum of the layers."""
+
+    manifest: Descriptor
+    signature: Descriptor
+    size_bytes: int
+
+
+class Assembler:
+    """Works in `work`, which is its own: emptied at the start and after each package."""
+
+    def __init__(self, objects: Objects, work: Path, signing_key: Path) -> None:
+        self._objects = objects
+        self._work = work
+        self._signing_key = signing_key
+
+    async def open(self) -> None:
+        """Clear what a killed process left. Raises `InvalidMessage` for a key that cannot sign."""
+        check_signing_key(self._signing_key)
+        await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+
+    async def assemble(self, variant: VariantOptimized) -> Assembled:
+        """Raises `NotFound`, `DigestMismatch`, `DiskFull`, `InvalidMessage`."""
+        pack = build(variant)
+        with self._workspace() as workspace:
+            # The directory's name is the signature's subject.
+            directory, signature = workspace / f"{variant.model}-{variant.version}", workspace / "signature"
+            with span("collect package", model=variant.model, version=variant.version, bytes=pack.size_bytes):
+                await self._collect(pack, directory)
+            with span("sign package", model=variant.model, version=variant.version), _disk_full(workspace):
+                await asyncio.to_thread(sign, directory, self._signing_key, signature)
+            return await self._put(pack, signature.read_bytes())
+
+    async def _collect(self, pack: ModelPack, directory: Path) -> None:
+        """The package as a gateway will lay it out, without the signature."""
+        with _disk_full(directory):
+            directory.mkdir(parents=True)
+            (directory / MANIFEST_PATH).write_bytes(pack.manifest.encode())
+            if pack.card is not None:
+                (directory / CARD_PATH).write_bytes(pack.card)
+        for path, layer in pack.files.items():
+            target = directory / path
+            if not target.exists():
+                await self._objects.get_file(layer.digest, target)
+            if target.stat().st_size != layer.size:
+                raise DigestMismatch(f"{path} has {target.stat().st_size} bytes, not {layer.size}", where=layer.digest)
+
+    async def _put(self, pack: ModelPack, signature: bytes) -> Assembled:
+        await self._objects.put_bytes(pack.config, MODEL_CONFIG)
+        if pack.card is not None:
+            await self._objects.put_bytes(pack.card, DOC)
+        signed = await self._objects.put_bytes(signature, SIGNATURE)
+        manifest = await self._objects.put_bytes(pack.manifest.encode(), OCI_MANIFEST)
+        return Assembled(manifest, signed, pack.size_bytes)
+
+    @contextmanager
+    def _workspace(self) -> Iterator[Path]:
+        """A folder of its own: a message that is delivered again while we work finds another."""
+        with _disk_full(self._work):
+            self._work.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self._work))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_full(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull("no room to build a package", where=str(where), fix="Free disk space.") from error

@@ -1,0 +1,121 @@
+"""A chosen variant becomes a package; a gateway gets the files of the package that its plan names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from slmops.contracts import subjects
+from slmops.contracts.commands import FetchPackage, PackageFiles
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import NotFound, NotReady
+from slmops.contracts.events import GatewayEnrolled, PackagePublished, VariantOptimized
+from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, Manifest, PackageFile
+from slmops.contracts.plan import Plan
+from slmops.kit.bus import Bus, Delivered, Keepalive
+from slmops.kit.clock import Clock
+from slmops.kit.journal import Journal, Unit
+from slmops.kit.objects import Objects
+from slmops.kit.provision import ACK_WAIT_S
+from slmops.packager import store
+from slmops.packager.assemble import Assembler
+from slmops.packager.domain import check_planned, decide, published_as
+
+log = logging.getLogger("slmops.packager")
+MANIFEST_LIMIT_BYTES = 4 << 20  # what OCI registries accept
+
+
+class Handlers:
+    def __init__(self, bus: Bus, journal: Journal, objects: Objects, assembler: Assembler, clock: Clock) -> None:
+        self._bus = bus
+        self._journal = journal
+        self._objects = objects
+        self._assembler = assembler
+        self._clock = clock
+
+    # ---- events -------------------------------------------------------------------------------------------
+
+    async def on_variant_optimized(self, variant: VariantOptimized, delivered: Delivered) -> None:
+        """Publish the package of a chosen variant, once."""
+        stream = store.stream(variant.model, variant.version, variant.profile)
+        if not variant.chosen:
+            return
+        if await self._journal.transact(lambda unit: published_as(unit.load(stream)[0], variant)):
+            return  # delivered again after it was done
+        async with _kept_alive(delivered.keepalive):
+            made = await self._assembler.assemble(variant)
+        package = PackagePublished(
+            model=variant.model,
+            version=variant.version,
+            profile=variant.profile,
+            recipe=variant.recipe,
+            variant=variant.digest,
+            manifest=made.manifest,
+            signature=made.signature,
+            size_bytes=made.size_bytes,
+            at=self._clock(),
+        )
+
+        def publish(unit: Unit) -> None:
+            events, version = unit.load(stream)
+            unit.append(stream, version, decide(events, variant, package))
+
+        await self._journal.transact(publish)
+
+    async def on_gateway_enrolled(self, event: GatewayEnrolled, _delivered: Delivered) -> None:
+        await self._journal.transact(lambda unit: store.project(unit.connection, event))
+
+    # ---- commands -----------------------------------------------------------------------------------------
+
+    async def fetch(self, command: FetchPackage) -> PackageFiles:
+        """Raises `Denied` for a package that the gateway's plan does not name, `NotReady` while that is not known."""
+        check_planned(await self._plan(command.gateway_id), command.manifest, command.gateway_id)
+        package = await self._journal.read(lambda connection: store.package(connection, command.manifest))
+        if package is None:
+            raise NotFound("this package was not published here", where=command.manifest)
+        manifest = Manifest.decode(await self._objects.get_bytes(package.manifest.digest, MANIFEST_LIMIT_BYTES))
+        layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
+        return PackageFiles(
+            manifest=await self._file(MANIFEST_PATH, package.manifest),
+            signature=await self._file(SIGNATURE_PATH, package.signature),
+            files=tuple(await asyncio.gather(*layers)),
+        )
+
+    async def _plan(self, gateway_id: str) -> Plan:
+        blueprint = await self._journal.read(lambda connection: store.blueprint_of(connection, gateway_id))
+        if blueprint is None:
+            raise NotReady(f"the enrolment of {gateway_id} has not arrived yet", where="packager")
+        found = await self._bus.client.read_desired(subjects.blueprint_key(blueprint))
+        if found is None:
+            raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")
+        return Plan.model_validate_json(found[0])
+
+    async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
+        return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
+
+
+@asynccontextmanager
+async def _kept_alive(keepalive: Keepalive) -> AsyncIterator[None]:
+    """Tell JetStream every now and then that the work goes on, so that nobody else begins it."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)
+            try:
+                await keepalive()
+            except Exception as error:  # at worst the variant is delivered again, and published once all the same
+                log.warning("the bus did not hear that packaging goes on: %s", error)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def routes(bus: Bus, handlers: Handlers) -> None:
+    bus.on(VariantOptimized, handlers.on_variant_optimized)
+    bus.on(GatewayEnrolled, handlers.on_gateway_enrolled)
+    bus.serve(FetchPackage, handlers.fetch)

@@ -1,0 +1,133 @@
+"""A variant as a CNCF ModelPack: an OCI manifest, its config, and the documents that we write. Pure.
+
+The same event always makes the same bytes: the only time in them is the event's, and files are in the order of their
+paths. Layers are raw files, so that a blob of the store is a layer as it is.
+Formats: https://github.com/modelpack/model-spec (docs/config.md, docs/spec.md) and the OCI image-spec v1.1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import PurePosixPath
+
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.events import VariantOptimized
+from slmops.contracts.manifest import (
+    DATASET,
+    DOC,
+    FILE_PATH,
+    GOLDEN_PATH,
+    MANIFEST_PATH,
+    MODEL_CONFIG,
+    SIGNATURE_PATH,
+    WEIGHT,
+    WEIGHT_CONFIG,
+    Manifest,
+)
+from slmops.packager.modelcard import model_card
+
+CARD_PATH = "README.md"
+EVALUATION_PATH = "evaluation.json"
+_OURS = frozenset({MANIFEST_PATH, SIGNATURE_PATH, GOLDEN_PATH, EVALUATION_PATH})
+_FORMATS = {".onnx": "onnx", ".gguf": "gguf", ".safetensors": "safetensors"}
+_WEIGHTS = frozenset({*_FORMATS, ".data", ".onnx_data", ".onnx_adapter", ".bin"})
+_DOCS = frozenset({".md", ".rst", ".pdf"})
+
+
+@dataclass(frozen=True)
+class ModelPack:
+    """`card` is None when the variant brings its own README.md."""
+
+    manifest: Manifest
+    config: bytes
+    card: bytes | None
+
+    @property
+    def files(self) -> dict[str, Descriptor]:
+        """Layer by its path in the package."""
+        return {layer.annotations[FILE_PATH]: layer for layer in self.manifest.layers}
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(layer.size for layer in self.manifest.layers)
+
+
+def build(variant: VariantOptimized) -> ModelPack:
+    """Raises `InvalidMessage` when the variant's files cannot be laid out in one folder."""
+    paths = [file.path for file in variant.files]
+    _check_paths(paths)
+    layers = [
+        _layer(Descriptor(media_type=_media_type(file.path), digest=file.digest, size=file.size_bytes), file.path)
+        for file in sorted(variant.files, key=lambda file: file.path)
+    ]
+    if variant.golden:
+        layers.append(_layer(variant.golden.model_copy(update={"media_type": DATASET}), GOLDEN_PATH))
+    layers.append(_layer(variant.report.model_copy(update={"media_type": DOC}), EVALUATION_PATH))
+    card = None if CARD_PATH in paths else model_card(variant).encode()
+    if card is not None:
+        layers.append(_layer(Descriptor.of(card, DOC), CARD_PATH))
+    config = _config(variant, layers)
+    manifest = Manifest(
+        config=Descriptor.of(config, MODEL_CONFIG), layers=tuple(layers), annotations=_annotations(variant)
+    )
+    return ModelPack(manifest, config, card)
+
+
+def _layer(content: Descriptor, path: str) -> Descriptor:
+    return Descriptor(
+        media_type=content.media_type, digest=content.digest, size=content.size, annotations={FILE_PATH: path}
+    )
+
+
+def _media_type(path: str) -> str:
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in _WEIGHTS:
+        return WEIGHT
+    # What is neither weights nor prose configures them: tokenizer, vocabulary, chat template, generation settings.
+    return DOC if suffix in _DOCS or PurePosixPath(path).name.upper() in ("LICENSE", "NOTICE") else WEIGHT_CONFIG
+
+
+def _check_paths(paths: list[str]) -> None:
+    taken: set[PurePosixPath] = set()
+    for path in map(PurePosixPath, paths):
+        if str(path.parts[0]) in _OURS or path in taken:
+            raise InvalidMessage(f"a variant may not bring {path}", fix="Rename the file: the package has its own.")
+        taken.add(path)
+    folders = {parent for path in taken for parent in path.parents}
+    if both := folders & taken:
+        raise InvalidMessage(f"a variant names {min(map(str, both))} as a file and as a folder")
+
+
+def _config(variant: VariantOptimized, layers: Iterable[Descriptor]) -> bytes:
+    suffixes = {PurePosixPath(file.path).suffix.lower() for file in variant.files}
+    technical = {"quantization": variant.recipe}
+    if found := next((name for suffix, name in _FORMATS.items() if suffix in suffixes), None):
+        technical["format"] = found
+    document = {
+        "descriptor": {"createdAt": _created(variant), "name": variant.model, "version": variant.version},
+        "config": technical,
+        # Layers are not compressed, so the digest of the content is the digest of the layer.
+        "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _annotations(variant: VariantOptimized) -> dict[str, str]:
+    return {
+        "org.opencontainers.image.title": variant.model,
+        "org.opencontainers.image.version": variant.version,
+        "org.opencontainers.image.created": _created(variant),
+        "org.opencontainers.image.description": f"{variant.recipe} variant for {variant.profile}",
+        "io.slmops.profile": variant.profile,
+        "io.slmops.recipe": variant.recipe,
+        "io.slmops.variant": variant.digest,
+        "io.slmops.job": variant.job,
+    }
+
+
+def _created(variant: VariantOptimized) -> str:
+    return variant.at.astimezone(UTC).isoformat()

@@ -1,0 +1,1 @@
+"""Decisions about versions of a model. Pure."""

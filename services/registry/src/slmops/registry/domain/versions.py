@@ -1,0 +1,166 @@
+"""Versions and aliases of one model: what a command makes of them, and what an event did to them.
+
+Rules it keeps
+1. A version is its files for ever: the same files again are the same version, other files are refused.
+2. An alias names a registered version. A retired one takes none, and one that has an alias is not retired.
+3. A command that asks for what already is decides nothing, so that repeating it is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import reduce
+from pathlib import PurePosixPath
+
+from slmops.contracts.commands import RegisterVersion, RetireVersion, SetAlias
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import AlreadyExists, IllegalTransition, InternalError, InvalidMessage, NotFound
+from slmops.contracts.events import Event, ModelAliasMoved, ModelVersionRegistered, ModelVersionRetired
+from slmops.contracts.manifest import DATASET
+from slmops.contracts.model import ModelFile, files_digest
+from slmops.registry.domain.lifecycle import State, Trigger, next_state
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version that exists."""
+
+    state: State
+    event: ModelVersionRegistered
+
+
+@dataclass(frozen=True)
+class Model:
+    """`versions` are in the order of their registration."""
+
+    name: str
+    versions: Mapping[str, Registered] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def state_of(self, version: str) -> State:
+        return self.versions[version].state if version in self.versions else State.ABSENT
+
+    def version(self, version: str) -> Registered:
+        """Raises `NotFound`."""
+        if version not in self.versions:
+            known = ", ".join(self.versions) or "none"
+            raise NotFound(f"there is no {self.name}:{version}", fix=f"Registered versions: {known}.")
+        return self.versions[version]
+
+    @property
+    def newest_golden(self) -> Descriptor | None:
+        """Golden prompts of the version that was registered last and is not retired."""
+        current = [v.event for v in self.versions.values() if v.state is State.REGISTERED]
+        return current[-1].golden if current else None
+
+
+def replay(name: str, events: Iterable[Event]) -> Model:
+    return reduce(evolve, events, Model(name))
+
+
+def evolve(model: Model, event: Event) -> Model:
+    match event:
+        case ModelVersionRegistered(version=version):
+            made = Registered(next_state(model.state_of(version), Trigger.REGISTER), event)
+            return replace(model, versions={**model.versions, version: made})
+        case ModelAliasMoved(alias=alias, version=version):
+            next_state(model.state_of(version), Trigger.SET_ALIAS)
+            return replace(model, aliases={**model.aliases, alias: version})
+        case ModelVersionRetired(version=version):
+            retired = Registered(next_state(model.state_of(version), Trigger.RETIRE), model.versions[version].event)
+            return replace(model, versions={**model.versions, version: retired})
+    raise InternalError(f"{event.type} does not belong to a model")
+
+
+def check_files(files: Iterable[ModelFile]) -> None:
+    """Raises `InvalidMessage` for files that cannot lie in one folder."""
+    seen: set[str] = set()
+    for file in files:
+        if file.path in seen:
+            raise InvalidMessage(f"the file {file.path} is named twice", fix="Name every file once.")
+        seen.add(file.path)
+    for path in sorted(seen):
+        if both := seen & {str(parent) for parent in PurePosixPath(path).parents}:
+            raise InvalidMessage(f"{min(both)} is a file and a folder", fix="Rename one of them.")
+
+
+def holds(model: Model, version: str, files: Iterable[ModelFile]) -> bool:
+    """Whether these files are registered as this version; False: nothing is. Raises `AlreadyExists` for other files.
+
+    Golden prompts may be among `files` (an upload names everything in one list): they are no part of the identity.
+    """
+    there = model.versions.get(version)
+    if there is None:
+        return False
+    named, golden = tuple(files), there.event.golden
+    weights = tuple(f for f in named if golden is None or f.digest != golden.digest)
+    if there.event.digest not in (files_digest(named), files_digest(weights)):
+        raise AlreadyExists(
+            f"{model.name}:{version} is registered with other files",
+            where=f"{model.name}:{version}, {there.event.digest}",
+            fix="A version never changes: choose a new version.",
+        )
+    return True
+
+
+def register(model: Model, command: RegisterVersion, at: datetime) -> list[Event]:
+    """Raises `AlreadyExists`, `InvalidMessage`."""
+    check_files(command.files)
+    weights = tuple(sorted((f for f in command.files if f != command.golden), key=lambda file: file.path))
+    if not weights:
+        raise InvalidMessage("golden prompts alone are no model", fix="Name the model's files too.")
+    if holds(model, command.version, weights):
+        _check_same_golden(model, command)
+        return []
+    registered = ModelVersionRegistered(
+        model=command.model,
+        version=command.version,
+        digest=files_digest(weights),
+        format=command.format,
+        architecture=command.architecture,
+        files=weights,
+        golden=_descriptor(command.golden) if command.golden else model.newest_golden,
+        at=at,
+    )
+    next_state(model.state_of(command.version), Trigger.REGISTER)
+    return [registered]
+
+
+def set_alias(model: Model, command: SetAlias, at: datetime) -> list[Event]:
+    """Raises `NotFound`, `IllegalTransition`."""
+    model.version(command.version)
+    previous = model.aliases.get(command.alias)
+    if previous == command.version:
+        return []
+    next_state(model.state_of(command.version), Trigger.SET_ALIAS)
+    moved = ModelAliasMoved(model=command.model, alias=command.alias, version=command.version, previous=previous, at=at)
+    return [moved]
+
+
+def retire(model: Model, command: RetireVersion, at: datetime) -> list[Event]:
+    """Raises `NotFound`, `IllegalTransition` while an alias names the version."""
+    if model.version(command.version).state is State.RETIRED:
+        return []
+    if named := sorted(alias for alias, version in model.aliases.items() if version == command.version):
+        raise IllegalTransition(
+            f"{model.name}:{command.version} is named by the alias {', '.join(named)}",
+            fix="Move the alias to another version first.",
+        )
+    next_state(model.state_of(command.version), Trigger.RETIRE)
+    return [ModelVersionRetired(model=command.model, version=command.version, reason=command.reason, at=at)]
+
+
+def _descriptor(golden: ModelFile) -> Descriptor:
+    return Descriptor(media_type=DATASET, digest=golden.digest, size=golden.size_bytes)
+
+
+def _check_same_golden(model: Model, command: RegisterVersion) -> None:
+    there = model.version(command.version).event.golden
+    if command.golden and (there is None or there.digest != command.golden.digest):
+        raise AlreadyExists(
+            f"{model.name}:{command.version} is registered with other golden prompts",
+            where=f"{model.name}:{command.version}",
+            fix="A version never changes: choose a new version.",
+        )

@@ -1,0 +1,241 @@
+"""What the registry keeps: one stream per model, and tables to list it by.
+
+Documents are stored as their JSON; columns beside them are what queries select on. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Double,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    insert,
+    select,
+    update,
+)
+
+from slmops.contracts.commands import PackageView, VariantView, VersionView
+from slmops.contracts.events import (
+    Event,
+    ModelAliasMoved,
+    ModelVersionRegistered,
+    ModelVersionRetired,
+    PackagePublished,
+    VariantOptimized,
+    VariantProgressed,
+    VariantRejected,
+    VariantStarted,
+)
+from slmops.kit.journal import Unit
+from slmops.registry.domain.lifecycle import State
+from slmops.registry.domain.stage import PASSED, REFUSED, Optimization, progress_of, stage_of
+from slmops.registry.domain.versions import Model, replay
+
+_TABLES = MetaData()
+_MODEL, _VERSION, _PROFILE, _RECIPE = String(63), String(64), String(63), String(63)
+
+_versions = Table(
+    "versions",
+    _TABLES,
+    Column("id", Integer, primary_key=True, autoincrement=True),  # the order of registration
+    Column("model", _MODEL, nullable=False),
+    Column("version", _VERSION, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("registered", Text, nullable=False),
+    UniqueConstraint("model", "version"),
+)
+_aliases = Table(
+    "aliases",
+    _TABLES,
+    Column("model", _MODEL, primary_key=True),
+    Column("alias", String(63), primary_key=True),
+    Column("version", _VERSION, nullable=False),
+)
+_jobs = Table(
+    "jobs",
+    _TABLES,
+    Column("model", _MODEL, primary_key=True),
+    Column("version", _VERSION, primary_key=True),
+    Column("profile", _PROFILE, primary_key=True),
+    Column("recipes", Text, nullable=False, default=""),  # separated by spaces, which no name holds
+    Column("progress", Text, nullable=False, default=""),
+    Column("progress_at", Double, nullable=False, default=0),
+)
+_variants = Table(
+    "variants",
+    _TABLES,
+    Column("model", _MODEL, primary_key=True),
+    Column("version", _VERSION, primary_key=True),
+    Column("profile", _PROFILE, primary_key=True),
+    Column("recipe", _RECIPE, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("view", Text, nullable=False),
+)
+_packages = Table(
+    "packages",
+    _TABLES,
+    Column("manifest", String(80), primary_key=True),
+    Column("model", _MODEL, nullable=False),
+    Column("version", _VERSION, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("view", Text, nullable=False),
+)
+
+Key = tuple[str, str]
+"""Model and version."""
+
+
+def schema() -> MetaData:
+    """A copy of the tables for one journal, which adds its own."""
+    own = MetaData()
+    for table in _TABLES.tables.values():
+        table.to_metadata(own)
+    return own
+
+
+def stream(model: str) -> str:
+    return f"model:{model}"
+
+
+def load(unit: Unit, model: str) -> tuple[Model, int]:
+    """A model as its events left it, and the version of its stream."""
+    events, version = unit.load(stream(model))
+    return replay(model, events), version
+
+
+# ---- writing ----------------------------------------------------------------------------------------------
+
+
+def project(connection: Connection, event: Event) -> None:
+    """What an event, of ours or consumed, does to the tables. Twice does the same as once."""
+    match event:
+        case ModelVersionRegistered():
+            row = {"state": State.REGISTERED, "registered": event.model_dump_json()}
+            _put(connection, _versions, {"model": event.model, "version": event.version}, row)
+        case ModelAliasMoved():
+            _put(connection, _aliases, {"model": event.model, "alias": event.alias}, {"version": event.version})
+        case ModelVersionRetired():
+            _put(connection, _versions, {"model": event.model, "version": event.version}, {"state": State.RETIRED})
+        case VariantStarted():
+            _put(connection, _jobs, _job(event), {"recipes": " ".join(event.recipes)})
+        case VariantProgressed():
+            text = f"{event.step} {event.done}/{event.of}"
+            _put(connection, _jobs, _job(event), {"progress": text}, newest="progress_at", at=event.at)
+        case VariantOptimized() | VariantRejected():
+            view = _variant_view(event)
+            key = {**_job(event), "recipe": event.recipe}
+            _put(connection, _variants, key, {"view": view.model_dump_json()}, newest="at", at=event.at)
+        case PackagePublished():
+            key = {"manifest": event.manifest.digest}
+            values = {"model": event.model, "version": event.version, "view": _package_view(event).model_dump_json()}
+            _put(connection, _packages, key, values, newest="at", at=event.at)
+
+
+def _job(event: VariantStarted | VariantProgressed | VariantOptimized | VariantRejected) -> dict[str, str]:
+    return {"model": event.model, "version": event.version, "profile": event.profile}
+
+
+def _put(
+    connection: Connection,
+    table: Table,
+    key: dict[str, str],
+    values: dict[str, Any],
+    newest: str | None = None,
+    at: datetime | None = None,
+) -> None:
+    """Update the row or insert it, the same for every database; with `newest`, not over a row of a later `at`."""
+    match_key = [table.c[column] == value for column, value in key.items()]
+    if newest is not None and at is not None:
+        values = {**values, newest: at.timestamp()}
+        there = connection.execute(select(table.c[newest]).where(*match_key)).scalar()
+        if there is not None and there > at.timestamp():
+            return
+    if connection.execute(update(table).where(*match_key).values(**values)).rowcount == 0:
+        connection.execute(insert(table).values(**key, **values))
+
+
+def _variant_view(event: VariantOptimized | VariantRejected) -> VariantView:
+    passed = isinstance(event, VariantOptimized)
+    return VariantView(
+        model=event.model,
+        version=event.version,
+        profile=event.profile,
+        recipe=event.recipe,
+        digest=event.digest,
+        gate=PASSED if passed else REFUSED,
+        chosen=isinstance(event, VariantOptimized) and event.chosen,
+        reason=event.reason,
+        evaluation=event.evaluation,
+    )
+
+
+def _package_view(event: PackagePublished) -> PackageView:
+    fields = event.model_dump(include={"profile", "recipe", "manifest", "signature", "size_bytes", "at"})
+    return PackageView.model_validate(fields)
+
+
+# ---- reading ----------------------------------------------------------------------------------------------
+
+
+def views(connection: Connection, model: str | None = None, version: str | None = None) -> list[VersionView]:
+    """Registered and retired versions in the order of their registration."""
+
+    def rows(table: Table, order: str) -> list[Row[Any]]:
+        wanted = {"model": model, "version": version}
+        where = [table.c[column] == value for column, value in wanted.items() if value is not None]
+        return list(connection.execute(select(table).where(*where).order_by(table.c[order])))
+
+    aliases, jobs = _by_version(rows(_aliases, "alias")), _by_version(rows(_jobs, "profile"))
+    variants, packages = _by_version(rows(_variants, "recipe")), _by_version(rows(_packages, "at"))
+    found = []
+    for row in rows(_versions, "id"):
+        key = (row.model, row.version)
+        found.append(_version_view(row, aliases[key], jobs[key], variants[key], packages[key]))
+    return found
+
+
+def _by_version(rows: list[Row[Any]]) -> defaultdict[Key, list[Row[Any]]]:
+    found: defaultdict[Key, list[Row[Any]]] = defaultdict(list)
+    for row in rows:
+        found[row.model, row.version].append(row)
+    return found
+
+
+def _version_view(
+    row: Row[Any],
+    alias_rows: list[Row[Any]],
+    job_rows: list[Row[Any]],
+    variant_rows: list[Row[Any]],
+    package_rows: list[Row[Any]],
+) -> VersionView:
+    event = ModelVersionRegistered.model_validate_json(row.registered)
+    jobs = [Optimization(job.profile, tuple(job.recipes.split()), job.progress) for job in job_rows]
+    variants = tuple(VariantView.model_validate_json(variant.view) for variant in variant_rows)
+    packages = tuple(PackageView.model_validate_json(package.view) for package in package_rows)
+    stage = stage_of(jobs, variants, packages)
+    return VersionView(
+        model=event.model,
+        version=event.version,
+        digest=event.digest,
+        format=event.format,
+        architecture=event.architecture,
+        size_bytes=sum(file.size_bytes for file in event.files),
+        state=row.state,
+        stage=stage,
+        progress=progress_of(stage, jobs, variants),
+        at=event.at,
+        aliases=tuple(alias.alias for alias in alias_rows),
+        variants=variants,
+        packages=packages,
+    )

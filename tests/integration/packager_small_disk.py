@@ -1,0 +1,61 @@
+"""What the packager does on a disk that is full. Runs in a mount namespace of its own, so it leaves no mount behind.
+
+unshare --mount python packager_small_disk.py FOLDER KEY < {"objects": settings, "variant": event}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slmops.contracts.errors import DiskFull
+from slmops.contracts.events import VariantOptimized
+from slmops.kit.objects import Objects
+from slmops.kit.settings import ObjectSettings
+from slmops.packager.assemble import Assembler
+
+CANNOT_MOUNT = 99
+
+
+async def packaging(folder: Path, key: Path) -> None:
+    given = json.load(sys.stdin)
+    assembler = Assembler(Objects(ObjectSettings(**given["objects"])), folder / "work", key)
+    await assembler.open()
+    try:
+        await assembler.assemble(VariantOptimized.model_validate(given["variant"]))
+    except DiskFull as error:
+        assert str(folder) in str(error.where)  # noqa: PT017
+        assert "Free" in str(error.fix)  # noqa: PT017
+    else:
+        raise AssertionError("it fitted")
+    assert list((folder / "work").iterdir()) == [], "the room that it took is free again"
+
+
+def run_on_a_small_disk(folder: Path, key: Path, given: dict[str, object]) -> None:
+    """For a test: this file as a process, in a mount namespace."""
+    folder.mkdir()
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    argv = [*unshare, sys.executable, __file__, str(folder), str(key)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(argv, input=json.dumps(given), env=environment, capture_output=True, text=True, timeout=60)
+    if done.returncode == CANNOT_MOUNT or "unshare:" in done.stderr:
+        pytest.skip("this machine lets nobody mount a small disk")
+    assert done.returncode == 0, done.stderr
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        sys.exit(CANNOT_MOUNT)
+    asyncio.run(packaging(folder, Path(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""From a pushed model to files that a gateway verified, on real NATS, S3 and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from integration.artifact_world import (
+    GOLDEN,
+    Operator,
+    Optimizer,
+    Process,
+    Rollout,
+    download,
+    eventually,
+    published,
+    release,
+    running,
+    settings_of,
+    store_of,
+)
+from integration.kit_world import World, until, world_on
+from integration.packager_small_disk import run_on_a_small_disk
+from nats.errors import Error as NatsError
+
+from slmops.contracts.commands import FetchPackage, ListVersions, VersionView
+from slmops.contracts.descriptor import blob_key, digest_of
+from slmops.contracts.errors import Denied, InvalidMessage, NotReady, SlmopsError
+from slmops.contracts.events import PackagePublished, VariantOptimized
+from slmops.contracts.manifest import MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
+from slmops.gateway.verify import verify_package
+from slmops.kit.objects import Objects
+from slmops.kit.provision import ACK_WAIT_S
+from slmops.packager import handlers
+from slmops.packager.app import build
+from slmops.packager.assemble import Assembler
+from slmops.packager.settings import Settings
+from unit.packager.packager_examples import Keys, new_keys
+
+if TYPE_CHECKING:
+    from conftest import S3, NatsServer
+
+CONSUMER = "packager-slmops_variant_optimized_v1"
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return new_keys(tmp_path / "keys")
+
+
+@pytest.fixture
+async def objects(s3: S3) -> Objects:
+    return await store_of(s3)
+
+
+@pytest.fixture
+def optimizer(world: World, objects: Objects) -> Optimizer:
+    return Optimizer(world, objects)
+
+
+@pytest.fixture
+def rollout(world: World, nats_server: NatsServer) -> Rollout:
+    return Rollout(world, nats_server)
+
+
+@pytest.fixture
+def settings(world: World, s3: S3, tmp_path: Path, keys: Keys) -> dict[str, Any]:
+    return settings_of(world, s3, "packager", tmp_path) | {"signing_key": keys.private}
+
+
+@pytest.fixture
+async def packager(settings: dict[str, Any]) -> AsyncIterator[None]:
+    async with running(build(Settings.model_validate(settings))):
+        yield
+
+
+def model(size: int = 50_000) -> dict[str, bytes]:
+    """An onnxruntime-genai folder that no other test has put into the store."""
+    return {"model.onnx": uuid4().bytes, "model.onnx.data": random.Random().randbytes(size), "genai_config.json": b"{}"}
+
+
+async def settled(world: World) -> None:
+    """Every announced variant is handled."""
+
+    async def look() -> bool | None:
+        return True if await world.unsettled("EVENTS", CONSUMER) == 0 else None
+
+    await eventually(look, 60)
+
+
+async def test_from_a_push_to_a_verified_package_in_real_processes(
+    world: World,
+    s3: S3,
+    settings: dict[str, Any],
+    optimizer: Optimizer,
+    rollout: Rollout,
+    keys: Keys,
+    tmp_path: Path,
+) -> None:
+    services = [
+        Process.of("registry", tmp_path, settings_of(world, s3, "registry", tmp_path)),
+        Process.of("packager", tmp_path, settings),
+    ]
+    async with AsyncExitStack() as stack:
+        for service in services:
+            await service.start()
+            stack.callback(service.stop)
+        operator = Operator(await world.connect("console"))
+        await operator.push("1.0.0", {"model.gguf": b"GGUF" + uuid4().bytes}, GOLDEN)
+        content = model()
+        await optimizer.announce(await optimizer.variant(content))
+        [package] = await published(world)
+
+        async def packaged() -> VersionView | None:
+            [view] = (await operator.client.request(ListVersions())).versions
+            return view if view.stage == "packaged" else None
+
+        view = await eventually(packaged)
+        assert [p.manifest for p in view.packages] == [package.manifest]
+
+        gateway = await rollout.enrol("gw-1")
+        await rollout.plan(None, candidate=release(package))
+        fetch = FetchPackage(gateway_id="gw-1", manifest=package.manifest.digest)
+
+        async def fetched() -> Any:
+            try:
+                return await gateway.request(fetch)
+            except NotReady:
+                return None
+
+        await download(await eventually(fetched), tmp_path / "slot")
+        manifest = verify_package(tmp_path / "slot", keys.public, package.manifest.digest)
+        there = {p.relative_to(tmp_path / "slot").as_posix() for p in (tmp_path / "slot").rglob("*") if p.is_file()}
+        assert there == {*content, "golden.jsonl", "evaluation.json", "README.md", MANIFEST_PATH, SIGNATURE_PATH}
+        assert {path: (tmp_path / "slot" / path).read_bytes() for path in content} == content
+        assert (tmp_path / "slot/golden.jsonl").read_bytes() == GOLDEN
+        assert sum(layer.size for layer in manifest.layers) == package.size_bytes
+    assert [service.stop() for service in services] == [0, 0]
+
+
+async def test_the_manifest_and_its_config_are_blobs(
+    packager: None, world: World, optimizer: Optimizer, objects: Objects
+) -> None:
+    await optimizer.announce(await optimizer.variant(model()))
+    [package] = await published(world)
+    manifest = Manifest.decode(await objects.get_bytes(package.manifest.digest))
+    config = json.loads(await objects.get_bytes(manifest.config.digest))
+    assert manifest.config.media_type == MODEL_CONFIG
+    assert config["modelfs"]["diffIds"] == [layer.digest for layer in manifest.layers]
+    for layer in manifest.layers:
+        assert len(await objects.get_bytes(layer.digest)) == layer.size
+
+
+async def test_a_variant_that_was_not_chosen_is_not_packaged(
+    packager: None, world: World, optimizer: Optimizer
+) -> None:
+    await optimizer.announce(await optimizer.variant(model(), chosen=False))
+    await optimizer.announce(await optimizer.variant(model(), recipe="int8"))
+    [package] = await published(world)
+    await settled(world)
+    assert [p.recipe for p in await published(world)] == ["int8"] == [package.recipe]
+
+
+async def test_a_variant_is_published_once_however_often_it_is_announced(
+    packager: None, world: World, optimizer: Optimizer
+) -> None:
+    content = model()
+    for number in range(4):
+        variant = await optimizer.variant(content)
+        await optimizer.announce(variant, id=f"announcement-{number}")
+    await settled(world)
+    assert len(await published(world)) == 1
+
+
+async def test_a_packager_that_is_killed_again_and_again_publishes_everything_once(
+    world: World, settings: dict[str, Any], optimizer: Optimizer, objects: Objects, keys: Keys, tmp_path: Path
+) -> None:
+    process = Process.of("packager", tmp_path, settings)
+    variants = [await optimizer.variant(model(2_000_000), recipe=f"recipe-{n}") for n in range(8)]
+    for variant in variants:
+        await optimizer.announce(variant)
+    chance = random.Random(7)
+    for _ in range(5):
+        await process.start()
+        await asyncio.sleep(chance.uniform(0, 0.5))
+        process.kill()
+    leftovers = tmp_path / "work" / "of-a-killed-one"
+    leftovers.mkdir(parents=True)
+    await process.start()
+    try:
+        packages = await published(world, len(variants), within_s=90)
+        await settled(world)
+    finally:
+        assert process.stop() == 0, process.log()
+    assert sorted(p.variant for p in packages) == sorted(v.digest for v in variants)
+    assert len(await published(world)) == len(variants)
+    assert list((tmp_path / "work").iterdir()) == []
+    for package in packages:
+        assert await objects.exists(package.manifest.digest)
+        assert await objects.exists(package.signature.digest)
+
+
+async def test_a_variant_whose_files_are_missing_or_changed_is_never_signed(
+    packager: None, world: World, optimizer: Optimizer, objects: Objects, tmp_path: Path
+) -> None:
+    lost = await optimizer.variant(model(), recipe="lost")
+    lost = lost.model_copy(update={"files": (lost.files[0].model_copy(update={"digest": digest_of(uuid4().bytes)}),)})
+    changed = await optimizer.variant(model(), recipe="changed")
+    await objects.put_object(blob_key(changed.files[1].digest), b"other bytes")
+    misjudged = await optimizer.variant(model(), recipe="misjudged")
+    sizes = tuple(file.model_copy(update={"size_bytes": 1}) for file in misjudged.files)
+    misjudged = misjudged.model_copy(update={"files": sizes})
+    for variant in (lost, changed, misjudged):
+        await optimizer.announce(variant)
+    dead = await world.dead(3)
+    assert sorted((m.headers or {})["slmops-dead-code"] for m in dead) == [
+        "digest_mismatch",
+        "digest_mismatch",
+        "not_found",
+    ]
+    assert [m.subject for m in await world.stored("EVENTS") if m.subject == PackagePublished.type] == []
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+async def test_a_full_disk_is_said_and_leaves_nothing(s3: S3, optimizer: Optimizer, keys: Keys, tmp_path: Path) -> None:
+    variant = await optimizer.variant(model(1_000_000))
+    store = {"s3_endpoint": s3.endpoint, "s3_access_key": s3.access_key, "s3_secret_key": s3.secret_key}
+    given = {"objects": store | {"s3_bucket": s3.bucket}, "variant": variant.model_dump(mode="json", by_alias=True)}
+    await asyncio.to_thread(run_on_a_small_disk, tmp_path / "small", keys.private, given)
+
+
+async def test_a_gateway_gets_what_its_plan_names_and_nothing_else(
+    packager: None, world: World, optimizer: Optimizer, rollout: Rollout, keys: Keys, tmp_path: Path
+) -> None:
+    for recipe in ("int4", "int8"):
+        await optimizer.announce(await optimizer.variant(model(), recipe=recipe))
+    old, new = sorted(await published(world, 2), key=lambda package: package.recipe)
+
+    def ask(package: PackagePublished) -> FetchPackage:
+        return FetchPackage(gateway_id="gw-1", manifest=package.manifest.digest)
+
+    console = await world.connect("console")
+    with pytest.raises(NotReady, match="enrolment"):
+        await console.request(ask(old))
+    gateway = await rollout.enrol("gw-1")
+
+    async def known() -> bool | None:
+        try:
+            await gateway.request(ask(old))
+        except NotReady as error:
+            return True if "no plan" in error.what else None
+        return None
+
+    await eventually(known)
+    await rollout.plan(release(old))
+    with pytest.raises(Denied):
+        await gateway.request(ask(new))
+    await rollout.plan(release(old), candidate=release(new))
+    for package in (old, new):
+        await download(await gateway.request(ask(package)), tmp_path / package.recipe)
+        verify_package(tmp_path / package.recipe, keys.public, package.manifest.digest)
+    await rollout.plan(release(old))  # rolled back
+    with pytest.raises(Denied, match="edge-chat"):
+        await gateway.request(ask(new))
+    await rollout.plan(release(new), blueprint="another")
+    with pytest.raises(Denied):
+        await gateway.request(ask(new))
+
+
+async def test_a_gateway_cannot_ask_for_another(packager: None, world: World, rollout: Rollout) -> None:
+    gateway = await rollout.enrol("gw-1")
+    await rollout.enrol("gw-2")
+    with pytest.raises((SlmopsError, NatsError)):
+        await asyncio.wait_for(gateway.request(FetchPackage(gateway_id="gw-2", manifest=digest_of(b"x"))), timeout=2)
+
+
+async def test_a_key_that_cannot_sign_stops_the_start(settings: dict[str, Any], tmp_path: Path) -> None:
+    process = Process.of("packager", tmp_path, settings | {"signing_key": tmp_path / "none.pem"})
+    assert await asyncio.to_thread(process.spawn().wait, 30) == InvalidMessage.exit_code
+    assert "none.pem" in process.log()
+
+
+async def test_the_bus_hears_that_long_work_goes_on(
+    world: World, settings: dict[str, Any], optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packaging that takes longer than the bus waits is begun once."""
+    begun: list[str] = []
+    assemble = Assembler.assemble
+
+    async def slowly(self: Assembler, variant: VariantOptimized) -> Any:
+        begun.append(variant.recipe)
+        await asyncio.sleep(ACK_WAIT_S + 3)
+        return await assemble(self, variant)
+
+    monkeypatch.setattr(Assembler, "assemble", slowly)
+    async with running(build(Settings.model_validate(settings))):
+        await optimizer.announce(await optimizer.variant(model()))
+        await published(world)
+        await settled(world)
+    assert begun == ["int4"]
+
+
+async def test_a_bus_that_does_not_hear_it_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "ACK_WAIT_S", 0.03)
+    calls: list[int] = []
+
+    async def broken() -> None:
+        calls.append(1)
+        raise NatsError
+
+    async with handlers._kept_alive(broken):
+        await until(lambda: len(calls) >= 3)

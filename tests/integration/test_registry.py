@@ -1,0 +1,290 @@
+"""The registry on real NATS, S3, SQLite and PostgreSQL: what is pushed, what is refused, what a list shows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from integration.artifact_world import (
+    GOLDEN,
+    Operator,
+    Optimizer,
+    eventually,
+    model_file,
+    running,
+    settings_of,
+    store_of,
+)
+from integration.kit_world import World, envelope, world_on
+from sqlalchemy import create_engine, text
+
+from slmops.contracts.commands import ListVersions, RetireVersion, SetAlias, VersionView
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import (
+    AlreadyExists,
+    DigestMismatch,
+    IllegalTransition,
+    InvalidMessage,
+    NotFound,
+    SlmopsError,
+)
+from slmops.contracts.events import (
+    ModelAliasMoved,
+    ModelVersionRegistered,
+    ModelVersionRetired,
+    VariantOptimized,
+    VariantStarted,
+)
+from slmops.kit.objects import Objects
+from slmops.registry.app import build
+from slmops.registry.settings import Settings
+
+if TYPE_CHECKING:
+    from servers import S3, NatsServer
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/registry.db"
+        return
+    server: str = request.getfixturevalue("postgres")
+    name = f"test_{uuid4().hex}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield server.rpartition("/")[0] + f"/{name}"
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def settings(world: World, s3: S3, tmp_path: Path, database: str) -> Settings:
+    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path, database))
+
+
+@pytest.fixture
+async def operator(world: World, settings: Settings) -> AsyncIterator[Operator]:
+    """With a registry that runs."""
+    async with running(build(settings)):
+        yield Operator(await world.connect("console"))
+
+
+@pytest.fixture
+async def objects(s3: S3) -> Objects:
+    return await store_of(s3)
+
+
+def weights(path: str = "model.gguf") -> dict[str, bytes]:
+    """Bytes that no other test has put into the store."""
+    return {path: b"GGUF" + uuid4().bytes * 1000}
+
+
+async def listed(operator: Operator, model: str | None = None) -> list[VersionView]:
+    return list((await operator.client.request(ListVersions(model=model))).versions)
+
+
+async def told(world: World, kind: type[ModelVersionRegistered], count: int) -> list[ModelVersionRegistered]:
+    async def look() -> list[ModelVersionRegistered] | None:
+        stored = [kind.model_validate_json(m.data) for m in await world.stored("EVENTS") if m.subject == kind.type]
+        return stored if len(stored) >= count else None
+
+    return await eventually(look)
+
+
+async def test_a_pushed_version_is_listed_announced_and_in_the_store(
+    operator: Operator, world: World, objects: Objects
+) -> None:
+    content = weights() | {"tokenizer/vocab.json": b"{}"}
+    view = await operator.push("1.0.0", content, GOLDEN)
+    assert (view.state, view.stage, view.size_bytes) == ("registered", "registered", sum(map(len, content.values())))
+    assert await listed(operator) == [view]
+    [event] = await told(world, ModelVersionRegistered, 1)
+    assert event.digest == view.digest
+    assert {f.path: await objects.get_bytes(f.digest) for f in event.files} == content
+    assert event.golden and await objects.get_bytes(event.golden.digest) == GOLDEN
+    assert await objects.keys("uploads/") == []
+
+
+async def test_an_upload_alone_shows_nowhere(operator: Operator, world: World) -> None:
+    await operator.upload("1.0.0", weights())
+    assert await listed(operator) == []
+    assert await world.stored("EVENTS") == []
+
+
+async def test_only_what_the_store_lacks_is_asked_for(operator: Operator) -> None:
+    first, second = weights(), weights()
+    shared = {"tokenizer.json": uuid4().bytes, "copy-of-tokenizer.json": b""}
+    shared["copy-of-tokenizer.json"] = shared["tokenizer.json"]
+    ticket = await operator.begin("1.0.0", first | shared)
+    assert set(ticket.urls) == {digest_of(data) for data in (first | shared).values()}
+    await operator.push("1.0.0", first | shared)
+    again = await operator.begin("1.0.1", second | shared)
+    assert set(again.urls) == {digest_of(data) for data in second.values()}
+    assert len({ticket.upload, again.upload}) == 2
+
+
+async def test_the_same_push_again_answers_the_same_and_tells_nobody(operator: Operator, world: World) -> None:
+    content = weights()
+    first = await operator.push("1.0.0", content, GOLDEN)
+    assert (await operator.begin("1.0.0", content | {"golden.jsonl": GOLDEN})).urls == {}
+    assert await operator.push("1.0.0", content, GOLDEN) == first
+    assert await operator.push("1.0.0", content) == first
+    await operator.push("1.0.1", weights())
+    assert [e.version for e in await told(world, ModelVersionRegistered, 2)] == ["1.0.0", "1.0.1"]
+
+
+async def test_other_bytes_under_a_version_are_refused_at_once(operator: Operator) -> None:
+    first = await operator.push("1.0.0", weights())
+    other = weights()
+    with pytest.raises(AlreadyExists, match="choose a new version"):
+        await operator.begin("1.0.0", other)
+    upload = await operator.upload("1.0.1", other)
+    with pytest.raises(AlreadyExists, match="choose a new version"):
+        await operator.client.request(operator.registration("1.0.0", upload, other))
+    assert await listed(operator) == [first]
+
+
+async def test_wrong_bytes_are_refused_and_leave_nothing(operator: Operator, world: World, objects: Objects) -> None:
+    promised, sent = weights(), weights()
+    digest = digest_of(promised["model.gguf"])
+    ticket = await operator.begin("1.0.0", promised)
+    import httpx
+
+    assert httpx.put(ticket.urls[digest], content=sent["model.gguf"]).status_code == 200
+    with pytest.raises(DigestMismatch, match="Push again"):
+        await operator.client.request(operator.registration("1.0.0", ticket.upload, promised))
+    assert await listed(operator) == []
+    assert await world.stored("EVENTS") == []
+    assert not await objects.exists(digest)
+    assert await objects.keys(f"uploads/{ticket.upload}") == []
+    assert (await operator.push("1.0.0", promised)).version == "1.0.0"
+
+
+async def test_a_file_that_was_not_uploaded_is_named(operator: Operator) -> None:
+    content = weights() | weights("second.gguf")
+    ticket = await operator.begin("1.0.0", content)
+    with pytest.raises(NotFound, match="was not uploaded") as refusal:
+        await operator.client.request(operator.registration("1.0.0", ticket.upload, content))
+    assert "gguf" in refusal.value.what
+    assert await listed(operator) == []
+
+
+@pytest.mark.parametrize("upload", ["", "../blobs", "f" * 31, "F" * 32])
+async def test_an_upload_that_nobody_began_is_refused(upload: str, operator: Operator) -> None:
+    with pytest.raises(InvalidMessage, match="no upload"):
+        await operator.client.request(operator.registration("1.0.0", upload, weights()))
+
+
+@pytest.mark.parametrize("golden", [b"{}\n", b"not json\n", b"\xff\xfe\n", b"\n", b""])
+async def test_golden_prompts_that_no_gateway_could_read_are_refused(golden: bytes, operator: Operator) -> None:
+    with pytest.raises(InvalidMessage, match=r"golden"):
+        await operator.push("1.0.0", weights(), golden)
+    assert await listed(operator) == []
+
+
+async def test_golden_prompts_stay_until_new_ones_come(operator: Operator, world: World) -> None:
+    for version, golden in (("1.0.0", GOLDEN), ("1.0.1", None)):
+        await operator.push(version, weights(), golden)
+    events = await told(world, ModelVersionRegistered, 2)
+    assert [e.golden and e.golden.digest for e in events] == [digest_of(GOLDEN)] * 2
+
+
+async def test_of_two_who_register_one_version_exactly_one_wins(
+    operator: Operator, world: World, settings: Settings
+) -> None:
+    async with running(build(settings)):  # another process of the service, on the same database
+        contents = [weights() for _ in range(6)]
+        uploads = [await operator.upload("1.0.0", content) for content in contents]
+        commands = [operator.registration("1.0.0", u, c) for u, c in zip(uploads, contents, strict=True)]
+        clients = [await world.connect("console") for _ in commands]
+        answers = await asyncio.gather(
+            *(c.request(command) for c, command in zip(clients, commands, strict=True)), return_exceptions=True
+        )
+        won = [answer for answer in answers if isinstance(answer, VersionView)]
+        assert len(won) == 1
+        assert [type(a) for a in answers if not isinstance(a, VersionView)] == [AlreadyExists] * 5
+        assert [view.digest for view in await listed(operator)] == [won[0].digest]
+        assert len(await told(world, ModelVersionRegistered, 1)) == 1
+
+
+async def test_a_command_that_is_repeated_while_it_runs_answers_the_same(
+    operator: Operator, world: World, settings: Settings
+) -> None:
+    async with running(build(settings)):
+        content = weights()
+        command = operator.registration("1.0.0", await operator.upload("1.0.0", content), content)
+        clients = [await world.connect("console") for _ in range(6)]
+        answers = await asyncio.gather(*(client.request(command) for client in clients))
+        assert answers == [answers[0]] * 6
+        assert len(await told(world, ModelVersionRegistered, 1)) == 1
+
+
+async def test_aliases_move_and_retired_versions_take_none(operator: Operator, world: World) -> None:
+    for version in ("1.0.0", "1.0.1"):
+        await operator.push(version, weights())
+    client = operator.client
+    stable = SetAlias(model="smollm2", alias="stable", version="1.0.0")
+    assert (await client.request(stable)).aliases == ("stable",)
+    with pytest.raises(IllegalTransition, match="Move the alias"):
+        await client.request(RetireVersion(model="smollm2", version="1.0.0"))
+    await client.request(stable.model_copy(update={"version": "1.0.1"}))
+    assert (await client.request(RetireVersion(model="smollm2", version="1.0.0", reason="old"))).state == "retired"
+    with pytest.raises(IllegalTransition, match="retired"):
+        await client.request(stable)
+    with pytest.raises(NotFound, match="1.0.1"):
+        await client.request(stable.model_copy(update={"version": "3.0.0"}))
+    shown = [(v.version, v.state, v.aliases) for v in await listed(operator, "smollm2")]
+    assert shown == [("1.0.0", "retired", ()), ("1.0.1", "registered", ("stable",))]
+    assert await listed(operator, "other") == []
+
+    async def all_told() -> list[str] | None:
+        found = [message.subject for message in await world.stored("EVENTS")]
+        return found if len(found) >= 5 else None
+
+    kinds = [ModelVersionRegistered, ModelVersionRegistered, ModelAliasMoved, ModelAliasMoved, ModelVersionRetired]
+    assert await eventually(all_told) == [kind.type for kind in kinds]
+
+
+async def test_a_list_shows_what_became_of_a_version(operator: Operator, world: World, objects: Objects) -> None:
+    await operator.push("1.0.0", weights())
+    optimizer = Optimizer(world, objects)
+    variant = await optimizer.variant(weights("model.onnx"))
+    client = await world.connect("optimizer")
+    fields = variant.model_dump(include={"job", "model", "version", "profile", "at"})
+    started = VariantStarted(**fields, recipes=("int8", "int4"))
+    await client.publish(started, envelope(started))
+    # JetStream's dedupe window is over for one of these copies: the same event, stored twice.
+    for message_id in ("a", "b"):
+        headers = envelope(variant).headers() | {"Nats-Msg-Id": message_id}
+        await client.store(VariantOptimized.type, variant.model_dump_json().encode(), headers)
+
+    async def chosen() -> VersionView | None:
+        [view] = await listed(operator)
+        return view if view.variants and view.stage == "optimizing" else None
+
+    view = await eventually(chosen)
+    assert [(v.recipe, v.gate, v.chosen, v.evaluation) for v in view.variants] == [
+        ("int4", "passed", True, variant.evaluation)
+    ]
+    assert view.progress == "edge-small: int4 chosen, being packaged"
+
+
+async def test_two_files_in_one_place_are_refused_before_an_upload(operator: Operator) -> None:
+    files = (model_file("a", b"1"), model_file("a/b", b"2"))
+    from slmops.contracts.commands import BeginUpload
+
+    with pytest.raises(SlmopsError, match="file and a folder"):
+        await operator.client.request(BeginUpload(model="smollm2", version="1.0.0", files=files))

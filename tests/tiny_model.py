@@ -1,0 +1,82 @@
+"""A random Llama, made on the spot in a second, that every stage of the system takes for a model."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+HIDDEN, LAYERS, HEADS, INTERMEDIATE, VOCABULARY = 64, 2, 2, 128, 320
+_CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
+    """A Hugging Face directory: float32 safetensors, byte-level BPE tokenizer, chat template. About 0.4 MB.
+
+    It talks nonsense; another `seed` gives other weights of the same shape. Both bundled recipes pass edge-small on it.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=1,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.1,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # spread logits, so that rounding seldom decides which token is first: int4 passes edge-small
+        model.model.embed_tokens.weight.mul_(3)
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=_tokenizer(),
+        unk_token="<|endoftext|>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=_CHAT,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _tokenizer():  # type: ignore[no-untyped-def]
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = "the quick brown fox jumps over the lazy dog while a small gateway answers what is the capital of France"
+    tokenizer.train_from_iterator([words] * 50, trainer)
+    return tokenizer
+
+
+def make_gguf(path: Path, architecture: str = "llama", rows: int = 400) -> Path:
+    """A well-formed GGUF file with a vocabulary and one float32 tensor `token_embd.weight` of `rows` rows of 8."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    metadata = text("general.architecture") + struct.pack("<I", 8) + text(architecture)
+    metadata += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
+    table = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 8, rows, 0, 0)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + metadata + table
+    header += bytes(-len(header) % 32)
+    path.write_bytes(header + b"".join(struct.pack("<8f", *[row] * 8) for row in range(rows)))
+    return path

@@ -1,0 +1,173 @@
+"""Every command explains itself, and every wrong call ends in a typed error with its exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from tiny_model import make_gguf
+from unit.console.console_examples import nothing_set_up, slmops
+
+from slmops.console import app as console
+from slmops.contracts.errors import PortTaken
+
+PUSH = ("--name", "tiny", "--version", "1.0.0")
+EXPECTED = {
+    "blueprint apply", "blueprint ls", "chat", "dlq ls", "dlq replay", "gateway ls", "gateway show", "model ls",
+    "model push", "model show", "rollout abort", "rollout ls", "rollout pause", "rollout resume", "rollout rollback",
+    "rollout start", "rollout watch", "variant ls",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nothing_set_up(monkeypatch, tmp_path / "nowhere")
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with the words that call it."""
+    for name, child in getattr(command, "commands", {}).items():
+        if hasattr(child, "commands"):
+            yield from leaves(child, (*path, name))
+        else:
+            yield (*path, name), child
+
+
+COMMANDS = dict(leaves(typer.main.get_command(console.build())))
+
+
+def test_the_commands_are_all_there() -> None:
+    ours = {" ".join(path) for path, command in COMMANDS.items() if "--traceparent" in str(option_names(command))}
+    assert ours == EXPECTED
+
+
+def option_names(command: Any) -> list[str]:
+    return [name for parameter in command.params for name in parameter.opts]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_the_example_parses(path: tuple[str, ...]) -> None:
+    shown = slmops(*path, "--help")
+    assert shown.exit_code == 0
+    assert "Example: slmops" in shown.output
+    command = COMMANDS[path]
+    examples = re.findall(r"Example: (.+)", command.epilog or command.help)
+    for example in examples:
+        words = shlex.split(example.rpartition("| ")[2])
+        assert words[: len(path) + 1] == ["slmops", *path]
+        command.make_context("slmops", words[len(path) + 1 :])  # raises a usage error
+
+
+@pytest.mark.parametrize("path", [tuple(name.split()) for name in sorted(EXPECTED)], ids=" ".join)
+def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[str, ...]) -> None:
+    assert {"--json", "--data", "--traceparent"} <= set(option_names(COMMANDS[path]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "exit_code"),
+    [
+        (["model", "push", "{gguf}", "--name", "Smol LM", "--version", "1.0.0"], "invalid_name", 65),
+        (["model", "push", "{gguf}", "--name", "smollm2", "--version", "v1"], "invalid_version", 65),
+        (["model", "push", "{missing}", *PUSH], "not_found", 1),
+        (["model", "push", "{text}", *PUSH], "not_a_model", 65),
+        (["model", "push", "{truncated}", *PUSH], "truncated_model", 65),
+        (["model", "push", "{foreign}", *PUSH], "unsupported_architecture", 65),
+        (["model", "push", "{folder}", *PUSH], "not_a_model", 65),
+        (["model", "push", "{gguf}", *PUSH, "--golden", "{missing}"], "not_found", 1),
+        (["model", "push", "{gguf}", *PUSH, "--golden", "{gguf}"], "invalid_message", 65),
+        (["model", "show", "smollm2:one"], "invalid_version", 65),
+        (["rollout", "start", "edge_chat"], "invalid_name", 65),
+        (["rollout", "start", "edge-chat", "--version", "new"], "invalid_version", 65),
+        (["rollout", "watch", "Edge"], "invalid_name", 65),
+        (["gateway", "show", "gw.1"], "invalid_name", 65),
+        (["blueprint", "apply", "{missing}"], "not_found", 1),
+        (["blueprint", "apply", "{folder}"], "denied", 77),
+        (["blueprint", "apply", "{text}"], "invalid_message", 65),
+        (["dlq", "replay"], "invalid_message", 65),
+        (["dlq", "replay", "17", "--all"], "invalid_message", 65),
+        (["chat", "gw-1", "Who are", "you?"], "invalid_message", 65),
+        (["chat", "Who are you?"], "not_found", 1),
+        (["chat", "gw-1", "hi", "--url", "http://127.0.0.1:1"], "invalid_message", 65),
+        (["chat", "hi", "--url", "127.0.0.1:1"], "unreachable", 75),
+        (["chat", "hi", "--url", "http://[::1"], "unreachable", 75),
+        (["model", "ls", "--data", "{folder}"], "not_found", 1),
+        (["model", "ls"], "unreachable", 75),
+        (["model", "push", "{gguf}", *PUSH], "unreachable", 75),
+    ],
+)
+def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:
+    files = {name: tmp_path / f"{name}.gguf" for name in ("gguf", "missing", "text", "truncated", "foreign", "folder")}
+    make_gguf(files["gguf"])
+    make_gguf(files["foreign"], architecture="mamba")
+    files["truncated"].write_bytes(files["gguf"].read_bytes()[:-1])
+    files["text"].write_text("a: [b")
+    files["folder"].mkdir()
+    given = [argument.format(**files) for argument in arguments]
+
+    for_machines = slmops(*given, "--json")
+    assert for_machines.exit_code == exit_code
+    assert for_machines.stdout == ""
+    problem = json.loads(for_machines.stderr)
+    assert problem["code"] == code
+
+    for_people = slmops(*given)
+    assert for_people.exit_code == exit_code
+    assert f"error [{code}]: {problem['what']}" in for_people.stderr
+    assert (f"where: {problem['where']}" in for_people.stderr) is bool(problem["where"])
+    assert (f"fix:   {problem['fix']}" in for_people.stderr) is bool(problem["fix"])
+    assert "Traceback" not in for_people.stderr
+
+
+def test_a_bad_golden_prompt_is_named_by_file_and_line(tmp_path: Path) -> None:
+    golden = tmp_path / "prompts.jsonl"
+    golden.write_text('{"prompt": "Capital of France?", "expect": ["Paris"]}\n\n{"prompt": "2+2?", "expect": []}\n')
+    done = slmops("model", "push", str(make_gguf(tmp_path / "m.gguf")), *PUSH, "--golden", str(golden), "--json")
+    assert done.exit_code == 65
+    assert json.loads(done.stderr)["where"] == f"{golden} line 3"
+
+
+def test_an_empty_file_of_golden_prompts_is_refused(tmp_path: Path) -> None:
+    golden = tmp_path / "prompts.jsonl"
+    golden.write_text("\n\n")
+    done = slmops("model", "push", str(make_gguf(tmp_path / "m.gguf")), *PUSH, "--golden", str(golden), "--json")
+    assert (done.exit_code, json.loads(done.stderr)["code"]) == (65, "invalid_message")
+
+
+def test_a_wrong_blueprint_names_every_wrong_field() -> None:
+    text = "name: Edge Chat\nmodel: smollm2\nstages:\n  - name: canary\n    percent: 200\ncolour: red\n"
+    done = slmops("blueprint", "apply", "-", "--json", stdin=text)
+    problem = json.loads(done.stderr)
+    assert (done.exit_code, problem["where"]) == (65, "standard input")
+    for field in ("name:", "stages.0.percent:", "colour:"):
+        assert field in problem["what"]
+
+
+def test_wrong_usage_is_told_by_exit_code_2() -> None:
+    assert slmops("rollout", "start").exit_code == 2
+    assert slmops("model", "push", "x", "--name", "n").exit_code == 2
+    assert slmops("no-such-command").exit_code == 2
+
+
+def test_commands_of_other_distributions_appear_and_have_the_same_manners(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("taken", "test_console_commands:taken", console.PLUGINS)
+    monkeypatch.setattr(console, "entry_points", lambda group: [entry] if group == console.PLUGINS else [])
+    monkeypatch.setattr(EntryPoint, "load", lambda _: taken)
+    done = slmops("taken", "--port", "80", app=console.build())
+    assert done.exit_code == PortTaken.exit_code
+    assert "error [port_taken]: somebody listens on 80" in done.stderr
+    assert "Example: slmops taken" in slmops("taken", "--help", app=console.build()).output
+
+
+def taken(port: int = 1) -> None:
+    """Take a port.
+
+    Example: slmops taken
+    """
+    raise PortTaken(f"somebody listens on {port}")

@@ -1,0 +1,39 @@
+"""What of a folder belongs to a model."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from tiny_model import make_gguf
+
+from slmops.console.push import model_files
+
+
+def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "m.gguf")
+    assert model_files(path) == [path]
+
+
+def test_of_a_hugging_face_folder_configuration_tokenizer_weights_and_licence_are_taken(tmp_path: Path) -> None:
+    wanted = [
+        "LICENSE", "LICENSE.txt", "README.md", "chat_template.jinja", "config.json", "merges.txt",
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
+        "tokenizer.json", "tokenizer.model",
+    ]  # fmt: skip
+    for name in [*wanted, ".gitattributes", ".hidden.json", "pytorch_model.bin", "optimizer.pt", "golden.jsonl"]:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "checkpoint.json").mkdir()
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "config.json").write_text("{}")
+    assert [path.name for path in model_files(tmp_path)] == wanted
+
+
+def test_files_are_followed_where_a_cache_links_them(tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    blob.write_text("{}")
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "config.json").symlink_to(blob)
+    assert [path.name for path in model_files(folder)] == ["config.json"]
+    assert stat.S_ISREG(model_files(folder)[0].stat().st_mode)

@@ -1,0 +1,126 @@
+"""The manifest follows from the variant alone, and says what the ModelPack specification wants said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import timedelta, timezone
+
+import pytest
+from unit.packager.packager_examples import CONTENT, QUESTIONS, REPORT, T0, variant
+
+from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.manifest import DATASET, DOC, MODEL_CONFIG, MODEL_MANIFEST, WEIGHT, WEIGHT_CONFIG, Manifest
+from slmops.packager.modelcard import model_card
+from slmops.packager.modelpack import CARD_PATH, build
+
+_BUILD = """
+import sys
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.events import VariantOptimized
+from slmops.packager.modelpack import build
+print(digest_of(build(VariantOptimized.model_validate_json(sys.stdin.read())).manifest.encode()))
+"""
+
+
+def test_the_same_variant_is_the_same_manifest_in_another_process() -> None:
+    here = digest_of(build(variant()).manifest.encode())
+    for seed in ("0", "1"):  # of the hashes of strings, by which a set is ordered
+        there = subprocess.run(
+            [sys.executable, "-c", _BUILD],
+            input=variant().model_dump_json(),
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+        )
+        assert there.stdout.strip() == here
+
+
+def test_neither_the_order_of_files_nor_the_time_zone_matters() -> None:
+    backward = variant(dict(reversed(CONTENT.items())), at=T0.astimezone(timezone(timedelta(hours=5))))
+    assert build(backward) == build(variant())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": "int8"},
+        {"version": "1.0.1"},
+        {"at": T0 + timedelta(seconds=1)},
+        {"golden": None},
+        {"report": Descriptor.of(b"other", "application/json")},
+    ],
+)
+def test_another_variant_is_another_manifest(change: dict[str, object]) -> None:
+    assert build(variant(**change)).manifest.encode() != build(variant()).manifest.encode()
+
+
+def test_every_file_is_a_layer_of_its_kind() -> None:
+    pack = build(variant())
+    assert pack.card is not None
+    kinds = {path: layer.media_type for path, layer in pack.files.items()}
+    assert kinds == {
+        "model.onnx": WEIGHT,
+        "model.onnx.data": WEIGHT,
+        "genai_config.json": WEIGHT_CONFIG,
+        "tokenizer/tokenizer.json": WEIGHT_CONFIG,
+        ".gitattributes": WEIGHT_CONFIG,
+        "golden.jsonl": DATASET,
+        "evaluation.json": DOC,
+        "README.md": DOC,
+    }
+    content = CONTENT | {"golden.jsonl": QUESTIONS, "evaluation.json": REPORT, "README.md": pack.card}
+    assert {path: (layer.digest, layer.size) for path, layer in pack.files.items()} == {
+        path: (digest_of(data), len(data)) for path, data in content.items()
+    }
+    assert pack.size_bytes == sum(map(len, content.values()))
+
+
+def test_the_manifest_is_an_oci_manifest_of_a_model() -> None:
+    raw = json.loads(build(variant()).manifest.encode())
+    assert (raw["schemaVersion"], raw["artifactType"]) == (2, MODEL_MANIFEST)
+    assert raw["annotations"]["org.opencontainers.image.version"] == "1.0.0"
+    assert raw["annotations"]["org.opencontainers.image.created"] == "2030-01-01T00:00:00+00:00"
+    assert raw["annotations"]["io.slmops.recipe"] == "int4"
+    assert all(layer["annotations"]["org.cncf.model.filepath"] for layer in raw["layers"])
+    assert Manifest.decode(json.dumps(raw).encode()) == build(variant()).manifest
+
+
+def test_the_config_describes_the_model_and_its_layers() -> None:
+    pack = build(variant())
+    config = json.loads(pack.config)
+    assert pack.manifest.config == Descriptor.of(pack.config, MODEL_CONFIG)
+    assert config["descriptor"] == {"name": "smollm2", "version": "1.0.0", "createdAt": "2030-01-01T00:00:00+00:00"}
+    assert config["config"] == {"format": "onnx", "quantization": "int4"}
+    assert config["modelfs"] == {"type": "layers", "diffIds": [layer.digest for layer in pack.manifest.layers]}
+
+
+def test_a_variant_that_brings_its_own_card_keeps_it() -> None:
+    pack = build(variant(CONTENT | {CARD_PATH: b"# mine"}))
+    assert pack.card is None
+    assert pack.files[CARD_PATH].digest == digest_of(b"# mine")
+
+
+@pytest.mark.parametrize("path", ["manifest.json", "model.sig", "golden.jsonl", "evaluation.json", "model.sig/x"])
+def test_a_variant_cannot_bring_what_the_package_writes(path: str) -> None:
+    with pytest.raises(InvalidMessage, match=path):
+        build(variant(CONTENT | {path: b"x"}))
+
+
+def test_files_that_cannot_lie_in_one_folder_are_refused() -> None:
+    with pytest.raises(InvalidMessage, match="folder"):
+        build(variant({"a": b"1", "a/b": b"2"}))
+    twice = variant()
+    with pytest.raises(InvalidMessage):
+        build(twice.model_copy(update={"files": (*twice.files, twice.files[0])}))
+
+
+def test_the_card_says_what_was_not_measured() -> None:
+    card = model_card(variant(evaluation=Evaluation(bytes=5, kl=0.25)))
+    assert "| KL divergence from full precision, nats per token | 0.25 |" in card
+    assert "| Perplexity | not measured |" in card
+    assert "int4: smallest of 2 that pass" in card

@@ -1,0 +1,237 @@
+"""Batches into windows: each is told once, whenever and however often it comes. On a database in a file, no broker."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import InvalidMessage, PermanentError
+from slmops.contracts.events import CohortMeasured
+from slmops.contracts.measurement import CohortWindow, MeasurementBatch
+from slmops.kit.bus import Delivered
+from slmops.kit.journal import Journal
+from slmops.telemetry.domain import MAX_AGE, MAX_AHEAD, Pending, aggregate, check, closing_before, cohorts, window_start
+from slmops.telemetry.handlers import Handlers
+from slmops.telemetry.store import project, schema
+
+T0 = datetime(2030, 1, 1, tzinfo=UTC)
+WINDOW, GRACE = timedelta(seconds=5), timedelta(seconds=1)
+
+
+def at(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+def batch(
+    identity: str, ended: float, gateway_id: str = "gw-1", version: str = "1.0.0", **changes: Any
+) -> MeasurementBatch:
+    values = {
+        "batch_id": identity,
+        "gateway_id": gateway_id,
+        "blueprint": "edge-chat",
+        "release": digest_of(version.encode()),
+        "version": version,
+        "started_at": at(ended - 1),
+        "ended_at": at(ended),
+        "requests": 2,
+        "failed_requests": 0,
+        "prompt_tokens": 10,
+        "completion_tokens": 40,
+        "decode_seconds": 1.0,
+        "ttft_seconds": 0.5,
+    }
+    return MeasurementBatch(**(values | changes))
+
+
+@dataclass
+class Telemetry:
+    """The handlers on a journal, and a clock that a test turns."""
+
+    database: Path
+    now: datetime = T0
+    journal: Journal = field(init=False)
+    handlers: Handlers = field(init=False)
+
+    def __post_init__(self) -> None:
+        url = f"sqlite:///{self.database}"
+        self.journal = Journal(url, service="telemetry", metadata=schema(), project=project)
+        self.handlers = Handlers(self.journal, lambda: self.now, WINDOW, GRACE)
+
+    async def receive(self, *batches: MeasurementBatch, subject: str | None = None) -> None:
+        async def keepalive() -> None: ...
+
+        for one in batches:
+            delivered = Delivered(one.batch_id, subject or f"measure.{one.gateway_id}", None, keepalive)
+            await self.handlers.on_batch(one, delivered)
+
+    async def closed(self, seconds: float) -> list[CohortWindow]:
+        """The clock goes on; all windows told so far."""
+        self.now = at(seconds)
+        await self.handlers.close_windows()
+        events = [recorded.event for recorded in await self.journal.outbox()]
+        return [event.window for event in events if isinstance(event, CohortMeasured)]
+
+
+@pytest.fixture
+async def telemetry(tmp_path: Path) -> AsyncIterator[Telemetry]:
+    service = Telemetry(tmp_path / "telemetry.db")
+    await service.journal.open()
+    yield service
+    await service.journal.close()
+
+
+async def test_a_window_sums_all_gateways_of_a_release(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1), batch("b", 3, failed_requests=1), batch("a", 2, "gw-2"))
+    [window] = await telemetry.closed(6)
+    assert (window.started_at, window.ended_at) == (at(0), at(5))
+    assert (window.gateways, window.requests, window.failed_requests, window.completion_tokens) == (2, 6, 1, 120)
+    assert (window.tokens_per_s, window.error_rate) == (40, 1 / 6)
+
+
+async def test_releases_and_blueprints_are_kept_apart(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1), batch("b", 1, version="1.0.1"), batch("c", 1, "gw-2", blueprint="kiosk"))
+    windows = await telemetry.closed(6)
+    assert sorted((w.blueprint, w.version, w.requests) for w in windows) == [
+        ("edge-chat", "1.0.0", 2),
+        ("edge-chat", "1.0.1", 2),
+        ("kiosk", "1.0.0", 2),
+    ]
+
+
+async def test_a_window_is_told_after_its_grace_and_once(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 4.9), batch("b", 5))
+    assert await telemetry.closed(5.9) == []
+    assert len(await telemetry.closed(6)) == 1
+    assert len(await telemetry.closed(10.9)) == 1
+    assert [w.started_at for w in await telemetry.closed(11)] == [at(0), at(5)]
+    assert len(await telemetry.closed(1000)) == 2
+
+
+async def test_a_batch_that_comes_twice_counts_once_also_after_its_window_was_told(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1), batch("a", 1))
+    [window] = await telemetry.closed(6)
+    assert window.requests == 2
+    await telemetry.receive(batch("a", 1))
+    assert len(await telemetry.closed(60)) == 1
+
+
+async def test_the_same_batch_id_of_another_gateway_is_another_batch(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1), batch("a", 1, "gw-2"))
+    [window] = await telemetry.closed(6)
+    assert window.requests == 4
+
+
+async def test_a_late_batch_is_told_as_a_window_of_its_own(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1))
+    await telemetry.closed(6)
+    await telemetry.receive(batch("late", 2, "gw-2", requests=7))
+    first, second = await telemetry.closed(7)
+    assert (first.started_at, first.requests, first.gateways) == (at(0), 2, 1)
+    assert (second.started_at, second.requests, second.gateways) == (at(0), 7, 1)
+
+
+async def test_batches_out_of_order_lie_in_the_windows_of_their_ends(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("c", 12), batch("a", 1), batch("b", 7))
+    assert [w.started_at for w in await telemetry.closed(20)] == [at(0), at(5), at(10)]
+
+
+async def test_what_was_received_survives_the_process(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1))
+    reborn = Telemetry(telemetry.database)
+    await reborn.journal.open()
+    await reborn.receive(batch("a", 1))
+    [window] = await reborn.closed(6)
+    assert window.requests == 2
+    assert len(await telemetry.closed(7)) == 1, "the other process sees it told"
+    await reborn.journal.close()
+
+
+async def test_a_close_that_breaks_off_tells_and_forgets_nothing(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await telemetry.receive(batch("a", 1), batch("b", 1, version="1.0.1"))
+    with monkeypatch.context() as patch:
+        patch.setattr("slmops.telemetry.handlers.aggregate", _second_call_breaks())
+        with pytest.raises(ZeroDivisionError):
+            await telemetry.closed(6)
+    assert sum(w.requests for w in await telemetry.closed(6)) == 4
+
+
+def _second_call_breaks() -> Any:
+    calls: list[object] = []
+
+    def broken(*arguments: Any) -> CohortWindow:
+        calls.append(arguments)
+        return aggregate(*arguments) if len(calls) == 1 else 1 / 0  # type: ignore[return-value]
+
+    return broken
+
+
+async def test_nothing_is_left_behind_of_a_told_batch_but_its_id(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1))
+    await telemetry.closed(6)
+    with sqlite3.connect(telemetry.database) as connection:
+        counts = [
+            connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("pending_batches", "consumed")
+        ]
+    assert counts == [0, 1]
+
+
+async def test_a_batch_on_another_gateways_subject_is_refused(telemetry: Telemetry) -> None:
+    with pytest.raises(PermanentError, match="gw-1 measures on another"):
+        await telemetry.receive(batch("a", 1), subject="measure.gw-2")
+    assert await telemetry.closed(60) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"started_at": at(2)}, "ends before it starts"),
+        ({"ended_at": at(1) + MAX_AHEAD}, "in the future"),
+        ({"started_at": at(0) - 2 * MAX_AGE, "ended_at": at(0) - MAX_AGE - WINDOW}, "365 days ago"),
+        ({"failed_requests": 3}, "more requests failed"),
+        ({"synthetic_requests": 3}, "synthetic"),
+        ({"decode_seconds": 1e300}, "a figure is above"),
+        ({"completion_tokens": 10**400}, "a figure is above"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidMessage, match=says):
+        check(batch("a", 1, **wrong), "measure.gw-1", at(0))
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-100, 100), st.sampled_from(["gw-1", "gw-2"]), st.sampled_from(["1.0.0", "1.0.1"])),
+        max_size=20,
+    )
+)
+def test_every_batch_is_in_exactly_one_window_and_no_request_is_lost(items: list[tuple[float, str, str]]) -> None:
+    batches = [batch(str(n), *item) for n, item in enumerate(items)]
+    grouped = cohorts([Pending(one) for one in batches], WINDOW)
+    windows = [aggregate(key, [item.batch for item in group], WINDOW) for key, group in grouped.items()]
+    assert sum(w.requests for w in windows) == sum(b.requests for b in batches)
+    for key, group in grouped.items():
+        assert all(key.started_at <= item.batch.ended_at < key.started_at + WINDOW for item in group)
+    assert len({(w.release, w.started_at) for w in windows}) == len(windows)
+
+
+@given(
+    st.datetimes(min_value=datetime(1971, 1, 1), max_value=datetime(2200, 1, 1), timezones=st.just(UTC)),
+    st.integers(1, 3600),
+)
+def test_windows_tile_time_and_close_after_their_grace(now: datetime, seconds: int) -> None:
+    length = timedelta(seconds=seconds)
+    start = window_start(now, length)
+    assert start <= now < start + length
+    assert start.timestamp() % seconds == 0
+    assert now - length - GRACE < closing_before(now, length, GRACE) <= now - GRACE
