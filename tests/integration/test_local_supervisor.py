@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from slmops.contracts.errors import NotFound, Unreachable
 from slmops.local.process import ProcessSpec, ProcessState
 from slmops.local.supervisor import Supervisor

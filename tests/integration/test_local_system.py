@@ -20,6 +20,7 @@ import psutil
 import pytest
 from minio import Minio
 from nats.js.client import JetStreamContext
+
 from slmops.contracts.errors import Conflict, PortTaken, Unreachable
 from slmops.local.ports import HOST, is_free
 from slmops.local.process import ProcessState

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import nats
 import pytest
-from servers import NatsServer
 from nats.aio.client import Client, RawCredentials
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.kv import KeyValue
+from servers import NatsServer
+
 from slmops.contracts.errors import InvalidMessage, InvalidName
 from slmops.contracts.permissions import SERVICE_PERMISSIONS
 from slmops.contracts.subjects import DESIRED_BUCKET, stream_of

@@ -83,6 +83,12 @@ def test_measurements_from_before_the_stage_do_not_count() -> None:
     assert look(everybody, [window("1.0.1", 30)], at(40), state).verdict is Verdict.PASSED
 
 
+def test_a_stage_that_adds_nobody_is_judged_by_the_whole_rollout() -> None:
+    state = judged(canary_stage(), PASSED, seconds=30)
+    assert look([CANARY], [window("1.0.1", 5)], at(40), state).verdict is Verdict.PASSED
+    assert look([CANARY], [window("1.0.1", -6)], at(40), state).verdict is Verdict.WAITING
+
+
 def test_every_target_of_the_stage_must_commit() -> None:
     state = judged(canary_stage(), PASSED, seconds=30)
     decision = look([CANARY, FLEET, member("gw-3")], [window("1.0.1", 35)], at(40), state)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
 from slmops.contracts.names import Name
 from slmops.contracts.profile import EDGE_SMALL
 

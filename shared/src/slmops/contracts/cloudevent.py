@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
 from slmops.contracts.errors import InvalidMessage
 
 SPEC_VERSION = "1.0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
 from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import Problem

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import Problem

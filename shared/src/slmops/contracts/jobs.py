@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
+
 from slmops.contracts.cloudevent import event_id
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.model import ModelFile

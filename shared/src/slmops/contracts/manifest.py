@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.model import FilePath

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.names import Name, Version
 

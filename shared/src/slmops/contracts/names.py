@@ -6,6 +6,7 @@ import re
 from typing import Annotated, NamedTuple
 
 from pydantic import StringConstraints
+
 from slmops.contracts.errors import InvalidName, InvalidVersion
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
 from slmops.contracts.blueprint import ProbePolicy, RuntimeSettings, SoakPolicy, Stage, TelemetryPolicy
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.names import Name, Version

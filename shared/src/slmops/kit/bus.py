@@ -16,6 +16,7 @@ from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsResponse, PullSub
 from faststream.nats.annotations import NatsMessage
 from pydantic import BaseModel, ValidationError
+
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command

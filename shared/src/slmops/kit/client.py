@@ -15,6 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ValidationError
+
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command

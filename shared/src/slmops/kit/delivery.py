@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
+
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import InvalidMessage, PermanentError, Problem, TemporaryError

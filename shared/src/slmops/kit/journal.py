@@ -18,11 +18,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slmops.contracts.cloudevent import Envelope, event_id
-from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, TemporaryError, Unreachable
-from slmops.contracts.events import EVENTS, Event
-from slmops.kit.clock import Clock, utc_now
-from slmops.kit.tracing import traceparent
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -44,6 +39,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+
+from slmops.contracts.cloudevent import Envelope, event_id
+from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, TemporaryError, Unreachable
+from slmops.contracts.events import EVENTS, Event
+from slmops.kit.clock import Clock, utc_now
+from slmops.kit.tracing import traceparent
 
 T = TypeVar("T")
 _ATTEMPTS = 8  # of a transaction that lost a race; each retry reads afresh

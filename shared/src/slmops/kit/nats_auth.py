@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import nkeys
+
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.names import check_name
 from slmops.contracts.permissions import (

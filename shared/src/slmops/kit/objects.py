@@ -21,6 +21,7 @@ import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
 from minio.error import S3Error
+
 from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of, digest_of_chunks
 from slmops.contracts.errors import DigestMismatch, DiskFull, NotFound, Unreachable
 from slmops.kit.settings import ObjectSettings

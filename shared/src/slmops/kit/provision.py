@@ -22,6 +22,7 @@ from nats.js.api import (
     StreamConfig,
 )
 from nats.js.errors import APIError, NotFoundError
+
 from slmops.contracts.errors import Unreachable
 from slmops.contracts.subjects import DESIRED_BUCKET, STREAMS, StreamSpec
 

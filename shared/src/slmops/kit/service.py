@@ -19,6 +19,7 @@ from faststream import FastStream
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
+
 from slmops.contracts.errors import PortTaken, SlmopsError
 from slmops.kit import tracing
 from slmops.kit.bus import Bus

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
 from slmops.contracts.errors import InvalidMessage
 
 S = TypeVar("S", bound=BaseSettings)

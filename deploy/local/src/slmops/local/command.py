@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
 from slmops.local.environment import default_gateways
 from slmops.local.process import ProcessState
 from slmops.local.signals import cancelled_by_signals

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from slmops.contracts.errors import Denied
 from slmops.contracts.permissions import SERVICE_PERMISSIONS
 from slmops.kit.nats_auth import ENROL_USER, Authority

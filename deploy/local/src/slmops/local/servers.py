@@ -13,6 +13,7 @@ from pathlib import Path
 import urllib3
 from minio import Minio
 from minio.error import S3Error
+
 from slmops.contracts.errors import NotFound
 from slmops.kit.nats_auth import server_config
 from slmops.local.layout import Layout, S3Credentials

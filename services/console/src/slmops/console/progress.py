@@ -40,15 +40,19 @@ class Teller:
         self._told = ""
 
     def bytes_done(self, step: str, done: int, of: int) -> None:
-        self._line(step, f"{step} {size(of)}")
-        if self._bar.disable:
+        if not done:  # a step that counts nothing
+            self.status(f"{step} {size(of)}")
             return
+        self._line(step, f"{step} {size(of)}")
+        if self._status is None:
+            return
+        self._status.stop()  # a terminal has room for one of them
+        self._bar.start()
         if self._task is None or self._bar.tasks[0].description != step:
             for task in list(self._bar.task_ids):
                 self._bar.remove_task(task)
             self._task = self._bar.add_task(step, total=of)
-        # A step that counts nothing only pulses.
-        self._bar.update(self._task, completed=done, total=of if done else None)
+        self._bar.update(self._task, completed=done)
 
     def status(self, text: str) -> None:
         self._line(text, text)
@@ -63,7 +67,6 @@ class Teller:
             self._session.remark(text)
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(

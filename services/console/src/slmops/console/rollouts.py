@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -45,12 +45,16 @@ async def watch(client: BusClient, blueprint: str) -> AsyncIterator[tuple[Rollou
     Raises `NotFound` without a rollout.
     """
     watched: str | None = None
-    async for found in poll(lambda: client.request(ListRollouts(blueprint=blueprint))):
-        if not found.rollouts:
+
+    async def look() -> tuple[Sequence[RolloutView], Sequence[GatewayView]]:
+        found = await client.request(ListRollouts(blueprint=blueprint))
+        return found.rollouts, (await client.request(ListGateways())).gateways
+
+    async for rollouts, fleet in poll(look):
+        if not rollouts:
             raise NotFound(f"{blueprint} has no rollout", fix=f"Start one: slmops rollout start {blueprint}.")
-        watched = watched or found.rollouts[-1].rollout
-        view = next((r for r in found.rollouts if r.rollout == watched), found.rollouts[-1])
-        fleet = (await client.request(ListGateways())).gateways
+        watched = watched or rollouts[-1].rollout
+        view = next((r for r in rollouts if r.rollout == watched), rollouts[-1])
         yield view, [gateway for gateway in fleet if gateway.blueprint == blueprint]
         if view.ended_at is not None:
             return

@@ -43,8 +43,10 @@ class Engine:
     async def run(
         self, source: Path, folder: Path, recipes: Sequence[str], profile: DeviceProfile, on_progress: OnProgress
     ) -> list[Made]:
-        """Make, measure and judge one variant per recipe. Raises what the job raises: typed errors of the model's fault,
-        `OptimizationFailed`, `DiskFull`."""
+        """Make, measure and judge one variant per recipe.
+
+        Raises what the job raises: typed errors of the model's fault, `OptimizationFailed`, `DiskFull`.
+        """
         result = await run_job(source, folder, recipes, profile, on_progress, self._timeout)
         return [self._made(result, variant, folder) for variant in result.variants]
 

@@ -82,7 +82,9 @@ class _Onnx:
         import onnxruntime as ort
 
         decoder = json.loads((folder / "genai_config.json").read_bytes())["model"]["decoder"]
-        self.session = ort.InferenceSession(folder / decoder["filename"], providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as OMP_WAIT_POLICY in the job
+        self.session = ort.InferenceSession(folder / decoder["filename"], options, providers=["CPUExecutionProvider"])
         self.empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), dtype=np.float32)
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

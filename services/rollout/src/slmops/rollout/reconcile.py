@@ -72,7 +72,7 @@ def _judge(unit: Unit, blueprint: str, now: datetime) -> bool:
     rollout, plan = state.under_way, store.plan_in(store.plan_row(connection, blueprint))
     if rollout is None or plan is None:
         return False
-    measured = store.windows(connection, blueprint, rollout.stage_started_at)
+    measured = store.windows(connection, blueprint, rollout.started_at)
     decision = assess(state, rollout, store.members(connection, blueprint), measured, now)
     events = follow_gate(state, rollout, decision, now)
     if not events:

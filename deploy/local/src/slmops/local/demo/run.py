@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
-from opentelemetry import trace
 
 from slmops.console.push import push
 from slmops.contracts.blueprint import Blueprint

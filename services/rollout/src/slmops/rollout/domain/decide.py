@@ -31,12 +31,11 @@ from slmops.contracts.events import (
     RolloutStarted,
 )
 from slmops.contracts.plan import Release
-from slmops.contracts.profile import EDGE_SMALL
+from slmops.contracts.profile import PROFILES
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
 from slmops.rollout.domain.gate import GateDecision, Verdict
 from slmops.rollout.domain.lifecycle import State, Trigger, next_state
 
-PROFILES = {profile.name: profile for profile in (EDGE_SMALL,)}
 OperatorCommand = PauseRollout | ResumeRollout | AbortRollout | RollbackRollout
 
 

@@ -41,8 +41,10 @@ def assess(
     now: datetime,
 ) -> GateDecision:
     """Judge the open stage of `rollout` by the whole inventory and all windows of the blueprint."""
-    # A window that was open when the stage began counts: on an idle fleet the soak, which is short, is all there is.
-    recent = [window for window in windows if window.ended_at > rollout.stage_started_at]
+    members = list(members)
+    since = measured_since(rollout, members)
+    # A window that was open at that moment counts: on an idle fleet the soak, which is short, is all there is.
+    recent = [window for window in windows if window.ended_at > since]
     return judge(
         stage_targets(rollout, rollout.stage, members),
         of_release(recent, rollout.candidate.manifest.digest),
@@ -51,6 +53,17 @@ def assess(
         rollout.judged_since,
         now,
     )
+
+
+def measured_since(rollout: Rollout, members: Sequence[Member]) -> datetime:
+    """From when on measurements count: from the stage's beginning, for it is about the gateways that it added.
+
+    A stage that added none has nothing of its own to wait for, and is judged by the whole rollout.
+    """
+    if rollout.stage == 0:
+        return rollout.stage_started_at
+    added = stage_targets(rollout, rollout.stage, members) != stage_targets(rollout, rollout.stage - 1, members)
+    return rollout.stage_started_at if added else rollout.started_at
 
 
 def judge(
