@@ -20,7 +20,7 @@ $(STAMP): $(PROJECTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-	  $(foreach d,$(DISTRIBUTIONS),--editable $(if $(filter shared,$d),"./$d[journal,objects]",./$d)) --group dev
+	  $(addprefix --editable ./,$(DISTRIBUTIONS)) --group dev
 	@touch $@
 
 demo: setup  ## the main job: from a GGUF file to three answering gateways (ARGS="--model PATH" for your own)
