@@ -7,14 +7,18 @@ bus.serve(RegisterVersion, handlers.register_version)     # request/reply, typed
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsResponse, PullSub
 from faststream.nats.annotations import NatsMessage
+from nats.errors import Error as NatsError
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
@@ -43,6 +47,23 @@ class Delivered:
     subject: str
     traceparent: str | None
     keepalive: Keepalive
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """While the block lasts, JetStream is told again and again that the work goes on, so it goes to nobody else."""
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(ACK_WAIT_S / 3)
+                # A beat that is lost in a reconnection is no reason to stop: at worst the message comes twice.
+                with contextlib.suppress(NatsError):
+                    await self.keepalive()
+
+        beating = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            beating.cancel()
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,10 @@ class Objects:
 
         def adopt() -> None:
             key, waiting = blob_key(digest), _upload_key(upload, digest)
-            if self._size(key) is not None:
+            if (known := self._size(key)) is not None:
                 self._client.remove_object(self.bucket, waiting)
+                if known != size_bytes:
+                    raise DigestMismatch(f"{digest} has {known} bytes, not {size_bytes}", fix="Push again.")
                 return
             etag = self._client.stat_object(self.bucket, waiting).etag
             actual, size = self._digest(waiting)

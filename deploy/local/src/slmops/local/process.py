@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
+
+from slmops.kit.lifeline import die_with
 
 Status = Literal["starting", "ready", "restarting", "failed", "stopped"]
-
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,6 @@ async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
     spec.log_path.parent.mkdir(parents=True, exist_ok=True)
     parent = os.getpid()
 
-    def die_with_parent() -> None:
-        if _LIBC:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died between the fork and the line above
-            os._exit(1)
-
     with spec.log_path.open("ab") as log:
         return await asyncio.create_subprocess_exec(
             *spec.argv,
@@ -67,7 +58,7 @@ async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=lambda: die_with(parent),
         )
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +21,9 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.jobs import OptimizeJob
 from slmops.contracts.profile import DeviceProfile
-from slmops.kit.bus import Bus, Delivered, Keepalive
+from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
 from slmops.kit.objects import Objects
-from slmops.kit.provision import ACK_WAIT_S
 from slmops.kit.tracing import span, traceparent
 from slmops.optimizer.engine import Engine
 from slmops.optimizer.store import Outcome, Results, VariantOutcome
@@ -76,7 +72,7 @@ class Handlers:
 
     async def optimize(self, job: OptimizeJob, delivered: Delivered) -> None:
         """Do one job. A permanent failure is an outcome (every recipe rejected); a temporary one is redelivered."""
-        async with _kept_alive(delivered.keepalive):
+        async with delivered.kept_alive():
             await self._publish(VariantStarted(**_of(job), recipes=job.recipes, at=self._clock()), job, "started")
             outcome = await self._results.get(job.work)
             try:
@@ -149,22 +145,6 @@ class Handlers:
 
 def _of(job: OptimizeJob) -> dict[str, Any]:
     return {"job": job.id, "model": job.model, "version": job.version, "profile": job.profile.name}
-
-
-@asynccontextmanager
-async def _kept_alive(keepalive: Keepalive) -> AsyncIterator[None]:
-    """Tell JetStream every now and then that the work goes on, so that it goes to nobody else."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(timedelta(seconds=ACK_WAIT_S / 3).total_seconds())
-            await keepalive()
-
-    task = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        task.cancel()
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:

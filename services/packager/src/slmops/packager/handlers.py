@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from slmops.contracts import subjects
 from slmops.contracts.commands import FetchPackage, PackageFiles
@@ -14,11 +12,10 @@ from slmops.contracts.errors import NotFound, NotReady
 from slmops.contracts.events import GatewayEnrolled, PackagePublished, VariantOptimized
 from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, Manifest, PackageFile
 from slmops.contracts.plan import Plan
-from slmops.kit.bus import Bus, Delivered, Keepalive
+from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.objects import Objects
-from slmops.kit.provision import ACK_WAIT_S
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
 from slmops.packager.domain import check_planned, decide, published_as
@@ -44,7 +41,7 @@ class Handlers:
             return
         if await self._journal.transact(lambda unit: published_as(unit.load(stream)[0], variant)):
             return  # delivered again after it was done
-        async with _kept_alive(delivered.keepalive):
+        async with delivered.kept_alive():
             made = await self._assembler.assemble(variant)
         package = PackagePublished(
             model=variant.model,
@@ -94,25 +91,6 @@ class Handlers:
 
     async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
         return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
-
-
-@asynccontextmanager
-async def _kept_alive(keepalive: Keepalive) -> AsyncIterator[None]:
-    """Tell JetStream every now and then that the work goes on, so that nobody else begins it."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(ACK_WAIT_S / 3)
-            try:
-                await keepalive()
-            except Exception as error:  # at worst the variant is delivered again, and published once all the same
-                log.warning("the bus did not hear that packaging goes on: %s", error)
-
-    task = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        task.cancel()
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:

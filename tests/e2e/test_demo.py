@@ -1,0 +1,74 @@
+"""The real demo, as a user starts it: a real model, real servers, and a bad version that must be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+SLMOPS = Path(sys.executable).parent / "slmops"
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of the processes that work below `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join(process.cmdline()) or str(folder) in process.cwd():
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
+    done = subprocess.run([SLMOPS, "demo", "--out", tmp_path], capture_output=True, text=True, timeout=840)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["failures"] == []
+    assert (report["model"]["name"], report["model"]["version"]) == ("smollm2", "1.0.0")
+    gates = {(v["version"], v["recipe"]): v["gate"] for v in report["variants"]}
+    assert gates == {
+        ("1.0.0", "int4"): "passed",
+        ("1.0.0", "int8"): "refused",
+        ("1.0.1", "int4"): "passed",
+        ("1.0.1", "int8"): "refused",
+    }
+    for variant in report["variants"]:
+        figures = ("bytes", "kl", "top1", "ppl", "tokens_per_s", "ttft_s", "peak_rss_bytes")
+        assert all(variant[figure] > 0 for figure in figures), variant
+    assert [(r["version"], r["outcome"]) for r in report["rollouts"]] == [
+        ("1.0.0", "completed"),
+        ("1.0.1", "rolled_back"),
+    ]
+    assert [g["id"] for g in report["gateways"]] == ["gw-1", "gw-2", "gw-3"]
+    for gateway in report["gateways"]:
+        assert gateway["version"] == "1.0.0"
+        assert "Paris" in gateway["answer"]
+        assert gateway["failed_requests"] == 0
+    assert len(report["trace"]["services"]) == 7
+    assert report["trace"]["trace_id"] in done.stdout
+    assert processes_of(tmp_path) == []
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [SLMOPS, "demo", "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 60
+    while len(processes_of(tmp_path)) < 6 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(processes_of(tmp_path)) >= 6
+    os.kill(demo.pid, signal.SIGINT)
+    said, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, said
+    assert "Traceback" not in said
+    assert processes_of(tmp_path) == []
