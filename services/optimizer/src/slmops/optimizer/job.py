@@ -141,7 +141,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", default="int8,int4", help="names, separated by commas")
     parser.add_argument("--die-with-stdin", action="store_true", help="kill this process group when stdin ends")
     parser.add_argument("--profile-json", type=Path, help="a DeviceProfile; default: edge-small")
-    parser.add_argument("--parent", type=int, help="die with this process")
     return parser.parse_args()
 
 
