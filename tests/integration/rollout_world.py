@@ -1,0 +1,328 @@
+"""Rollout and telemetry as processes on a real nats-server, with gateways that enrol, follow the plan and report.
+
+The gateways are simulated and the rest is real: credentials, permissions, twin, journal, gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from nats.aio.client import RawCredentials
+
+from slmops.contracts import subjects
+from slmops.contracts.blueprint import Blueprint
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
+from slmops.contracts.commands import (
+    ApplyBlueprint,
+    EnrolGateway,
+    ListRollouts,
+    RolloutView,
+    StartRollout,
+)
+from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.contracts.errors import NotFound, Problem
+from slmops.contracts.events import Event, GatewayReported, PackagePublished, UpdatePhase
+from slmops.contracts.measurement import MeasurementBatch
+from slmops.contracts.plan import Identity, Plan, Release, resolve
+from slmops.kit.client import BusClient
+from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
+from slmops.kit.settings import BusSettings
+from slmops.local.layout import Layout
+from slmops.local.ports import HOST, choose_ports
+from slmops.local.process import log_tail, spawn
+from slmops.local.servers import http_answers, nats_spec
+
+NAME = "edge-chat"
+T = TypeVar("T")
+WITHIN_S = 30
+
+
+async def eventually(look: Callable[[], Awaitable[T]], true: Callable[[T], bool], what: str) -> T:
+    deadline = time.monotonic() + WITHIN_S
+    while not true(found := await look()):
+        assert time.monotonic() < deadline, f"{what}: still {found!r}"
+        await asyncio.sleep(0.05)
+    return found
+
+
+@dataclass
+class System:
+    """A nats-server of its own, and the services as processes that a test can kill."""
+
+    layout: Layout
+    url: str
+    databases: dict[str, str]
+    http: dict[str, int]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def spawn(self, service: str) -> None:
+        settings = {
+            "NATS_URL": self.url,
+            "NATS_CREDS": str(self.layout.creds(service)),
+            "DATABASE_URL": self.databases[service],
+            "HTTP_PORT": str(self.http[service]),
+            "ENROLMENT_TOKEN": str(self.layout.enrolment_token),
+            "GATEWAY_SIGNING_SEED": str(self.layout.gateway_signing_key),
+            "TICK_EVERY": "PT0.2S",
+            "WINDOW_S": "0.5",
+            "GRACE_S": "0.3",
+        }
+        env = os.environ | {f"SLMOPS_{key}": value for key, value in settings.items()}
+        with self.layout.log(service).open("ab") as log:
+            argv = [sys.executable, "-m", f"slmops.{service}.app"]
+            self.processes[service] = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
+
+    async def start(self, service: str) -> None:
+        self.spawn(service)
+        deadline = time.monotonic() + WITHIN_S
+        while not await http_answers(self.http[service]):
+            ended = self.processes[service].poll() is not None
+            if ended or time.monotonic() > deadline:
+                pytest.fail(f"{service} does not start:\n{self.log(service)}")
+            await asyncio.sleep(0.05)
+
+    def kill(self, service: str) -> None:
+        """SIGKILL: no time to finish anything."""
+        self.processes[service].kill()
+        self.processes[service].wait()
+
+    def log(self, service: str) -> str:
+        return log_tail(self.layout.log(service), 30)
+
+    async def connect(self, user: str, **options: Any) -> BusClient:
+        settings = BusSettings(nats_url=self.url, nats_creds=self.layout.creds(user))
+        return await BusClient.connect(settings, name=f"test {user}", **options)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(timeout=20)
+
+
+async def open_system(folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None) -> System:
+    layout = Layout(folder)
+    layout.prepare()
+    ports = choose_ports(layout.ports_file, ["nats", "rollout", "telemetry"])
+    spec = nats_spec(layout, ports["nats"])
+    server = await spawn(spec)
+    stack.push_async_callback(_stopped, server)
+    assert spec.ready is not None
+    await eventually(spec.ready, bool, "nats-server")
+    databases = databases or {s: f"sqlite:///{folder}/{s}.db" for s in ("rollout", "telemetry")}
+    system = System(layout, f"nats://{HOST}:{ports['nats']}", databases, ports)
+    stack.push_async_callback(asyncio.to_thread, system.stop)
+    return system
+
+
+async def _stopped(server: asyncio.subprocess.Process) -> None:
+    server.terminate()
+    await server.wait()
+
+
+@dataclass
+class Gateway:
+    """Enrols, follows its plan, reports, measures. Releases in `bad` fail its probe, as the real one's would."""
+
+    identity: Identity
+    client: BusClient
+    bad: frozenset[str] = frozenset()
+    running: Release | None = None
+    seen: set[str] = field(default_factory=set)
+    sequence: int = 0
+    generation: int = 0
+    silent: bool = False
+
+    @classmethod
+    async def enrol(cls, system: System, gateway_id: str, ring: str, bad: frozenset[str] = frozenset()) -> Gateway:
+        seed = new_user_seed()
+        identity = Identity(gateway_id=gateway_id, blueprint=NAME, labels={"ring": ring})
+        command = EnrolGateway(
+            gateway_id=gateway_id,
+            blueprint=NAME,
+            labels=identity.labels,
+            public_key=public_key(seed),
+            token=system.layout.enrolment_token.read_text(),
+        )
+        bootstrap = await system.connect("enrol", inbox_prefix=b"_INBOX_enrol", patient=False)
+        answer = await bootstrap.request(command)
+        await bootstrap.close()
+        client = await BusClient.connect(
+            BusSettings(nats_url=system.url),
+            name=gateway_id,
+            user_credentials=RawCredentials(creds_text(answer.jwt, seed)),
+            inbox_prefix=f"_INBOX_{gateway_id}".encode(),
+        )
+        return cls(identity, client, bad)
+
+    async def run(self) -> None:
+        while True:
+            await self.follow()
+            if self.running and not self.silent:
+                await self.measure(self.running)
+            await asyncio.sleep(0.1)
+
+    async def follow(self) -> None:
+        found = await self.client.read_desired(subjects.blueprint_key(NAME))
+        plan = Plan.model_validate_json(found[0]) if found else None
+        if plan is None or plan.generation <= self.generation:
+            return
+        self.generation = plan.generation
+        wanted = resolve(plan, (), self.identity).release
+        if wanted is None:
+            return
+        self.seen.add(wanted.version)
+        if wanted.version in self.bad:
+            problem = Problem(code="inference_failed", what=f"{wanted.version} answers golden prompts wrongly")
+            await self.report(UpdatePhase.FAILED, wanted, problem=problem)
+            await self.report(UpdatePhase.IDLE, wanted)
+            return
+        self.running = wanted
+        await self.report(UpdatePhase.COMMITTED, wanted)
+
+    async def report(self, phase: UpdatePhase, target: Release, **changes: Any) -> None:
+        self.sequence += 1
+        event = GatewayReported(
+            gateway_id=self.identity.gateway_id,
+            blueprint=NAME,
+            sequence=self.sequence,
+            labels=self.identity.labels,
+            phase=phase,
+            running=self.running.manifest.digest if self.running else None,
+            running_version=self.running.version if self.running else None,
+            target=target.manifest.digest,
+            plan_generation=self.generation,
+            at=datetime.now(UTC),
+            **changes,
+        )
+        await tell(self.client, event, event_id(event.gateway_id, str(self.sequence)))
+
+    async def measure(self, release: Release) -> None:
+        now = datetime.now(UTC)
+        batch = MeasurementBatch(
+            batch_id=str(uuid.uuid4()),
+            gateway_id=self.identity.gateway_id,
+            blueprint=NAME,
+            release=release.manifest.digest,
+            version=release.version,
+            started_at=now - timedelta(seconds=0.1),
+            ended_at=now,
+            requests=2,
+            failed_requests=0,
+            golden_passed=1,
+            prompt_tokens=20,
+            completion_tokens=40,
+            decode_seconds=0.8,
+            ttft_seconds=0.2,
+        )
+        subject = subjects.measurements(batch.gateway_id)
+        await self.client.store(subject, batch.model_dump_json().encode(), {MESSAGE_ID_HEADER: batch.batch_id})
+
+
+async def tell(client: BusClient, event: Event, identity: str, subject: str | None = None) -> None:
+    envelope = Envelope(id=identity, source="slmops/test", type=event.type, time=datetime.now(UTC), subject=event.key)
+    await client.store(subject or event.subject, event.model_dump_json().encode(), envelope.headers())
+
+
+@dataclass
+class Operator:
+    """Asks and looks, as the command line does."""
+
+    client: BusClient
+
+    async def publish_package(self, version: str) -> str:
+        manifest = Descriptor.of(f"manifest {version}".encode(), "application/vnd.oci.image.manifest.v1+json")
+        event = PackagePublished(
+            model="smollm2",
+            version=version,
+            profile="edge-small",
+            recipe="int4",
+            variant=digest_of(version.encode()),
+            manifest=manifest,
+            signature=Descriptor.of(f"signature {version}".encode(), "application/json"),
+            size_bytes=1,
+            at=datetime.now(UTC),
+        )
+        await tell(self.client, event, f"package-{version}")
+        return manifest.digest
+
+    async def apply(self, **changes: Any) -> None:
+        await self.client.request(ApplyBlueprint(spec=Blueprint(name=NAME, model="smollm2", **changes)))
+
+    async def start(self, version: str) -> RolloutView:
+        """As soon as the published package has arrived."""
+        deadline = time.monotonic() + WITHIN_S
+        while True:
+            try:
+                return await self.client.request(StartRollout(blueprint=NAME, version=version))
+            except NotFound:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+
+    async def rollout(self) -> RolloutView:
+        return (await self.client.request(ListRollouts(blueprint=NAME))).rollouts[-1]
+
+    async def reached(self, state: str) -> RolloutView:
+        return await eventually(self.rollout, lambda view: view.state == state, f"rollout {state}")
+
+    async def plan(self) -> Plan | None:
+        found = await self.client.read_desired(subjects.blueprint_key(NAME))
+        return Plan.model_validate_json(found[0]) if found else None
+
+    async def told(self) -> dict[str, int]:
+        """How many events of each type the stream of events holds."""
+        info = await self.client.js.stream_info("EVENTS", subjects_filter="slmops.rollout.>")
+        return {k.removeprefix("slmops.rollout."): v for k, v in (info.state.subjects or {}).items()}
+
+    async def dead_letters(self) -> dict[str, int]:
+        info = await self.client.js.stream_info("DLQ", subjects_filter=">")
+        return info.state.subjects or {}
+
+
+@dataclass
+class World:
+    system: System
+    operator: Operator
+    stack: AsyncExitStack
+    gateways: dict[str, Gateway] = field(default_factory=dict)
+
+    async def gateway(self, gateway_id: str, ring: str = "fleet", bad: str = "", run: bool = True) -> Gateway:
+        gateway = await Gateway.enrol(self.system, gateway_id, ring, frozenset(filter(None, [bad])))
+        self.gateways[gateway_id] = gateway
+        self.stack.push_async_callback(gateway.client.close)
+        if run:
+            task = asyncio.create_task(gateway.run())
+            self.stack.push_async_callback(_ended, task)
+        return gateway
+
+    async def release(self, version: str) -> RolloutView:
+        """Publish, start, complete."""
+        await self.operator.publish_package(version)
+        await self.operator.start(version)
+        return await self.operator.reached("completed")
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _world(folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None) -> World:
+    system = await open_system(folder, stack, databases)
+    await asyncio.gather(system.start("rollout"), system.start("telemetry"))
+    client = await system.connect("console")
+    stack.push_async_callback(client.close)
+    return World(system, Operator(client), stack)

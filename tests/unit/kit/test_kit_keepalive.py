@@ -1,0 +1,40 @@
+"""Long work tells JetStream that it goes on, as long as it lasts and however shaky the connection."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from nats.errors import ConnectionReconnectingError
+
+from slmops.kit import bus
+from slmops.kit.bus import Delivered
+
+
+async def beats(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> tuple[int, int]:
+    """Beats while the work lasted, and after it."""
+    monkeypatch.setattr(bus, "ACK_WAIT_S", 0.03)
+    heard: list[int] = []
+
+    async def beat() -> None:
+        heard.append(1)
+        if error:
+            raise error
+
+    async with Delivered("id", "subject", None, beat).kept_alive():
+        async with asyncio.timeout(5):
+            while len(heard) < 3:
+                await asyncio.sleep(0.005)
+    during = len(heard)
+    await asyncio.sleep(0.05)
+    return during, len(heard)
+
+
+async def test_it_beats_while_the_work_lasts_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    during, after = await beats(monkeypatch, None)
+    assert (during >= 3, after) == (True, during)
+
+
+async def test_a_lost_beat_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    during, _ = await beats(monkeypatch, ConnectionReconnectingError())
+    assert during >= 3
