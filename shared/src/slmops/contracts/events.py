@@ -6,6 +6,7 @@ One name end to end: class `VariantOptimized` ↔ type `slmops.variant.optimized
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ EVENTS: dict[str, type[Event]] = {}
 """Type → class of every event."""
 
 
-class Event(BaseModel):
+class Event(BaseModel, ABC):
     """A fact. `type` names it; `key` is the aggregate it happened to; `subject` is where it is published."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -38,8 +39,9 @@ class Event(BaseModel):
             EVENTS[cls.type] = cls
 
     @property
+    @abstractmethod
     def key(self) -> str:
-        raise NotImplementedError
+        """The aggregate that it happened to."""
 
     @classmethod
     def subject_template(cls) -> str:

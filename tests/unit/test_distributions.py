@@ -1,0 +1,75 @@
+"""Each distribution declares what it imports, and the gateway's brings nothing of the others."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {
+    "slmops-shared": ROOT / "shared",
+    "slmops-local": ROOT / "deploy" / "local",
+    **{f"slmops-{path.parent.name}": path.parent for path in (ROOT / "services").glob("*/pyproject.toml")},
+}
+# Imported only where an extra or another distribution brings them.
+OPTIONAL = {
+    "slmops-shared": {"sqlalchemy", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"},
+}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(distribution: str, extras: frozenset[str] = frozenset()) -> set[str]:
+    """Every distribution that installing this one installs, itself included."""
+    found, waiting = set(), [(normal(distribution), extras)]
+    while waiting:
+        name, wanted = waiting.pop()
+        if (name, wanted) in found:
+            continue
+        found.add((name, wanted))
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, lines):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in (wanted or {""})):
+                waiting.append((normal(requirement.name), frozenset(requirement.extras)))
+    return {name for name, _ in found}
+
+
+def imported(folder: Path) -> set[str]:
+    """Top-level modules outside of the standard library and of slmops."""
+    found: set[str] = set()
+    for path in (folder / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"slmops"}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_is_imported_is_declared(name: str) -> None:
+    brought, providers = declared(name), packages_distributions()
+    missing = {
+        module
+        for module in imported(FOLDERS[name])
+        if not {normal(p) for p in providers.get(module, [module])} & (brought | OPTIONAL.get(name, set()))
+    }
+    assert missing == set()
+
+
+def test_a_gateway_installs_without_what_it_does_not_need() -> None:
+    others = {f"slmops-{name}" for name in ("optimizer", "packager", "registry", "rollout", "telemetry", "console")}
+    heavy = {"torch", "transformers", "sqlalchemy", "psycopg", "minio", "gguf", "accelerate", "typer"}
+    assert declared("slmops-gateway") & (others | heavy) == set()
