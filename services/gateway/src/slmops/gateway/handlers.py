@@ -8,8 +8,8 @@ import logging
 from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import PermanentError, Problem, TemporaryError
-from slmops.contracts.plan import Desired, Plan, Release
+from slmops.contracts.errors import PermanentError, Problem, SlmopsError, TemporaryError
+from slmops.contracts.plan import Desired, Plan, Release, Side
 from slmops.gateway.domain import Phase, should_update
 from slmops.gateway.reporter import Reporter, Status
 from slmops.gateway.serving import Serving
@@ -31,6 +31,7 @@ class Agent:
         self._retry = retry
         self._desired: Release | None = None
         self._generation = 0
+        self._rollout = ""
         self._traceparent: str | None = None
         self._changed = asyncio.Event()
         self._started = asyncio.Event()
@@ -41,6 +42,7 @@ class Agent:
         self._desired = desired.release
         self._generation = plan.generation
         self._traceparent = plan.traceparent
+        self._rollout = plan.candidate.rollout if plan.candidate and desired.side is Side.CANDIDATE else ""
         log.info("desired: %s, %s", desired.side, "; ".join(desired.explain.values()))
         self._changed.set()
 
@@ -60,18 +62,32 @@ class Agent:
         wanted = self._desired
         digest = wanted.manifest.digest if wanted else None
         active = self._slots.active.digest if self._slots.active else None
+        if digest and self._updater.failed_in(digest) not in (None, self._rollout):
+            self._updater.forgive(digest)
         attempts = self._slots.attempts(digest) if digest else 0
         go = should_update(
             desired=digest, active=active, failed=self._slots.failed, phase=self._updater.phase, attempts=attempts
         )
         if wanted is None or not go:
-            self.report()
-            return None
+            return await self._settle(wanted)
         with span("update", parent=self._traceparent, version=wanted.version):
             return await self._update_unless_changed(wanted)
 
+    async def _settle(self, wanted: Release | None) -> timedelta | None:
+        """There is nothing to install; the settings may be others."""
+        pause = None
+        if wanted is not None:
+            try:
+                await self._updater.refresh(wanted)
+            except SlmopsError as error:
+                log.warning("the new settings wait: %s", error)
+                self._updater.problems[wanted.manifest.digest] = Problem.of(error)
+                pause = self._retry
+        self.report()
+        return pause
+
     async def _update_unless_changed(self, wanted: Release) -> timedelta | None:
-        update = asyncio.create_task(self._updater.update(wanted))
+        update = asyncio.create_task(self._updater.update(wanted, self._rollout))
         watch = asyncio.create_task(self._until_unwanted(wanted.manifest.digest))
         try:
             await asyncio.wait((update, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -120,7 +136,8 @@ class Agent:
         phase, problem = self._updater.phase, self._updater.problems.get(wanted) if wanted else None
         if phase is Phase.IDLE and serving is not None and serving.digest == wanted:
             phase = Phase.COMMITTED
-        if wanted in self._slots.failed and self._updater.phase in (Phase.IDLE, Phase.COMMITTED):
+        failed = wanted is not None and self._updater.failed_in(wanted) == self._rollout
+        if failed and self._updater.phase in (Phase.IDLE, Phase.COMMITTED):
             phase = Phase.FAILED
             problem = problem or Problem.of(PermanentError("this release failed on this gateway before"))
         self._reporter.report(

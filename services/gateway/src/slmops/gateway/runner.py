@@ -54,6 +54,8 @@ class Runner(Protocol):
 class RunnerOptions:
     context_tokens: int = 2048
     """Prompt and answer together; bounds the key-value cache of one request."""
+    max_tokens: int = 256
+    """Of one answer, whatever a request asks for."""
     parallel: int = 4
     """Answers that take turns; others wait. Bounds the caches held at once."""
     threads: int | None = None
@@ -109,7 +111,7 @@ class ProcessRunner:
         self._idle.clear()
         finished = False
         try:
-            self._send({"id": request_id, **request.model_dump(mode="json")})
+            self._send({"id": request_id, **self._bounded(request).model_dump(mode="json")})
             while not finished:
                 answer = await answers.get()
                 finished = answer["event"] != "token"
@@ -120,6 +122,9 @@ class ProcessRunner:
                 self._idle.set()
             if not finished and self.alive:
                 self._send({"cancel": request_id})
+
+    def _bounded(self, request: InferenceRequest) -> InferenceRequest:
+        return request.model_copy(update={"max_tokens": min(request.max_tokens, self._options.max_tokens)})
 
     async def dead(self) -> None:
         if self._reading:

@@ -21,7 +21,7 @@ from slmops.contracts.manifest import GOLDEN_PATH
 from slmops.contracts.plan import Release
 from slmops.gateway import inference
 from slmops.gateway.acquire import Acquirer
-from slmops.gateway.domain import Event, Phase, next_phase
+from slmops.gateway.domain import MAX_ATTEMPTS, Event, Phase, next_phase
 from slmops.gateway.inference import ChatMessage, Done, InferenceRequest
 from slmops.gateway.probe import ProbeBudget, ProbeReport, probe
 from slmops.gateway.reporter import Golden
@@ -55,18 +55,47 @@ class Updater:
 
     async def restore(self) -> None:
         """After a start: serve what the slots say. A release that was on trial goes back; it may be tried again."""
-        if self._slots.on_trial:
-            self._slots.revert(failed=False)
+        trial = self._slots.active
+        if self._slots.on_trial and trial is not None:
+            # Once may be a power cut; a release under which the gateway goes down every time is at fault.
+            at_fault = self._slots.attempts(trial.digest) >= MAX_ATTEMPTS
+            if at_fault:
+                why = InferenceFailed(f"the gateway went down {MAX_ATTEMPTS} times while this release soaked")
+                self.problems[trial.digest] = Problem.of(why)
+            self._slots.revert(failed=at_fault)
         if self._slots.active is not None:
             await self._serve_active()
             self.phase = Phase.COMMITTED
 
-    async def update(self, release: Release) -> None:
+    async def refresh(self, release: Release) -> None:
+        """The package that serves is wanted with other settings: serve it with those. Nothing is down meanwhile."""
+        slot = self._slots.active
+        known = self.release(release.manifest.digest)
+        if slot is None or slot.digest != release.manifest.digest or known == release:
+            return
+        self._remember(release)
+        if known is None or known.runtime != release.runtime:
+            runner = _runner(release, slot.path)
+            await runner.start()
+            await self._serving.swap(runner)
+
+    def failed_in(self, digest: Digest) -> str | None:
+        """The rollout in which this release failed here; None when it did not."""
+        file = self._failure(digest)
+        return file.read_text() if digest in self._slots.failed and file.exists() else None
+
+    def forgive(self, digest: Digest) -> None:
+        """It may be tried again: somebody started another rollout of it."""
+        self._slots.forget_failed(digest)
+        self.problems.pop(digest, None)
+
+    async def update(self, release: Release, rollout: str) -> None:
         """Install `release`. Raises `TemporaryError` when it may work later, `PermanentError` after it was rejected;
         both, and a cancellation, leave what served before serving."""
         digest = release.manifest.digest
         self._step(Event.UPDATE_WANTED)
         self._remember(release)
+        self._failure(digest).write_text(rollout)
         candidate: ProcessRunner | None = None
         try:
             with span("install", release=str(digest)):
@@ -194,6 +223,10 @@ class Updater:
     def _document(self, digest: Digest) -> Path:
         return self._releases / f"{digest.removeprefix('sha256:')}.json"
 
+    def _failure(self, digest: Digest) -> Path:
+        """Names the rollout of the latest attempt; a failure if the slots say that it failed."""
+        return self._document(digest).with_suffix(".rollout")
+
     def _step(self, event: Event) -> None:
         self.phase = next_phase(self.phase, event)
         self.on_phase()
@@ -201,7 +234,11 @@ class Updater:
 
 def _runner(release: Release, path: Path) -> ProcessRunner:
     served = inference.Release(release.manifest.digest, release.model, release.version)
-    return ProcessRunner(served, path, RunnerOptions(context_tokens=release.runtime.context_tokens))
+    return ProcessRunner(served, path, _options(release))
+
+
+def _options(release: Release) -> RunnerOptions:
+    return RunnerOptions(context_tokens=release.runtime.context_tokens, max_tokens=release.runtime.max_tokens)
 
 
 def _golden(path: Path) -> tuple[GoldenPrompt, ...]:
