@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsResponse, PullSub
 from faststream.nats.annotations import NatsMessage
+from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
@@ -36,7 +40,10 @@ E = TypeVar("E", bound=Event)
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
+Fetch = Callable[..., Coroutine[Any, Any, list[Msg]]]
 _PULL_TIMEOUT_S = 5.0
+# What a handler's task is handling. Not a parameter of the handler: FastStream would fetch it in a thread, per message.
+_current: ContextVar[NatsMessage] = ContextVar("current message")
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,16 @@ class Bus:
         self._delivery = Delivery(service)
         self._consumers: list[_Consumer] = []
         self._client: BusClient | None = None
+        self._stopping = False
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when the connection is closed for good, which reconnecting cannot mend (a credential was refused)."""
         self.broker = NatsBroker(
             settings.nats_url.split(","),
             name=service,
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             middlewares=[self._delivery],
+            closed_cb=self._closed,
             logger=None,
             user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
         )
@@ -126,16 +137,17 @@ class Bus:
         self._consumers.append(_Consumer(stream, durable, subject, ack_wait_s))
 
         async def decode(message: NatsMessage) -> M:
+            _current.set(message)
             try:
                 return kind.model_validate_json(message.body)
             except (ValidationError, ValueError) as error:
                 raise not_json(error) from error
 
-        async def handle(message: M, raw: NatsMessage) -> None:
-            await handler(message, _delivered(raw, kind))
+        async def handle(message: M) -> None:
+            await handler(message, _delivered(_current.get(), kind))
 
         # FastStream validates and documents by annotation, and the real one is only known here.
-        handle.__annotations__ |= {"message": kind, "raw": NatsMessage, "return": None}
+        handle.__annotations__ |= {"message": kind, "return": None}
         handle.__name__ = getattr(handler, "__name__", "handle")
         self.broker.subscriber(
             subject,
@@ -153,9 +165,11 @@ class Bus:
         subject = template.replace("{gateway_id}", "*")
 
         async def decode(message: NatsMessage) -> Any:
+            _current.set(message)
             return message.body  # validated below, where a refusal can still be answered
 
-        async def handle(message: bytes, raw: NatsMessage) -> Any:
+        async def handle(message: bytes) -> Any:
+            raw = _current.get()
             try:
                 command = _command(kind, message, raw)
                 answer = await handler(command)
@@ -165,7 +179,7 @@ class Bus:
                 answer.model_dump_json(by_alias=True).encode(), headers={"content-type": "application/json"}
             )
 
-        handle.__annotations__ |= {"message": bytes, "raw": NatsMessage, "return": Any}
+        handle.__annotations__ |= {"message": bytes, "return": Any}
         handle.__name__ = kind.name
         self.broker.subscriber(
             subject, queue=self.service, decoder=decode, title=f"{template}:{self.service}", description=kind.__doc__
@@ -191,10 +205,26 @@ class Bus:
         for spec in self._consumers:
             await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
         await self.broker.start()
+        self._pause_when_closed()
         # Who saw us start may ask at once, so the server must know our subscriptions. Twice, because nats-py's first
         # PING overtakes what is still buffered.
         await self.client.connection.flush()
         await self.client.connection.flush()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        await self.broker.stop()
+
+    async def _closed(self) -> None:
+        if not self._stopping:
+            self.on_lost()
+
+    def _pause_when_closed(self) -> None:
+        """FastStream asks a closed connection again at once and for ever, without letting anything else run."""
+        for subscriber in self.broker.subscribers:
+            pull = getattr(subscriber, "subscription", None)
+            if isinstance(pull, JetStreamContext.PullSubscription):
+                pull.fetch = _patient(pull.fetch)  # type: ignore[method-assign]
 
 
 def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> Delivered:
@@ -221,3 +251,14 @@ def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Comm
         # A gateway is held to its own subject by its permissions; the body must not speak for another.
         raise PermanentError("the command names another gateway than its subject", where=raw.raw_message.subject)
     return command
+
+
+def _patient(fetch: Fetch) -> Fetch:
+    async def patient(*args: Any, **kwargs: Any) -> list[Msg]:
+        try:
+            return await fetch(*args, **kwargs)
+        except ConnectionClosedError:
+            await asyncio.sleep(1)
+            raise
+
+    return patient

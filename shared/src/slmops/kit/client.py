@@ -68,7 +68,7 @@ class BusClient:
                 connection = await dial(max_reconnect_attempts=-1)
         except (TimeoutError, NatsError, NoServersError, OSError) as error:
             raise Unreachable(
-                f"NATS does not answer: {error or type(error).__name__}",
+                f"NATS does not answer: {str(error) or type(error).__name__}",
                 where=settings.nats_url,
                 fix="Start it (slmops up) or set SLMOPS_NATS_URL and SLMOPS_NATS_CREDS.",
             ) from error
@@ -102,6 +102,7 @@ class BusClient:
                 raise Unreachable(
                     f"the {command.service} service did not answer within {timeout.total_seconds():g} s",
                     where=command.subject,
+                    fix="Try again; if it repeats, look at its log.",
                 ) from error
             return _answer(command, answer.data, answer.headers)
 

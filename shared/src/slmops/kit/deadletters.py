@@ -18,9 +18,12 @@ from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import NotFound, NotReady, Problem, Unreachable
 from slmops.kit.client import PROBLEM_HEADER, REQUEST_TIMEOUT, BusClient
-from slmops.kit.delivery import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER
 
 STREAM = "DLQ"
+REASON_HEADER = "slmops-dead-because"
+CODE_HEADER = "slmops-dead-code"
+CONSUMER_HEADER = "slmops-dead-consumer"
+SUBJECT_HEADER = "slmops-dead-subject"
 
 
 class DeadLetter(BaseModel):

@@ -26,14 +26,11 @@ from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import InvalidMessage, PermanentError, Problem, TemporaryError
 from slmops.kit.client import BusClient
+from slmops.kit.deadletters import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER
 from slmops.kit.provision import BACKOFF_S, MAX_DELIVER
 from slmops.kit.tracing import span
 
 log = logging.getLogger("slmops.delivery")
-REASON_HEADER = "slmops-dead-because"
-CODE_HEADER = "slmops-dead-code"
-CONSUMER_HEADER = "slmops-dead-consumer"
-SUBJECT_HEADER = "slmops-dead-subject"
 
 MESSAGES = Counter("slmops_messages_total", "Messages handled, by outcome", ["service", "subject", "outcome"])
 SECONDS = Histogram("slmops_message_seconds", "Time to handle a message", ["service", "subject"])

@@ -16,7 +16,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import httpx
 import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
@@ -31,6 +30,9 @@ CHUNK_BYTES = 1 << 20
 MULTIPART_FROM_BYTES = 64 << 20
 PART_BYTES = 16 << 20
 PRESIGNED_FOR = timedelta(minutes=15)
+_DATA = urllib3.Timeout(connect=5, read=120)  # a store may be silent while it copies gigabytes
+_LOOK = urllib3.Timeout(connect=5, read=5)
+"""For questions about an object: a store that hangs is told to whoever asks before they give up asking us."""
 
 
 class Objects:
@@ -39,23 +41,16 @@ class Objects:
     def __init__(self, settings: ObjectSettings) -> None:
         self.endpoint = settings.s3_endpoint
         self.bucket = settings.s3_bucket
-        self._client = Minio(
-            endpoint=settings.s3_endpoint,
-            access_key=settings.s3_access_key.get_secret_value(),
-            secret_key=settings.s3_secret_key.get_secret_value(),
-            secure=settings.s3_secure,
-            region="us-east-1",  # given, so that presigning needs no round trip
-            http_client=urllib3.PoolManager(
-                timeout=urllib3.Timeout(connect=5, read=120), retries=urllib3.Retry(total=2, backoff_factor=0.2)
-            ),
-        )
+        self._client = _minio(settings, _DATA, retries=2)
+        self._looking = _minio(settings, _LOOK, retries=1)
+        self._http = _pool(_DATA, retries=2)
 
     async def open(self) -> None:
         """Make the bucket if it is missing."""
 
         def make() -> None:
             try:
-                if not self._client.bucket_exists(self.bucket):
+                if not self._looking.bucket_exists(self.bucket):
                     self._client.make_bucket(self.bucket)
             except S3Error as error:
                 if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another service was faster
@@ -147,7 +142,7 @@ class Objects:
                 if known != size_bytes:
                     raise DigestMismatch(f"{digest} has {known} bytes, not {size_bytes}", fix="Push again.")
                 return
-            etag = self._client.stat_object(self.bucket, waiting).etag
+            etag = self._looking.stat_object(self.bucket, waiting).etag
             actual, size = self._digest(waiting)
             if (actual, size) != (digest, size_bytes):
                 self._client.remove_object(self.bucket, waiting)
@@ -193,13 +188,13 @@ class Objects:
 
     def _put_new(self, key: str, data: bytes) -> None:
         url = self._client.presigned_put_object(self.bucket, key, PRESIGNED_FOR)
-        answer = httpx.put(url, content=data, headers={"If-None-Match": "*"}, timeout=120)
-        if answer.status_code not in (200, 412):
-            raise Unreachable(f"the object store answered {answer.status_code} to a write", where=self._where(key))
+        answer = self._http.request("PUT", url, body=data, headers={"If-None-Match": "*"})
+        if answer.status not in (200, 412):
+            raise Unreachable(f"the object store answered {answer.status} to a write", where=self._where(key))
 
     def _size(self, key: str) -> int | None:
         try:
-            return self._client.stat_object(self.bucket, key).size
+            return self._looking.stat_object(self.bucket, key).size
         except S3Error as error:
             if error.code in ("NoSuchKey", "NoSuchObject"):
                 return None
@@ -223,12 +218,27 @@ class Objects:
             if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
                 raise NotFound("no such object in the store", where=f"{self.endpoint}{error.resource or ''}") from error
             raise Unreachable(f"the object store refused: {error.code}", where=self.endpoint) from error
-        except (urllib3.exceptions.HTTPError, httpx.TransportError) as error:
+        except urllib3.exceptions.HTTPError as error:
             raise Unreachable(
                 f"the object store does not answer: {type(error).__name__}",
                 where=self.endpoint,
                 fix="Check that it runs and that SLMOPS_S3_ENDPOINT names it.",
             ) from error
+
+
+def _minio(settings: ObjectSettings, timeout: urllib3.Timeout, retries: int) -> Minio:
+    return Minio(
+        endpoint=settings.s3_endpoint,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        secure=settings.s3_secure,
+        region="us-east-1",  # given, so that presigning needs no round trip
+        http_client=_pool(timeout, retries),
+    )
+
+
+def _pool(timeout: urllib3.Timeout, retries: int) -> urllib3.PoolManager:
+    return urllib3.PoolManager(timeout=timeout, retries=urllib3.Retry(total=retries, backoff_factor=0.2))
 
 
 def _copy(chunks: Iterable[bytes], out: BinaryIO) -> Digest:

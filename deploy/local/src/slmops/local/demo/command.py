@@ -11,11 +11,7 @@ import typer
 from rich.console import Console
 
 from slmops.contracts.errors import SlmopsError
-from slmops.local.demo.report import show
-from slmops.local.demo.run import Demo
-from slmops.local.demo.story import Story
 from slmops.local.signals import cancelled_by_signals
-from slmops.local.system import System
 
 _WIDTH = 120
 
@@ -38,6 +34,12 @@ def demo(
 
 
 async def _run(console: Console, model: Path | None, golden: Path | None, out: Path) -> int:
+    # Here, because every call of the command line loads this module, and these take longer than all of the rest.
+    from slmops.local.demo.report import show
+    from slmops.local.demo.run import Demo
+    from slmops.local.demo.story import Story
+    from slmops.local.system import System
+
     data = out / "data"
     shutil.rmtree(data, ignore_errors=True)
     run = Demo(Story(console), System(data), model=model, golden=golden, work=out)

@@ -1,0 +1,42 @@
+"""A connection that is closed for good ends the service; it must not keep it busy with nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from slmops.contracts.events import ModelAliasMoved
+from slmops.kit.bus import Bus, Delivered
+from slmops.kit.settings import BusSettings
+
+if TYPE_CHECKING:
+    from servers import NatsServer
+
+
+async def ignore(_event: ModelAliasMoved, _delivered: Delivered) -> None:
+    """There is nothing to consume."""
+
+
+async def started(server: NatsServer) -> Bus:
+    bus = Bus("optimizer", BusSettings(nats_url=server.url, nats_creds=server.creds["optimizer"]))
+    bus.on(ModelAliasMoved, ignore)
+    await bus.start()
+    return bus
+
+
+async def test_whoever_runs_the_bus_is_told_when_the_connection_is_lost_for_good(nats_server: NatsServer) -> None:
+    bus, lost = await started(nats_server), asyncio.Event()
+    bus.on_lost = lost.set
+    await bus.client.connection.close()
+    await asyncio.wait_for(lost.wait(), 5)
+    await asyncio.wait_for(asyncio.sleep(0.5), 5)  # a consumer that spins would let nothing else run
+    with suppress(ExceptionGroup):  # there is nobody to say goodbye to
+        await bus.stop()
+
+
+async def test_an_orderly_stop_is_no_loss(nats_server: NatsServer) -> None:
+    bus, lost = await started(nats_server), asyncio.Event()
+    bus.on_lost = lost.set
+    await bus.stop()
+    assert not lost.is_set()
