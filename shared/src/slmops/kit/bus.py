@@ -211,8 +211,12 @@ class Bus:
         await self.client.connection.flush()
         await self.client.connection.flush()
 
-    async def stop(self) -> None:
+    async def expect_close(self) -> None:
+        """From now on a closed connection is no loss."""
         self._stopping = True
+
+    async def stop(self) -> None:
+        await self.expect_close()
         await self.broker.stop()
 
     async def _closed(self) -> None:

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
-from slmops.contracts.errors import NotFound, NotReady, Problem, Unreachable
+from slmops.contracts.errors import NotFound, NotReady, PermanentError, Problem, Unreachable
 from slmops.kit.client import PROBLEM_HEADER, REQUEST_TIMEOUT, BusClient
 
 STREAM = "DLQ"
@@ -24,6 +24,7 @@ REASON_HEADER = "slmops-dead-because"
 CODE_HEADER = "slmops-dead-code"
 CONSUMER_HEADER = "slmops-dead-consumer"
 SUBJECT_HEADER = "slmops-dead-subject"
+SIZE_HEADER = "slmops-dead-size"
 
 
 class DeadLetter(BaseModel):
@@ -37,7 +38,8 @@ class DeadLetter(BaseModel):
     code: str
     reason: str
     at: AwareDatetime = Field(description="When the consumer gave up")
-    size_bytes: int
+    size_bytes: int = Field(description="Of the payload as it was published")
+    whole: bool = Field(default=True, description="False: too large to be kept; its headers and its end are missing")
     # A payload may be private: it leaves this object only when somebody asks for it by name.
     payload: bytes = Field(repr=False, exclude=True)
     headers: Mapping[str, str] = Field(repr=False, exclude=True)
@@ -74,9 +76,13 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
 
     It keeps its `ce-id`, so consumers that handled it already skip it. The message id is new to JetStream, and the same
     whenever this letter is replayed: a repetition, after being cut off before the deletion, publishes nothing twice.
-    A command is asked again, and the letter kept when no service is there to answer. Raises `Unreachable`, and the
-    service's own error when it refuses the command again.
+    A command is asked again, and the letter kept when no service is there to answer. Raises `Unreachable`, the
+    service's own error when it refuses the command again, and `PermanentError` for a letter that is not whole.
     """
+    if not letter.whole:
+        raise PermanentError(
+            "the message was too large to be kept whole", where=letter.subject, fix="Send it again from its source."
+        )
     problem = None
     if subjects.stream_of(letter.subject) is None:
         problem = await _ask(client, letter)
@@ -108,7 +114,7 @@ async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
 def _letter(message: RawStreamMsg) -> DeadLetter:
     headers = dict(message.headers or {})
     payload = bytes(message.data or b"")
-    ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER}
+    ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER}
     original = {k: v for k, v in headers.items() if k not in ours and not k.lower().startswith("nats-")}
     assert message.subject is not None and message.time is not None, "the server names both"
     return DeadLetter(
@@ -118,7 +124,8 @@ def _letter(message: RawStreamMsg) -> DeadLetter:
         code=headers.get(CODE_HEADER, ""),
         reason=headers.get(REASON_HEADER, ""),
         at=message.time,
-        size_bytes=len(payload),
+        size_bytes=int(headers.get(SIZE_HEADER) or len(payload)),
+        whole=SIZE_HEADER not in headers,
         payload=payload,
         headers=original,
     )

@@ -3,15 +3,18 @@
 - a permanent error, or one that does not validate: dead-lettered at once, rejected
 - a temporary error: redelivered after its delay; on the last delivery dead-lettered, rejected
 - a defect of ours (any other exception): like a temporary error, with its traceback in the log
-- a process that dies: JetStream redelivers when the acknowledgement is overdue
+- a process that dies: JetStream redelivers when the acknowledgement is overdue; a message that every time ends so is
+  dead-lettered instead of handled once more
 
-A dead letter is stored under `dlq.<subject>` with the original payload and headers, and why.
+A dead letter is stored under `dlq.<subject>` with the original payload and headers, and why. While that is impossible
+the message stays where it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +27,14 @@ from pydantic import ValidationError
 
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
-from slmops.contracts.errors import InvalidMessage, PermanentError, Problem, TemporaryError
+from slmops.contracts.errors import InternalError, InvalidMessage, PermanentError, Problem, TemporaryError
 from slmops.kit.client import BusClient
-from slmops.kit.deadletters import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER
+from slmops.kit.deadletters import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SIZE_HEADER, SUBJECT_HEADER
 from slmops.kit.provision import BACKOFF_S, MAX_DELIVER
 from slmops.kit.tracing import span
 
 log = logging.getLogger("slmops.delivery")
+_HEADER_LIMIT_BYTES = 64 << 10  # JetStream's
 
 MESSAGES = Counter("slmops_messages_total", "Messages handled, by outcome", ["service", "subject", "outcome"])
 SECONDS = Histogram("slmops_message_seconds", "Time to handle a message", ["service", "subject"])
@@ -39,18 +43,27 @@ SECONDS = Histogram("slmops_message_seconds", "Time to handle a message", ["serv
 async def dead_letter(client: BusClient, message: Msg, consumer: str, error: BaseException) -> None:
     """Store a message that `consumer` gave up on. The same message of the same consumer is stored once."""
     problem = Problem.of(error)
-    headers = {
+    original = {
         str(k): str(v) for k, v in (message.headers or {}).items() if str(k).lower() != MESSAGE_ID_HEADER.lower()
     }
-    headers |= {
+    ours = {
         MESSAGE_ID_HEADER: f"{consumer}:{_origin(message)}",
         REASON_HEADER: " ".join(problem.what.split())[:500],
         CODE_HEADER: problem.code,
         CONSUMER_HEADER: consumer,
         SUBJECT_HEADER: message.subject,
     }
-    await client.store(subjects.dead_letter(message.subject), bytes(message.data), headers)
+    payload, headers = bytes(message.data), original | ours
+    limit, header_bytes = client.connection.max_payload, _wire_bytes(headers)
+    if header_bytes > _HEADER_LIMIT_BYTES or len(payload) + header_bytes > limit:  # the server would hang up on us
+        payload, headers = payload[: limit // 2], ours | {SIZE_HEADER: str(len(payload))}
+    await client.store(subjects.dead_letter(message.subject), payload, headers)
     log.error("dead-lettered %s for %s: %s", subjects.template(message.subject), consumer, problem.what)
+
+
+def _wire_bytes(headers: Mapping[str, str]) -> int:
+    """What they take of the server's limit, with room for what the client adds."""
+    return 256 + sum(len(f"{key}: {value}\r\n".encode()) for key, value in headers.items())
 
 
 def _origin(message: Msg) -> str:
@@ -59,7 +72,7 @@ def _origin(message: Msg) -> str:
         metadata = message.metadata
         return f"{metadata.stream}:{metadata.sequence.stream}"
     except Exception:  # nats-py raises NotJSMessageError, or ValueError on a reply subject that is none
-        return f"{message.reply}:{id(message)}"
+        return str(uuid.uuid4())
 
 
 def classify(error: Exception, delivered: int) -> TemporaryError | None:
@@ -112,6 +125,8 @@ class _Middleware(BaseMiddleware[Any, Any]):
             span(f"process {subject}", parent=_parent(raw.headers), kind=SpanKind.CONSUMER) as current,
         ):
             try:
+                if stored:
+                    _check_deliveries(raw)
                 result = await call_next(msg)
             except (HandlerException, asyncio.CancelledError):
                 raise
@@ -123,6 +138,13 @@ class _Middleware(BaseMiddleware[Any, Any]):
                 raise await self.delivery.fail(raw, f"{service}/{subject}", error) from error
             MESSAGES.labels(service, subject, "done").inc()
             return result
+
+
+def _check_deliveries(message: Msg) -> None:
+    """Raises `InternalError` for a message that was tried to the end, and never with an outcome."""
+    delivered = message.metadata.num_delivered or 1
+    if delivered > MAX_DELIVER:
+        raise InternalError(f"it is delivered {delivered} times and was never finished: each time its process died")
 
 
 def _parent(headers: Mapping[str, Any] | None) -> str | None:

@@ -115,7 +115,7 @@ class Unit:
                 "published": False,
             }
             try:
-                self.connection.execute(insert(journal.events).values(row))
+                self.connection.execute(insert(journal.events), row)
             except IntegrityError as error:
                 raise Conflict(f"stream {stream} moved past version {expected_version}") from error
             journal.project(self.connection, item)
@@ -132,7 +132,7 @@ class Unit:
         table = self._journal.consumed
         if self.connection.execute(select(table.c.id).where(table.c.id == key)).first():
             return False
-        self.connection.execute(insert(table).values(id=key))
+        self.connection.execute(insert(table), {"id": key})
         return True
 
 

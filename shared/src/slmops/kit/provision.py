@@ -27,7 +27,7 @@ from slmops.contracts.errors import Unreachable
 from slmops.contracts.subjects import DESIRED_BUCKET, STREAMS, StreamSpec
 
 ACK_WAIT_S = 10.0  # longer work keeps its message alive (`Delivered.keepalive`)
-MAX_DELIVER = 6
+MAX_DELIVER = 6  # ours, not the server's: it would drop a message whose dead letter could not be stored
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Delay before each redelivery of a message that failed for a passing reason; after the last it is dead-lettered."""
 
@@ -97,7 +97,7 @@ async def consumer(
         filter_subject=subject,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ack_wait_s,
-        max_deliver=MAX_DELIVER,
+        max_deliver=-1,
         max_ack_pending=64,
     )
     with _answering():

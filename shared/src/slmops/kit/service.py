@@ -70,7 +70,13 @@ class Service:
                     await step()
 
         self.bus.on_lost = self._lost
-        app = FastStream(self.bus.broker, lifespan=lifespan, logger=None, specification=self.specification())
+        app = FastStream(
+            self.bus.broker,
+            lifespan=lifespan,
+            on_shutdown=[self.bus.expect_close],  # FastStream stops the broker before `lifespan` goes on
+            logger=None,
+            specification=self.specification(),
+        )
         return app.as_asgi(asgi_routes=[("/health", health), ("/metrics", make_asgi_app())])
 
     def specification(self) -> AsyncAPI:

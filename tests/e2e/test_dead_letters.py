@@ -1,0 +1,219 @@
+"""Garbage on every subject that some service reads: kept, listed, replayable, and nobody is the worse for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from tiny_model import make_gguf
+from up import Up, until
+
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope
+from slmops.contracts.commands import COMMANDS
+from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.contracts.events import EVENTS, VariantOptimized
+from slmops.contracts.model import ModelFile
+from slmops.kit.client import PROBLEM_HEADER, BusClient
+from slmops.kit.objects import Objects
+from slmops.kit.settings import BusSettings, ObjectSettings
+from slmops.local.layout import Layout
+from slmops.local.servers import BUCKET
+
+GOLDEN = Path(__file__).parents[1] / "contract" / "golden"
+GARBAGE = (b"{garbage", b'["another", "shape"]', b"\xff\xfe\x00")
+INVALID = "invalid_message"
+
+
+class Letter(NamedTuple):
+    subject: str
+    consumer: str
+    code: str
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    up = Up(tmp_path_factory.mktemp("letters") / "data", gateways=1)
+    try:
+        up.start()
+        yield up
+    finally:
+        up.stop()
+
+
+async def console(up: Up) -> BusClient:
+    """With the credentials of the command line."""
+    found = json.loads((up.data / "client.json").read_text())
+    return await BusClient.connect(
+        BusSettings(nats_url=found["nats_url"], nats_creds=Path(found["nats_creds"])), name="test"
+    )
+
+
+def letters(up: Up) -> list[dict[str, Any]]:
+    return list(up.json("dlq", "ls")["dead_letters"])
+
+
+def listed(up: Up) -> Counter[Letter]:
+    return Counter(Letter(letter["subject"], letter["consumer"], letter["code"]) for letter in letters(up))
+
+
+def assert_well(up: Up) -> None:
+    """Every process is healthy, was never restarted, and its service answers."""
+    names = [name for name in up.processes() if name not in ("nats", "s3")]
+    assert {name: up.health(name) for name in names} == dict.fromkeys(names, 200)
+    assert {state["restarts"] for state in up.processes().values()} == {0}
+    for words in ("model ls", "rollout ls", "gateway ls", "blueprint ls"):
+        up.json(*words.split())
+
+
+def concrete(pattern: str) -> str:
+    """One subject of those that a consumer reads."""
+    return pattern.replace("*", "edge-small" if pattern.startswith("jobs.") else "gw-1")
+
+
+async def consumers(client: BusClient) -> list[tuple[str, str]]:
+    """Subject and service of everything that is read from a stream, as the server knows it."""
+    found = []
+    for stream in subjects.STREAMS:
+        for info in await client.js.consumers_info(stream.name):
+            service = str(info.config.durable_name).partition("-")[0]
+            found.append((str(info.config.filter_subject), service))
+    return found
+
+
+def attributes(subject: str) -> dict[str, str]:
+    """Headers as they should be."""
+    kind = next((name for name in EVENTS if subject.startswith(name)), None)
+    identity = str(uuid.uuid4())
+    if kind is None:
+        return {MESSAGE_ID_HEADER: identity}
+    return Envelope(id=identity, source="slmops/test", type=kind, time=datetime.now(UTC)).headers()
+
+
+def valid_payload(pattern: str) -> bytes:
+    name = pattern.removesuffix(".*") + ".json"
+    return json.dumps(json.loads((GOLDEN / name).read_text())["data"]).encode()
+
+
+async def publish_garbage(up: Up) -> Counter[Letter]:
+    """On every subject of every stream that somebody reads; what should come of it."""
+    client, expected = await console(up), Counter[Letter]()
+    read = await consumers(client)
+    for pattern in dict(read):
+        subject = concrete(pattern)
+        messages = [(payload, attributes(subject)) for payload in GARBAGE]
+        for payload, headers in [*messages, (valid_payload(pattern), {})]:  # the last one lacks what makes it an event
+            await client.js.publish(subject, payload, headers=headers)
+    for pattern, service in read:
+        subject = concrete(pattern)
+        expected[Letter(subject, f"{service}/{subjects.template(subject)}", INVALID)] = len(GARBAGE) + 1
+    await client.close()
+    return expected
+
+
+async def send_garbage(up: Up) -> Counter[Letter]:
+    """As every command, with somebody who waits for an answer and without; what should come of it."""
+    client, expected = await console(up), Counter[Letter]()
+    for template, kind in COMMANDS.items():
+        subject = template.replace("{gateway_id}", "gw-1")
+        for payload in GARBAGE:
+            answer = await client.connection.request(subject, payload, timeout=10)
+            assert (answer.headers or {})[PROBLEM_HEADER] == INVALID
+            await client.connection.publish(subject, payload)
+        expected[Letter(subject, f"{kind.service}/{template}", INVALID)] = 2 * len(GARBAGE)
+    await client.connection.flush()
+    await client.close()
+    return expected
+
+
+def test_garbage_on_any_subject_is_kept_and_hurts_nobody(up: Up) -> None:
+    stored = asyncio.run(publish_garbage(up))
+    assert {letter.subject.split(".")[0] for letter in stored} == {"slmops", "measure", "jobs"}
+    asked = asyncio.run(send_garbage(up))
+    assert len(asked) == len(COMMANDS) >= 16
+    expected = stored + asked
+    until(lambda: len(letters(up)) >= expected.total(), within_s=30)
+    assert listed(up) == expected
+    assert all(letter["reason"] for letter in letters(up))
+    assert_well(up)
+
+
+def replayed(up: Up, sequence: int) -> tuple[int, dict[str, Any]]:
+    """Exit code, and the first row of the answer."""
+    done = up("dlq", "replay", str(sequence), "--json")
+    return done.exit_code, done.json["replayed"][0]
+
+
+@pytest.mark.parametrize(("prefix", "exit_code"), [("slmops.variant.started", 0), ("cmd.registry.retire", 65)])
+def test_what_is_still_broken_comes_back_as_another_letter(up: Up, prefix: str, exit_code: int) -> None:
+    before = letters(up)
+    letter = next(letter for letter in before if letter["subject"].startswith(prefix))
+    code, row = replayed(up, letter["sequence"])
+    assert (code, (row["problem"] or {}).get("code")) == (exit_code, INVALID if exit_code else None)
+    until(lambda: len(letters(up)) == len(before))
+    after = letters(up)
+    assert letter["sequence"] not in [other["sequence"] for other in after]
+    again = max(after, key=lambda other: int(other["sequence"]))
+    assert again["sequence"] > max(other["sequence"] for other in before)
+    told = ("subject", "consumer", "code", "reason", "size_bytes")
+    assert [again[key] for key in told] == [letter[key] for key in told]
+
+
+WEIGHTS, REPORT = b"weights", b'{"kl": 0.1}'
+
+
+def optimized(model: str) -> VariantOptimized:
+    """A chosen variant, whose files nobody stored yet."""
+    golden = VariantOptimized.model_validate_json(valid_payload(VariantOptimized.type))
+    files = (ModelFile(path="model.onnx", digest=digest_of(WEIGHTS), size_bytes=len(WEIGHTS)),)
+    report = Descriptor(media_type="application/json", digest=digest_of(REPORT), size=len(REPORT))
+    return golden.model_copy(
+        update={"model": model, "version": "1.0.0", "files": files, "report": report, "golden": None}
+    )
+
+
+async def announce(up: Up, variant: VariantOptimized) -> None:
+    client = await console(up)
+    await client.store(variant.subject, variant.model_dump_json().encode(), attributes(variant.subject))
+    await client.close()
+
+
+async def restore_files(up: Up) -> None:
+    credentials = Layout(up.data).s3_credentials()
+    objects = Objects(
+        ObjectSettings(
+            s3_endpoint=f"127.0.0.1:{up.port('s3.api')}",
+            s3_access_key=credentials.access_key,
+            s3_secret_key=credentials.secret_key,
+            s3_bucket=BUCKET,
+        )
+    )
+    for data in (WEIGHTS, REPORT):
+        await objects.put_bytes(data, "application/octet-stream")
+
+
+def test_what_could_not_be_done_is_done_once_its_cause_is_mended(up: Up, tmp_path: Path) -> None:
+    """The store lost a variant's files: the packager gives up on it, and packages it when they are back."""
+    up.json("model", "push", make_gguf(tmp_path / "m.gguf"), "--name", "lost", "--version", "1.0.0")
+    asyncio.run(announce(up, optimized("lost")))
+    missing = Letter(VariantOptimized.type, f"packager/{VariantOptimized.type}", "not_found")
+    until(lambda: listed(up)[missing] == 1)
+    letter = next(letter for letter in letters(up) if letter["code"] == "not_found")
+    asyncio.run(restore_files(up))
+    assert replayed(up, letter["sequence"]) == (
+        0,
+        {"sequence": letter["sequence"], "subject": VariantOptimized.type, "problem": None},
+    )
+    until(lambda: up.json("model", "show", "lost:1.0.0")["packages"])
+    shown = up.json("model", "show", "lost:1.0.0")
+    assert len(shown["packages"]) == 1
+    assert [v["recipe"] for v in shown["variants"] if v["gate"] == "passed"] == ["int4"], "the registry saw it once"
+    assert listed(up)[missing] == 0
+    assert_well(up)

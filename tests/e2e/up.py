@@ -1,0 +1,153 @@
+"""`slmops up` as a user runs it, and the command line beside it: processes of their own, and nothing imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+SLMOPS = Path(sys.executable).parent / "slmops"
+READY_WITHIN_S = 90
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a call of the command line ended."""
+
+    exit_code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def problem(self) -> Any:
+        return json.loads(self.err)
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Ours, without what a developer may have set for a system of their own."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLMOPS_", "TRACEPARENT"))}
+    return {**inherited, "COLUMNS": "160", **settings}
+
+
+def begin(*arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
+    """Start the command line with nothing on its standard input."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [SLMOPS, *arguments], env=environment(**settings), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str], within_s: float = 60) -> Done:
+    try:
+        out, err = process.communicate(timeout=within_s)
+    finally:
+        process.kill()
+    assert "Traceback" not in err, err
+    return Done(process.returncode, out, err)
+
+
+class Up:
+    """One system on one data folder. Call it to use the command line: `up("model", "ls", "--json")`."""
+
+    def __init__(self, data: Path, gateways: int, **settings: str) -> None:
+        self.data = data
+        self._log = data.with_suffix(".log")
+        self._arguments = ["up", "--data", data, "--gateways", str(gateways)]
+        self._settings = settings
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Returns when it says that it is ready. Starting what runs does nothing."""
+        if self._process is not None:
+            return
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [SLMOPS, *self._arguments], env=environment(**self._settings), stdout=log, stderr=log, text=True
+            )
+        until(lambda: "Ready" in self.said or self._process is None or self._process.poll() is not None, READY_WITHIN_S)
+        assert self._process.poll() is None, self.said
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it, and wait until it ended. Returns its exit code; 0 when it did not run."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        try:
+            return process.wait(timeout=60)
+        finally:
+            process.kill()
+
+    def __call__(self, *arguments: str | Path, within_s: float = 60) -> Done:
+        return ended(self.begin(*arguments), within_s)
+
+    def begin(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        return begin(*arguments, SLMOPS_DATA=str(self.data))
+
+    def json(self, *arguments: str | Path, within_s: float = 60) -> Any:
+        """The answer to a call that must succeed."""
+        done = self(*arguments, "--json", within_s=within_s)
+        assert done.exit_code == 0, done.err
+        return done.json
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """What the supervisor knows of each process, by name."""
+        return {state["name"]: state for state in self._read("state.json")["processes"]}
+
+    def port(self, name: str) -> int:
+        return int(self._read("ports.json")[name])
+
+    def health(self, name: str) -> int:
+        return httpx.get(f"http://127.0.0.1:{self.port(f'{name}.http')}/health", timeout=10).status_code
+
+    def metrics(self, name: str) -> str:
+        return httpx.get(f"http://127.0.0.1:{self.port(f'{name}.http')}/metrics", timeout=10).text
+
+    def signal(self, name: str, number: int) -> None:
+        """To a process and what it started."""
+        os.killpg(self.processes()[name]["pid"], number)
+
+    @contextmanager
+    def unsupervised(self) -> Iterator[None]:
+        """While the block lasts nobody restarts what dies."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def _read(self, name: str) -> Any:
+        return json.loads((self.data / name).read_text())
+
+
+def until(condition: Callable[[], object], within_s: float = 60) -> None:
+    """Wait for what other processes do. `condition` is asked again and again."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s"
+        time.sleep(0.1)
+
+
+def running(pids: list[int]) -> list[str]:
+    """Command lines of those that still run."""
+    return [" ".join(psutil.Process(pid).cmdline()) for pid in pids if psutil.pid_exists(pid)]

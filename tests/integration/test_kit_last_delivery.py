@@ -1,0 +1,93 @@
+"""The ends of delivery: what is too large to be kept, cannot be kept now, or kills whoever handles it, is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from integration.kit_world import World, envelope, moved, until, world_on
+
+from slmops.contracts.errors import Conflict, InternalError, PermanentError
+from slmops.contracts.events import ModelAliasMoved
+from slmops.kit.bus import Bus, Delivered
+from slmops.kit.deadletters import CODE_HEADER, REASON_HEADER, dead_letters, replay
+from slmops.kit.provision import consumer, provision
+
+if TYPE_CHECKING:
+    from servers import NatsServer
+
+SUBJECT = ModelAliasMoved.type
+DURABLE = "optimizer-slmops_model_alias_moved_v1"
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Redeliveries at once, and three of them instead of six."""
+    for module in ("provision", "delivery"):
+        monkeypatch.setattr(f"slmops.kit.{module}.MAX_DELIVER", 3)
+        monkeypatch.setattr(f"slmops.kit.{module}.BACKOFF_S", (0.02, 0.02))
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+class Optimizer:
+    def __init__(self) -> None:
+        self.tried: list[str] = []
+
+    async def on_alias(self, event: ModelAliasMoved, _: Delivered) -> None:
+        self.tried.append(event.alias)
+        if event.alias == "busy":
+            raise Conflict("busy", delay=timedelta(0))
+
+    def declare(self, bus: Bus) -> None:
+        bus.on(ModelAliasMoved, self.on_alias)
+
+
+@pytest.mark.parametrize("large", ["payload", "header"])
+async def test_a_message_as_large_as_the_bus_allows_is_kept_in_part_and_says_so(world: World, large: str) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    limit = world.client.connection.max_payload
+    payload, headers = (b"x" * (limit - 100), {}) if large == "payload" else (b"x", {"much": "x" * 65_400})
+    await world.client.js.publish(SUBJECT, payload, headers=headers)
+    await world.dead(1)
+    (letter,) = [letter async for letter in dead_letters(world.client)]
+    assert (letter.subject, letter.code, letter.size_bytes) == (SUBJECT, "invalid_message", len(payload))
+    assert not letter.whole
+    with pytest.raises(PermanentError, match="whole"):
+        await replay(world.client, letter)
+    await world.dead(1)
+    await world.publish(moved("next"))
+    await until(lambda: optimizer.tried == ["next"])
+
+
+async def test_a_message_that_fails_for_the_last_time_is_kept_until_the_dead_letters_are_back(world: World) -> None:
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.client.js.delete_stream("DLQ")
+    await world.publish(moved("busy"))
+    await until(lambda: len(optimizer.tried) >= 3)
+    await asyncio.sleep(0.2)
+    await provision(world.client.js)
+    (letter,) = await world.dead(1)
+    assert letter.data == moved("busy").model_dump_json().encode()
+    assert await world.unsettled("EVENTS", DURABLE) == 0
+
+
+async def test_a_message_that_ends_every_process_that_handles_it_is_dead_lettered(world: World) -> None:
+    await consumer(world.client.js, "EVENTS", DURABLE, SUBJECT)
+    await world.publish(moved("deadly"))
+    reader = await world.client.js.pull_subscribe_bind(DURABLE, "EVENTS")
+    for _ in range(3):  # as whoever dies of it: taken, and never acknowledged
+        await (await reader.fetch(1))[0].nak()
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    (letter,) = await world.dead(1)
+    assert (letter.headers or {})[CODE_HEADER] == InternalError.code
+    assert "delivered 4 times" in (letter.headers or {})[REASON_HEADER]
+    assert (letter.headers or {})["ce-id"] == envelope(moved("deadly")).id
+    assert optimizer.tried == []
+    assert await world.unsettled("EVENTS", DURABLE) == 0
