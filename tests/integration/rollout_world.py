@@ -18,8 +18,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psycopg
 import pytest
 from nats.aio.client import RawCredentials
+from sqlalchemy.engine import make_url
 
 from slmops.contracts import subjects
 from slmops.contracts.blueprint import Blueprint
@@ -326,3 +328,14 @@ async def _world(folder: Path, stack: AsyncExitStack, databases: dict[str, str] 
     client = await system.connect("console")
     stack.push_async_callback(client.close)
     return World(system, Operator(client), stack)
+
+
+def _new_databases(server: str) -> dict[str, str]:
+    url = make_url(server)
+    names = {service: f"{service}_{uuid.uuid4().hex[:8]}" for service in ("rollout", "telemetry")}
+    with psycopg.connect(
+        host=url.host, port=url.port, user=url.username, dbname=url.database, autocommit=True
+    ) as admin:
+        for name in names.values():
+            admin.execute(f'CREATE DATABASE "{name}"'.encode())
+    return {service: url.set(database=name).render_as_string(hide_password=False) for service, name in names.items()}

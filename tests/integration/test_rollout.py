@@ -6,24 +6,22 @@ The gateways are simulated and the rest is real: credentials, permissions, twin,
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from rollout_world import (
     NAME,
     Operator,
     World,
+    _new_databases,
     _world,
     eventually,
     tell,
 )
-from sqlalchemy.engine import make_url
 
 from slmops.contracts import subjects
 from slmops.contracts.blueprint import GatePolicy
@@ -58,17 +56,6 @@ async def any_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
     databases = _new_databases(request.getfixturevalue("postgres")) if request.param == "postgres" else None
     async with AsyncExitStack() as stack:
         yield await _world(tmp_path, stack, databases)
-
-
-def _new_databases(server: str) -> dict[str, str]:
-    url = make_url(server)
-    names = {service: f"{service}_{uuid.uuid4().hex[:8]}" for service in ("rollout", "telemetry")}
-    with psycopg.connect(
-        host=url.host, port=url.port, user=url.username, dbname=url.database, autocommit=True
-    ) as admin:
-        for name in names.values():
-            admin.execute(f'CREATE DATABASE "{name}"'.encode())
-    return {service: url.set(database=name).render_as_string(hide_password=False) for service, name in names.items()}
 
 
 async def test_a_release_goes_to_the_canary_then_to_the_fleet(any_world: World) -> None:

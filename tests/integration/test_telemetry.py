@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.test_rollout import System, _new_databases, eventually, open_system
+from rollout_world import System, _new_databases, eventually, open_system
 
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.descriptor import digest_of
