@@ -45,8 +45,8 @@ check: setup  ## format, lint, types, layers, generated documents
 docs: setup  ## generate docs/events.md, docs/states and docs/asyncapi
 	@$(BIN)/python docs/generate.py
 
-bench: setup  ## measure: the gateway's API against the bare runtime; writes build/bench
-	@$(BIN)/python -m pytest tests/bench -m bench -s $(ARGS)
+bench: setup  ## measure ours against the bare tools, side by side; writes build/bench (ARGS="bus objects": only these)
+	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 
 clean:  ## remove what was built and installed
 	rm -rf $(VENV) build

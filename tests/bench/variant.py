@@ -1,0 +1,60 @@
+"""The model that the benches use: SmolLM2-135M-Instruct as our optimizer's int4 variant, made once and kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+from bench.comparison import Place
+
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.profile import EDGE_SMALL
+from slmops.local.demo.weights import fetch_weights
+from slmops.optimizer.quantize import recipe_named
+from slmops.optimizer.result import JobResult
+from slmops.optimizer.runner import run_job
+
+RECIPE = "int4"
+JOB_WITHIN = timedelta(minutes=15)
+
+
+async def weights(place: Place) -> Path:
+    """The GGUF file."""
+    place.step.progress("fetching SmolLM2-135M-Instruct")
+    return (await fetch_weights(place.cache))[0]
+
+
+async def optimize(place: Place, recipes: list[str]) -> tuple[JobResult, Path]:
+    """The whole job, from nothing: its result, and the folder that holds the variants."""
+    work, source = place.scratch / "job", await weights(place)
+
+    async def progress(step: str, done: int, of: int) -> None:
+        place.step.progress(f"optimizer's job: {step} ({done} of {of})")
+
+    return await run_job(source, work, recipes, EDGE_SMALL, progress, JOB_WITHIN), work / "variants"
+
+
+async def int4(place: Place) -> Path:
+    """The genai folder; from the cache if it was made by this recipe before."""
+    target = _kept(place)
+    if not target.exists():
+        _, variants = await optimize(place, [RECIPE])
+        keep(variants / RECIPE, place)
+    return target
+
+
+def keep(variant: Path, place: Place) -> None:
+    """Cache a fresh int4 variant for the next bench."""
+    target = _kept(place)
+    if not target.exists():
+        part = target.with_name(target.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(variant, part)
+        os.replace(part, target)
+
+
+def _kept(place: Place) -> Path:
+    place.cache.mkdir(parents=True, exist_ok=True)
+    return place.cache / f"{RECIPE}-{digest_of(repr(recipe_named(RECIPE)).encode())[7:19]}"
