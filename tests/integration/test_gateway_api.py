@@ -195,7 +195,7 @@ async def test_a_client_that_leaves_before_the_first_token_cancels_its_answer(
 
 
 async def test_a_client_that_leaves_a_stream_cancels_the_rest(make_runner: MakeRunner) -> None:
-    serving, runner = Serving(), make_runner(context_tokens=512)
+    serving, runner = Serving(), make_runner(context_tokens=512, max_tokens=480)
     await runner.start()
     await serving.swap(runner)
     assert runner.pid
