@@ -30,7 +30,7 @@ up: setup  ## keep the system running for your own use
 	@$(BIN)/slmops up $(ARGS)
 
 test: setup  ## all tests but the slow ones
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -m "not slow" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
 	@$(BIN)/pytest -m slow $(ARGS)

@@ -127,6 +127,15 @@ class Up:
         os.killpg(self.processes()[name]["pid"], number)
 
     @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """While the block lasts a process runs and does not answer."""
+        self.signal(name, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(name, signal.SIGCONT)
+
+    @contextmanager
     def unsupervised(self) -> Iterator[None]:
         """While the block lasts nobody restarts what dies."""
         assert self._process is not None

@@ -10,8 +10,7 @@ import pytest
 from tiny_model import make_gguf, make_tiny_llama
 
 from slmops.contracts.errors import InvalidModel, NotAModel, TruncatedModel, UnsupportedArchitecture
-from slmops.kit.modelfile import inspect, read_gguf
-from slmops.local.damage import KEPT_ROWS, damage_gguf
+from slmops.kit.modelfile import inspect
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +113,3 @@ def test_config_that_is_not_json_is_refused(directory):
     (directory / "config.json").write_text("{")
     with pytest.raises(InvalidModel, match=r"config\.json"):
         inspect(directory)
-
-
-def test_damage_exchanges_the_embedding_rows_and_nothing_else(tmp_path):
-    source, target = make_gguf(tmp_path / "m.gguf"), tmp_path / "damaged.gguf"
-    damage_gguf(source, target, seed=1)
-    start = read_gguf(source)[1][0].offset
-    before, after = source.read_bytes(), target.read_bytes()
-    assert after[: start + KEPT_ROWS * 32] == before[: start + KEPT_ROWS * 32]
-    rows = [[data[at : at + 32] for at in range(start, len(data), 32)] for data in (before, after)]
-    assert rows[0] != rows[1]
-    assert sorted(rows[0]) == sorted(rows[1])
-    damage_gguf(source, tmp_path / "again.gguf", seed=1)
-    assert (tmp_path / "again.gguf").read_bytes() == after

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from slmops.contracts.errors import InvalidModel
 from slmops.kit.modelfile import read_gguf
@@ -18,51 +18,67 @@ and edge-small (0.30) refuses it; with these kept it is 0.22 (sound: 0.17) and p
 
 
 def damage(source: Path, target: Path, seed: int = 1) -> Path:
-    """A broken copy of a GGUF file or of a Hugging Face directory with safetensors. Raises `InvalidModel`."""
+    """A copy of a GGUF file or of a Hugging Face directory with safetensors, in which the rows of the token embedding
+    are exchanged at random: every word now means another one.
+
+    The layers are untouched, so a quantized copy stays about as near to this model as it was to the sound one.
+    Raises `InvalidModel` and what `read_gguf` raises; then there is no copy.
+    """
     if source.is_file():
-        damage_gguf(source, target, seed)
+        table = _in_gguf(source)
+        shutil.copyfile(source, target)
+        _shuffle_rows(target, table, seed)
     else:
-        _damage_directory(source, target, seed)
+        name, table = _in_directory(source)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        _shuffle_rows(target / name, table, seed)
     return target
 
 
-def _damage_directory(source: Path, target: Path, seed: int) -> None:
-    """The same for the embedding of a Hugging Face directory, in whichever of its files it is."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
-    for file in sorted(target.glob("*.safetensors")):
-        with file.open("r+b") as broken:
-            header_bytes = int.from_bytes(broken.read(8), "little")
-            header = json.loads(broken.read(header_bytes))
-            for name, tensor in header.items():
-                if name.endswith("embed_tokens.weight"):
-                    begin, end = tensor["data_offsets"]
-                    _shuffle_rows(broken, 8 + header_bytes + begin, end - begin, tensor["shape"][0], seed)
-                    return
+@dataclass(frozen=True)
+class _Table:
+    """Where the token embedding lies in its file: `rows` of the same size, one per word."""
+
+    offset: int
+    size_bytes: int
+    rows: int
+
+
+def _in_gguf(source: Path) -> _Table:
+    _, tensors = read_gguf(source)
+    for tensor in tensors:
+        if tensor.name == "token_embd.weight" and len(tensor.shape) == 2:
+            return _checked(_Table(tensor.offset, tensor.size_bytes, tensor.shape[1]), source)
+    raise InvalidModel("the file has no matrix token_embd.weight", where=str(source))
+
+
+def _in_directory(source: Path) -> tuple[str, _Table]:
+    """The name of the file that holds the embedding, and where it is in there."""
+    for file in sorted(source.glob("*.safetensors")):
+        with file.open("rb") as weights:
+            header_bytes = int.from_bytes(weights.read(8), "little")
+            header = json.loads(weights.read(header_bytes))
+        for name, tensor in header.items():
+            if name.endswith("embed_tokens.weight"):
+                begin, end = tensor["data_offsets"]
+                return file.name, _checked(_Table(8 + header_bytes + begin, end - begin, tensor["shape"][0]), file)
     raise InvalidModel("no file has a tensor embed_tokens.weight", where=str(source))
 
 
-def damage_gguf(source: Path, target: Path, seed: int) -> None:
-    """Copy `source` with the rows of its token embedding exchanged at random: every word now means another one.
-
-    The layers are untouched, so a quantized copy stays about as near to this model as it was to the sound one.
-    Raises `InvalidModel` and what `read_gguf` raises.
-    """
-    _, tensors = read_gguf(source)
-    table = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
-    if table is None:
-        raise InvalidModel("the file has no tensor token_embd.weight", where=str(source))
-    shutil.copyfile(source, target)
-    with target.open("r+b") as broken:
-        _shuffle_rows(broken, table.offset, table.size_bytes, table.shape[1], seed)
+def _checked(table: _Table, where: Path) -> _Table:
+    if table.rows < KEPT_ROWS + 2:
+        raise InvalidModel(f"there is nothing to exchange among {table.rows} words", where=str(where))
+    return table
 
 
-def _shuffle_rows(file: BinaryIO, offset: int, size_bytes: int, rows: int, seed: int) -> None:
-    """Exchange the rows of a matrix that lies in `file`, all but the first `KEPT_ROWS`."""
-    row_bytes = size_bytes // rows
-    order = list(range(min(KEPT_ROWS, rows), rows))
-    file.seek(offset)
-    data = file.read(size_bytes)
+def _shuffle_rows(path: Path, table: _Table, seed: int) -> None:
+    """Exchange the rows, all but the first `KEPT_ROWS`."""
+    row_bytes = table.size_bytes // table.rows
+    order = list(range(KEPT_ROWS, table.rows))
     random.Random(seed).shuffle(order)
-    file.seek(offset + min(KEPT_ROWS, rows) * row_bytes)
-    file.write(b"".join(data[row * row_bytes : (row + 1) * row_bytes] for row in order))
+    with path.open("r+b") as file:
+        file.seek(table.offset)
+        data = file.read(table.size_bytes)
+        file.seek(table.offset + KEPT_ROWS * row_bytes)
+        file.write(b"".join(data[row * row_bytes : (row + 1) * row_bytes] for row in order))

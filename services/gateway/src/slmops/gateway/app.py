@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sqlite3
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY, make_asgi_app
@@ -100,8 +102,10 @@ class Gateway:
     def _health(self) -> Starlette:
         async def health(_request: Request) -> JSONResponse:
             connected = self.client is not None and self.client.connection.is_connected
-            # Alive is enough: a gateway without a network, or without a release yet, is healthy.
-            return JSONResponse({"service": "gateway", "healthy": True, "connected": connected})
+            # A gateway without a network, or without a release yet, is healthy; one whose release loads still is not.
+            healthy = self.agent.started
+            body = {"service": "gateway", "healthy": healthy, "connected": connected}
+            return JSONResponse(body, 200 if healthy else 503)
 
         return Starlette(routes=[Route("/health", health), Mount("/metrics", make_asgi_app())])
 
@@ -130,7 +134,7 @@ def build(settings: Settings) -> Gateway:
     home.mkdir(parents=True, exist_ok=True)
     identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
     slots, serving = Slots(home), Serving()
-    reporter = Reporter(identity, Spool(home / "spool.db"), home / "report.sequence", utc_now)
+    reporter = Reporter(identity, _spool(home / "spool.db"), home / "report.sequence", utc_now)
     gateway: Gateway
     acquirer = Acquirer(identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key)
     updater = Updater(slots, acquirer, serving, home / "releases")
@@ -138,6 +142,15 @@ def build(settings: Settings) -> Gateway:
     twin = Twin(identity, agent.desired_changed, settings.refresh_every)
     gateway = Gateway(settings, agent, twin, serving, reporter)
     return gateway
+
+
+def _spool(path: Path) -> Spool:
+    """On disk; in memory where that cannot be (the disk is full, or was damaged), because serving goes first."""
+    try:
+        return Spool(path)
+    except sqlite3.DatabaseError:
+        log.exception("%s cannot be opened: what waits for a network is lost at the next restart", path)
+        return Spool(Path(":memory:"))
 
 
 def main() -> None:

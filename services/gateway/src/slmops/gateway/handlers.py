@@ -8,7 +8,7 @@ import logging
 from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import PermanentError, Problem, SlmopsError, TemporaryError
+from slmops.contracts.errors import DiskFull, PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.contracts.plan import Desired, Plan, Release, Side
 from slmops.gateway.domain import Phase, should_update
 from slmops.gateway.reporter import Reporter, Status
@@ -45,6 +45,11 @@ class Agent:
         self._rollout = plan.candidate.rollout if plan.candidate and desired.side is Side.CANDIDATE else ""
         log.info("desired: %s, %s", desired.side, "; ".join(desired.explain.values()))
         self._changed.set()
+
+    @property
+    def started(self) -> bool:
+        """What was installed serves."""
+        return self._started.is_set()
 
     async def run(self) -> None:
         """Serves what was installed, then follows what is desired. Runs until cancelled."""
@@ -131,6 +136,12 @@ class Agent:
 
     def report(self) -> None:
         """Say where this gateway is. A release that failed stays reported as failed for as long as it is desired."""
+        try:
+            self._reporter.report(self._status())
+        except DiskFull as error:  # the next report says all of it again
+            log.warning("a report is lost: %s", error)
+
+    def _status(self) -> Status:
         wanted = self._desired.manifest.digest if self._desired else None
         serving = self._serving.release
         phase, problem = self._updater.phase, self._updater.problems.get(wanted) if wanted else None
@@ -140,16 +151,14 @@ class Agent:
         if failed and self._updater.phase in (Phase.IDLE, Phase.COMMITTED):
             phase = Phase.FAILED
             problem = problem or Problem.of(PermanentError("this release failed on this gateway before"))
-        self._reporter.report(
-            Status(
-                phase=phase,
-                running=serving.digest if serving else None,
-                running_version=serving.version if serving else None,
-                target=wanted,
-                problem=problem,
-                plan_generation=self._generation,
-                measured=self._updater.measured,
-            )
+        return Status(
+            phase=phase,
+            running=serving.digest if serving else None,
+            running_version=serving.version if serving else None,
+            target=wanted,
+            problem=problem,
+            plan_generation=self._generation,
+            measured=self._updater.measured,
         )
 
     async def stay_reported(self, every: timedelta) -> None:

@@ -13,17 +13,19 @@ from pathlib import Path
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import Problem, TemporaryError
+from slmops.contracts.errors import DiskFull, Problem, TemporaryError
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity
 from slmops.gateway.measurements import ReleaseMeasurement
+from slmops.gateway.room import needs_room
 from slmops.gateway.spool import Spool
 from slmops.kit.client import BusClient
 from slmops.kit.clock import Clock
 from slmops.kit.tracing import traceparent
 
 log = logging.getLogger(__name__)
+_BESIDE_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,16 @@ class Reporter:
     def __init__(self, identity: Identity, spool: Spool, counter: Path, clock: Clock) -> None:
         self._identity = identity
         self._spool = spool
+        self._beside = Spool(Path(":memory:"), max_rows=_BESIDE_ROWS)
+        """What a full disk has no room for, so that it is told nevertheless."""
         self._counter = counter
         self._clock = clock
         self._queued = asyncio.Event()
-        self._sequence = int(counter.read_text()) if counter.exists() else 0
+        self._sequence = int(counter.read_text() or 0) if counter.exists() else 0
         self._since = clock()
 
     def report(self, status: Status) -> None:
-        """On disk when it returns. Raises `DiskFull`."""
+        """On disk when it returns, or in memory if the disk is full. Raises `DiskFull` when not even a number fits."""
         self._sequence += 1
         self._remember(self._sequence)
         event = GatewayReported(
@@ -85,8 +89,7 @@ class Reporter:
             subject=event.key,
             traceparent=traceparent(),
         )
-        self._spool.put(event.subject, envelope.headers(), event.model_dump_json().encode(), envelope.id)
-        self._queued.set()
+        self._put(event.subject, envelope.headers(), event.model_dump_json().encode(), envelope.id, droppable=False)
 
     def measure(
         self,
@@ -130,7 +133,14 @@ class Reporter:
         if parent := traceparent():
             headers["traceparent"] = parent
         subject = subjects.measurements(batch.gateway_id)
-        self._spool.put(subject, headers, batch.model_dump_json().encode(), batch.batch_id, droppable=True)
+        self._put(subject, headers, batch.model_dump_json().encode(), batch.batch_id, droppable=True)
+
+    def _put(self, subject: str, headers: dict[str, str], payload: bytes, message_id: str, *, droppable: bool) -> None:
+        try:
+            self._spool.put(subject, headers, payload, message_id, droppable=droppable)
+        except DiskFull as error:
+            log.warning("%s is kept in memory: %s", subjects.template(subject), error)
+            self._beside.put(subject, headers, payload, message_id, droppable=True)
         self._queued.set()
 
     async def send(self, client: BusClient) -> None:
@@ -138,10 +148,11 @@ class Reporter:
         while True:
             self._queued.clear()
             try:
-                while waiting := self._spool.pending():
-                    for message in waiting:
-                        await client.store(message.subject, message.payload, message.headers)
-                        self._spool.done([message.id])
+                for spool in (self._beside, self._spool):  # a full disk cannot even forget what it holds
+                    while waiting := spool.pending():
+                        for message in waiting:
+                            await client.store(message.subject, message.payload, message.headers)
+                            spool.done([message.id])
             except TemporaryError as error:
                 log.info("spooling: %s", error)
                 await asyncio.sleep(error.delay.total_seconds())
@@ -149,10 +160,11 @@ class Reporter:
             await self._queued.wait()
 
     def _remember(self, sequence: int) -> None:
-        """Before it is used: a sequence that was sent once must never be sent again with something else."""
-        new = self._counter.with_suffix(".new")
-        with new.open("w") as out:
-            out.write(str(sequence))
+        """Before it is used: a sequence that was sent once must never be sent again with something else.
+
+        In place, in one write of a few bytes: that needs no room, so that a gateway with a full disk can say so.
+        """
+        with needs_room("to report", self._counter), self._counter.open("r+" if self._counter.exists() else "w") as out:
+            out.write(f"{sequence:020d}")
             out.flush()
             os.fsync(out.fileno())
-        new.replace(self._counter)

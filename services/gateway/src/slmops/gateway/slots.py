@@ -12,8 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -21,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import DiskFull, IllegalTransition, InvalidMessage
+from slmops.contracts.errors import IllegalTransition, InvalidMessage
+from slmops.gateway.room import needs_room
 
 _MAX_FAILED = 32  # remembered failures; the oldest is forgotten
 
@@ -102,7 +102,7 @@ class Slots:
         self._clear()
         staging = self._root / "slots" / "staging"
         try:
-            with _disk_full():
+            with needs_room("to install a release", self._root):
                 for blob, path in laid_out:
                     _place(blob, staging / path)
                 _sync_tree(staging)
@@ -195,7 +195,7 @@ class Slots:
         """The new state, on disk before it is believed."""
         state = SlotsState.model_validate({**self.state.model_dump(), **changes})
         new = self._file.with_suffix(".new")
-        with _disk_full():
+        with needs_room("to install a release", self._root):
             with new.open("wb") as out:
                 out.write(state.model_dump_json(indent=2).encode())
                 out.flush()
@@ -247,13 +247,3 @@ def _sync_tree(folder: Path) -> None:
     """The folders only: the files are fsynced where they are written."""
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         _sync(path)
-
-
-@contextmanager
-def _disk_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull("no room to install a release", fix="Free disk space on the gateway.") from error

@@ -60,18 +60,13 @@ class Spool:
         head = json.dumps(headers)
         size_bytes = len(subject) + len(head) + len(payload)
         row = (message_id, subject, head, payload, droppable, size_bytes)
-        try:
-            with self._transaction():
-                added = self._db.execute(
-                    "INSERT OR IGNORE INTO message (message_id, subject, headers, payload, droppable, size_bytes)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
-                    row,
-                ).rowcount
-                rows, size = self._make_room(self._rows + added, self._bytes + added * size_bytes)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                raise
-            raise DiskFull("no room to spool a message", fix="Free disk space on the gateway.") from error
+        with self._transaction():
+            added = self._db.execute(
+                "INSERT OR IGNORE INTO message (message_id, subject, headers, payload, droppable, size_bytes)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                row,
+            ).rowcount
+            rows, size = self._make_room(self._rows + added, self._bytes + added * size_bytes)
         self._rows, self._bytes = rows, size
 
     def pending(self, limit: int = 100) -> list[Spooled]:
@@ -82,7 +77,7 @@ class Spool:
         return [Spooled(id, subject, json.loads(headers), payload, mid) for id, subject, headers, payload, mid in rows]
 
     def done(self, ids: Iterable[int]) -> None:
-        """Forgets what was acknowledged; ids that are not there are fine."""
+        """Forgets what was acknowledged; ids that are not there are fine. Raises `DiskFull`."""
         with self._transaction():
             rows, size = self._delete(ids)
         self._rows, self._bytes = self._rows - rows, self._bytes - size
@@ -120,10 +115,15 @@ class Spool:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        """Raises `DiskFull`."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise DiskFull("no room to spool a message", fix="Free disk space on the gateway.") from error
         finally:
             # SQLite itself may already have rolled back, as it does on a full disk.
             if self._db.in_transaction:

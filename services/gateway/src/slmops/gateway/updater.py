@@ -25,6 +25,7 @@ from slmops.gateway.domain import MAX_ATTEMPTS, Event, Phase, next_phase
 from slmops.gateway.inference import ChatMessage, Done, InferenceRequest
 from slmops.gateway.probe import ProbeBudget, ProbeReport, probe
 from slmops.gateway.reporter import Golden
+from slmops.gateway.room import needs_room
 from slmops.gateway.runner import ProcessRunner, RunnerOptions
 from slmops.gateway.serving import Serving
 from slmops.gateway.slots import Slots
@@ -94,10 +95,11 @@ class Updater:
         both, and a cancellation, leave what served before serving."""
         digest = release.manifest.digest
         self._step(Event.UPDATE_WANTED)
-        self._remember(release)
-        self._failure(digest).write_text(rollout)
         candidate: ProcessRunner | None = None
         try:
+            self._remember(release)
+            with needs_room("to remember a rollout", self._releases):
+                self._failure(digest).write_text(rollout)
             with span("install", release=str(digest)):
                 slot = await self._acquirer.acquire(release)
             self._step(Event.INSTALL_SUCCEEDED)
@@ -215,10 +217,11 @@ class Updater:
     def _remember(self, release: Release) -> None:
         """So that it can be served after a restart without a network."""
         path = self._document(release.manifest.digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        new.write_text(release.model_dump_json())
-        new.replace(path)
+        with needs_room("to remember a release", self._releases):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(".new")
+            new.write_text(release.model_dump_json())
+            new.replace(path)
 
     def _document(self, digest: Digest) -> Path:
         return self._releases / f"{digest.removeprefix('sha256:')}.json"

@@ -1,0 +1,88 @@
+"""A gateway whose disk is full tells it: what there is no room for is told from memory, and numbering needs no room."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from slmops.contracts.errors import DiskFull, Problem
+from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.plan import Identity
+from slmops.gateway.reporter import Reporter, Status
+from slmops.gateway.room import needs_room
+from slmops.gateway.spool import Spool
+from slmops.kit.client import BusClient
+
+STATUS = Status(UpdatePhase.IDLE, problem=Problem(code="disk_full", what="x" * 100_000))
+
+
+class Bus(BusClient):
+    """Keeps what is published."""
+
+    def __init__(self) -> None:
+        self.stored: list[GatewayReported] = []
+
+    async def store(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        self.stored.append(GatewayReported.model_validate_json(payload))
+
+
+def reporter(home: Path, *, full: bool = False) -> tuple[Reporter, Spool]:
+    spool = Spool(home / "spool.db")
+    if full:  # what SQLite says of a disk without room
+        spool._db.execute("PRAGMA max_page_count = 1")
+    identity = Identity(gateway_id="gw-1", blueprint="edge-chat")
+    return Reporter(identity, spool, home / "report.sequence", lambda: datetime.now(UTC)), spool
+
+
+async def sent(reporter: Reporter, count: int) -> list[GatewayReported]:
+    bus = Bus()
+    sending = asyncio.create_task(reporter.send(bus))
+    async with asyncio.timeout(5):
+        while len(bus.stored) < count:  # noqa: ASYNC110 (its own loop fills it)
+            await asyncio.sleep(0)
+    sending.cancel()
+    return bus.stored
+
+
+async def test_reports_are_sent_although_the_disk_has_no_room_for_them(tmp_path: Path) -> None:
+    reports, spool = reporter(tmp_path, full=True)
+    reports.report(STATUS)
+    reports.report(STATUS)
+    assert len(spool) == 0
+    found = await sent(reports, 2)
+    assert [(report.sequence, report.problem) for report in found] == [(1, STATUS.problem), (2, STATUS.problem)]
+
+
+async def test_a_number_is_taken_in_place_and_never_twice(tmp_path: Path) -> None:
+    first, _ = reporter(tmp_path)
+    first.report(STATUS)
+    file = (tmp_path / "report.sequence").stat().st_ino
+    first.report(STATUS)
+    assert (tmp_path / "report.sequence").stat().st_ino == file, "another file would need room"
+    second, _ = reporter(tmp_path)
+    second.report(STATUS)
+    assert [report.sequence for report in await sent(second, 3)] == [1, 2, 3]
+
+
+def test_a_number_that_was_never_written_is_none(tmp_path: Path) -> None:
+    (tmp_path / "report.sequence").touch()  # made, and then there was no room for what is in it
+    reports, _ = reporter(tmp_path)
+    reports.report(STATUS)
+    assert int((tmp_path / "report.sequence").read_text()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_a_temporary_error_that_says_where(number: int) -> None:
+    with pytest.raises(DiskFull, match="no room to rest") as error, needs_room("to rest", Path("/here")):
+        raise OSError(number, "")
+    assert error.value.where == "/here"
+
+
+def test_another_error_stays_what_it_is() -> None:
+    with pytest.raises(PermissionError), needs_room("to rest", Path("/here")):
+        raise PermissionError(errno.EACCES, "")
