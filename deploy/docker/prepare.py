@@ -1,0 +1,114 @@
+"""Makes the keys and the configuration of a deployment in containers, once; each container gets only its own.
+
+The authority's volume holds every seed, and no other container mounts it. Every other volume becomes `/data` in its
+container: what it needs lies in `keys/`, belongs to root, and can be read there and not be changed. Run again, it
+keeps what is there and signs the services' credentials anew, so that a changed table of permissions takes effect.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from slmops.kit.nats_auth import ENROL_USER, server_config
+from slmops.local.layout import Layout
+from slmops.local.private import write_atomically
+from slmops.local.servers import identities
+
+AUTHORITY = Path("/authority")
+SERVICES = Path("/services")
+GATEWAYS = Path("/gateways")
+DATA = Path("/data")
+"""Where each container sees its own volume."""
+GROUP = 10001
+"""The user and group `slmops` of the image."""
+USES_OBJECTS = ("registry", "optimizer", "packager")
+
+
+def main() -> None:
+    layout = Layout(AUTHORITY)
+    layout.prepare()
+    for home in sorted(SERVICES.iterdir()):
+        _hand_over(home, _server_files(layout, home) or _service_files(layout, home.name))
+    for home in sorted(GATEWAYS.iterdir()):
+        paths = (layout.creds(ENROL_USER), layout.enrolment_token, layout.trusted_key)
+        _hand_over(home, _copies(paths))
+
+
+def _server_files(layout: Layout, home: Path) -> dict[str, str]:
+    """Empty for what is no server."""
+    if home.name == "nats":
+        config = server_config(layout.authority(), DATA / "store", port=4222, host="0.0.0.0")  # noqa: S104
+        # The monitoring port knows no authentication: it is for this container's own health check.
+        return {"nats-server.conf": config + 'http: "127.0.0.1:8222"\n'}
+    if home.name == "s3":
+        return {"identities.json": identities(layout.s3_credentials())} | _closed_grpc(home / "keys")
+    return {}
+
+
+def _service_files(layout: Layout, service: str) -> dict[str, str]:
+    files = {"nats.creds": layout.creds(service).read_text()}
+    if service in USES_OBJECTS:
+        keys = layout.s3_credentials()
+        settings = {"SLMOPS_S3_ACCESS_KEY": keys.access_key, "SLMOPS_S3_SECRET_KEY": keys.secret_key}
+        files["s3.env"] = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
+    if service == "packager":
+        files |= _copies([layout.signing_key])
+    if service == "rollout":
+        files |= _copies([layout.gateway_signing_key, layout.enrolment_token])
+    return files
+
+
+def _copies(paths: Iterable[Path]) -> dict[str, str]:
+    return {path.name: path.read_text() for path in paths}
+
+
+def _closed_grpc(keys: Path) -> dict[str, str]:
+    """SeaweedFS opens a gRPC port beside the S3 one, on the same address and without authentication, through which
+    identities can be changed. Asking for a client certificate that nobody has closes it."""
+    if (keys / "security.toml").exists():
+        return {}
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slmops s3 grpc")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=36500))
+        .sign(key, hashes.SHA256())
+    )
+    encoding, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    here = DATA / "keys"
+    return {
+        "grpc.key": key.private_bytes(encoding, pkcs8, serialization.NoEncryption()).decode(),
+        "grpc.crt": certificate.public_bytes(encoding).decode(),
+        "security.toml": (
+            f'[grpc]\nca = "{here}/grpc.crt"\n[grpc.s3]\ncert = "{here}/grpc.crt"\nkey = "{here}/grpc.key"\n'
+        ),
+    }
+
+
+def _hand_over(home: Path, files: Mapping[str, str]) -> None:
+    """Write the files for the container whose volume is mounted at `home`, which is given to it."""
+    keys = home / "keys"
+    keys.mkdir(exist_ok=True)
+    os.chown(keys, 0, GROUP)
+    keys.chmod(0o750)
+    for name, text in files.items():
+        path = keys / name
+        write_atomically(path, text)
+        os.chown(path, 0, GROUP)
+        path.chmod(0o640)
+    os.chown(home, GROUP, GROUP)
+
+
+if __name__ == "__main__":
+    main()

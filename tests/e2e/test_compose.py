@@ -1,0 +1,197 @@
+"""`docker compose up` on one host: the whole loop in containers, as a person with nothing but Docker would run it.
+
+Images are built from the working tree. `BASE_IMAGE` and the `PIP_…` variables of deploy/docker/README.md are respected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from fleet import write_golden
+from tiny_model import make_tiny_llama
+
+from slmops.local.ports import choose_ports
+
+ROOT = Path(__file__).parents[2]
+GATEWAYS = ("gw-1", "gw-2", "gw-3")
+SERVERS = ("nats", "s3")
+SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
+KEYS = {
+    "nats": {"nats-server.conf"},
+    "s3": {"identities.json", "security.toml", "grpc.crt", "grpc.key"},
+    "registry": {"nats.creds", "s3.env"},
+    "optimizer": {"nats.creds", "s3.env"},
+    "packager": {"nats.creds", "s3.env", "package-signing.pem"},
+    "rollout": {"nats.creds", "gateway-signing", "enrolment-token"},
+    "telemetry": {"nats.creds"},
+    **{gateway: {"enrol.creds", "enrolment-token", "package-trusted.pem"} for gateway in GATEWAYS},
+}
+BLUEPRINT = {
+    "name": "edge-chat",
+    "model": "tiny",
+    "soak": {"seconds": 0.5, "golden_every_s": 0.1},
+    "telemetry": {"every_s": 0.5},
+}
+KNOCK = """
+import socket
+try: print("open" if socket.create_connection(("{host}", {port}), 5) else "")
+except OSError: print("closed")
+"""
+KNOCK_GRPC = """
+import contextlib, socket, ssl
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.set_alpn_protocols(["h2"])
+frames = []
+for secured in (False, True):
+    with contextlib.suppress(OSError), socket.create_connection(("s3", 18333), 5) as door:
+        door = context.wrap_socket(door) if secured else door
+        door.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        frames.append(door.recv(9))
+settings = bytes([4])  # the type of the frame with which a server of HTTP/2 begins
+print("open" if any(frame[3:4] == settings for frame in frames) else "closed")
+"""
+
+
+def found(*argv: str) -> bool:
+    return shutil.which(argv[0]) is not None and not subprocess.run(argv, capture_output=True, timeout=30).returncode
+
+
+def compose_command() -> list[str]:
+    """Compose as a plugin of docker, or the older program. Skips when neither is here or no engine answers."""
+    if not found("docker", "info"):
+        pytest.skip("no Docker engine answers: `docker info` fails")
+    if found("docker", "compose", "version"):
+        return ["docker", "compose"]
+    if found("docker-compose", "version"):
+        return ["docker-compose"]
+    pytest.skip("there is no Docker Compose: neither `docker compose` nor `docker-compose`")
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One project. `folder` is where its user stands: the command line in the container reads files there."""
+
+    command: list[str]
+    project: str
+    folder: Path
+    ports: dict[str, int]
+
+    def __call__(self, *arguments: str, timeout: float = 300) -> str:
+        ports = {f"SLMOPS_{name.upper().replace('-', '_')}_PORT": str(port) for name, port in self.ports.items()}
+        done = subprocess.run(
+            [
+                *self.command,
+                "--project-directory",
+                ROOT,
+                "-f",
+                ROOT / "docker-compose.yml",
+                "-p",
+                self.project,
+                *arguments,
+            ],
+            cwd=self.folder,
+            env={**os.environ, **ports, "PWD": str(self.folder), "SLMOPS_TAG": "test"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, f"compose {' '.join(arguments)}:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
+        return done.stdout
+
+    def slmops(self, *arguments: str) -> str:
+        return self("run", "--rm", "-T", "cli", *arguments)
+
+    def python(self, service: str, code: str) -> str:
+        return self("exec", "-T", service, "python", "-c", code).strip()
+
+    def ask(self, gateway: str) -> str:
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
+        url = f"http://127.0.0.1:{self.ports[gateway]}/v1/chat/completions"
+        answer = httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=60).post(url, json=body)
+        answer.raise_for_status()
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    def left(self) -> list[str]:
+        """Containers, volumes and networks of this project."""
+        label = f"label=com.docker.compose.project={self.project}"
+        listings = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
+        return [
+            name
+            for listing in listings
+            for name in subprocess.check_output(["docker", *listing, "--quiet", "--filter", label], text=True).split()
+        ]
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """Everything is up; afterwards containers, networks and volumes are gone. The images stay, as a build cache."""
+    command = compose_command()
+    folder = tmp_path_factory.mktemp("compose")
+    ports = choose_ports(folder / "ports.json", GATEWAYS)
+    compose = Compose(command, f"slmops-test-{uuid.uuid4().hex[:8]}", folder, ports)
+    try:
+        compose("build", timeout=1800)
+        compose("up", "--detach")
+        yield compose
+    finally:
+        print(compose("logs", "--tail=40"))  # pytest shows it with a failure
+        compose("down", "--volumes", "--remove-orphans")
+        assert compose.left() == []
+
+
+def running_versions(compose: Compose) -> dict[str, str]:
+    views = json.loads(compose.slmops("gateway", "ls", "--json"))["gateways"]
+    return {view["gateway_id"]: view["running_version"] for view in views}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_the_loop_in_containers(compose: Compose) -> None:
+    make_tiny_llama(compose.folder / "tiny")  # its weights are readable by us alone, as such files often are
+    write_golden(compose.folder / "golden.jsonl")
+    (compose.folder / "edge-chat.yaml").write_text(json.dumps(BLUEPRINT))
+
+    push = ("model", "push", "tiny", "--name", "tiny", "--version", "1.0.0", "--golden", "golden.jsonl", "--wait")
+    compose.slmops(*push)
+    compose.slmops("blueprint", "apply", "edge-chat.yaml")
+    compose.slmops("rollout", "start", "edge-chat", "--version", "1.0.0")
+    compose.slmops("rollout", "watch", "edge-chat")
+    assert running_versions(compose) == dict.fromkeys(GATEWAYS, "1.0.0")
+    assert all(compose.ask(gateway) for gateway in GATEWAYS)
+    assert compose.slmops("chat", "gw-2", "hello")
+
+    compose("down")  # without the volumes: nothing that matters may live in a container
+    compose("up", "--detach")
+    assert all(compose.ask(gateway) for gateway in GATEWAYS)
+    assert running_versions(compose) == dict.fromkeys(GATEWAYS, "1.0.0")
+    assert compose.slmops(*push[:-1])  # the same again changes nothing, and a version that is gone would be refused
+    assert len(json.loads(compose.slmops("model", "ls", "--json"))["versions"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_a_container_holds_only_what_it_needs(compose: Compose) -> None:
+    for name in (*SERVERS, *SERVICES, *GATEWAYS):
+        seen = compose.python(name, "import os; print(os.getuid(), *os.listdir('/data/keys'))").split()
+        assert (name, seen[0], set(seen[1:])) == (name, "10001", KEYS[name])
+    search = "import importlib.util as u; print(*[m for m in {} if u.find_spec(m)])"
+    assert (
+        compose.python("gw-1", search.format(["torch", "sqlalchemy", "minio", "onnxruntime_genai"]))
+        == "onnxruntime_genai"
+    )
+    for inner in ("registry:8000", "s3:8888", "s3:9333", "s3:8080", "nats:8222"):
+        host, port = inner.split(":")
+        assert (inner, compose.python("gw-1", KNOCK.format(host=host, port=port))) == (inner, "closed")
+    assert compose.python("gw-1", KNOCK_GRPC) == "closed"
+    assert compose.python("gw-1", KNOCK.format(host="s3", port=8333)) == "open"  # the knocking itself works
