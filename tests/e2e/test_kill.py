@@ -46,11 +46,13 @@ async def test_the_loop_survives_the_death_of(service: str, system: System, tiny
     operator = await Operator.of(system)
 
     async def killer() -> None:
-        """Again and again, so that every step of the loop meets it."""
+        """Again and again, so that every step of the loop meets it; less and less often, so that long steps end."""
+        pause = 3.0
         while True:
             await asyncio.sleep(2)
             await system.kill(service)
-            await asyncio.sleep(3)
+            await asyncio.sleep(pause)
+            pause *= 1.5
 
     killing = asyncio.create_task(killer())
     try:
