@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTRIB
 SOURCES := shared services deploy tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-slow check docs bench clean
+.PHONY: help setup demo up test test-slow check docs bench bench-optimizer clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -47,6 +47,9 @@ docs: setup  ## generate docs/events.md, docs/states and docs/asyncapi
 
 bench: setup  ## measure ours against the bare tools, side by side; writes build/bench (ARGS="bus objects": only these)
 	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
+
+bench-optimizer: setup  ## every recipe on a real model, beside the builder's own (about an hour; ARGS="--minutes 5": a short student)
+	@PYTHONPATH=tests $(BIN)/python -m bench.optimizer $(ARGS)
 
 clean:  ## remove what was built and installed
 	rm -rf $(VENV) build

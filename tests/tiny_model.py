@@ -1,4 +1,4 @@
-"""A random Llama, made on the spot in a second, that every stage of the system takes for a model."""
+"""Random models, made on the spot in a second, that every stage of the system takes for models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
     It talks nonsense; another `seed` gives other weights of the same shape. Both bundled recipes pass edge-small on it.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -39,6 +39,54 @@ def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
     with torch.no_grad():  # spread logits, so that rounding seldom decides which token is first: int4 passes edge-small
         model.model.embed_tokens.weight.mul_(3)
     model.save_pretrained(folder)
+    _save_tokenizer(folder)
+    return folder
+
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3_text", "phi3")
+_PARTICULAR = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"tie_word_embeddings": True, "head_dim": 32},
+    # Six layers: the last is the one in six that attends to everything. The windows are shorter than what a test reads.
+    "gemma3_text": {"num_hidden_layers": 6, "head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32},
+    "phi3": {"tie_word_embeddings": False, "sliding_window": 16},
+}
+
+
+def make_tiny(folder: Path, architecture: str, seed: int = 0, **settings: object) -> Path:
+    """A Hugging Face directory of one of `ARCHITECTURES`: grouped queries, and no weight at its initial constant."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    common = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "initializer_range": 0.1,
+    }
+    config = CONFIG_MAPPING[architecture](**(common | _PARTICULAR[architecture] | settings))
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # norms and biases too: a model that ignores them must not pass for the same
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    _save_tokenizer(folder)
+    return folder
+
+
+def _save_tokenizer(folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(),
         unk_token="<|endoftext|>",
@@ -47,7 +95,6 @@ def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
         pad_token="<|im_end|>",
         chat_template=_CHAT,
     ).save_pretrained(folder)
-    return folder
 
 
 def _tokenizer():  # type: ignore[no-untyped-def]
@@ -75,8 +122,10 @@ def make_gguf(path: Path, architecture: str = "llama", rows: int = 400) -> Path:
 
     metadata = text("general.architecture") + struct.pack("<I", 8) + text(architecture)
     metadata += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
+    metadata += text(f"{architecture}.block_count") + struct.pack("<II", 4, 0)
+    metadata += text(f"{architecture}.embedding_length") + struct.pack("<II", 4, 8)
     table = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 8, rows, 0, 0)
-    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + metadata + table
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 4) + metadata + table
     header += bytes(-len(header) % 32)
     path.write_bytes(header + b"".join(struct.pack("<8f", *[row] * 8) for row in range(rows)))
     return path

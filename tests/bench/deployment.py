@@ -132,10 +132,10 @@ async def deployment(place: Place) -> AsyncIterator[Deployment]:
 
         console = await connect("console")
         reports = await console.js.subscribe(f"{GatewayReported.type}.{GATEWAY.id}", ordered_consumer=True)
-        yield Deployment(system, await connect("optimizer"), await connect("rollout"), _objects(system), reports)
+        yield Deployment(system, await connect("optimizer"), await connect("rollout"), objects_of(system), reports)
 
 
-def _objects(system: System) -> Objects:
+def objects_of(system: System) -> Objects:
     keys = system.layout.s3_credentials()
     settings = {"s3_endpoint": system.s3_endpoint, "s3_bucket": BUCKET}
     secrets = {"s3_access_key": keys.access_key, "s3_secret_key": keys.secret_key}

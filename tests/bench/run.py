@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import bus, objects, optimizer, serving, swap
+from bench import bus, objects, serving, swap
 from bench.comparison import Measured, Place
 from rich.console import Console
 from rich.table import Table
@@ -29,9 +29,7 @@ from slmops.local.demo.story import Story
 from slmops.local.signals import cancelled_by_signals
 
 OUT = Path("build/bench").resolve()
-# The optimizer first: what it makes, others serve.
 BENCHES: dict[str, Callable[[Place], Awaitable[Measured]]] = {
-    "optimizer": optimizer.measure,
     "serving": serving.measure,
     "swap": swap.measure,
     "bus": bus.measure,

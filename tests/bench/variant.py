@@ -9,12 +9,11 @@ from pathlib import Path
 
 from bench.comparison import Place
 
-from slmops.contracts.descriptor import digest_of
-from slmops.contracts.profile import EDGE_SMALL
 from slmops.local.demo.weights import fetch_weights
-from slmops.optimizer.quantize import recipe_named
+from slmops.optimizer.recipe import recipe_named
 from slmops.optimizer.result import JobResult
 from slmops.optimizer.runner import run_job
+from slmops.optimizer.spec import JobSpec
 
 RECIPE = "int4"
 JOB_WITHIN = timedelta(minutes=15)
@@ -27,21 +26,24 @@ async def weights(place: Place) -> Path:
 
 
 async def optimize(place: Place, recipes: list[str]) -> tuple[JobResult, Path]:
-    """The whole job, from nothing: its result, and the folder that holds the variants."""
+    """The whole job, from nothing: its result, and its work folder."""
     work, source = place.scratch / "job", await weights(place)
 
     async def progress(step: str, done: int, of: int) -> None:
         place.step.progress(f"optimizer's job: {step} ({done} of {of})")
 
-    return await run_job(source, work, recipes, EDGE_SMALL, progress, JOB_WITHIN), work / "variants"
+    spec = JobSpec(recipes=tuple(map(recipe_named, recipes)))
+    return await run_job(source, work, spec, progress, JOB_WITHIN), work
 
 
 async def int4(place: Place) -> Path:
     """The genai folder; from the cache if it was made by this recipe before."""
     target = _kept(place)
     if not target.exists():
-        _, variants = await optimize(place, [RECIPE])
-        keep(variants / RECIPE, place)
+        result, work = await optimize(place, [RECIPE])
+        path = result.variants[0].path
+        assert path, result.variants[0].verdict
+        keep(work / path, place)
     return target
 
 
@@ -57,4 +59,4 @@ def keep(variant: Path, place: Place) -> None:
 
 def _kept(place: Place) -> Path:
     place.cache.mkdir(parents=True, exist_ok=True)
-    return place.cache / f"{RECIPE}-{digest_of(repr(recipe_named(RECIPE)).encode())[7:19]}"
+    return place.cache / f"{RECIPE}-{recipe_named(RECIPE).digest[7:19]}"

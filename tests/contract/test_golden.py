@@ -39,7 +39,17 @@ def from_the_future(value: Any) -> Any:
         return [from_the_future(item) for item in value]
     if not isinstance(value, dict):
         return value
-    free = {"labels", "selector", "annotations", "measured", "urls", "desired_because"}
+    free = {
+        "labels",
+        "selector",
+        "annotations",
+        "measured",
+        "urls",
+        "desired_because",
+        "tasks",
+        "params",
+        "min_accuracy",
+    }
     known = {key: item if key in free else from_the_future(item) for key, item in value.items()}
     return known | {"added_in_a_later_release": {"x": 1}}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,8 +12,8 @@ from slmops.contracts import events as e
 from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
-from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.jobs import OptimizeJob
+from slmops.contracts.evaluation import Evaluation, Figure, Verification
+from slmops.contracts.jobs import JobState, JobView, OptimizeJob
 from slmops.contracts.manifest import (
     DATASET,
     FILE_PATH,
@@ -28,6 +28,8 @@ from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.model import ModelFile
 from slmops.contracts.plan import Candidate, Overlay, Plan, Release
 from slmops.contracts.profile import EDGE_SMALL
+from slmops.contracts.recipe import PassSpec, Recipe
+from slmops.contracts.search import SearchSpec
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 3, 4, 35, tzinfo=UTC)
@@ -63,16 +65,35 @@ SIGNED = Descriptor(media_type=SIGNATURE, digest=digest("e"), size=4321)
 EVALUATION = Evaluation(
     bytes=86_000_000,
     kl=0.12,
+    kl_low=0.11,
+    kl_high=0.14,
     top1=0.83,
+    top1_low=0.81,
+    top1_high=0.85,
     ppl=21.5,
+    ppl_low=19.75,
+    ppl_high=23.25,
     reference_ppl=20.25,
     tokens_per_s=80.5,
     ttft_s=0.15,
     peak_rss_bytes=222_000_000,
+    tasks={"everyday": 0.85},
+    golden_passed=3,
+    golden_total=4,
+    repetition=0.25,
+    joules_per_token=0.05,
+    joules_source="modelled",
 )
 PROBLEM = Problem(
     code="inference_failed", what="the probe failed", where="golden prompt 1", fix="Push another version."
 )
+RECIPE = Recipe(
+    name="mine",
+    description="Coarse and small.",
+    passes=(PassSpec(pass_="quantize", params={"bits": 4, "block": 64}), PassSpec(pass_="pack", params={})),
+)
+SEARCH = SearchSpec(budget=timedelta(minutes=30), max_trials=12, prefer="smallest")
+JOB = "5f0c9d5e-5b1e-5c0a-9d7c-0a1b2c3d4e5f"
 CANARY = Stage(name="canary", percent=10, selector={"ring": "canary"})
 BLUEPRINT = Blueprint(name="edge-chat", model="smollm2", stages=(CANARY, Stage(name="fleet")))
 WINDOW = CohortWindow(
@@ -186,6 +207,7 @@ _VARIANT_VIEW = c.VariantView(
     chosen=True,
     reason=BECAUSE,
     evaluation=EVALUATION,
+    report=REPORT,
 )
 _PACKAGE_VIEW = c.PackageView(
     profile="edge-small", recipe="int4", manifest=MANIFEST, signature=SIGNED, size_bytes=86_000_120, at=AT
@@ -197,6 +219,8 @@ _VERSION_VIEW = c.VersionView(
     format="gguf",
     architecture="llama",
     size_bytes=86_000_120,
+    files=(WEIGHTS,),
+    golden=GOLDEN,
     state="registered",
     stage="packaged",
     progress="4 of 4",
@@ -204,6 +228,25 @@ _VERSION_VIEW = c.VersionView(
     aliases=("stable",),
     variants=(_VARIANT_VIEW,),
     packages=(_PACKAGE_VIEW,),
+)
+_JOB_VIEW = JobView(
+    job=JOB,
+    work="0e1d2c3b-4a59-5687-9a0b-1c2d3e4f5a6b",
+    model="smollm2",
+    version=VERSION,
+    profile="edge-small",
+    recipes=("int4", "mine"),
+    search=SEARCH,
+    state=JobState.RUNNING,
+    step="best so far: int4, 93.7 MB, KL 0.17, 80 tokens/s; 2 of 4 on the front, 0:21:00 left",
+    done=6,
+    of=15,
+    worker="edge-lab/4711",
+    reason=BECAUSE,
+    problem=PROBLEM,
+    report=REPORT,
+    queued_at=AT,
+    at=LATER,
 )
 _BLUEPRINT_VIEW = c.BlueprintView(revision=2, spec=BLUEPRINT, stable=release(BEFORE, "9"), at=AT)
 _ROLLOUT_VIEW = c.RolloutView(
@@ -244,7 +287,7 @@ def _file(path: str, descriptor: Descriptor) -> PackageFile:
     return PackageFile(path=path, descriptor=descriptor, url=f"http://s3.example/slmops/{path}?X-Amz-Expires=900")
 
 
-COMMANDS: tuple[tuple[c.Command[Any], c.Result], ...] = (
+COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (
         c.BeginUpload(model="smollm2", version=VERSION, files=(WEIGHTS, QUESTIONS)),
         c.UploadTicket(upload="u-1", urls={digest("a"): "http://s3.example/slmops/uploads/u-1/a"}),
@@ -264,6 +307,51 @@ COMMANDS: tuple[tuple[c.Command[Any], c.Result], ...] = (
     (c.SetAlias(model="smollm2", alias="stable", version=VERSION), _VERSION_VIEW),
     (c.RetireVersion(model="smollm2", version=VERSION, reason="superseded by 1.0.2"), _VERSION_VIEW),
     (c.ListVersions(model="smollm2", version=VERSION), c.VersionList(versions=(_VERSION_VIEW,))),
+    (
+        c.Optimize(
+            model="smollm2",
+            version=VERSION,
+            profile="edge-small",
+            recipes=("int4",),
+            definitions=(RECIPE,),
+            search=SEARCH,
+        ),
+        _JOB_VIEW,
+    ),
+    (c.CancelJob(job=JOB, by="alice"), _JOB_VIEW),
+    (c.ListJobs(job=JOB, model="smollm2"), c.JobList(jobs=(_JOB_VIEW,))),
+    (
+        c.ListRecipes(),
+        c.RecipeList(
+            recipes=(RECIPE,),
+            passes=(
+                c.PassView(
+                    name="quantize",
+                    description="Weight quantization.",
+                    takes="float",
+                    gives="coded",
+                    parameters=(
+                        c.ParameterView(
+                            name="bits", kind="4 or 8", default=4, required=False, description="Bits of a weight"
+                        ),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    (
+        c.FetchEvaluation(job=JOB, model="smollm2", version=VERSION, profile="edge-small", recipe="int4"),
+        c.EvaluationFiles(report=_file("job.json", REPORT), pictures=(_file("front.png", REPORT),)),
+    ),
+    (
+        c.VerifyEvaluation(report=digest("c"), model="smollm2", version=VERSION, profile="edge-small", recipe="int4"),
+        Verification(
+            agrees=False,
+            figures=(Figure(name="kl", reported=0.12, found=0.15, agrees=False),),
+            differing=("text/evaluation.txt",),
+            tools=("torch 2.13.0 → 2.14.0",),
+        ),
+    ),
     (
         c.FetchPackage(gateway_id="gw-1", manifest=digest("d")),
         c.PackageFiles(
@@ -321,7 +409,10 @@ DOCUMENTS: dict[str, BaseModel] = {
         files=(WEIGHTS, QUESTIONS),
         golden=GOLDEN,
         profile=EDGE_SMALL,
-        recipes=("int8", "int4"),
+        recipes=("int8", "mine"),
+        definitions=(RECIPE,),
+        search=SEARCH,
+        asked="1d2c3b4a-5968-4776-8594-a3b2c1d0e0f0",
     ),
     "plan": Plan(
         blueprint="edge-chat",

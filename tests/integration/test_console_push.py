@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import numpy as np
 import pytest
 from integration.console_cli import Cli, ended
 from integration.kit_world import AT, World, world_on
-from tiny_model import make_gguf
+from safetensors.numpy import save_file
+from tiny_model import make_gguf, make_tiny_llama
 
 from slmops.console import push as engine
 from slmops.console.push import Source, push
@@ -81,7 +83,7 @@ async def test_a_push_registers_a_version_and_a_repetition_changes_nothing(world
 
     newer = await slmops("model", "push", str(path), "--name", "pushed", "--version", "1.1.0")
     assert newer.exit_code == 0
-    assert "hash 13.0 kB\nupload 13.0 kB\nverify 13.0 kB" in newer.err
+    assert "hash 13.1 kB\nupload 13.1 kB\nverify 13.1 kB" in newer.err
     assert "slmops model show pushed:1.1.0" in newer.err
 
 
@@ -106,6 +108,46 @@ async def test_whatever_ends_a_push_early_leaves_nothing_that_a_list_shows(world
 
     assert (await push(world.client, path, "early", "1.0.0")).version == "1.0.0"
     assert len(await listed(world, "early")) == 1
+
+
+async def test_a_base_that_the_store_has_is_not_sent_again_with_its_adapter(world: World, tmp_path: Path) -> None:
+    base, adapter = make_tiny_llama(tmp_path / "base"), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "target_modules": ["o_proj"]}')
+    layer = "base_model.model.model.layers.0.self_attn.o_proj"
+    down, up = np.ones((2, 64), np.float32), np.ones((64, 2), np.float32)
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, adapter / "adapter_model.safetensors")
+    slmops = Cli(world)
+    assert (await slmops("model", "push", str(base), "--name", "base", "--version", "1.0.0")).exit_code == 0
+
+    alone = await slmops("model", "push", str(adapter), "--name", "adapted", "--version", "1.0.0", "--json")
+    assert alone.problem["code"] == "invalid_model"
+    assert "--base" in alone.problem["fix"]
+
+    sent: list[int] = []
+    view = await push(
+        world.client,
+        adapter,
+        "adapted",
+        "1.0.0",
+        base=base,
+        on_progress=lambda step, done, of: sent.append(of * (step == "upload")),
+    )
+    assert max(sent) == sum(path.stat().st_size for path in adapter.iterdir())
+    assert (view.format, view.architecture) == ("adapter", "llama")
+    arguments = (
+        "model",
+        "push",
+        str(adapter),
+        "--base",
+        str(base),
+        "--name",
+        "adapted",
+        "--version",
+        "1.0.0",
+        "--json",
+    )
+    assert (await slmops(*arguments)).json == json.loads(view.model_dump_json())
 
 
 async def test_wait_tells_the_progress_and_fails_when_every_variant_is_refused(world: World, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from integration.kit_world import World, wipe, world_on
 
 from slmops.contracts.errors import Unreachable
-from slmops.contracts.subjects import DESIRED_BUCKET, STREAMS, StreamSpec
+from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, STREAMS, StreamSpec
 from slmops.kit import provision as provisioner
 from slmops.kit.provision import consumer, provision
 from slmops.local.ports import HOST, choose_ports
@@ -37,8 +37,8 @@ async def configurations(world: World) -> dict[str, object]:
     return {str(found.config.name): found.config for found in await world.client.js.streams_info()}
 
 
-async def test_it_makes_every_stream_and_the_bucket_of_the_twin(world: World) -> None:
-    assert set(await configurations(world)) == {spec.name for spec in STREAMS} | {f"KV_{DESIRED_BUCKET}"}
+async def test_it_makes_every_stream_and_every_bucket(world: World) -> None:
+    assert set(await configurations(world)) == {spec.name for spec in STREAMS} | {f"KV_{DESIRED_BUCKET}", f"KV_{JOB_BUCKET}"}
 
 
 async def test_a_second_time_changes_nothing(world: World) -> None:
@@ -51,7 +51,7 @@ async def test_all_services_may_do_it_at_the_same_moment(world: World) -> None:
     await wipe(world.client)
     clients = [await world.connect(user) for user in ("registry", "optimizer", "packager", "rollout", "telemetry")]
     await asyncio.gather(*(provision(client.js) for client in clients))
-    assert len(await configurations(world)) == len(STREAMS) + 1
+    assert len(await configurations(world)) == len(STREAMS) + 2
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,15 @@ def slmops(*arguments: str, stdin: str | None = None, app: typer.Typer | None = 
 
 def variant(recipe: str = "int4-k-quant", *, chosen: bool = True) -> VariantView:
     evaluation = Evaluation(
-        bytes=86_000_000, kl=0.0391, top1=0.912, ppl=31.4, tokens_per_s=91.2, ttft_s=0.123, peak_rss_bytes=222_000_000
+        bytes=86_000_000,
+        kl=0.0391,
+        kl_low=0.0372,
+        kl_high=0.0411,
+        top1=0.912,
+        ppl=31.4,
+        tokens_per_s=91.2,
+        ttft_s=0.123,
+        peak_rss_bytes=222_000_000,
     )
     return VariantView(
         model="smollm2",

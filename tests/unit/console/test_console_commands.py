@@ -20,9 +20,10 @@ from slmops.contracts.errors import PortTaken
 
 PUSH = ("--name", "tiny", "--version", "1.0.0")
 EXPECTED = {
-    "blueprint apply", "blueprint ls", "chat", "dlq ls", "dlq replay", "gateway ls", "gateway show", "model ls",
-    "model push", "model show", "rollout abort", "rollout ls", "rollout pause", "rollout resume", "rollout rollback",
-    "rollout start", "rollout watch", "variant ls",
+    "blueprint apply", "blueprint ls", "chat", "dlq ls", "dlq replay", "eval show", "eval verify", "gateway ls",
+    "gateway show", "job cancel", "job ls", "model ls", "model push", "model show", "optimize", "recipe ls",
+    "recipe passes", "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume",
+    "rollout rollback", "rollout start", "rollout watch", "variant ls",
 }  # fmt: skip
 
 
@@ -92,6 +93,20 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
         (["blueprint", "apply", "{text}"], "invalid_message", 65),
         (["dlq", "replay"], "invalid_message", 65),
         (["dlq", "replay", "17", "--all"], "invalid_message", 65),
+        (["optimize", "smollm2"], "invalid_version", 65),
+        (["optimize", "smollm2:1.0.0", "--recipe", "Int4"], "invalid_name", 65),
+        (["optimize", "smollm2:1.0.0", "--recipe", "{missing}"], "not_found", 1),
+        (["optimize", "smollm2:1.0.0", "--recipe", "{text}"], "invalid_recipe", 65),
+        (["optimize", "smollm2:1.0.0", "--recipe", "{gguf}"], "invalid_recipe", 65),
+        (["optimize", "smollm2:1.0.0", "--budget", "30m"], "invalid_message", 65),
+        (["optimize", "smollm2:1.0.0", "--search", "--budget", "soon"], "invalid_message", 65),
+        (["optimize", "smollm2:1.0.0", "--search", "--budget", "0s"], "invalid_message", 65),
+        (["optimize", "smollm2:1.0.0"], "unreachable", 75),
+        (["job", "cancel", "now"], "unreachable", 75),
+        (["recipe", "show", "Int4"], "invalid_name", 65),
+        (["eval", "show", "smollm2:1.0.0:int4:x"], "invalid_version", 65),
+        (["eval", "verify", "smollm2"], "invalid_version", 65),
+        (["eval", "verify", "smollm2:1.0.0"], "unreachable", 75),
         (["chat", "gw-1", "Who are", "you?"], "invalid_message", 65),
         (["chat", "Who are you?"], "not_found", 1),
         (["chat", "gw-1", "hi", "--url", "http://127.0.0.1:1"], "invalid_message", 65),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_model import make_gguf
 
-from slmops.console.push import model_files
+from slmops.console.push import model_files, named_files
 
 
 def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
@@ -37,3 +37,30 @@ def test_files_are_followed_where_a_cache_links_them(tmp_path: Path) -> None:
     (folder / "config.json").symlink_to(blob)
     assert [path.name for path in model_files(folder)] == ["config.json"]
     assert stat.S_ISREG(model_files(folder)[0].stat().st_mode)
+
+
+def test_of_an_onnx_folder_the_graph_and_its_data_are_taken_of_another_they_are_not(tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.onnx.data", "tokenizer.json"):
+        (tmp_path / name).write_text(name)
+    assert [path.name for path in model_files(tmp_path)] == ["tokenizer.json"]
+    (tmp_path / "genai_config.json").write_text("{}")
+    names = [path.name for path in model_files(tmp_path)]
+    assert names == ["genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json"]
+
+
+def test_an_adapter_brings_its_base_from_wherever_it_lies(tmp_path: Path) -> None:
+    adapter, elsewhere = tmp_path / "adapter", tmp_path / "elsewhere"
+    for folder, name in (
+        (adapter, "adapter_config.json"),
+        (adapter / "base", "config.json"),
+        (elsewhere, "tokenizer.json"),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    own = {"adapter_config.json": adapter / "adapter_config.json"}
+    assert named_files(adapter) == own | {"base/config.json": adapter / "base" / "config.json"}
+    assert named_files(adapter, elsewhere) == own | {"base/tokenizer.json": elsewhere / "tokenizer.json"}
+    gguf = make_gguf(tmp_path / "m.gguf")
+    assert named_files(adapter, gguf) == own | {"base/m.gguf": gguf}
+    (adapter / "base" / "m.gguf").write_bytes(gguf.read_bytes())
+    assert named_files(adapter) == own | {"base/m.gguf": adapter / "base" / "m.gguf"}

@@ -38,6 +38,11 @@ def test_the_last_delivery_is_the_last(error: Exception) -> None:
     assert classify(error, MAX_DELIVER) is None
 
 
+def test_a_consumer_may_have_its_own_last_delivery() -> None:
+    assert classify(Conflict("x"), MAX_DELIVER, max_deliver=MAX_DELIVER + 1) is not None
+    assert classify(Conflict("x"), MAX_DELIVER + 1, max_deliver=MAX_DELIVER + 1) is None
+
+
 def test_a_defect_is_tried_again_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     found = classify(KeyError("hunter2"), delivered=1)
     assert type(found) is TemporaryError

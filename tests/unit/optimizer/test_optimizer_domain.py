@@ -1,4 +1,4 @@
-"""The gate and the choice."""
+"""The choice, and how a measurement is kept."""
 
 from __future__ import annotations
 
@@ -6,64 +6,82 @@ import math
 
 import pytest
 
-from slmops.contracts.evaluation import Evaluation, Verdict
+from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.profile import EDGE_SMALL
-from slmops.optimizer.domain import Candidate, choose, judge
+from slmops.optimizer.domain.candidate import Candidate
+from slmops.optimizer.domain.choice import choose
+from slmops.optimizer.domain.gate import judge
 
-GOOD = Evaluation(
-    bytes=117_000_000,
+INT4 = Evaluation(
+    bytes=94_000_000,
     kl=0.17,
     top1=0.77,
     ppl=18.2,
     reference_ppl=15.8,
-    tokens_per_s=70.0,
+    tokens_per_s=80.0,
     ttft_s=0.08,
     peak_rss_bytes=280_000_000,
 )
-METRICS = [name for name in Evaluation.model_fields if name != "bytes"]
+INT8 = INT4.model_copy(update={"bytes": 135_000_000, "kl": 0.005, "tokens_per_s": 60.0})
+MIXED = INT4.model_copy(update={"bytes": 103_000_000, "kl": 0.06, "tokens_per_s": 90.0})
 
 
-def but(**changes: object) -> Evaluation:
-    return GOOD.model_copy(update=changes)
+def candidate(recipe: str, evaluation: Evaluation, **changes: object) -> Candidate:
+    evaluation = evaluation.model_copy(update=changes)
+    return Candidate(recipe=recipe, evaluation=evaluation, verdict=judge(evaluation, EDGE_SMALL))
 
 
-def test_a_variant_within_every_limit_passes():
-    assert judge(GOOD, EDGE_SMALL) == Verdict(passed=True, reasons=())
+ALL = [candidate("int8", INT8), candidate("mixed", MIXED), candidate("int4", INT4)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("prefer", "recipe", "reason"),
     [
-        ({"bytes": 267_000_000}, "bytes 267 MB > 160 MB"),
-        ({"kl": 0.36}, "kl 0.36 > 0.3"),
-        ({"top1": 0.5}, "top1 0.5 < 0.65"),
-        ({"tokens_per_s": 1.5}, "tokens_per_s 1.5 < 5"),
-        ({"peak_rss_bytes": 1_200_000_000}, "peak_rss_bytes 1200 MB > 1000 MB"),
-        ({"kl": math.nan}, "kl nan, must be at most 0.3"),
-        ({"tokens_per_s": math.inf}, "tokens_per_s inf, must be at least 5"),
-        ({"kl": None}, "kl not measured, must be at most 0.3"),
-        ({"ttft_s": math.nan}, "ttft_s nan, must be at most finite"),
+        (
+            "smallest",
+            "int4",
+            "int4: smallest of 3 that pass edge-small, 94 MB, KL 0.17, 80 tokens/s; "
+            "the runner-up mixed would be 9 MB larger, at KL 0.06 and 90 tokens/s",
+        ),
+        (
+            "best_quality",
+            "int8",
+            "int8: closest to the reference of 3 that pass edge-small, 135 MB, KL 0.005, 60 tokens/s; "
+            "the runner-up mixed would be 32 MB smaller, at KL 0.06 and 90 tokens/s",
+        ),
+        (
+            "fastest",
+            "mixed",
+            "mixed: fastest of 3 that pass edge-small, 103 MB, KL 0.06, 90 tokens/s; "
+            "the runner-up int4 would be 9 MB smaller, at KL 0.17 and 80 tokens/s",
+        ),
     ],
 )
-def test_a_broken_limit_is_named_with_its_value(changes, reason):
-    assert judge(but(**changes), EDGE_SMALL) == Verdict(passed=False, reasons=(reason,))
+def test_the_best_by_the_rule_wins_in_any_order_and_says_what_the_next_would_cost(prefer, recipe, reason):
+    for order in (ALL, ALL[::-1]):
+        choice = choose(order, EDGE_SMALL, prefer)
+        assert (choice.recipe, choice.reason) == (recipe, reason)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-def test_what_is_missing_or_no_number_never_passes(metric, value):
-    verdict = judge(but(**{metric: value}), EDGE_SMALL)
-    assert not verdict.passed
-    assert any(reason.startswith(metric) for reason in verdict.reasons)
+def test_what_is_refused_is_not_chosen_however_good_it_is():
+    small = candidate("small", INT4, bytes=1, kl=0.5)
+    assert choose([small, *ALL], EDGE_SMALL).recipe == "int4"
+    assert choose([small, candidate("only", INT8)], EDGE_SMALL).reason == (
+        "only: smallest of 1 that pass edge-small, 135 MB, KL 0.005, 60 tokens/s"
+    )
 
 
-def test_two_releases_must_fit_on_the_disk():
-    small_disk = EDGE_SMALL.model_copy(update={"disk_bytes": 200_000_000})
-    assert judge(GOOD, small_disk).reasons == ("bytes 117 MB > 100 MB",)
+def test_nothing_is_chosen_when_nothing_passes():
+    choice = choose([candidate("int4", INT4, kl=math.nan)], EDGE_SMALL)
+    assert choice.recipe is None
+    assert choice.reason == "nothing passes edge-small; int4 refused: kl nan, must be at most 0.3"
+    assert choose([], EDGE_SMALL).recipe is None
+    many = [candidate(f"r{number}", INT4, kl=1.0) for number in range(5)]
+    assert choose(many, EDGE_SMALL).reason.endswith("r2 refused: kl 1 > 0.3; and 2 more")
 
 
 def test_nan_survives_json_in_a_model_of_its_own_and_inside_another():
-    evaluation = but(kl=math.nan)
+    evaluation = INT4.model_copy(update={"kl": math.nan})
     for text in (
         evaluation.model_dump_json(),
         candidate("int4", evaluation).model_dump_json(include={"evaluation"}),
@@ -72,25 +90,3 @@ def test_nan_survives_json_in_a_model_of_its_own_and_inside_another():
     again = Evaluation.model_validate_json(evaluation.model_dump_json())
     assert again.kl is not None
     assert math.isnan(again.kl)
-
-
-def candidate(recipe: str, evaluation: Evaluation) -> Candidate:
-    return Candidate(recipe=recipe, evaluation=evaluation, verdict=judge(evaluation, EDGE_SMALL))
-
-
-def test_the_smallest_that_passes_is_chosen_and_the_others_are_explained():
-    choice = choose([candidate("int8", but(bytes=267_000_000)), candidate("int4", GOOD)], EDGE_SMALL)
-    assert choice.recipe == "int4"
-    assert choice.reason == ("int4: smallest of 1 that pass edge-small, 117 MB; int8 refused: bytes 267 MB > 160 MB")
-
-
-def test_of_two_that_pass_the_smaller_wins_in_either_order():
-    both = [candidate("large", but(bytes=150_000_000)), candidate("small", GOOD)]
-    assert {choose(order, EDGE_SMALL).recipe for order in (both, both[::-1])} == {"small"}
-
-
-def test_nothing_is_chosen_when_nothing_passes():
-    choice = choose([candidate("int4", but(kl=math.nan))], EDGE_SMALL)
-    assert choice.recipe is None
-    assert choice.reason == "nothing passes edge-small; int4 refused: kl nan, must be at most 0.3"
-    assert choose([], EDGE_SMALL).recipe is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -14,14 +15,36 @@ import numpy as np
 import pytest
 from tiny_model import make_tiny_llama
 
-from slmops.contracts.errors import InvalidModel, NotAModel, NotFound, OptimizationFailed
+from slmops.contracts.errors import (
+    InvalidMessage,
+    InvalidModel,
+    InvalidRecipe,
+    NotAModel,
+    NotEnoughMemory,
+    OptimizationFailed,
+)
+from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.golden import GoldenPrompt
 from slmops.contracts.profile import EDGE_SMALL
-from slmops.optimizer.domain import judge
-from slmops.optimizer.evaluate import Reference, evaluate, reference
+from slmops.contracts.recipe import PassSpec, Recipe
+from slmops.optimizer.domain.gate import judge
+from slmops.optimizer.evaluate import evaluate, reference
+from slmops.optimizer.job import Job
 from slmops.optimizer.result import JobResult
 from slmops.optimizer.runner import run_job
+from slmops.optimizer.spec import JobSpec
 
 MINUTE = timedelta(minutes=1)
+
+
+def recipe(name: str, **params: object) -> Recipe:
+    return Recipe(name=name, passes=(PassSpec(pass_="quantize", params=params), PassSpec(pass_="pack")))
+
+
+INT8, INT4 = recipe("int8", bits=8), recipe("int4")
+TOO_WIDE = recipe("block-128", block=128)  # the model has 64 columns
+SPEC = JobSpec(recipes=(INT8, INT4, TOO_WIDE))
+ONE = JobSpec(recipes=(INT4,))
 
 
 class Progress(list[str]):
@@ -38,88 +61,148 @@ def llama(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(llama, tmp_path_factory) -> tuple[Path, JobResult, Progress]:
     work, progress = tmp_path_factory.mktemp("work"), Progress()
-    result = asyncio.run(run_job(llama, work, ["int8", "int4"], EDGE_SMALL, progress, MINUTE))
+    result = asyncio.run(run_job(llama, work, SPEC, progress, MINUTE))
     return work, result, progress
+
+
+def again(llama: Path, work: Path, spec: JobSpec) -> JobResult:
+    """Another run in the same folder, in this process: what is finished is read."""
+    return Job(llama, work, spec, lambda line: None).run()
 
 
 def test_a_job_makes_measures_and_chooses(finished):
     work, result, progress = finished
-    assert progress == ["read", "reference", "quantize int8", "evaluate int8", "quantize int4", "evaluate int4"]
-    int8, int4 = result.variants
+    assert progress == [
+        *("read", "export", "reference"),
+        *("int8: quantize", "int8: pack", "int8: evaluate"),
+        *("int4: quantize", "int4: pack", "int4: evaluate"),
+        "block-128: quantize",
+    ]
+    int8, int4, _ = result.variants
     assert 0 < int8.evaluation.kl < int4.evaluation.kl < EDGE_SMALL.max_kl
     assert int4.evaluation.top1 < int8.evaluation.top1 <= 1
     assert int4.evaluation.bytes < int8.evaluation.bytes
     assert result.choice.recipe == "int4"
-    for variant in result.variants:
+    for variant in (int8, int4):
         assert variant.verdict.passed, variant.verdict.reasons
         files = {path.name for path in (work / variant.path).iterdir()}
         assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= files
         assert variant.evaluation.bytes == sum(path.stat().st_size for path in (work / variant.path).iterdir())
+        assert variant.definition.passes[0].params["method"] == "searched"  # defaults are written out
+
+
+def test_a_recipe_that_fails_is_a_refused_variant_with_its_reason(finished):
+    failed = finished[1].variants[2]
+    assert (failed.evaluation, failed.path) == (None, None)
+    assert failed.verdict.reasons == ("a matrix of 64 columns cannot be cut into blocks of 128. Use a smaller block.",)
 
 
 def test_the_memory_is_the_variants_and_not_the_jobs(finished):
-    for variant in finished[1].variants:  # the job itself holds torch: 500 MB and more
+    for variant in finished[1].variants[:2]:  # the job itself holds torch: 500 MB and more
         assert 20_000_000 < variant.evaluation.peak_rss_bytes < 250_000_000
 
 
-async def test_a_finished_job_started_again_repeats_no_build(finished, llama, tmp_path):
-    work = Path(shutil.copytree(finished[0], tmp_path / "work"))
-    model = work / "variants" / "int4" / "model.onnx"
+def test_a_finished_job_started_again_repeats_no_pass(finished, llama):
+    work = finished[0]
+    int8, int4, _ = finished[1].variants
+    model = work / int4.path / "model.onnx"
     before = model.stat().st_mtime_ns
-    shutil.rmtree(work / "variants" / "int8")
-    (work / "evaluations" / "int8.json").unlink()
-    again = await run_job(llama, work, ["int8", "int4"], EDGE_SMALL, Progress(), MINUTE)
+    shutil.rmtree(work / int8.path)
+    for measured in work.glob(f"evaluations/*/{Path(int8.path).name}.json"):
+        measured.unlink()
+    found = again(llama, work, SPEC)
     assert model.stat().st_mtime_ns == before
-    assert again.variants[1] == finished[1].variants[1]
-    assert again.variants[0].evaluation.kl == finished[1].variants[0].evaluation.kl
+    assert found.variants[1].evaluation == int4.evaluation
+    assert found.variants[0].path == int8.path
+    assert found.variants[0].evaluation.kl == int8.evaluation.kl
 
 
-async def test_a_tighter_profile_refuses_by_name_value_and_limit(finished, llama, tmp_path):
-    work = Path(shutil.copytree(finished[0], tmp_path / "work"))
+def test_a_tighter_profile_refuses_by_name_value_and_limit(finished, llama, tmp_path):
+    work = Path(shutil.copytree(finished[0], tmp_path / "work", symlinks=True))
     strict = EDGE_SMALL.model_copy(update={"name": "strict", "max_kl": 1e-9})
-    result = await run_job(llama, work, ["int8", "int4"], strict, Progress(), MINUTE)
+    result = again(llama, work, SPEC.model_copy(update={"profile": strict}))
     assert result.choice.recipe is None
-    assert result.choice.reason.startswith("nothing passes strict; int8 refused: kl ")
+    assert result.choice.reason.startswith("nothing passes strict; int8 refused: kl_high ")
+    assert result.variants[1].evaluation == finished[1].variants[1].evaluation  # measured once
 
 
-def test_a_variant_with_nan_in_its_weights_never_passes(finished, tmp_path):
-    work = finished[0]
-    broken = Path(shutil.copytree(work / "variants" / "int8", tmp_path / "broken"))
+def test_golden_prompts_that_the_profile_demands_are_asked(finished, llama, tmp_path):
+    work = Path(shutil.copytree(finished[0], tmp_path / "work", symlinks=True))
+    demanding = EDGE_SMALL.model_copy(update={"all_golden": True})
+    question = GoldenPrompt(prompt="What is the capital of France?", expect=("no model of this size knows",))
+    spec = JobSpec(recipes=(INT4,), profile=demanding, golden=(question,))
+    assert again(llama, work, spec).variants[0].verdict.reasons == ("golden_passed 0 < 1",)
+    unasked = JobSpec(recipes=(INT4,), profile=demanding)
+    assert again(llama, work, unasked).variants[0].verdict.reasons == (
+        "golden_passed not measured, must be at least 1",
+    )
+
+
+def _planted(work: Path, path: Path, bad: str, tmp_path: Path) -> Evaluation:
+    """`path`'s variant with its weights replaced by something bad, measured against the job's reference."""
+    broken = Path(shutil.copytree(work / path, tmp_path / "broken"))
     data = broken / "model.onnx.data"
-    data.write_bytes(b"\xff" * data.stat().st_size)  # as float32, every bit set is a NaN
-    evaluation = evaluate(broken, reference(work / "reference"))
-    assert np.isnan(evaluation.kl)
-    assert not judge(evaluation, EDGE_SMALL).passed
+    content = bytearray(data.read_bytes())
+    if bad == "nan":
+        content = bytearray(b"\xff" * len(content))  # as float16 and float32, every bit set is a NaN
+    else:
+        content[len(content) // 2 :] = np.random.default_rng(0).permutation(content[len(content) // 2 :]).tobytes()
+    data.write_bytes(content)
+    return evaluate(broken, reference(work / "reference"))
 
 
-def test_a_variant_equal_to_its_reference_diverges_by_nothing(finished):
-    """The reference's own onnx build in float32, so only the order of additions differs."""
-    from slmops.optimizer.quantize import Recipe, quantize
-
-    work = finished[0]
-    against: Reference = reference(work / "reference")
-    exact = evaluate(quantize(work / "reference", work / "fp32", Recipe("fp32", "fp32")), against)
-    assert exact.kl == pytest.approx(0, abs=1e-4)
-    assert exact.top1 > 0.995
-    assert exact.ppl == pytest.approx(exact.reference_ppl, rel=1e-3)
+@pytest.mark.parametrize("bad", ["nan", "shuffled"])
+def test_a_planted_bad_model_is_refused_and_the_metric_named(finished, tmp_path, bad):
+    evaluation = _planted(finished[0], Path(finished[1].variants[0].path), bad, tmp_path)
+    reasons = judge(evaluation, EDGE_SMALL).reasons
+    assert {"kl_high", "top1_low"} <= {reason.split()[0] for reason in reasons}
 
 
-async def test_bad_input_comes_back_as_its_typed_error(tmp_path, llama):
+def test_another_models_variant_is_refused(finished, tmp_path):
+    """Weights that are sound, but of something else."""
+    other = reference(make_tiny_llama(tmp_path / "other", seed=1))
+    reasons = judge(evaluate(finished[0] / finished[1].variants[0].path, other), EDGE_SMALL).reasons
+    assert {"kl_high", "top1_low"} <= {reason.split()[0] for reason in reasons}
+
+
+async def test_bad_input_comes_back_as_its_typed_error(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("no model")
     with pytest.raises(NotAModel) as caught:
-        await run_job(text, tmp_path / "a", ["int4"], EDGE_SMALL, Progress(), MINUTE)
+        await run_job(text, tmp_path / "a", SPEC, Progress(), MINUTE)
     assert caught.value.where == str(text)
-    with pytest.raises(NotFound, match="int3"):
-        await run_job(llama, tmp_path / "b", ["int3"], EDGE_SMALL, Progress(), MINUTE)
+
+
+def test_what_cannot_end_well_is_refused_before_anything_is_done(llama, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n")
+    text = tmp_path / "text.txt"
+    text.write_text("The keeper of the lighthouse wrote in his book every evening: the wind, the ships and the birds.")
+    contradiction = Recipe(name="bad", passes=(PassSpec(pass_="pack"), PassSpec(pass_="quantize")))
+    meaningless = recipe("bad", bits=8, upgraded_share=0.5)
+    for error, spec in (
+        (InvalidRecipe, JobSpec(recipes=(INT4, contradiction))),
+        (InvalidRecipe, JobSpec(recipes=(INT4, meaningless))),
+        (InvalidMessage, JobSpec(recipes=(INT4,), evaluation_texts=(empty,))),
+        (InvalidMessage, JobSpec(recipes=(INT4,), evaluation_texts=(text,), calibration_texts=(text,))),
+        (NotEnoughMemory, JobSpec(recipes=(INT4,), memory_limit_bytes=1000)),
+    ):
+        with pytest.raises(error):
+            Job(llama, tmp_path / "work", spec, lambda line: None)
+        assert not (tmp_path / "work" / "reference").exists()
+
+
+def test_recipes_of_a_job_have_names_of_their_own():
+    with pytest.raises(ValueError, match="several recipes 'int4'"):
+        JobSpec(recipes=(INT4, recipe("int4", block=16)))
 
 
 async def test_weights_that_do_not_fit_the_configuration_are_an_invalid_model(llama, tmp_path):
     broken = Path(shutil.copytree(llama, tmp_path / "hf"))
-    config = (broken / "config.json").read_text()
-    (broken / "config.json").write_text(config.replace('"hidden_size": 64', '"hidden_size": 96'))
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))
     with pytest.raises(InvalidModel):
-        await run_job(broken, tmp_path / "work", ["int4"], EDGE_SMALL, Progress(), MINUTE)
+        await run_job(broken, tmp_path / "work", SPEC, Progress(), MINUTE)
 
 
 def _members(group: int) -> list[str]:
@@ -157,28 +240,29 @@ async def test_a_cancelled_job_leaves_no_process_and_can_be_continued(llama, tmp
         return process
 
     async def on_progress(step: str, done: int, of: int) -> None:
-        if step.startswith("evaluate") and not started.done():
+        if step.endswith("evaluate") and not started.done():
             started.set_result(None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio, "create_subprocess_exec", remember)
-        job = asyncio.create_task(run_job(llama, tmp_path, ["int4"], EDGE_SMALL, on_progress, MINUTE))
+        job = asyncio.create_task(run_job(llama, tmp_path, ONE, on_progress, MINUTE))
         await started
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
     assert not _members(created[0])
-    result = await run_job(llama, tmp_path, ["int4"], EDGE_SMALL, Progress(), MINUTE)
+    result = await run_job(llama, tmp_path, ONE, Progress(), MINUTE)
     assert result.choice.recipe == "int4"
 
 
 async def test_a_job_does_not_outlive_the_service_that_was_killed(llama, tmp_path):
     script = f"""
 import asyncio, datetime, pathlib
-from slmops.contracts.profile import EDGE_SMALL
 from slmops.optimizer.runner import run_job
+from slmops.optimizer.spec import JobSpec
+spec = JobSpec.model_validate_json({ONE.model_dump_json(by_alias=True)!r})
 async def tell(step, done, of): print(step, flush=True)
-asyncio.run(run_job(pathlib.Path({str(llama)!r}), pathlib.Path({str(tmp_path)!r}), ["int4"], EDGE_SMALL, tell,
+asyncio.run(run_job(pathlib.Path({str(llama)!r}), pathlib.Path({str(tmp_path)!r}), spec, tell,
                     datetime.timedelta(minutes=1)))
 """
     service = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
@@ -197,13 +281,13 @@ asyncio.run(run_job(pathlib.Path({str(llama)!r}), pathlib.Path({str(tmp_path)!r}
 
 async def test_a_job_that_takes_too_long_is_stopped(llama, tmp_path):
     with pytest.raises(OptimizationFailed, match="longer than"):
-        await run_job(llama, tmp_path, ["int4"], EDGE_SMALL, Progress(), timedelta(milliseconds=300))
+        await run_job(llama, tmp_path, ONE, Progress(), timedelta(milliseconds=300))
 
 
-async def test_a_killed_process_is_a_failed_job_with_the_end_of_its_log(llama, tmp_path):
+async def test_a_killed_process_is_a_failed_job_that_says_so(llama, tmp_path):
     async def kill(step: str, done: int, of: int) -> None:
         for job in _jobs_in(tmp_path):
             os.kill(job, signal.SIGKILL)
 
-    with pytest.raises(OptimizationFailed, match="code -9"):
-        await run_job(llama, tmp_path, ["int4"], EDGE_SMALL, kill, MINUTE)
+    with pytest.raises(NotEnoughMemory, match="code -9"):
+        await run_job(llama, tmp_path, ONE, kill, MINUTE)

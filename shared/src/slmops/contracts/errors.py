@@ -14,6 +14,7 @@
         │   ├── NotAModel            neither GGUF nor a Hugging Face directory
         │   ├── TruncatedModel       the header promises more bytes than there are
         │   └── UnsupportedArchitecture
+        ├── InvalidRecipe            a recipe that names no pass, or contradicts itself
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           bytes are not the bytes that were named
@@ -22,6 +23,8 @@
         ├── IllegalTransition        a state machine has no such edge
         ├── PortTaken                another process listens where we must
         ├── OptimizationFailed       a pass or its process failed
+        ├── JobCancelled             somebody ended the work before it was done
+        ├── NotEnoughMemory          the work needs more than the host or its limit has
         ├── InferenceFailed          a model could not be loaded or run
         │   ├── PromptRefused        this request cannot be answered; the runner goes on
         │   └── RunnerDied           the runner's process ended; another or a restarted one may answer
@@ -131,6 +134,11 @@ class UnsupportedArchitecture(InvalidModel):
     code = "unsupported_architecture"
 
 
+class InvalidRecipe(PermanentError):
+    code = "invalid_recipe"
+    exit_code = 65
+
+
 class NotFound(PermanentError):
     code = "not_found"
 
@@ -162,6 +170,14 @@ class PortTaken(PermanentError):
 
 class OptimizationFailed(PermanentError):
     code = "optimization_failed"
+
+
+class JobCancelled(PermanentError):
+    code = "job_cancelled"
+
+
+class NotEnoughMemory(PermanentError):
+    code = "not_enough_memory"
 
 
 class InferenceFailed(PermanentError):

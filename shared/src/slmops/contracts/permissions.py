@@ -9,8 +9,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final, NamedTuple
 
-ANSWER_WITHIN: Final = timedelta(minutes=5)
-"""How long after a request its reply subject stays open."""
+ANSWER_WITHIN: Final = timedelta(minutes=30)
+"""How long after a request its reply subject stays open. Registering hashes gigabytes, verifying runs a model."""
 
 
 class Permissions(NamedTuple):
@@ -34,7 +34,8 @@ def _service(name: str, *owns: str) -> Permissions:
 
 SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
     "registry": _service("registry", "slmops.model.>"),
-    "optimizer": _service("optimizer", "slmops.variant.>", "jobs.>"),
+    # It asks the registry what a version is made of: nobody can have other files optimized under its name.
+    "optimizer": _service("optimizer", "slmops.variant.>", "jobs.>", "$KV.jobs.>", "cmd.registry.list_versions"),
     "packager": _service("packager", "slmops.package.>"),
     "rollout": _service(
         "rollout", "slmops.rollout.>", "slmops.blueprint.>", "slmops.gateway.enrolled.v1.*", "$KV.desired.>"

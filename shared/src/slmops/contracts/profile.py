@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmops.contracts.names import Name
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class DeviceProfile(BaseModel):
-    """A class of hardware and the limits that a variant for it must keep."""
+    """A class of hardware and the limits that a variant for it must keep. None is no limit.
+
+    A limit on a figure that was measured with an interval is kept only if the interval's bad end keeps it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,7 +30,16 @@ class DeviceProfile(BaseModel):
     min_tokens_per_s: float = Field(gt=0)
     max_kl: float = Field(gt=0)
     """In nats per token, see `Evaluation.kl`."""
-    min_top1: float = Field(ge=0, le=1)
+    min_top1: Share
+    max_ppl_ratio: float | None = Field(default=None, gt=0)
+    """Of the variant's perplexity to the reference's: between models, perplexities cannot be compared."""
+    min_accuracy: dict[str, Share] = Field(default_factory=dict)
+    """By task. A task that was not measured is not passed."""
+    all_golden: bool = False
+    """Every golden prompt is answered as expected, and there is at least one."""
+    max_repetition: Share | None = None
+    max_joules_per_token: float | None = Field(default=None, gt=0)
+    """Measured or modelled, see `Evaluation.joules_source`; either is of the optimizer's machine."""
 
 
 EDGE_SMALL = DeviceProfile(

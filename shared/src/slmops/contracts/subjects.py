@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 DESIRED_BUCKET = "desired"
+JOB_BUCKET = "jobs"
 DEAD_LETTER_PREFIX = "dlq."
 MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
 
@@ -58,6 +59,16 @@ def measurements(gateway_id: str) -> str:
 
 def optimize_job(profile: str) -> str:
     return f"jobs.optimize.{profile}"
+
+
+def job_key(job: str) -> str:
+    """KV key of how far an optimization came."""
+    return f"state.{job}"
+
+
+def cancellation_key(job: str) -> str:
+    """KV key of the wish to end an optimization. Beside its state, so that neither write meets the other."""
+    return f"cancelled.{job}"
 
 
 def blueprint_key(blueprint: str) -> str:

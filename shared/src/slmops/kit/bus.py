@@ -54,6 +54,8 @@ class Delivered:
     subject: str
     traceparent: str | None
     keepalive: Keepalive
+    attempt: int = 1
+    """How often it was delivered, this time included."""
 
     @asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
@@ -120,9 +122,10 @@ class Bus:
         kind: type[M],
         handler: Callable[[M, Delivered], Awaitable[None]],
         ack_wait_s: float = ACK_WAIT_S,
+        max_deliver: int | None = None,
     ) -> None:
-        """Consume stored messages that are no events: measurements, jobs."""
-        self._consume(subject, kind, handler, ack_wait_s)
+        """Consume stored messages that are no events: measurements, jobs. `max_deliver` None is `MAX_DELIVER`."""
+        self._consume(subject, kind, handler, ack_wait_s, max_deliver)
 
     def _consume(
         self,
@@ -130,11 +133,14 @@ class Bus:
         kind: type[M],
         handler: Callable[[M, Delivered], Awaitable[None]],
         ack_wait_s: float = ACK_WAIT_S,
+        max_deliver: int | None = None,
     ) -> None:
         stream = subjects.stream_of(subject)
         assert stream is not None, f"no stream stores {subject}"
         durable = f"{self.service}-{subject}".replace(".", "_").replace("*", "each")
         self._consumers.append(_Consumer(stream, durable, subject, ack_wait_s))
+        if max_deliver is not None:
+            self._delivery.max_deliver[durable] = max_deliver
 
         async def decode(message: NatsMessage) -> M:
             _current.set(message)
@@ -243,7 +249,7 @@ def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> Delivered:
         identity, parent = headers.get("nats-msg-id", ""), headers.get("traceparent")
     if not identity:
         raise InvalidMessage("the message has no id")
-    return Delivered(identity, message.subject, parent, message.in_progress)
+    return Delivered(identity, message.subject, parent, message.in_progress, message.metadata.num_delivered or 1)
 
 
 def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Command[Any]:

@@ -75,9 +75,9 @@ def _origin(message: Msg) -> str:
         return str(uuid.uuid4())
 
 
-def classify(error: Exception, delivered: int) -> TemporaryError | None:
+def classify(error: Exception, delivered: int, max_deliver: int | None = None) -> TemporaryError | None:
     """The error to retry for, or None when the message is to be dead-lettered. `delivered` counts from 1."""
-    if isinstance(error, (PermanentError, ValidationError)) or delivered >= MAX_DELIVER:
+    if isinstance(error, (PermanentError, ValidationError)) or delivered >= (max_deliver or MAX_DELIVER):
         return None
     if isinstance(error, TemporaryError):
         return error
@@ -91,6 +91,8 @@ class Delivery:
     def __init__(self, service: str) -> None:
         self.service = service
         self.client: BusClient | None = None
+        self.max_deliver: dict[str, int] = {}
+        """By durable consumer, where it is not `MAX_DELIVER`."""
 
     def __call__(self, msg: Any, /, *, context: Any) -> BaseMiddleware[Any, Any]:
         return _Middleware(msg, context=context, delivery=self)
@@ -98,7 +100,7 @@ class Delivery:
     async def fail(self, message: Msg, consumer: str, error: Exception) -> HandlerException:
         """What to tell JetStream about a message that failed."""
         delivered = message.metadata.num_delivered or 1
-        retry = classify(error, delivered)
+        retry = classify(error, delivered, self.limit(message))
         if retry is not None:
             delay = max(retry.delay.total_seconds(), BACKOFF_S[min(delivered, len(BACKOFF_S)) - 1])
             return NackMessage(delay=delay)
@@ -109,6 +111,9 @@ class Delivery:
         except TemporaryError:
             return NackMessage(delay=BACKOFF_S[-1])  # the DLQ itself is out of reach: keep the message
         return RejectMessage()
+
+    def limit(self, message: Msg) -> int:
+        return self.max_deliver.get(message.metadata.consumer, MAX_DELIVER)
 
 
 class _Middleware(BaseMiddleware[Any, Any]):
@@ -126,7 +131,7 @@ class _Middleware(BaseMiddleware[Any, Any]):
         ):
             try:
                 if stored:
-                    _check_deliveries(raw)
+                    _check_deliveries(raw, self.delivery.limit(raw))
                 result = await call_next(msg)
             except (HandlerException, asyncio.CancelledError):
                 raise
@@ -140,10 +145,10 @@ class _Middleware(BaseMiddleware[Any, Any]):
             return result
 
 
-def _check_deliveries(message: Msg) -> None:
+def _check_deliveries(message: Msg, max_deliver: int) -> None:
     """Raises `InternalError` for a message that was tried to the end, and never with an outcome."""
     delivered = message.metadata.num_delivered or 1
-    if delivered > MAX_DELIVER:
+    if delivered > max_deliver:
         raise InternalError(f"it is delivered {delivered} times and was never finished: each time its process died")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from nats.errors import Error as NatsError
@@ -24,20 +25,32 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from slmops.contracts.errors import Unreachable
-from slmops.contracts.subjects import DESIRED_BUCKET, STREAMS, StreamSpec
+from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, STREAMS, StreamSpec
 
 ACK_WAIT_S = 10.0  # longer work keeps its message alive (`Delivered.keepalive`)
 MAX_DELIVER = 6  # ours, not the server's: it would drop a message whose dead letter could not be stored
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Delay before each redelivery of a message that failed for a passing reason; after the last it is dead-lettered."""
 
+_BUCKETS = (
+    KeyValueConfig(
+        bucket=DESIRED_BUCKET,
+        history=8,
+        direct=True,
+        # Gateways core-subscribe to the copy: no consumer per gateway, and no sight of refused writes.
+        republish=RePublish(src=f"$KV.{DESIRED_BUCKET}.>", dest=f"twin.{DESIRED_BUCKET}.>"),
+    ),
+    KeyValueConfig(bucket=JOB_BUCKET, ttl=timedelta(days=90).total_seconds(), direct=True),
+)
+
 
 async def provision(js: JetStreamContext) -> None:
-    """Streams and the twin's bucket. Raises `Unreachable` when JetStream is not enabled or does not answer."""
+    """Streams and buckets. Raises `Unreachable` when JetStream is not enabled or does not answer."""
     with _answering():
         for spec in STREAMS:
             await _stream(js, spec)
-        await _bucket(js)
+        for bucket in _BUCKETS:
+            await _bucket(js, bucket)
 
 
 @contextmanager
@@ -70,19 +83,11 @@ async def _stream(js: JetStreamContext, spec: StreamSpec) -> None:
         await js.update_stream(present.evolve(**wanted))
 
 
-async def _bucket(js: JetStreamContext) -> None:
+async def _bucket(js: JetStreamContext, config: KeyValueConfig) -> None:
     try:
-        await js.stream_info(f"KV_{DESIRED_BUCKET}")
+        await js.stream_info(f"KV_{config.bucket}")
     except NotFoundError:
-        await js.create_key_value(
-            KeyValueConfig(
-                bucket=DESIRED_BUCKET,
-                history=8,
-                direct=True,
-                # Gateways core-subscribe to the copy: no consumer per gateway, and no sight of refused writes.
-                republish=RePublish(src=f"$KV.{DESIRED_BUCKET}.>", dest=f"twin.{DESIRED_BUCKET}.>"),
-            )
-        )
+        await js.create_key_value(config)
 
 
 async def consumer(

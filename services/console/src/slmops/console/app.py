@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from slmops.console import blueprints, chat, deadletters, gateways, models, rollouts
+from slmops.console import (
+    blueprints,
+    chat,
+    deadletters,
+    evaluations,
+    gateways,
+    jobs,
+    models,
+    optimizing,
+    recipes,
+    rollouts,
+)
 from slmops.console.session import INTERRUPTED, reported
 
 PLUGINS = "slmops.commands"
@@ -36,8 +47,10 @@ def root(
 def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
     app.callback(epilog="Example: slmops model ls")(root)
-    for group in (models.app, models.variant_app, blueprints.app, rollouts.app, gateways.app, deadletters.app):
-        app.add_typer(group)
+    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deadletters):
+        app.add_typer(group.app)
+    app.add_typer(models.variant_app)
+    optimizing.declare(app)
     chat.declare(app)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):
         app.command(entry.name)(reported(entry.load()))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from slmops.console import render
 from slmops.console.session import Session, command
+from slmops.console.tables import printable
 from slmops.contracts.errors import InvalidMessage, NotFound, Problem, Unreachable
 
 _TIMEOUT = httpx.Timeout(300, connect=5)  # a slow gateway may think for minutes before its first token
@@ -146,7 +147,7 @@ async def chat(
     where = address(session.settings.gateways, words[0] if len(words) == 2 else None, url)
 
     def show(text: str) -> None:
-        session.out.print(render.printable(text), end="", markup=False, soft_wrap=True)
+        session.out.print(printable(text), end="", markup=False, soft_wrap=True)
 
     live = stream and not session.as_json
     answer = await ask(

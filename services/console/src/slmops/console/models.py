@@ -75,15 +75,21 @@ async def packaged(
     app,
     "push",
     "slmops model push SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2 --version 1.0.0 --golden golden.jsonl --wait",
+    "slmops model push ./adapter --base SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-support --version 1.0.0",
 )
 async def push_command(
     session: Session,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A GGUF file or a Hugging Face directory.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A GGUF file, or a Hugging Face, ONNX or adapter directory.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the model.")],
     version: Annotated[str, typer.Option(help="MAJOR.MINOR.PATCH; it never changes afterwards.")],
     golden: Annotated[
         Path | None,
         typer.Option(help='Golden prompts, one {"prompt": …, "expect": […], "max_tokens": …} per line.'),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="What an adapter was trained on: a GGUF file or a Hugging Face directory.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is packaged, or fail if it is refused.")] = False,
 ) -> None:
@@ -91,10 +97,10 @@ async def push_command(
 
     Nothing is registered unless everything arrived, and pushing the same files again changes nothing.
     """
-    check(path, name, version, golden)  # a wrong file is told even where no system is running
+    check(path, name, version, golden, base)  # a wrong file is told even where no system is running
     client = await session.client(patient=wait)
     with Teller(session) as teller:
-        view = await push(client, path, name, version, golden, teller.bytes_done)
+        view = await push(client, path, name, version, golden, teller.bytes_done, base)
         if wait:
             view = await packaged(
                 client, f"{name}:{version}", lambda v: teller.status(f"{v.stage} {v.progress}".strip())

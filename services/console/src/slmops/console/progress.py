@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from slmops.console.render import printable, size
 from slmops.console.session import Session
+from slmops.console.tables import printable, size
 
 
 class Teller:

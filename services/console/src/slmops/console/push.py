@@ -21,7 +21,7 @@ from slmops.contracts.model import ModelFile
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
 from slmops.kit.client import BusClient
-from slmops.kit.modelfile import ModelFacts, inspect
+from slmops.kit.modelfile import BASE, ModelFacts, adapter_base, inspect, is_adapter
 from slmops.kit.tracing import span
 
 OnProgress = Callable[[str, int, int], None]
@@ -35,6 +35,7 @@ _UPLOAD_TIMEOUT = httpx.Timeout(120, connect=10)
 _VERIFIED_BYTES_PER_S = 20_000_000
 _HF_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
 _HF_NAMES = frozenset({"LICENSE", "NOTICE"})
+_ONNX_SUFFIXES = frozenset({".onnx", ".data", ".onnx_data"})
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,15 @@ async def push(
     version: str,
     golden: Path | None = None,
     on_progress: OnProgress = silent,
+    base: Path | None = None,
 ) -> VersionView:
-    """Push a GGUF file or a Hugging Face directory. Pushing the same again changes nothing and answers the same.
+    """Push a model in any format that `inspect` knows. Pushing the same again changes nothing and answers the same.
 
-    Raises what `check` raises before a byte is sent; later `Unreachable`, `AlreadyExists`, `DigestMismatch`.
+    Of an adapter's base only those files are sent that the store does not have yet. Raises what `check` raises before a
+    byte is sent; later `Unreachable`, `AlreadyExists`, `DigestMismatch`.
     """
-    facts = await asyncio.to_thread(check, path, name, version, golden)
-    named = {file.name: file for file in model_files(path)} | ({GOLDEN_FILE: golden} if golden else {})
+    facts = await asyncio.to_thread(check, path, name, version, golden, base)
+    named = named_files(path, base) | ({GOLDEN_FILE: golden} if golden else {})
     with span("hash", size_bytes=facts.size_bytes):
         sources = await _hashed(named, on_progress)
     everything = {source.file.path: source.file for source in sources}
@@ -85,7 +88,7 @@ async def push(
     )
 
 
-def check(path: Path, name: str, version: str, golden: Path | None) -> ModelFacts:
+def check(path: Path, name: str, version: str, golden: Path | None, base: Path | None = None) -> ModelFacts:
     """All that can be known to be wrong without a network.
 
     Raises `InvalidName`, `InvalidVersion`, `NotFound`, `Denied`, `NotAModel`, `TruncatedModel`,
@@ -94,11 +97,12 @@ def check(path: Path, name: str, version: str, golden: Path | None) -> ModelFact
     check_name(name, "model name")
     check_version(version)
     try:
-        if not path.exists():
-            raise NotFound("there is no such file or directory", where=str(path), fix="Check the path.")
+        for given in (path, base):
+            if given and not given.exists():
+                raise NotFound("there is no such file or directory", where=str(given), fix="Check the path.")
         if golden:
             _check_golden(golden)
-        return inspect(path)
+        return inspect(path, base)
     except PermissionError as error:
         raise Denied("this file may not be read", where=str(error.filename), fix="Check its permissions.") from error
 
@@ -117,14 +121,26 @@ def _check_golden(path: Path) -> None:
         raise InvalidMessage("there is no golden prompt in this file", where=str(path), fix="Write one per line.")
 
 
+def named_files(path: Path, base: Path | None = None) -> dict[str, Path]:
+    """The files of a version by their paths in it; those of an adapter's base, wherever it lies, under `base/`."""
+    found = {file.name: file for file in model_files(path)}
+    if is_adapter(path):
+        found |= {f"{BASE}/{file.name}": file for file in model_files(base or adapter_base(path))}
+    return found
+
+
 def model_files(path: Path) -> list[Path]:
-    """A GGUF file itself; of a Hugging Face directory configuration, tokenizer, safetensors and licence."""
+    """A GGUF file itself; of a directory configuration, tokenizer, weights and licence.
+
+    An ONNX graph is a weight where `genai_config.json` says so: a Hugging Face directory may have one beside its own.
+    """
     if path.is_file():
         return [path]
+    suffixes = _HF_SUFFIXES | (_ONNX_SUFFIXES if (path / "genai_config.json").is_file() else frozenset())
     return sorted(
         file
         for file in path.iterdir()
-        if file.is_file() and not file.name.startswith(".") and (file.suffix in _HF_SUFFIXES or file.stem in _HF_NAMES)
+        if file.is_file() and not file.name.startswith(".") and (file.suffix in suffixes or file.stem in _HF_NAMES)
     )
 
 

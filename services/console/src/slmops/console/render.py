@@ -1,21 +1,32 @@
-"""Views as tables for people. Pure: the present and the width come in.
-
-Texts that came over the wire are shown as they are, never as markup, and without control characters: a gateway must not
-be able to write to an operator's terminal what it likes.
-"""
+"""Views as tables for people. Pure: the present and the width come in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from datetime import datetime
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from slmops.console.render_optimizer import interval
+from slmops.console.tables import (
+    WIDE,
+    Cell,
+    Column,
+    cell,
+    duration,
+    figure,
+    moment,
+    or_else,
+    pairs,
+    printable,
+    problem_text,
+    short,
+    size,
+    state,
+    table,
+)
 from slmops.contracts.blueprint import Stage
 from slmops.contracts.commands import (
     BlueprintView,
@@ -30,151 +41,42 @@ from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
 from slmops.kit.deadletters import DeadLetter
 
-WIDE = 110
-"""From this width on a table has room for its less important columns."""
-
-_STYLES = {
-    "packaged": "green", "passed": "green", "completed": "green", "committed": "green", "chosen": "bold green",
-    "refused": "red", "failed": "red", "rolled_back": "red", "aborted": "red", "retired": "dim",
-    "optimizing": "yellow", "downloading": "yellow", "soaking": "yellow", "held": "yellow", "paused": "yellow",
-}  # fmt: skip
-Cell = Text | str
-V = TypeVar("V")
-
-
-@dataclass(frozen=True)
-class _Column(Generic[V]):
-    """`fold`: long text that wraps in what room is left. `wide`: only where there is room."""
-
-    heading: str
-    cell: Callable[[V], Cell]
-    right: bool = False
-    fold: bool = False
-    wide: bool = False
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _text(value: object, style: str = "") -> Text:
-    return Text("" if value is None else printable(str(value)), style=style)
-
-
-def _state(value: str) -> Text:
-    return _text(value, _STYLES.get(value, ""))
-
-
-def size(size_bytes: float | None) -> str:
-    """Decimal units: 512 B, 98.4 MB, 538 MB."""
-    if size_bytes is None:
-        return ""
-    for unit in ("B", "kB", "MB"):
-        if size_bytes < 999.5:
-            return f"{size_bytes:.{0 if unit == 'B' or size_bytes >= 99.95 else 1}f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} GB"
-
-
-def duration(length: timedelta) -> str:
-    """In one unit: 42 s, 3 min, 5 h, 2 d."""
-    seconds = max(0, int(length.total_seconds()))
-    for limit_s, unit_s, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit_s:
-            return f"{seconds // unit_s} {unit}"
-    return f"{seconds // 86400} d"
-
-
-def short(digest: str | None) -> str:
-    """The first twelve hexadecimal digits."""
-    return (digest or "").removeprefix("sha256:")[:12]
-
-
-def _moment(at: datetime, now: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {duration(now - at)} ago"
-
-
-def _figure(value: float | None, form: str, unit: str = "") -> str:
-    return "" if value is None else format(value, form) + unit
-
-
-def _table(views: Sequence[V], columns: Sequence[_Column[V]], width: int = 0) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    shown = [column for column in columns if not column.wide or width >= WIDE]
-    for column in shown:
-        table.add_column(
-            column.heading,
-            justify="right" if column.right else "left",
-            no_wrap=not column.fold,
-            overflow="fold" if column.fold else "ellipsis",
-            min_width=12 if column.fold else None,
-        )
-    for view in views:
-        table.add_row(*(column.cell(view) for column in shown))
-    return table
-
-
-def _pairs(rows: Iterable[tuple[str, Cell | None]]) -> Table:
-    """Names and values; empty values are left out."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        if value:
-            table.add_row(_text(name), value if isinstance(value, Text) else _text(value))
-    return table
-
-
-def _or(table: Table, nothing: str) -> RenderableType:
-    return table if table.row_count else Text(nothing, style="dim")
-
-
-def problem_text(problem: Problem) -> Text:
-    """What, where, fix: one line each."""
-    lines = [Text.assemble(("error", "bold red"), f" [{problem.code}]: ", _text(problem.what))]
-    if problem.where:
-        lines.append(Text.assemble(("  where: ", "dim"), _text(problem.where)))
-    if problem.fix:
-        lines.append(Text.assemble(("  fix:   ", "dim"), _text(problem.fix)))
-    return Text("\n").join(lines)
-
 
 def answer(text: str) -> Text:
-    return _text(text)
+    return cell(text)
 
 
 # ---- models -----------------------------------------------------------------------------------------------
 
 
 def versions(views: Sequence[VersionView], now: datetime, width: int) -> RenderableType:
-    columns: list[_Column[VersionView]] = [
-        _Column("model", lambda v: v.model),
-        _Column("version", lambda v: v.version),
-        _Column("stage", lambda v: _state("retired" if v.state == "retired" else v.stage)),
-        _Column("size", lambda v: size(v.size_bytes), right=True),
-        _Column("format", lambda v: _text(v.format), wide=True),
-        _Column("architecture", lambda v: _text(v.architecture), wide=True),
-        _Column("digest", lambda v: short(v.digest), wide=True),
-        _Column("aliases", lambda v: ", ".join(v.aliases)),
-        _Column("age", lambda v: duration(now - v.at), right=True),
-        _Column("progress", lambda v: _text(v.progress), fold=True),
+    columns: list[Column[VersionView]] = [
+        Column("model", lambda v: v.model),
+        Column("version", lambda v: v.version),
+        Column("stage", lambda v: state("retired" if v.state == "retired" else v.stage)),
+        Column("size", lambda v: size(v.size_bytes), right=True),
+        Column("format", lambda v: cell(v.format), wide=True),
+        Column("architecture", lambda v: cell(v.architecture), wide=True),
+        Column("digest", lambda v: short(v.digest), wide=True),
+        Column("aliases", lambda v: ", ".join(v.aliases)),
+        Column("age", lambda v: duration(now - v.at), right=True),
+        Column("progress", lambda v: cell(v.progress), fold=True),
     ]
     nothing = "No models yet. Push one: slmops model push PATH --name NAME --version 1.0.0"
-    return _or(_table(views, columns, width), nothing)
+    return or_else(table(views, columns, width), nothing)
 
 
 def version(view: VersionView, now: datetime, width: int) -> RenderableType:
-    facts = _pairs(
+    facts = pairs(
         [
             ("model", f"{view.model}:{view.version}"),
-            ("stage", _state(view.stage)),
+            ("stage", state(view.stage)),
             ("state", view.state),
             ("aliases", ", ".join(view.aliases)),
             ("format", f"{view.format}, {view.architecture}"),
             ("size", size(view.size_bytes)),
             ("digest", view.digest),
-            ("registered", _moment(view.at, now)),
+            ("registered", moment(view.at, now)),
             ("progress", view.progress),
         ]
     )
@@ -187,55 +89,55 @@ def version(view: VersionView, now: datetime, width: int) -> RenderableType:
 
 
 def variants(views: Sequence[VariantView], width: int) -> RenderableType:
-    columns: list[_Column[VariantView]] = [
-        _Column("version", lambda v: f"{v.model}:{v.version}"),
-        _Column("profile", lambda v: v.profile, wide=True),
-        _Column("recipe", lambda v: v.recipe),
-        _Column("gate", lambda v: _state("chosen" if v.chosen else v.gate)),
+    columns: list[Column[VariantView]] = [
+        Column("version", lambda v: f"{v.model}:{v.version}"),
+        Column("profile", lambda v: v.profile, wide=True),
+        Column("recipe", lambda v: v.recipe),
+        Column("gate", lambda v: state("chosen" if v.chosen else v.gate)),
         _measured("size", lambda e: size(e.bytes)),
-        _measured("KL", lambda e: _figure(e.kl, ".3f")),
-        _measured("top-1", lambda e: _figure(e.top1, ".1%")),
-        _measured("ppl", lambda e: _figure(e.ppl, ".1f"), wide=True),
-        _measured("tok/s", lambda e: _figure(e.tokens_per_s, ".0f")),
-        _measured("TTFT", lambda e: _figure(e.ttft_s, ".2f", " s"), wide=True),
+        _measured("KL", lambda e: interval(e.kl, e.kl_low, e.kl_high, ".3f") if width >= WIDE else figure(e.kl, ".3f")),
+        _measured("top-1", lambda e: figure(e.top1, ".1%")),
+        _measured("ppl", lambda e: figure(e.ppl, ".1f"), wide=True),
+        _measured("tok/s", lambda e: figure(e.tokens_per_s, ".0f")),
+        _measured("TTFT", lambda e: figure(e.ttft_s, ".2f", " s"), wide=True),
         _measured("RSS", lambda e: size(e.peak_rss_bytes), wide=True),
     ]
     if not views:
         return Text("No variants yet.", style="dim")
     # Below and not in a column: why one was chosen is what people want to read, and figures leave it no room.
-    reasons = _pairs((f"{v.model}:{v.version} {v.recipe}", v.reason) for v in views)
-    return Group(_table(views, columns, width), "", reasons)
+    reasons = pairs((f"{v.model}:{v.version} {v.recipe}", v.reason) for v in views)
+    return Group(table(views, columns, width), "", reasons)
 
 
-def _measured(heading: str, cell: Callable[[Evaluation], str], wide: bool = False) -> _Column[VariantView]:
-    return _Column(heading, lambda v: cell(v.evaluation) if v.evaluation else "", right=True, wide=wide)
+def _measured(heading: str, cell: Callable[[Evaluation], str], wide: bool = False) -> Column[VariantView]:
+    return Column(heading, lambda v: cell(v.evaluation) if v.evaluation else "", right=True, wide=wide)
 
 
 def _packages(views: Sequence[PackageView], now: datetime) -> Table:
-    columns: list[_Column[PackageView]] = [
-        _Column("package", lambda p: short(p.manifest.digest)),
-        _Column("profile", lambda p: p.profile),
-        _Column("recipe", lambda p: p.recipe),
-        _Column("size", lambda p: size(p.size_bytes), right=True),
-        _Column("age", lambda p: duration(now - p.at), right=True),
+    columns: list[Column[PackageView]] = [
+        Column("package", lambda p: short(p.manifest.digest)),
+        Column("profile", lambda p: p.profile),
+        Column("recipe", lambda p: p.recipe),
+        Column("size", lambda p: size(p.size_bytes), right=True),
+        Column("age", lambda p: duration(now - p.at), right=True),
     ]
-    return _table(views, columns)
+    return table(views, columns)
 
 
 # ---- blueprints and rollouts ------------------------------------------------------------------------------
 
 
 def blueprints(views: Sequence[BlueprintView], now: datetime) -> RenderableType:
-    columns: list[_Column[BlueprintView]] = [
-        _Column("blueprint", lambda b: b.spec.name),
-        _Column("revision", lambda b: str(b.revision), right=True),
-        _Column("model", lambda b: b.spec.model),
-        _Column("profile", lambda b: b.spec.profile),
-        _Column("stable", lambda b: b.stable.version if b.stable else "none"),
-        _Column("age", lambda b: duration(now - b.at), right=True),
-        _Column("stages", lambda b: _text(" → ".join(map(_scope, b.spec.stages))), fold=True),
+    columns: list[Column[BlueprintView]] = [
+        Column("blueprint", lambda b: b.spec.name),
+        Column("revision", lambda b: str(b.revision), right=True),
+        Column("model", lambda b: b.spec.model),
+        Column("profile", lambda b: b.spec.profile),
+        Column("stable", lambda b: b.stable.version if b.stable else "none"),
+        Column("age", lambda b: duration(now - b.at), right=True),
+        Column("stages", lambda b: cell(" → ".join(map(_scope, b.spec.stages))), fold=True),
     ]
-    return _or(_table(views, columns), "No blueprints yet. Apply one: slmops blueprint apply FILE")
+    return or_else(table(views, columns), "No blueprints yet. Apply one: slmops blueprint apply FILE")
 
 
 def _scope(stage: Stage) -> str:
@@ -245,17 +147,17 @@ def _scope(stage: Stage) -> str:
 
 
 def rollouts(views: Sequence[RolloutView], now: datetime, width: int) -> RenderableType:
-    columns: list[_Column[RolloutView]] = [
-        _Column("blueprint", lambda r: r.blueprint),
-        _Column("release", lambda r: f"{r.model}:{r.version}"),
-        _Column("state", lambda r: _state(r.state)),
-        _Column("stage", lambda r: _text(_stage(r))),
-        _Column("took", lambda r: duration((r.ended_at or now) - r.started_at), right=True),
-        _Column("age", lambda r: duration(now - r.started_at), right=True, wide=True),
-        _Column("rollout", lambda r: _text(r.rollout), wide=True),
-        _Column("reason", lambda r: _text(r.reason), fold=True),
+    columns: list[Column[RolloutView]] = [
+        Column("blueprint", lambda r: r.blueprint),
+        Column("release", lambda r: f"{r.model}:{r.version}"),
+        Column("state", lambda r: state(r.state)),
+        Column("stage", lambda r: cell(_stage(r))),
+        Column("took", lambda r: duration((r.ended_at or now) - r.started_at), right=True),
+        Column("age", lambda r: duration(now - r.started_at), right=True, wide=True),
+        Column("rollout", lambda r: cell(r.rollout), wide=True),
+        Column("reason", lambda r: cell(r.reason), fold=True),
     ]
-    return _or(_table(views, columns, width), "No rollouts yet. Start one: slmops rollout start BLUEPRINT")
+    return or_else(table(views, columns, width), "No rollouts yet. Start one: slmops rollout start BLUEPRINT")
 
 
 def _stage(view: RolloutView) -> str:
@@ -264,25 +166,25 @@ def _stage(view: RolloutView) -> str:
 
 def rollout(view: RolloutView, gateways: Sequence[GatewayView], now: datetime) -> RenderableType:
     """One rollout as it stands: its stages, and the gateways that it moves."""
-    head = _pairs(
+    head = pairs(
         [
             ("rollout", view.rollout),
             ("moves", f"{view.blueprint} to {view.model}:{view.version}"),
-            ("state", _state(view.state)),
+            ("state", state(view.state)),
             ("took", duration((view.ended_at or now) - view.started_at)),
             ("reason", view.reason),
         ]
     )
-    columns: list[_Column[tuple[int, StageView]]] = [
-        _Column("stage", lambda s: _text(s[1].name, "bold" if s[0] == view.stage and not view.ended_at else "")),
-        _Column("targets", lambda s: str(s[1].targets), right=True),
-        _Column("committed", lambda s: str(s[1].committed), right=True),
-        _Column("failed", lambda s: _text(s[1].failed, "red" if s[1].failed else ""), right=True),
-        _Column("waiting for", lambda s: _text(s[1].waiting), fold=True),
+    columns: list[Column[tuple[int, StageView]]] = [
+        Column("stage", lambda s: cell(s[1].name, "bold" if s[0] == view.stage and not view.ended_at else "")),
+        Column("targets", lambda s: str(s[1].targets), right=True),
+        Column("committed", lambda s: str(s[1].committed), right=True),
+        Column("failed", lambda s: cell(s[1].failed, "red" if s[1].failed else ""), right=True),
+        Column("waiting for", lambda s: cell(s[1].waiting), fold=True),
     ]
-    parts: list[RenderableType] = [head, "", _table(list(enumerate(view.stages)), columns)]
+    parts: list[RenderableType] = [head, "", table(list(enumerate(view.stages)), columns)]
     if gateways:
-        parts += ["", _table(gateways, _gateway_columns(now))]
+        parts += ["", table(gateways, _gateway_columns(now))]
     return Group(*parts)
 
 
@@ -298,19 +200,21 @@ def rollout_line(view: RolloutView) -> str:
 
 
 def gateways(views: Sequence[GatewayView], now: datetime, width: int) -> RenderableType:
-    return _or(_table(views, _gateway_columns(now), width), "No gateways yet. One appears here when it has enrolled.")
+    return or_else(
+        table(views, _gateway_columns(now), width), "No gateways yet. One appears here when it has enrolled."
+    )
 
 
-def _gateway_columns(now: datetime) -> list[_Column[GatewayView]]:
+def _gateway_columns(now: datetime) -> list[Column[GatewayView]]:
     return [
-        _Column("gateway", lambda g: g.gateway_id),
-        _Column("blueprint", lambda g: g.blueprint, wide=True),
-        _Column("labels", lambda g: _text(_labels(g)), wide=True),
-        _Column("phase", lambda g: _state(g.phase.value)),
-        _Column("running", lambda g: f"{g.running_version or 'nothing'}{'' if g.running == g.desired else ' *'}"),
-        _Column("tok/s", lambda g: _figure(g.measured.get("tokens_per_s"), ".0f"), right=True),
-        _Column("seen", lambda g: duration(now - g.last_seen), right=True),
-        _Column("problem", lambda g: _text(g.problem.what if g.problem else ""), fold=True),
+        Column("gateway", lambda g: g.gateway_id),
+        Column("blueprint", lambda g: g.blueprint, wide=True),
+        Column("labels", lambda g: cell(_labels(g)), wide=True),
+        Column("phase", lambda g: state(g.phase.value)),
+        Column("running", lambda g: f"{g.running_version or 'nothing'}{'' if g.running == g.desired else ' *'}"),
+        Column("tok/s", lambda g: figure(g.measured.get("tokens_per_s"), ".0f"), right=True),
+        Column("seen", lambda g: duration(now - g.last_seen), right=True),
+        Column("problem", lambda g: cell(g.problem.what if g.problem else ""), fold=True),
     ]
 
 
@@ -323,7 +227,7 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
         ("gateway", g.gateway_id),
         ("blueprint", g.blueprint),
         ("labels", _labels(g)),
-        ("phase", _state(g.phase.value)),
+        ("phase", state(g.phase.value)),
         ("running", f"{g.running_version or 'nothing'}  {short(g.running)}"),
         ("target", short(g.target)),
         ("desired", short(g.desired)),
@@ -331,9 +235,9 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
         ("plan", f"generation {g.plan_generation}"),
         *((name, f"{value:.4g}") for name, value in sorted(g.measured.items())),
         ("API", api),
-        ("last seen", _moment(g.last_seen, now)),
+        ("last seen", moment(g.last_seen, now)),
     ]
-    parts: list[RenderableType] = [_pairs(facts)]
+    parts: list[RenderableType] = [pairs(facts)]
     if g.problem is not None:
         parts += ["", problem_text(g.problem)]
     return Group(*parts)
@@ -343,27 +247,27 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
 
 
 def dead_letters(letters: Sequence[DeadLetter], now: datetime, width: int) -> RenderableType:
-    columns: list[_Column[DeadLetter]] = [
-        _Column("seq", lambda d: str(d.sequence), right=True),
+    columns: list[Column[DeadLetter]] = [
+        Column("seq", lambda d: str(d.sequence), right=True),
         # The consumer's name is its service and this subject's template.
-        _Column("subject", lambda d: _text(d.subject), fold=True),
-        _Column("consumer", lambda d: _text(d.consumer.partition("/")[0])),
-        _Column("code", lambda d: _text(d.code)),
-        _Column("size", lambda d: size(d.size_bytes), right=True),
-        _Column("age", lambda d: duration(now - d.at), right=True),
-        _Column("reason", lambda d: _text(d.reason), fold=True),
+        Column("subject", lambda d: cell(d.subject), fold=True),
+        Column("consumer", lambda d: cell(d.consumer.partition("/")[0])),
+        Column("code", lambda d: cell(d.code)),
+        Column("size", lambda d: size(d.size_bytes), right=True),
+        Column("age", lambda d: duration(now - d.at), right=True),
+        Column("reason", lambda d: cell(d.reason), fold=True),
     ]
-    return _or(_table(letters, columns, width), "No dead letters.")
+    return or_else(table(letters, columns, width), "No dead letters.")
 
 
 def payload(sequence: int, text: str) -> RenderableType:
-    return Group("", Text(f"payload of {sequence}", style="bold"), _text(text))
+    return Group("", Text(f"payload of {sequence}", style="bold"), cell(text))
 
 
 def replayed(rows: Sequence[tuple[int, str, Problem | None]]) -> RenderableType:
-    columns: list[_Column[tuple[int, str, Problem | None]]] = [
-        _Column("seq", lambda r: str(r[0]), right=True),
-        _Column("subject", lambda r: _text(r[1])),
-        _Column("outcome", lambda r: problem_text(r[2]) if r[2] else _text("replayed", "green"), fold=True),
+    columns: list[Column[tuple[int, str, Problem | None]]] = [
+        Column("seq", lambda r: str(r[0]), right=True),
+        Column("subject", lambda r: cell(r[1])),
+        Column("outcome", lambda r: problem_text(r[2]) if r[2] else cell("replayed", "green"), fold=True),
     ]
-    return _or(_table(rows, columns), "No dead letters.")
+    return or_else(table(rows, columns), "No dead letters.")

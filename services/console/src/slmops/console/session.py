@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from slmops.console import settings as where
-from slmops.console.render import problem_text
+from slmops.console.tables import problem_text
 from slmops.contracts.errors import Denied, Problem, SlmopsError
 from slmops.kit import tracing
 from slmops.kit.client import BusClient

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.profile import PROFILES
 from slmops.kit.bus import Bus
@@ -11,13 +9,13 @@ from slmops.kit.clock import utc_now
 from slmops.kit.objects import Objects
 from slmops.kit.service import Service
 from slmops.kit.settings import load
+from slmops.optimizer.board import Board
 from slmops.optimizer.engine import Engine
+from slmops.optimizer.environment import environment_digest
 from slmops.optimizer.handlers import Handlers, routes
 from slmops.optimizer.settings import Settings
-from slmops.optimizer.store import ObjectResults
-
-# A result is only as good as what made it: another version of any of these makes it anew.
-_TOOLS = ("slmops-optimizer", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
+from slmops.optimizer.store import Results
+from slmops.optimizer.worker import Worker
 
 
 def build(settings: Settings) -> Service:
@@ -28,17 +26,11 @@ def build(settings: Settings) -> Service:
             f"no device profile {', '.join(unknown)}", where="SLMOPS_PROFILES", fix=f"Known: {', '.join(PROFILES)}."
         )
     bus, objects = Bus("optimizer", settings), Objects(settings)
-    tools = "_".join(f"{tool}-{version(tool)}" for tool in _TOOLS)
-    handlers = Handlers(
-        bus,
-        objects,
-        ObjectResults(objects, tools),
-        Engine(settings.data_dir, settings.job_timeout),
-        [PROFILES[name] for name in settings.profiles],
-        settings.recipes,
-        utc_now,
-    )
-    routes(bus, handlers)
+    board, results = Board(bus), Results(objects, environment_digest)
+    engine = Engine(settings.data_dir, settings.job_timeout)
+    worker = Worker(objects, results, engine, board, settings.job_memory_bytes)
+    made_for, recipes, home = settings.profiles, settings.recipes, settings.data_dir
+    routes(bus, Handlers(bus, objects, board, worker, PROFILES, made_for, recipes, home, utc_now))
     return Service("optimizer", settings, bus, opening=[objects.open])
 
 

@@ -1,87 +1,92 @@
-"""From local files to variants in the store: the job's process, and what is kept of it."""
+"""Where jobs work on this machine, and their processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from slmops.contracts.descriptor import Descriptor
-from slmops.contracts.model import ModelFile, files_digest
-from slmops.contracts.profile import DeviceProfile
-from slmops.kit.objects import Objects, digest_of_path
-from slmops.optimizer.result import JobResult, Variant
+from slmops.optimizer.restore import restore
+from slmops.optimizer.result import JobResult
 from slmops.optimizer.runner import OnProgress, run_job
-from slmops.optimizer.store import VariantOutcome
+from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.store import Measured
 
-REPORT = "application/vnd.slmops.evaluation.v1+json"
-_FILE = "application/octet-stream"
+_LOCK, _LOCK_EVERY_S = ".lock", 0.2
 
 
 @dataclass(frozen=True)
-class Made:
-    """A variant on the local disk, judged; not kept yet."""
+class Claim:
+    """A work folder that nobody else works in while `lock`, a descriptor, is open anywhere."""
 
-    variant: Variant
     folder: Path
-    chosen: bool
-    reason: str
-    report: bytes
+    lock: int
 
 
 class Engine:
-    """Works under `home`, one folder per job, so that a job that was cut off continues where it was."""
+    """Works under `home`, one folder per work, so that a job that was cut off continues where it was."""
 
     def __init__(self, home: Path, timeout: timedelta) -> None:
         self._home = home
         self._timeout = timeout
 
-    def folder(self, job: str) -> Path:
-        return self._home / "jobs" / job
+    @asynccontextmanager
+    async def claim(self, work: str) -> AsyncIterator[Claim]:
+        """Wait until the folder is ours alone: another worker on this machine may be doing the same work."""
+        folder = self._folder(work)
+        lock = await _lock(folder)
+        try:
+            yield Claim(folder, lock)
+        finally:
+            os.close(lock)
+
+    def discard(self, work: str) -> None:
+        """Remove the folder, unless somebody works in it."""
+        if (lock := _locked(self._folder(work))) is not None:
+            shutil.rmtree(self._folder(work), ignore_errors=True)
+            os.close(lock)
+
+    def _folder(self, work: str) -> Path:
+        return self._home / "jobs" / work
 
     async def run(
-        self, source: Path, folder: Path, recipes: Sequence[str], profile: DeviceProfile, on_progress: OnProgress
-    ) -> list[Made]:
-        """Make, measure and judge one variant per recipe.
+        self, source: Path, claim: Claim, spec: JobSpec, known: Sequence[Measured], on_progress: OnProgress
+    ) -> JobResult:
+        """Make, measure and judge variants; what is `known` is only judged.
 
-        Raises what the job raises: typed errors of the model's fault, `OptimizationFailed`, `DiskFull`.
+        Raises what the job raises: typed errors of the model's fault, `NotEnoughMemory`, `OptimizationFailed`,
+        `DiskFull`.
         """
-        result = await run_job(source, folder, recipes, profile, on_progress, self._timeout)
-        return [self._made(result, variant, folder) for variant in result.variants]
-
-    async def keep(self, made: Made, objects: Objects) -> VariantOutcome:
-        """Store the report, and the files of a variant that passed: what was refused is never delivered."""
-        report = await objects.put_bytes(made.report, REPORT)
-        files = [await self._file(made, path, objects) for path in _files(made.folder)]
-        return VariantOutcome(
-            recipe=made.variant.recipe,
-            digest=files_digest(files),
-            files=tuple(files),
-            evaluation=made.variant.evaluation,
-            passed=made.variant.verdict.passed,
-            chosen=made.chosen,
-            reason=made.reason,
-            report=report,
-        )
-
-    async def _file(self, made: Made, path: Path, objects: Objects) -> ModelFile:
-        name = path.relative_to(made.folder).as_posix()
-        if made.variant.verdict.passed:
-            stored: Descriptor = await objects.put_file(path, _FILE)
-            return ModelFile(path=name, digest=stored.digest, size_bytes=stored.size)
-        digest, size_bytes = digest_of_path(path)
-        return ModelFile(path=name, digest=digest, size_bytes=size_bytes)
-
-    def _made(self, result: JobResult, variant: Variant, folder: Path) -> Made:
-        chosen = variant.recipe == result.choice.recipe
-        passed = variant.verdict.passed
-        refusal = "; ".join(variant.verdict.reasons)
-        reason = (
-            result.choice.reason if chosen else (f"passes, not chosen; {result.choice.reason}" if passed else refusal)
-        )
-        return Made(variant, folder / variant.path, chosen, reason, result.model_dump_json(indent=2).encode())
+        await asyncio.to_thread(restore, claim.folder, known)
+        timeout = self._timeout + (spec.search.budget if spec.search else timedelta())
+        return await run_job(source, claim.folder, spec, on_progress, timeout, held=[claim.lock])
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+async def _lock(folder: Path) -> int:
+    while True:
+        if (lock := _locked(folder)) is not None:
+            return lock
+        await asyncio.sleep(_LOCK_EVERY_S)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None while another process does, or has just removed the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK
+    with suppress(BlockingIOError, FileNotFoundError):
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)
+    return None

@@ -2,114 +2,142 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slmops.contracts.errors import InvalidModel, OptimizationFailed
+from slmops.contracts.errors import InvalidMessage, OptimizationFailed
 from slmops.contracts.evaluation import Evaluation
-from slmops.optimizer.benchmark import benchmark
+from slmops.contracts.golden import GoldenPrompt
+from slmops.optimizer.benchmark import Questions, benchmark
+from slmops.optimizer.bootstrap import interval
+from slmops.optimizer.graph import Graph
+from slmops.optimizer.tasks import Task, bundled_tasks
+from slmops.optimizer.texts import Text, evaluation_text, windows_of
 
 WINDOWS, WINDOW_TOKENS = 6, 256
-TEXT = files("slmops.optimizer") / "data" / "evaluation.txt"
+
+Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """`tokens` [windows, positions]; `log_probs` [windows, positions, vocabulary], natural logarithm, float32."""
+    """`tokens` [windows, positions] of `text`; `log_probs` [windows, positions, vocabulary], natural, float32."""
 
     tokens: npt.NDArray[np.int64]
-    log_probs: npt.NDArray[np.float32]
+    log_probs: Rows
     ppl: float
+    text: Text
 
 
-def reference(hf_dir: Path) -> Reference:
-    """Run the float32 model over the bundled text. Raises `InvalidModel`."""
+@dataclass(frozen=True)
+class Fidelity:
+    """What both models make of the same tokens; every name as in `Evaluation`."""
+
+    kl: float
+    kl_low: float
+    kl_high: float
+    top1: float
+    top1_low: float
+    top1_high: float
+    ppl: float
+    ppl_low: float
+    ppl_high: float
+    reference_ppl: float
+
+
+def reference(
+    hf_dir: Path, text: Text | None = None, *, windows: int = WINDOWS, window_tokens: int = WINDOW_TOKENS
+) -> Reference:
+    """Run the float32 model over the first windows of `text`, by default the bundled one.
+
+    Raises `InvalidMessage` if the text does not fill a window, and `InvalidModel`.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)(TEXT.read_text(encoding="utf-8"))["input_ids"]
-    length = min(WINDOW_TOKENS, len(ids))
-    count = min(WINDOWS, len(ids) // length) if length > 1 else 0
-    if not count:
-        raise InvalidModel("the tokenizer makes no tokens of a text", where=str(hf_dir), fix="Check tokenizer.json.")
-    tokens = np.array(ids[: count * length], dtype=np.int64).reshape(count, length)
+    text = text or evaluation_text()
+    tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
+    tokens = windows_of(tokenizer, text, window_tokens)[:windows]
+    if not len(tokens):
+        raise InvalidMessage(
+            f"the evaluation text has fewer than {window_tokens} tokens",
+            where=text.name,
+            fix=f"Give a text of {windows * window_tokens} tokens.",
+        )
     model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32, local_files_only=True)
-    with torch.inference_mode():
-        log_probs = np.stack([_log_softmax(model(torch.from_numpy(row[None])).logits[0].numpy()) for row in tokens])
-    return Reference(
-        tokens, log_probs, _perplexity([_losses(lp, row) for lp, row in zip(log_probs, tokens, strict=True)])
-    )
+    with torch.inference_mode():  # all windows at once: a third faster than one by one
+        log_probs: Rows = torch.log_softmax(model(torch.from_numpy(tokens), use_cache=False).logits, dim=-1).numpy()
+    losses = np.stack([_losses(found, row) for found, row in zip(log_probs, tokens, strict=True)])
+    return Reference(tokens, log_probs, _exp(float(losses.mean())), text)
 
 
-def evaluate(variant: Path, against: Reference) -> Evaluation:
-    """Measure the genai folder `variant`. A NaN in its logits is a NaN in the figures. Raises `OptimizationFailed`."""
-    divergences, agreements, losses = [], [], []
-    logits_of = _Onnx(variant)
-    for row, expected in zip(against.tokens, against.log_probs, strict=True):
-        found = _log_softmax(logits_of(row))
-        if found.shape != expected.shape:
-            raise OptimizationFailed(
-                f"the variant's vocabulary is {found.shape[1]}, not {expected.shape[1]}", where=str(variant)
-            )
-        divergences.append(np.sum(np.exp(expected) * (expected - found), axis=-1).mean())
-        agreements.append(np.mean(expected.argmax(-1) == found.argmax(-1)))
-        losses.append(_losses(found, row))
-    del logits_of  # its memory would slow the benchmark down
-    speed = benchmark(variant)
+def evaluate(
+    variant: Path,
+    against: Reference,
+    *,
+    golden: Sequence[GoldenPrompt] = (),
+    tasks: Sequence[Task] | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure the genai folder `variant`; `tasks` None is the bundled ones. NaN in its logits is NaN in the figures.
+
+    Speed is measured too: call it when nothing else computes. Raises `OptimizationFailed`.
+    """
+    asked = Questions(golden=tuple(golden), tasks=bundled_tasks() if tasks is None else tuple(tasks))
+    with benchmark(variant, asked) as process:
+        speed = process.speed()
+        same = fidelity(variant, against, seed)  # while it answers, which takes one core
+        answers = process.answers()
     return Evaluation(
         bytes=sum(path.stat().st_size for path in variant.rglob("*") if path.is_file()),
-        kl=float(np.mean(divergences)),
-        top1=float(np.mean(agreements)),
-        ppl=_perplexity(losses),
-        reference_ppl=against.ppl,
-        tokens_per_s=speed.tokens_per_s,
-        ttft_s=speed.ttft_s,
-        peak_rss_bytes=speed.peak_rss_bytes,
+        **asdict(same),
+        **speed.model_dump(),
+        tasks=answers.tasks,
+        golden_passed=answers.golden_passed if golden else None,
+        golden_total=len(golden) if golden else None,
     )
 
 
-class _Onnx:
-    """The variant's graph without its cache: tokens [positions] of one window to logits [positions, vocabulary]."""
-
-    def __init__(self, folder: Path) -> None:
-        import onnxruntime as ort
-
-        decoder = json.loads((folder / "genai_config.json").read_bytes())["model"]["decoder"]
-        options = ort.SessionOptions()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as OMP_WAIT_POLICY in the job
-        self.session = ort.InferenceSession(folder / decoder["filename"], options, providers=["CPUExecutionProvider"])
-        self.empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), dtype=np.float32)
-
-    def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        known = {
-            "input_ids": tokens[None],
-            "attention_mask": np.ones((1, len(tokens)), dtype=np.int64),
-            "position_ids": np.arange(len(tokens), dtype=np.int64)[None],
-        }
-        feed: dict[str, Any] = {node.name: known.get(node.name, self.empty) for node in self.session.get_inputs()}
-        logits: npt.NDArray[np.float32] = self.session.run(["logits"], feed)[0][0]
-        return logits
+def fidelity(variant: Path, against: Reference, seed: int = 0) -> Fidelity:
+    """KL, top-1 agreement and perplexity with their intervals. Raises `OptimizationFailed`."""
+    logits_of = Graph(variant)
+    rows = [
+        _compared(logits_of(row), expected, row, variant)
+        for row, expected in zip(against.tokens, against.log_probs, strict=True)
+    ]
+    divergences, agreements, losses = (np.stack(part) for part in zip(*rows, strict=True))
+    kl, top1, loss = (float(values.mean(dtype=np.float64)) for values in (divergences, agreements, losses))
+    kl_low, kl_high = interval(divergences, seed)
+    top1_low, top1_high = interval(agreements, seed)
+    ppl, ppl_low, ppl_high = map(_exp, (loss, *interval(losses, seed)))
+    return Fidelity(kl, kl_low, kl_high, top1, top1_low, top1_high, ppl, ppl_low, ppl_high, against.ppl)
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _compared(logits: Rows, expected: Rows, tokens: npt.NDArray[np.int64], variant: Path) -> tuple[Rows, Rows, Rows]:
+    """Of one window: divergence and agreement [positions], loss [positions - 1]. Agreement with NaN is NaN."""
     import torch  # several times as fast as numpy here, and this is a third of an evaluation
 
-    found: npt.NDArray[np.float32] = torch.log_softmax(torch.from_numpy(logits).float(), dim=-1).numpy()
-    return found
+    if logits.shape != expected.shape:
+        raise OptimizationFailed(
+            f"the variant's vocabulary is {logits.shape[1]}, not {expected.shape[1]}", where=str(variant)
+        )
+    theirs, ours = torch.from_numpy(expected), torch.log_softmax(torch.from_numpy(logits), dim=-1)
+    divergence = torch.nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    agreement = (theirs.argmax(-1) == ours.argmax(-1)).float()
+    agreement[divergence.isnan()] = math.nan  # argmax takes NaN for the largest number
+    return divergence.numpy(), agreement.numpy(), _losses(ours.numpy(), tokens)
 
 
-def _losses(log_probs: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _losses(log_probs: Rows, tokens: npt.NDArray[np.int64]) -> Rows:
     """Negative log-likelihood of each token given those before it in the window; the first has none."""
     return -log_probs[np.arange(len(tokens) - 1), tokens[1:]]
 
 
-def _perplexity(losses: list[npt.NDArray[np.float32]]) -> float:
-    mean = float(np.concatenate(losses).mean())
-    return math.exp(mean) if mean < 700 else mean * math.inf  # NaN stays NaN, what exp cannot hold is infinite
+def _exp(value: float) -> float:
+    """NaN stays NaN, and what `exp` cannot hold is infinite."""
+    return math.exp(value) if value < 700 else value * math.inf

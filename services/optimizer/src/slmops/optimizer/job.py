@@ -1,8 +1,8 @@
 """One job as a process that can be killed at any moment and started again: `python -m slmops.optimizer.job`.
 
-Stdout is one JSON object per line, `{"step", "done", "of"}` when a step begins and a `Problem` if the job fails; then
-the exit code is 1. The work folder belongs to one source. What is finished in it is not done again: each step's output
-appears under its final name complete, by a rename.
+Stdout is one JSON object per line, `{"step", "done", "of"}` when a step begins or has come further, and a `Problem` if
+the job fails; then the exit code is 1. The work folder belongs to one source. What is finished in it is not done again:
+each step's output appears under its final name complete, by a rename.
 """
 
 from __future__ import annotations
@@ -10,118 +10,161 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 
-from slmops.contracts.errors import DiskFull, Problem
-from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.profile import EDGE_SMALL, DeviceProfile
-from slmops.kit.modelfile import inspect
-from slmops.optimizer.domain import Candidate, choose, judge
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import DiskFull, OptimizationFailed, Problem, UnsupportedArchitecture
+from slmops.contracts.evaluation import Evaluation, Verdict
+from slmops.contracts.recipe import Recipe
+from slmops.contracts.search import SearchSpec
+from slmops.optimizer.domain.choice import choose
+from slmops.optimizer.domain.front import front
+from slmops.optimizer.domain.gate import judge
 from slmops.optimizer.evaluate import Reference, evaluate, reference
-from slmops.optimizer.intake import materialize
-from slmops.optimizer.quantize import Recipe, quantize, recipe_named
-from slmops.optimizer.result import RESULT_FILE, JobResult, ReferenceFigures, Variant
+from slmops.optimizer.pipeline import Pipeline, write_atomically
+from slmops.optimizer.plot import draw
+from slmops.optimizer.progress import Progress, Tell
+from slmops.optimizer.recipe import recipe_named
+from slmops.optimizer.result import PICTURES, RESULT_FILE, JobResult, ReferenceFigures, Variant
+from slmops.optimizer.room import check_disk, check_memory
+from slmops.optimizer.search import Search, explicit
+from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.tasks import bundled_tasks
+from slmops.optimizer.texts import evaluation_text, read_texts
 
-Tell = Callable[[dict[str, object]], None]
-_TOOLS = ("torch", "transformers", "gguf", "onnxruntime", "onnxruntime-genai")
+_BEFORE_RECIPES = 3  # read, export, reference
 
 
 class Job:
     """The steps, each of which does nothing if its output exists."""
 
-    def __init__(self, source: Path, work: Path, recipes: Sequence[Recipe], profile: DeviceProfile, tell: Tell) -> None:
-        self.source, self.work, self.recipes, self.profile, self.tell = source, work, recipes, profile, tell
+    def __init__(self, source: Path, work: Path, spec: JobSpec, tell: Tell) -> None:
+        """Refuses what cannot end well before anything takes time: `InvalidRecipe`, `InvalidMessage`,
+        `NotEnoughMemory`, `DiskFull`, and what `inspect` raises."""
+        self.spec, self.work = spec, work
+        self.recipes = tuple(map(explicit, spec.recipes))
+        self.text = evaluation_text(spec.evaluation_texts)
+        if spec.calibration_texts:
+            read_texts(spec.evaluation_texts, spec.calibration_texts)  # refuses a pair that is not kept apart
+        self.tasks = bundled_tasks()
         self.timings_s: dict[str, float] = {}
+        variants = spec.search.max_trials if spec.search else len(self.recipes)
+        self.progress = Progress(_BEFORE_RECIPES + variants, tell)
+        self.pipeline = Pipeline(source, work, spec, self.progress.within)
+        check_memory(self.pipeline.facts, spec.memory_limit_bytes)
+        check_disk(self.pipeline.facts, work, variants)
 
     def run(self) -> JobResult:
-        facts = inspect(self.source)
-        self._claim(facts.size_bytes)
-        full = self.work / "reference"
-        with self._step("read"):
-            if not full.exists():
-                materialize(self.source, full)
-        with self._step("reference"):
-            against = reference(full)
-        candidates = [self._candidate(recipe, full, against) for recipe in self.recipes]
-        figures = ReferenceFigures(
-            architecture=facts.architecture,
-            parameters=facts.parameters,
+        """Raises what `Pipeline` and `reference` raise. A recipe that fails is a refused variant, not a failed job."""
+        with self._part("read"):
+            full = self.pipeline.read()
+        with self._part("export"):
+            self.pipeline.export(full)
+        with self._part("reference"):
+            self.against = reference(full, self.text)
+        search = self.spec.search
+        variants = self._searched(search) if search else tuple(map(self._variant, self.recipes))
+        result = JobResult(
+            reference=self._figures(self.against),
+            variants=variants,
+            front=front(variants),
+            choice=choose(variants, self.spec.profile, search.prefer if search else "smallest"),
+            timings_s=self.timings_s,
+        )
+        if search:
+            draw(result, self.spec.profile, [self.work / name for name in PICTURES])
+        return result
+
+    def _searched(self, search: SearchSpec) -> tuple[Variant, ...]:
+        book = self._evaluations / "trials.jsonl"
+        return Search(search, self.spec.profile, self.recipes, book, self.progress).run(self._variant)
+
+    def _figures(self, against: Reference) -> ReferenceFigures:
+        return ReferenceFigures(
+            architecture=self.pipeline.facts.architecture,
+            parameters=self.pipeline.facts.parameters,
             ppl=against.ppl,
             windows=len(against.tokens),
             window_tokens=against.tokens.shape[1],
         )
-        return JobResult(
-            reference=figures,
-            variants=tuple(Variant(**dict(c), path=f"variants/{c.recipe}") for c in candidates),
-            choice=choose(candidates, self.profile),
-            timings_s=self.timings_s,
+
+    def _variant(self, recipe: Recipe) -> Variant:
+        start, path, evaluation = time.perf_counter(), None, None
+        try:
+            with self._clocked(recipe.name):
+                folder = self.pipeline.variant(recipe, lambda name: self.progress.begin(f"{recipe.name}: {name}"))
+            self.progress.begin(f"{recipe.name}: evaluate")
+            with self._clocked(f"evaluate {recipe.name}"):
+                evaluation = self._evaluated(folder)
+            path = folder.relative_to(self.work).as_posix()
+            verdict = judge(evaluation, self.spec.profile)
+        except (OptimizationFailed, UnsupportedArchitecture) as error:
+            verdict = Verdict(passed=False, reasons=(str(error),))
+        self.progress.part_done()
+        return Variant(
+            recipe=recipe.name,
+            definition=recipe,
+            evaluation=evaluation,
+            verdict=verdict,
+            path=path,
+            seconds=round(time.perf_counter() - start, 2),
         )
 
-    def _candidate(self, recipe: Recipe, full: Path, against: Reference) -> Candidate:
-        variant, measured = self.work / "variants" / recipe.name, self.work / "evaluations" / f"{recipe.name}.json"
-        with self._step(f"quantize {recipe.name}"):
-            if not variant.exists():
-                variant.parent.mkdir(exist_ok=True)
-                quantize(full, variant, recipe)
-        with self._step(f"evaluate {recipe.name}"):
-            if not measured.exists():
-                measured.parent.mkdir(exist_ok=True)
-                write_atomically(measured, evaluate(variant, against).model_dump_json())
-        evaluation = Evaluation.model_validate_json(measured.read_bytes())
-        return Candidate(recipe=recipe.name, evaluation=evaluation, verdict=judge(evaluation, self.profile))
+    def _evaluated(self, folder: Path) -> Evaluation:
+        measured = self._evaluations / f"{folder.name}.json"
+        if not measured.exists():
+            measured.parent.mkdir(parents=True, exist_ok=True)
+            found = evaluate(folder, self.against, golden=self.spec.golden, tasks=self.tasks, seed=self.spec.seed)
+            write_atomically(measured, found.model_dump_json())
+        return Evaluation.model_validate_json(measured.read_bytes())
 
-    def _claim(self, size_bytes: int) -> None:
-        """Empty the folder if what lies there was made from something else, by other recipes or by other tools."""
-        key = {"size_bytes": size_bytes, "tools": {tool: version(tool) for tool in _TOOLS}}
-        key |= {"recipes": {r.name: [r.precision, dict(r.options)] for r in self.recipes}}
-        claim, text = self.work / "job.json", json.dumps(key, sort_keys=True)
-        if claim.exists() and claim.read_text() == text:
-            return
-        for name in ("reference", "variants", "evaluations"):
-            shutil.rmtree(self.work / name, ignore_errors=True)
-        self.work.mkdir(parents=True, exist_ok=True)
-        write_atomically(claim, text)
+    @cached_property
+    def _evaluations(self) -> Path:
+        """By everything that a measurement depends on besides the variant and the tools."""
+        asked = [prompt.model_dump_json() for prompt in self.spec.golden] + [task.digest for task in self.tasks]
+        key = digest_of(json.dumps([self.text.digest, self.spec.seed, *asked]).encode())
+        return self.work / "evaluations" / key[7:23]
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        self.tell({"step": name, "done": len(self.timings_s), "of": 2 + 2 * len(self.recipes)})
+    def _part(self, name: str) -> Iterator[None]:
+        self.progress.begin(name)
+        with self._clocked(name):
+            yield
+        self.progress.part_done()
+
+    @contextmanager
+    def _clocked(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.timings_s[name] = round(time.perf_counter() - start, 2)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".part")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 def main() -> int:
     arguments = _arguments()
     if arguments.die_with_stdin:
         threading.Thread(target=_die_with_stdin, daemon=True).start()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # torch's threads spin otherwise: on a busy machine 64 s instead of 15
+    # torch's threads spin otherwise: on a busy machine 64 s instead of 15.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     tell = _private_stdout()
     try:
-        profile_file = arguments.profile_json
-        profile = DeviceProfile.model_validate_json(profile_file.read_bytes()) if profile_file else EDGE_SMALL
-        recipes = [recipe_named(name) for name in arguments.recipes.split(",")]
-        result = Job(arguments.source, arguments.work, recipes, profile, tell).run()
+        result = Job(arguments.source, arguments.work, _spec(arguments), tell).run()
         write_atomically(arguments.work / RESULT_FILE, result.model_dump_json(indent=2))
     except Exception as error:  # the process's edge: everything becomes a Problem for the parent
         return _fail(error, tell)
     return 0
+
+
+def _spec(arguments: argparse.Namespace) -> JobSpec:
+    if arguments.spec:
+        return JobSpec.model_validate_json(arguments.spec.read_bytes())
+    return JobSpec(recipes=tuple(map(recipe_named, arguments.recipes.split(","))))
 
 
 def _fail(error: Exception, tell: Tell) -> int:
@@ -134,14 +177,14 @@ def _fail(error: Exception, tell: Tell) -> int:
     return 1
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m slmops.optimizer.job", description=__doc__)
-    parser.add_argument("--source", type=Path, required=True, help="a GGUF file or a Hugging Face directory")
+    parser.add_argument("--source", type=Path, required=True, help="a model file or directory")
     parser.add_argument("--work", type=Path, required=True, help="folder of this job alone")
     parser.add_argument("--recipes", default="int8,int4", help="names, separated by commas")
     parser.add_argument("--die-with-stdin", action="store_true", help="kill this process group when stdin ends")
-    parser.add_argument("--profile-json", type=Path, help="a DeviceProfile; default: edge-small")
-    return parser.parse_args()
+    parser.add_argument("--spec", type=Path, help="a JobSpec as JSON, instead of --recipes")
+    return parser.parse_args(argv)
 
 
 def _die_with_stdin() -> None:

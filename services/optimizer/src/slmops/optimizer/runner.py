@@ -14,39 +14,47 @@ from datetime import timedelta
 from pathlib import Path
 
 from slmops.contracts.errors import OptimizationFailed, Problem
-from slmops.contracts.profile import DeviceProfile
+from slmops.optimizer.memory import MemoryWatch
 from slmops.optimizer.result import RESULT_FILE, JobResult
+from slmops.optimizer.spec import SPEC_FILE, JobSpec
 
 OnProgress = Callable[[str, int, int], Awaitable[None]]
 """Step, steps done before it, steps in all."""
 
 _LOG_LINES = 20
+# glibc gives large tensors back to the kernel at once and asks for them again: kept, training takes half the time.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
 async def run_job(
     source: Path,
     work: Path,
-    recipes: Sequence[str],
-    profile: DeviceProfile,
+    spec: JobSpec,
     on_progress: OnProgress,
     timeout: timedelta,
+    held: Sequence[int] = (),
 ) -> JobResult:
     """Optimize `source` in `work`, continuing what an earlier run left there.
 
-    The process and all its children die when this coroutine is cancelled, `timeout` passes, or we are killed. Raises
-    the job's own typed error, or `OptimizationFailed` with the end of its log if it died without one.
+    The process and all its children die when this coroutine is cancelled, `timeout` passes, its memory exceeds the
+    spec's limit, or we are killed; until they are dead they hold the descriptors `held`. Raises the job's own typed
+    error, `NotEnoughMemory`, or `OptimizationFailed` with the end of its log if it died without one.
     """
     work.mkdir(parents=True, exist_ok=True)
-    profile_file = work / "profile.json"
-    profile_file.write_text(profile.model_dump_json(), encoding="utf-8")
+    spec_file = work / SPEC_FILE
+    spec_file.write_text(spec.model_dump_json(by_alias=True), encoding="utf-8")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "slmops.optimizer.job", "--source", str(source), "--work", str(work)),
-        *("--recipes", ",".join(recipes), "--profile-json", str(profile_file), "--die-with-stdin"),
+        *("--spec", str(spec_file), "--die-with-stdin"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # a process group of its own, so that its benchmark dies with it
+        env=os.environ | _MEMORY,
+        pass_fds=held,
     )
+    memory = MemoryWatch(process.pid, spec.memory_limit_bytes)
+    watching = asyncio.create_task(memory.run())
     try:
         async with asyncio.timeout(timeout.total_seconds()):
             problem, log = await asyncio.gather(_follow(process, on_progress), _tail(process))
@@ -56,9 +64,11 @@ async def run_job(
             f"the job took longer than {timeout}", where=str(source), fix="Raise the optimizer's job timeout."
         ) from error
     finally:
+        watching.cancel()
         await _kill(process)
     if problem:
         raise problem.error()
+    memory.check(code)
     if code:
         raise OptimizationFailed(
             f"the job died with code {code}: {log}", where=str(source), fix="See the optimizer's log."

@@ -16,5 +16,9 @@ class Settings(BusSettings, ObjectSettings):
     )
     recipes: tuple[str, ...] = Field(default=("int8", "int4"), description="Recipes that are tried, in this order")
     job_timeout: timedelta = Field(
-        default=timedelta(hours=2), description="A job that takes longer is killed and refused"
+        default=timedelta(hours=2),
+        description="A job that takes longer is killed and refused; a search has its budget more",
+    )
+    job_memory_bytes: int | None = Field(
+        default=None, gt=0, description="A job that has more is killed and refused; None: what the host has"
     )

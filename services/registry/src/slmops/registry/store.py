@@ -6,7 +6,7 @@ Documents are stored as their JSON; columns beside them are what queries select 
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -94,6 +94,7 @@ _packages = Table(
 
 Key = tuple[str, str]
 """Model and version."""
+_BEFORE_EVERYTHING = datetime.fromtimestamp(0, UTC)
 
 
 def schema() -> MetaData:
@@ -135,7 +136,9 @@ def project(connection: Connection, event: Event) -> None:
         case VariantOptimized() | VariantRejected():
             view = _variant_view(event)
             key = {**_job(event), "recipe": event.recipe}
-            _put(connection, _variants, key, {"view": view.model_dump_json()}, newest="at", at=event.at)
+            # What could not be made takes nothing back of what another job measured.
+            at = event.at if event.evaluation else _BEFORE_EVERYTHING
+            _put(connection, _variants, key, {"view": view.model_dump_json()}, newest="at", at=at)
         case PackagePublished():
             key = {"manifest": event.manifest.digest}
             values = {"model": event.model, "version": event.version, "view": _package_view(event).model_dump_json()}
@@ -177,6 +180,7 @@ def _variant_view(event: VariantOptimized | VariantRejected) -> VariantView:
         chosen=isinstance(event, VariantOptimized) and event.chosen,
         reason=event.reason,
         evaluation=event.evaluation,
+        report=event.report,
     )
 
 
@@ -212,6 +216,14 @@ def _by_version(rows: list[Row[Any]]) -> defaultdict[Key, list[Row[Any]]]:
     return found
 
 
+def _variants_of(rows: list[Row[Any]]) -> tuple[VariantView, ...]:
+    """Each job chooses one; of several jobs for a profile the newest choice counts."""
+    views = [VariantView.model_validate_json(row.view) for row in rows]
+    by_age = sorted(zip(rows, views, strict=True), key=lambda pair: pair[0].at)
+    chosen = {view.profile: view.recipe for _, view in by_age if view.chosen}
+    return tuple(view.model_copy(update={"chosen": chosen.get(view.profile) == view.recipe}) for view in views)
+
+
 def _version_view(
     row: Row[Any],
     alias_rows: list[Row[Any]],
@@ -221,7 +233,7 @@ def _version_view(
 ) -> VersionView:
     event = ModelVersionRegistered.model_validate_json(row.registered)
     jobs = [Optimization(job.profile, tuple(job.recipes.split()), job.progress) for job in job_rows]
-    variants = tuple(VariantView.model_validate_json(variant.view) for variant in variant_rows)
+    variants = _variants_of(variant_rows)
     packages = tuple(PackageView.model_validate_json(package.view) for package in package_rows)
     stage = stage_of(jobs, variants, packages)
     return VersionView(
@@ -231,6 +243,8 @@ def _version_view(
         format=event.format,
         architecture=event.architecture,
         size_bytes=sum(file.size_bytes for file in event.files),
+        files=event.files,
+        golden=event.golden,
         state=row.state,
         stage=stage,
         progress=progress_of(stage, jobs, variants),

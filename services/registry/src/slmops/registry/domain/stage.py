@@ -31,14 +31,14 @@ class Optimization:
 def stage_of(
     jobs: Collection[Optimization], variants: Collection[VariantView], packages: Collection[PackageView]
 ) -> Stage:
-    """Refused only when every recipe of every known job was."""
+    """Refused only when every recipe of every known job was, and a search found no other."""
     if packages:
         return Stage.PACKAGED
     if not jobs and not variants:
         return Stage.REGISTERED
     gates = {(v.profile, v.recipe): v.gate for v in variants}
     wanted = [(job.profile, recipe) for job in jobs for recipe in job.recipes]
-    refused = bool(wanted) and all(gates.get(pair) == REFUSED for pair in wanted)
+    refused = bool(wanted) and all(gates.get(pair) == REFUSED for pair in wanted) and PASSED not in gates.values()
     return Stage.REFUSED if refused else Stage.OPTIMIZING
 
 

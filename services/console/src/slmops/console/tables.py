@@ -1,0 +1,129 @@
+"""How tables for people are made. Pure: the present and the width come in.
+
+Texts that came over the wire are shown as they are, never as markup, and without control characters: a gateway must not
+be able to write to an operator's terminal what it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Generic, TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from slmops.contracts.errors import Problem
+
+WIDE = 110
+"""From this width on a table has room for its less important columns."""
+
+_STYLES = {
+    "packaged": "green", "passed": "green", "completed": "green", "committed": "green", "chosen": "bold green",
+    "done": "green", "refused": "red", "failed": "red", "rolled_back": "red", "aborted": "red", "retired": "dim",
+    "optimizing": "yellow", "downloading": "yellow", "soaking": "yellow", "held": "yellow", "paused": "yellow",
+    "running": "yellow", "cancelling": "yellow", "cancelled": "dim",
+}  # fmt: skip
+Cell = Text | str
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Column(Generic[V]):
+    """`fold`: long text that wraps in what room is left. `wide`: only where there is room."""
+
+    heading: str
+    cell: Callable[[V], Cell]
+    right: bool = False
+    fold: bool = False
+    wide: bool = False
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def cell(value: object, style: str = "") -> Text:
+    return Text("" if value is None else printable(str(value)), style=style)
+
+
+def state(value: str) -> Text:
+    return cell(value, _STYLES.get(value, ""))
+
+
+def size(size_bytes: float | None) -> str:
+    """Decimal units: 512 B, 98.4 MB, 538 MB."""
+    if size_bytes is None:
+        return ""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.{0 if unit == 'B' or size_bytes >= 99.95 else 1}f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} GB"
+
+
+def duration(length: timedelta) -> str:
+    """In one unit: 42 s, 3 min, 5 h, 2 d."""
+    seconds = max(0, int(length.total_seconds()))
+    for limit_s, unit_s, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit_s:
+            return f"{seconds // unit_s} {unit}"
+    return f"{seconds // 86400} d"
+
+
+def short(digest: str | None) -> str:
+    """The first twelve hexadecimal digits."""
+    return (digest or "").removeprefix("sha256:")[:12]
+
+
+def moment(at: datetime, now: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {duration(now - at)} ago"
+
+
+def figure(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else format(value, form) + unit
+
+
+def table(views: Sequence[V], columns: Sequence[Column[V]], width: int = 0) -> Table:
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    shown = [column for column in columns if not column.wide or width >= WIDE]
+    for column in shown:
+        made.add_column(
+            column.heading,
+            justify="right" if column.right else "left",
+            no_wrap=not column.fold,
+            overflow="fold" if column.fold else "ellipsis",
+            min_width=12 if column.fold else None,
+        )
+    for view in views:
+        made.add_row(*(column.cell(view) for column in shown))
+    return made
+
+
+def pairs(rows: Iterable[tuple[str, Cell | None]]) -> Table:
+    """Names and values; empty values are left out."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        if value:
+            made.add_row(cell(name), value if isinstance(value, Text) else cell(value))
+    return made
+
+
+def or_else(made: Table, nothing: str) -> RenderableType:
+    return made if made.row_count else Text(nothing, style="dim")
+
+
+def problem_text(problem: Problem) -> Text:
+    """What, where, fix: one line each."""
+    lines = [Text.assemble(("error", "bold red"), f" [{problem.code}]: ", cell(problem.what))]
+    if problem.where:
+        lines.append(Text.assemble(("  where: ", "dim"), cell(problem.where)))
+    if problem.fix:
+        lines.append(Text.assemble(("  fix:   ", "dim"), cell(problem.fix)))
+    return Text("\n").join(lines)

@@ -1,0 +1,75 @@
+"""The choice among the variants that passed, by the rule that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.profile import DeviceProfile
+from slmops.contracts.search import Prefer
+from slmops.optimizer.domain.candidate import Candidate
+from slmops.optimizer.domain.gate import shown
+
+_NAMED_REFUSALS = 3  # a search may have refused dozens; each variant carries its own reasons
+
+
+class Choice(BaseModel):
+    """`recipe` is None if nothing passed. `reason` is one sentence for a person."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: str | None
+    reason: str
+
+
+def choose(candidates: Sequence[Candidate], profile: DeviceProfile, prefer: Prefer = "smallest") -> Choice:
+    """The best by `prefer` of those that passed; the order decides between equals."""
+    rank = ranking(prefer)
+    passed = [(c.recipe, c.evaluation) for c in candidates if c.verdict.passed and c.evaluation]
+    if not passed:
+        return Choice(recipe=None, reason="; ".join([f"nothing passes {profile.name}", *_refusals(candidates)]))
+    (best, measured), *others = sorted(passed, key=lambda pair: rank(pair[1]))
+    reason = f"{best}: {_RULES[prefer]} of {len(passed)} that pass {profile.name}, {figures(measured)}"
+    if others:
+        name, runner_up = others[0]
+        reason += f"; the runner-up {name} would be {_instead(measured, runner_up)}"
+    return Choice(recipe=best, reason=reason)
+
+
+def ranking(prefer: Prefer) -> Callable[[Evaluation], tuple[float, ...]]:
+    """A key that is lowest for the best; what was not measured is worst."""
+
+    def key(e: Evaluation) -> tuple[float, ...]:
+        worst = float("inf")
+        size, kl = float(e.bytes), worst if e.kl is None else e.kl
+        slowness = worst if e.tokens_per_s is None else -e.tokens_per_s
+        return {
+            "smallest": (size, kl, slowness),
+            "best_quality": (kl, size, slowness),
+            "fastest": (slowness, size, kl),
+        }[prefer]
+
+    return key
+
+
+_RULES: dict[Prefer, str] = {"smallest": "smallest", "best_quality": "closest to the reference", "fastest": "fastest"}
+
+
+def figures(e: Evaluation) -> str:
+    """Of a variant that was measured, for a person."""
+    return f"{shown('bytes', e.bytes)}, KL {e.kl:.2g}, {e.tokens_per_s:.0f} tokens/s"
+
+
+def _instead(best: Evaluation, other: Evaluation) -> str:
+    """What taking `other` would change."""
+    size, change = other.bytes - best.bytes, f"{shown('bytes', abs(other.bytes - best.bytes))}"
+    weight = "of the same size" if not size else f"{change} {'larger' if size > 0 else 'smaller'}"
+    return f"{weight}, at KL {other.kl:.2g} and {other.tokens_per_s:.0f} tokens/s"
+
+
+def _refusals(candidates: Sequence[Candidate]) -> list[str]:
+    refused = [c for c in candidates if not c.verdict.passed]
+    texts = [f"{c.recipe} refused: {', '.join(c.verdict.reasons)}" for c in refused[:_NAMED_REFUSALS]]
+    return texts + ([f"and {len(refused) - _NAMED_REFUSALS} more"] if len(refused) > _NAMED_REFUSALS else [])

@@ -1,0 +1,115 @@
+"""A variant in onnxruntime-genai, the runtime of the gateways: what it answers, and how likely it finds a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class GenaiModel:
+    """A genai folder, loaded into this process. The library's own errors, all `RuntimeError`, come through."""
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime_genai as og
+
+        self._model = og.Model(str(folder))
+        self._tokenizer = og.Tokenizer(self._model)
+        self._has_chat = _has_chat_template(folder)
+        configured = json.loads((folder / "genai_config.json").read_bytes())["model"]
+        self._context = int(configured["context_length"])
+        self._window = int(configured["decoder"].get("sliding_window", {}).get("window_size", 0))
+        self._end = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+
+    def encode(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def chat(self, question: str) -> str:
+        """The prompt for one question: in the model's chat template if it has one, else as it is."""
+        if not self._has_chat:
+            return question
+        message = json.dumps([{"role": "user", "content": question}], ensure_ascii=False)
+        return str(self._tokenizer.apply_chat_template(message, add_generation_prompt=True))
+
+    def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
+        """Exactly `count` greedy tokens after `prompt`: `min_length` keeps the model from ending its text before."""
+        length = len(prompt) + count
+        generator = self._started(prompt, length, min_length=length)
+        for _ in range(count):
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+
+    def answer(self, prompt: str, max_tokens: int) -> Iterator[str]:
+        """The greedy answer so far, after each token, until the model ends it. None to a prompt beyond its context."""
+        prompt_tokens = self.encode(prompt)
+        count = min(max_tokens, self._context - len(prompt_tokens))
+        if not prompt_tokens or count <= 0:
+            return
+        generator, stream = self._started(prompt_tokens, len(prompt_tokens) + count), self._tokenizer.create_stream()
+        text = ""
+        for _ in range(count):
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            if token in self._end:
+                return
+            text += stream.decode(token)
+            yield text
+
+    def log_likelihoods(self, context: str, continuations: Sequence[str]) -> list[float]:
+        """Of each continuation after `context`, natural logarithm; NaN where the model has none.
+
+        The context is read once: the cache is rewound to its end before each continuation, and the last token of one is
+        never read, for nothing comes after it.
+        """
+        start = self.encode(context)
+        tails = [self.encode(context + continuation)[len(start) :] for continuation in continuations]
+        length = len(start) + max(map(len, tails))
+        if not start or not all(tails) or length > self._context:
+            return [float("nan")] * len(tails)
+        generator = self._started(start, length)
+        first = _log_softmax(generator.get_output("logits")[0, -1:])
+        scores = []
+        for tail in tails:
+            log_probs = first
+            if len(tail) > 1:
+                generator.append_tokens(tail[:-1])
+                log_probs = np.concatenate([first, _log_softmax(generator.get_output("logits")[0])])
+                generator = self._rewound(generator, start, length)
+            scores.append(float(log_probs[np.arange(len(tail)), tail].sum()))
+        return scores
+
+    def _started(self, prompt: Sequence[int], length: int, min_length: int = 0) -> Any:
+        """A greedy generator that has read `prompt`, with room for `length` tokens in all."""
+        import onnxruntime_genai as og
+
+        params = og.GeneratorParams(self._model)
+        capacity = max(length, self._window)  # a cache smaller than its sliding window is refused when it runs
+        params.set_search_options(do_sample=False, min_length=min_length, max_length=capacity)
+        generator = og.Generator(self._model, params)
+        generator.append_tokens(list(prompt))
+        return generator
+
+    def _rewound(self, generator: Any, start: Sequence[int], length: int) -> Any:
+        try:
+            generator.rewind_to(len(start))
+        except RuntimeError:  # the context is longer than a sliding window, which has forgotten its beginning
+            return self._started(start, length)
+        return generator
+
+
+def _has_chat_template(folder: Path) -> bool:
+    configuration = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").exists() or (
+        configuration.exists() and "chat_template" in json.loads(configuration.read_bytes())
+    )
+
+
+def _log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Over the last axis. NaN makes its whole row NaN."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found

@@ -1,0 +1,76 @@
+"""A decoder's graph run directly, without generation or cache: what an evaluation and a parity check need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slmops.contracts.errors import OptimizationFailed
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_RING = "past_sliding_length"  # the builder's name of a dimension: a buffer that has to hold a whole window
+
+
+class Graph:
+    """The decoder of a genai folder: tokens [positions] of one window to logits [positions, vocabulary], float32.
+
+    Raises `OptimizationFailed` for a folder whose graph does not load, or does not run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime as ort
+
+        self._folder = folder
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as OMP_WAIT_POLICY in the job
+        try:
+            decoder = json.loads((folder / "genai_config.json").read_bytes())["model"]["decoder"]
+            self._session = ort.InferenceSession(folder / decoder["filename"], options, ["CPUExecutionProvider"])
+            self._empty = {
+                node.name: _empty_cache(node, decoder)
+                for node in self._session.get_inputs()
+                if node.name.startswith("past_key_values.")
+            }
+        except Exception as error:  # onnxruntime's errors have no root of their own
+            raise self._failed("load", error) from error
+
+    def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        known: dict[str, npt.NDArray[Any]] = {
+            "input_ids": tokens[None],
+            "attention_mask": np.ones((1, len(tokens)), dtype=np.int64),
+            "position_ids": np.arange(len(tokens), dtype=np.int64)[None],
+            **self._empty,
+        }
+        try:
+            feed = {node.name: known[node.name] for node in self._session.get_inputs()}
+            logits: npt.NDArray[np.float32] = self._session.run(["logits"], feed)[0][0]
+        except Exception as error:
+            raise self._failed("run", error) from error
+        return logits.astype(np.float32, copy=False)
+
+    def _failed(self, what: str, error: Exception) -> Exception:
+        if isinstance(error, MemoryError | OSError):
+            return error  # the machine's fault, not the graph's
+        return OptimizationFailed(
+            f"the graph does not {what}: {type(error).__name__}: {str(error)[:300]}",
+            where=str(self._folder),
+            fix="It has to be a decoder as the onnxruntime-genai builder makes them.",
+        )
+
+
+def _empty_cache(node: ort.NodeArg, decoder: dict[str, Any]) -> npt.NDArray[Any]:
+    """[1, heads, 0, head size]; a layer with a ring buffer needs one for a whole window.
+
+    The sizes are those that the graph declares, for layers may differ.
+    """
+    _, heads, length, head_size = node.shape
+    capacity = decoder["sliding_window"]["window_size"] if length == _RING else 0
+    size = head_size if isinstance(head_size, int) else decoder["head_size"]
+    return np.zeros((1, heads, capacity, size), dtype=_CACHE_TYPES[node.type])

@@ -1,0 +1,121 @@
+"""Grids: one scale and one zero per block of a row, chosen so that rounding to them loses least."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+_LEAST = 2.0**-20  # a scale of float16 that is not zero
+_SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75)  # clipping the extremes of a block may pay
+
+
+class Grid(NamedTuple):
+    """`scales` = `scale_codes` · `steps`, and `zeros` (whole numbers): float32 [rows, blocks], `steps` [rows].
+
+    `scale_codes` are whole numbers up to 255 and `steps` values of float16, or values of float16 and ones.
+    """
+
+    scale_codes: torch.Tensor
+    steps: torch.Tensor
+    zeros: torch.Tensor
+    bits: int
+
+    @property
+    def scales(self) -> torch.Tensor:
+        return self.scale_codes * self.steps[:, None]
+
+    @property
+    def top(self) -> int:
+        return int(2**self.bits - 1)
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """The nearest codes of `weight` [rows, columns], float32 of whole numbers from 0 to `top`."""
+        rows, columns = weight.shape
+        blocks = weight.reshape(rows, self.scales.shape[1], -1)
+        return (
+            ((blocks / self.scales[..., None]).round() + self.zeros[..., None]).clamp(0, self.top).view(rows, columns)
+        )
+
+    def weights(self, codes: torch.Tensor) -> torch.Tensor:
+        rows, columns = codes.shape
+        blocks = codes.reshape(rows, self.scales.shape[1], -1)
+        return ((blocks - self.zeros[..., None]) * self.scales[..., None]).view(rows, columns)
+
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        return self.weights(self.codes(weight))
+
+
+def fit(
+    weight: torch.Tensor,
+    bits: int,
+    block: int,
+    *,
+    scale_bits: int = 16,
+    symmetric: bool = False,
+    search: bool = True,
+    importance: torch.Tensor | None = None,
+) -> Grid:
+    """The grid of `weight` [rows, columns] with the least squared error, weighed by column with `importance` [columns].
+
+    Without `search` it spans each block's extremes: plain rounding to nearest. Scales of 8 bits are multiples of a
+    255th of their row's largest.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    blocks = weight.reshape(rows, columns // block, block)
+    share = None if importance is None else importance.reshape(1, columns // block, block)
+    low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
+    kinds = (True,) if symmetric else (False, True) if search else (False,)
+    steps = _steps(torch.stack([_span(low, high, bits, balanced=kind) for kind in kinds]), scale_bits)
+    best = Grid(torch.ones_like(low), steps, torch.zeros_like(low), bits)
+    least = torch.full_like(low, torch.inf)
+    for shrink in _SHRINKS if search else _SHRINKS[:1]:
+        for balanced in kinds:
+            span = _span(low, high, bits, balanced=balanced) * shrink
+            codes = (span / steps[:, None]).half().float() if scale_bits == 16 else _whole(span / steps[:, None], bits)
+            scale = (codes * steps[:, None]).clamp(min=_LEAST)
+            middle = torch.full_like(scale, 2.0 ** (bits - 1))
+            zero = middle if balanced else (-low * shrink / scale).round().clamp(0, best.top)
+            lost = _lost(blocks, scale, zero, best.top)
+            error = (lost if share is None else lost * share).sum(-1)
+            worse = error >= least
+            least = least.where(worse, error)
+            best = best._replace(
+                scale_codes=best.scale_codes.where(worse, codes.clamp(min=_LEAST)), zeros=best.zeros.where(worse, zero)
+            )
+    return best
+
+
+def _span(low: torch.Tensor, high: torch.Tensor, bits: int, *, balanced: bool) -> torch.Tensor:
+    """The scale that reaches both extremes of every block."""
+    import torch
+
+    if balanced:
+        return torch.maximum(-low, high) / float(2 ** (bits - 1) - 1)
+    return (high - low) / float(2**bits - 1)
+
+
+def _steps(spans: torch.Tensor, scale_bits: int) -> torch.Tensor:
+    """Per row what its scales are multiples of, so that the largest has the largest code; [kinds, rows, blocks] in."""
+    import torch
+
+    largest = spans.amax(dim=(0, 2))
+    if scale_bits == 16:
+        return torch.ones_like(largest)
+    halves = (largest / 255).clamp(min=_LEAST).half()
+    more = torch.nextafter(halves, torch.ones_like(halves))
+    steps: torch.Tensor = torch.where(halves.float() * 255 < largest, more, halves).float()
+    return steps
+
+
+def _whole(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """With 8 bits a scale is never rounded down: to clip a block's extreme costs more than a slightly coarser grid."""
+    return (codes.ceil() if bits == 8 else codes.round()).clamp(1, 255)
+
+
+def _lost(blocks: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int) -> torch.Tensor:
+    codes = (blocks / scale[..., None]).round_().add_(zero[..., None]).clamp_(0, top)
+    return codes.sub_(zero[..., None]).mul_(scale[..., None]).sub_(blocks).square_()

@@ -1,0 +1,259 @@
+"""A float model opened as what it is: a row of decoder layers between an embedding and a head.
+
+The float passes change layers in memory. Layers are run one after the other on all calibration windows at once, so that
+a smaller model walks beside the one it was cut from and every layer is refitted to what is really fed to it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slmops.contracts.errors import OptimizationFailed, UnsupportedArchitecture
+from slmops.optimizer.passes import Context, Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT_TOKENS = "kept_tokens.npy"
+"""In a folder whose vocabulary was pruned: the reference's token id of every token, int64 [vocabulary]."""
+
+_RIDGE = 0.01  # of the mean diagonal, as GPTQ and SparseGPT damp their Hessians
+_BATCH = 4  # windows; more at once is not faster on a CPU
+_AT_ONCE = 1 / 256  # of the groups are dropped between two measurements of the others
+
+
+def load(folder: Path) -> Any:
+    """The model in float32, ready for inference. Raises `UnsupportedArchitecture` if it has no row of layers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    decoder_layers(model)
+    return model.eval()
+
+
+def save(model: Any, given: Path, out: Path, *, leave_out: Sequence[str] = ()) -> None:
+    """Weights and configuration of `model`; tokenizer, template and everything else as in `given`."""
+    model.save_pretrained(out)
+    for path in sorted(given.iterdir()):
+        weights = path.suffix == ".safetensors" or path.name.endswith(".index.json")
+        if path.is_file() and not weights and path.name not in leave_out and not (out / path.name).exists():
+            shutil.copyfile(path, out / path.name)
+
+
+def calibration(given: Path, context: Context, tokens: int | None = None) -> Tokens:
+    """About `tokens` calibration tokens as [windows, positions], from all over the text, in `given`'s vocabulary.
+
+    A window with a token that `given` no longer has is left out. Raises `OptimizationFailed` if none is left.
+    """
+    windows, kept = context.calibration(), kept_tokens(given)
+    if kept is not None:
+        windows = _renumbered(windows, kept)
+    if not windows.size:
+        raise OptimizationFailed(
+            "no calibration text is left", where=str(given), fix="Give more text, or keep more of the vocabulary."
+        )
+    count = len(windows) if tokens is None else min(len(windows), max(1, tokens // windows.shape[1]))
+    chosen: Tokens = windows[np.linspace(0, len(windows) - 1, count).astype(np.int64)]
+    return chosen
+
+
+def kept_tokens(given: Path) -> Tokens | None:
+    """The reference's token id of every token; None if the vocabulary is still the reference's."""
+    path = given / KEPT_TOKENS
+    return np.load(path) if path.exists() else None
+
+
+def _renumbered(windows: Tokens, kept: Tokens) -> Tokens:
+    numbers = np.full(max(int(kept.max()), int(windows.max())) + 1, -1, dtype=np.int64)
+    numbers[kept] = np.arange(len(kept))
+    renumbered: Tokens = numbers[windows]
+    return renumbered[(renumbered >= 0).all(axis=1)]
+
+
+def decoder_layers(model: Any) -> Any:
+    """Every layer has `mlp.down_proj` and `self_attn.o_proj`. Raises `UnsupportedArchitecture`."""
+    import torch
+
+    layers = getattr(model.get_decoder(), "layers", None)
+    parts = ("mlp.down_proj", "self_attn.o_proj")
+    names = {name for layer in layers or () for name, _ in layer.named_modules()}
+    if not isinstance(layers, torch.nn.ModuleList) or not names.issuperset(parts):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} is not a row of layers with {' and '.join(parts)}",
+            fix="Leave pruning, sparsity and distillation out of the recipe.",
+        )
+    return layers
+
+
+class Walk:
+    """Hidden states [windows, positions, hidden size] on their way through a model, layer by layer."""
+
+    def __init__(self, model: Any, tokens: Tokens) -> None:
+        import torch
+
+        self._calls: list[Mapping[str, Any]] = []
+        batches = torch.split(torch.from_numpy(tokens), _BATCH)
+        self._enter(model, batches[0][:1])
+        calls = self._calls  # of one window, so that they fit batches of any size
+        self.hidden = torch.cat([self._enter(model, batch) for batch in batches])
+        self._calls = calls[: len(decoder_layers(model))]
+
+    def _enter(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """What goes into the first layer. No layer computes anything."""
+        import torch
+
+        entered: list[torch.Tensor] = []
+
+        def pass_by(hidden: torch.Tensor, **call: Any) -> torch.Tensor:
+            entered.append(hidden)
+            self._calls.append(call)
+            return hidden
+
+        layers = list(decoder_layers(model))
+        for layer in layers:
+            layer.forward = pass_by
+        try:
+            with torch.no_grad():
+                model.get_decoder()(input_ids=tokens, use_cache=False)
+        finally:
+            for layer in layers:
+                del layer.forward
+        return entered[0]
+
+    def through(self, layer: torch.nn.Module, number: int) -> torch.Tensor:
+        """What `layer`, the model's `number`th, makes of `hidden`, which stays as it is."""
+        import torch
+
+        with torch.no_grad():
+            return torch.cat([layer(batch, **self._calls[number]) for batch in torch.split(self.hidden, _BATCH)])
+
+    def normal(self, layer: Any, number: int, linear: torch.nn.Linear, target: torch.Tensor | None = None) -> Normal:
+        """The normal equations of `linear`, a part of `layer`. Wanted is what it gives now, and if there is a `target`
+        for the hidden states after this layer, what they lack of it too.
+
+        A layer that normalizes its output before adding it (Gemma) is not corrected: that would not be linear.
+        """
+        import torch
+
+        reachable = target is not None and not hasattr(layer, "post_feedforward_layernorm")
+        normal = Normal(linear)
+        hook = linear.register_forward_hook(normal.see)
+        try:
+            with torch.no_grad():
+                for start in range(0, len(self.hidden), _BATCH):
+                    batch = slice(start, start + _BATCH)
+                    after = layer(self.hidden[batch], **self._calls[number])
+                    normal.add(target[batch] - after if reachable and target is not None else None)
+        finally:
+            hook.remove()
+        return normal
+
+    def lengths(self, layer: torch.nn.Module, number: int) -> dict[str, torch.Tensor]:
+        """By name of every linear part of `layer`: the length of each of its inputs over all tokens, ‖X_j‖ [inputs]."""
+        import torch
+
+        squares = {n: torch.zeros(m.in_features) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+
+        def see(name: str, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], __: torch.Tensor) -> None:
+            squares[name] += inputs[0].flatten(0, 1).square().sum(0)
+
+        hooks = [layer.get_submodule(name).register_forward_hook(partial(see, name)) for name in squares]
+        try:
+            self.through(layer, number)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: total.sqrt() for name, total in squares.items()}
+
+
+class Normal:
+    """Normal equations of a linear layer, its bias left aside.
+
+    `gram` = XᵀX [inputs, inputs], `cross` = XᵀY [inputs, outputs], float64.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        import torch
+
+        self.gram = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
+        self.cross = torch.zeros(linear.in_features, linear.out_features, dtype=torch.float64)
+
+    def see(self, linear: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
+        self._inputs = inputs[0].flatten(0, 1)
+        self._wanted = outputs.flatten(0, 1) - (0 if linear.bias is None else linear.bias)
+
+    def add(self, lacking: torch.Tensor | None) -> None:
+        wanted = self._wanted if lacking is None else self._wanted + lacking.flatten(0, 1)
+        self.gram += self._inputs.T @ self._inputs
+        self.cross += self._inputs.T @ wanted
+
+
+def keep_inputs(linear: torch.nn.Linear, kept: torch.Tensor) -> None:
+    import torch
+
+    linear.weight = torch.nn.Parameter(linear.weight.data[:, kept].contiguous())
+    linear.in_features = len(kept)
+
+
+def keep_outputs(linear: torch.nn.Linear, kept: torch.Tensor) -> None:
+    import torch
+
+    linear.weight = torch.nn.Parameter(linear.weight.data[kept].contiguous())
+    linear.out_features = len(kept)
+    if linear.bias is not None:
+        linear.bias = torch.nn.Parameter(linear.bias.data[kept].contiguous())
+
+
+def least_needed(linear: torch.nn.Linear, normal: Normal, width: int, drop: int) -> torch.Tensor:
+    """The inputs [kept] that stay when `drop` groups of `width` neighbouring inputs go.
+
+    Greedy: what goes next changes the output least, provided that all other weights adapt to its absence. That is the
+    optimal brain surgeon (Hassibi & Stork 1993) on columns, as in SlimGPT (Ling et al. 2024): the error of dropping a
+    group g of `W` is tr(W_g (H⁻¹_gg)⁻¹ W_gᵀ) with H = XᵀX.
+    """
+    import torch
+
+    weight, inverse = linear.weight.data.double(), torch.linalg.inv(normal.gram + _ridge(normal.gram))
+    groups = torch.arange(linear.in_features).view(-1, width)
+    alive = torch.ones(len(groups), dtype=torch.bool)
+    step = max(1, round(len(groups) * _AT_ONCE))
+    for left in range(drop, 0, -step):
+        blocks = inverse[groups[:, :, None], groups[:, None, :]]
+        blocks = torch.linalg.inv(blocks + torch.eye(width, dtype=torch.float64) * ~alive[:, None, None])
+        parts = weight[:, groups].transpose(0, 1)  # [groups, outputs, width]
+        errors = ((parts @ blocks) * parts).sum((1, 2)).masked_fill(~alive, torch.inf)
+        gone = errors.argsort(stable=True)[: min(step, left)]
+        alive[gone] = False
+        columns = groups[gone].flatten()
+        spread = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
+        weight -= weight[:, columns] @ spread
+        inverse -= inverse[:, columns] @ spread
+        weight[:, columns], inverse[columns], inverse[:, columns] = 0, 0, 0
+    return groups[alive].flatten()
+
+
+def refit(linear: torch.nn.Linear, normal: Normal, kept: torch.Tensor | None = None) -> None:
+    """Set the weight to the least-squares answer for the inputs `kept`, with a ridge towards what it is now."""
+    import torch
+
+    gram, cross, weight = normal.gram, normal.cross, linear.weight.data
+    if kept is not None:
+        keep_inputs(linear, kept)
+        gram, cross, weight = gram[kept][:, kept], cross[kept], linear.weight.data
+    missing = cross - gram @ weight.T.double()
+    weight += torch.linalg.solve(gram + _ridge(gram), missing).T.float()
+
+
+def _ridge(gram: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.eye(len(gram), dtype=torch.float64) * gram.diagonal().mean() * _RIDGE

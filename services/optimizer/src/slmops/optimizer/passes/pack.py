@@ -1,0 +1,234 @@
+"""Codes into the graph: every matrix of the float export that has codes becomes a MatMulNBits on exactly those codes.
+
+Which matrix is which is found by its values, not by its name: a column of a graph's MatMul is a row of a Hugging Face
+parameter. So packed, split and renamed projections need no table per architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from slmops.contracts.errors import OptimizationFailed
+from slmops.optimizer import codes
+from slmops.optimizer.codes import Coded
+from slmops.optimizer.origin import Rows
+from slmops.optimizer.passes import Context, Params
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_MICROSOFT = "com.microsoft"
+_MODEL = "model.onnx"
+
+
+class Pack(Params):
+    accuracy_level: int = Field(
+        default=4, ge=0, le=4, description="4: activations are rounded to int8 in the kernel, the only fast one on CPUs"
+    )
+
+    @property
+    def calibrated(self) -> bool:
+        return False
+
+
+def run(given: Path, out: Path, params: Pack, context: Context) -> None:
+    """Raises `OptimizationFailed` if a coded parameter is nowhere in the graph."""
+    import onnx_ir as ir
+
+    context.tell("exporting the graph", 0.0)
+    exported = context.export(given / codes.MODEL_FOLDER)
+    coded = codes.load(given)
+    shutil.copytree(exported, out, ignore=shutil.ignore_patterns(f"{_MODEL}*"))
+    model = ir.load(exported / _MODEL)
+    context.tell("packing", 0.5)
+    packer = _Packer(model, Rows(given / codes.MODEL_FOLDER, coded), coded, params.accuracy_level)
+    packer.replace_all()
+    packer.halve_rotations()
+    packer.finish()
+    ir.save(model, out / _MODEL, external_data=f"{_MODEL}.data")
+    _minify(out / "tokenizer.json")
+
+
+class _Packer:
+    """Rewrites one graph."""
+
+    def __init__(self, model: ir.Model, rows: Rows, coded: Mapping[str, Coded], accuracy_level: int) -> None:
+        self._graph, self._rows, self._coded, self._level = model.graph, rows, coded, accuracy_level
+        self._shared: dict[str, tuple[Coded, list[ir.Value]]] = {}
+        self._used: set[str] = set()
+        self._preamble: list[ir.Node] = []  # what constants are computed by, in order
+        model.opset_imports.setdefault(_MICROSOFT, 1)
+
+    def replace_all(self) -> None:
+        for node in list(self._graph):
+            if node.op_type == "MatMul":
+                self._matmul(node)
+        for node in list(self._graph):
+            if node.op_type == "Gather":
+                self._gather(node)
+        for name in [name for name, value in self._graph.initializers.items() if not value.uses()]:
+            del self._graph.initializers[name]
+        if missing := sorted(set(self._coded) - self._used):
+            raise OptimizationFailed(
+                f"{len(missing)} quantized parameters are not in the exported graph, the first is {missing[0]}",
+                fix="Leave them out of the quantize pass.",
+            )
+
+    def halve_rotations(self) -> None:
+        """The tables of sines and cosines in float16: their error, 2e-4, is far below that of the weights."""
+        for name in ("cos_cache", "sin_cache"):
+            table = self._graph.initializers.get(name)
+            if table is not None and table.const_value is not None:
+                table.replace_all_uses_with(self._widened(name, table.const_value.numpy().astype(np.float16)))
+                del self._graph.initializers[name]
+
+    def finish(self) -> None:
+        self._graph.insert_before(self._graph[0], self._preamble)
+
+    def _matmul(self, node: ir.Node) -> None:
+        """A matrix whose parts have codes of different kinds becomes one node for each, and their outputs joined."""
+        weight = node.inputs[1]
+        parts = self._coded_of(weight, transposed=True)
+        if not parts or weight is None:
+            return
+        nodes = []
+        for number, part in enumerate(parts):
+            inputs = self._initializers(f"{weight.name}_q{number}", part)
+            rows, columns = part.codes.shape
+            attributes = {"K": columns, "N": rows, "bits": part.bits, "block_size": part.block}
+            attributes["accuracy_level"] = self._level
+            nodes.append(self._node("MatMulNBits", [node.inputs[0], *inputs], attributes, node, f"/{number}"))
+            if len(parts) == 1:
+                self._shared[weight.name or ""] = (part, inputs)
+        if len(nodes) > 1:
+            for new in nodes:
+                new.outputs[0].name = f"{new.name}/output_0"
+            nodes.append(self._node("Concat", [new.outputs[0] for new in nodes], {"axis": -1}, node, domain=""))
+        self._swap(node, nodes[-1])
+
+    def _gather(self, node: ir.Node) -> None:
+        """An embedding: `Gather(matrix)`, or tied to the head, `Gather(Transpose(head))`."""
+        data = node.inputs[0]
+        producer = data.producer() if data is not None else None
+        tied = producer.inputs[0] if producer is not None and producer.op_type == "Transpose" else None
+        if tied is not None and tied.name in self._shared:
+            found, inputs = self._shared[tied.name]
+        else:
+            parts = self._coded_of(data, transposed=False)
+            if len(parts) != 1 or data is None:
+                return
+            found, inputs = parts[0], self._initializers(f"{data.name}_q", parts[0])
+        rows, columns = found.codes.shape
+        flat = self._constant(f"{node.name}/flat", np.array([rows, columns * found.bits // 8], dtype=np.int64))
+        reshape = self._node("Reshape", [inputs[0], flat], {}, node, domain="")
+        reshape.outputs[0].name = f"{node.name}/codes"
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": found.bits, "block_size": found.block}
+        ordered = [reshape.outputs[0], node.inputs[1], *inputs[1:]]
+        self._swap(node, self._node("GatherBlockQuantized", ordered, attributes, node))
+        if producer is not None and not producer.outputs[0].uses():
+            self._graph.remove(producer, safe=True)
+
+    def _coded_of(self, weight: ir.Value | None, *, transposed: bool) -> list[Coded]:
+        if weight is None or weight.const_value is None or weight.name not in self._graph.initializers:
+            return []
+        values = weight.const_value.numpy()
+        if values.ndim != 2 or values.dtype != np.float32:
+            return []
+        parts = self._rows.origin(np.ascontiguousarray(values.T) if transposed else values)
+        self._used |= {name for name, _, _ in parts}
+        return _joined([(self._coded[name], row, count) for name, row, count in parts])
+
+    def _initializers(self, name: str, found: Coded) -> list[ir.Value]:
+        """Packed codes, scales as float32 and packed zeros, as MatMulNBits takes them."""
+        rows, blocks = found.zeros.shape
+        packed = _packed(found.codes, found.bits).reshape(rows, blocks, found.block * found.bits // 8)
+        inputs = [self._constant(f"{name}_codes", packed), self._scales(f"{name}_scales", found)]
+        if (found.zeros != 1 << (found.bits - 1)).any():
+            inputs.append(self._constant(f"{name}_zeros", _packed(found.zeros, found.bits)))
+        return inputs
+
+    def _scales(self, name: str, found: Coded) -> ir.Value:
+        """Float32, computed once from what is stored, when a session is made and before it packs the matrix."""
+        scales = self._widened(name, found.scale_codes)
+        if found.scale_codes.dtype == np.float16:
+            return scales
+        steps = self._widened(f"{name}_steps", found.steps[:, None])
+        product = self._node("Mul", [scales, steps], {}, None, domain="")
+        product.outputs[0].name = f"{name}_product"
+        return product.outputs[0]
+
+    def _widened(self, name: str, values: npt.NDArray[Any]) -> ir.Value:
+        """A float32 value that is stored narrower."""
+        cast = self._node("Cast", [self._constant(f"{name}_narrow", values)], {"to": 1}, None, domain="")
+        cast.outputs[0].name = f"{name}_wide"
+        return cast.outputs[0]
+
+    def _constant(self, name: str, values: npt.NDArray[Any]) -> ir.Value:
+        import onnx_ir as ir
+
+        value = ir.val(name, const_value=ir.tensor(values, name=name))
+        self._graph.register_initializer(value)
+        return value
+
+    def _node(
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int],
+        before: ir.Node | None,
+        suffix: str = "",
+        domain: str = _MICROSOFT,
+    ) -> ir.Node:
+        import onnx_ir as ir
+
+        name = f"{before.name}_{kind}{suffix}" if before else None
+        new = ir.node(kind, list(inputs), dict(attributes), domain=domain, name=name)
+        if before is None:
+            self._preamble.append(new)
+        else:
+            self._graph.insert_before(before, new)
+        return new
+
+    def _swap(self, old: ir.Node, new: ir.Node) -> None:
+        import onnx_ir as ir
+
+        ir.convenience.replace_nodes_and_values(self._graph, old, [old], [], [old.outputs[0]], [new.outputs[0]])
+
+
+def _joined(parts: Sequence[tuple[Coded, int, int]]) -> list[Coded]:
+    """Neighbours with the same bits and block as one."""
+    found = []
+    for kind, group in groupby(parts, key=lambda part: (part[0].bits, part[0].block, part[0].scale_codes.dtype)):
+        rows = list(group)
+        fields: dict[str, Any] = {
+            what: np.concatenate([getattr(part, what)[row : row + count] for part, row, count in rows])
+            for what in codes.PARTS
+        }
+        found.append(Coded(**fields, bits=kind[0]))
+    return found
+
+
+def _packed(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """4-bit values two to a byte, the first in the low half; an odd row is padded with zero."""
+    if bits == 8:
+        return values
+    if values.shape[1] % 2:
+        values = np.pad(values, ((0, 0), (0, 1)))
+    pairs: npt.NDArray[np.uint8] = values[:, ::2] | (values[:, 1::2] << np.uint8(4))
+    return pairs
+
+
+def _minify(tokenizer: Path) -> None:
+    """Without its indentation: a third of the file."""
+    if tokenizer.exists():
+        content = json.loads(tokenizer.read_bytes())
+        tokenizer.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Whether there is room for a job, asked before it starts: a refusal with figures instead of an end by the kernel."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from slmops.contracts.errors import DiskFull, NotEnoughMemory
+from slmops.kit.modelfile import ModelFacts
+from slmops.optimizer.intake import needed_bytes
+
+_FLOAT32_BYTES = 4
+_BASE_COPIES = 3
+"""Of the model in float32 on the disk: the reference, its export, and the export in the making."""
+_COPIES_PER_VARIANT = 0.6
+"""The codes take a byte per weight, a variant at most as much again, and a little for what is in the making."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_memory(facts: ModelFacts, limit_bytes: int | None) -> None:
+    """Raises `NotEnoughMemory` if the model needs more than is free, or than `limit_bytes`."""
+    needed, free = needed_bytes(facts), free_memory_bytes()
+    there, what = (free, "free") if limit_bytes is None or free < limit_bytes else (limit_bytes, "the job's limit")
+    if needed > there:
+        raise NotEnoughMemory(
+            f"optimizing this model takes about {_gb(needed)} of memory; {_gb(there)} are {what}",
+            fix="Use a host or a limit with more memory, or a smaller model.",
+        )
+
+
+def check_disk(facts: ModelFacts, work: Path, variants: int) -> None:
+    """Raises `DiskFull` if `work`, which exists, has no room. What an earlier run left there counts as done."""
+    float32 = facts.parameters * _FLOAT32_BYTES
+    there = sum(
+        path.lstat().st_size for part in ("reference", "exports", "passes") for path in (work / part).rglob("*")
+    )
+    needed = round(float32 * (_BASE_COPIES + _COPIES_PER_VARIANT * variants)) - there
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise DiskFull(
+            f"the job takes about {_gb(needed)} on the disk; {_gb(free)} are free",
+            where=str(work),
+            fix="Free space there, or ask for fewer recipes.",
+        )
+
+
+def free_memory_bytes(cgroup: Path = _CGROUP) -> int:
+    """Of the host, or of the container that we are in if it has less: nobody tells `psutil` about that."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit = cgroup / "memory.max"
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return free
+    used = int((cgroup / "memory.current").read_text())
+    stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    return min(free, int(limit.read_text()) - used + int(stat["inactive_file"]))  # the page cache makes room
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,39 @@
+"""What a job's process is asked to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.profile import EDGE_SMALL, DeviceProfile
+from slmops.contracts.recipe import Recipe
+from slmops.contracts.search import SearchSpec
+
+SPEC_FILE = "spec.json"
+
+
+class JobSpec(BaseModel):
+    """Everything that the outcome depends on besides the source and the tools."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipes: tuple[Recipe, ...] = Field(min_length=1, description="Those that are tried; a search begins with them")
+    profile: DeviceProfile = EDGE_SMALL
+    search: SearchSpec | None = Field(default=None, description="Try more than `recipes`")
+    golden: tuple[GoldenPrompt, ...] = ()
+    seed: int = Field(default=0, ge=0)
+    evaluation_texts: tuple[Path, ...] = Field(default=(), description="Instead of the bundled text")
+    calibration_texts: tuple[Path, ...] = Field(default=(), description="Instead of the bundled texts")
+    memory_limit_bytes: int | None = Field(
+        default=None, gt=0, description="A model that needs more is refused before anything is done; None: what is free"
+    )
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [recipe.name for recipe in self.recipes]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"there are several recipes {doubled[0]!r}")
+        return self

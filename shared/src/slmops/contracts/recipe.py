@@ -1,0 +1,35 @@
+"""A recipe: the declared list of passes that turns a version into a variant. Data: it can be shown and compared."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from slmops.contracts.descriptor import Digest, digest_of
+from slmops.contracts.names import Name
+
+
+class PassSpec(BaseModel):
+    """One step: the pass by name, and its parameters; those that are absent have the pass's defaults."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True, extra="ignore")
+
+    pass_: Name = Field(alias="pass")
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Recipe(BaseModel):
+    """`passes` in order. Which passes there are, and whether they fit one another, is the optimizer's to say."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: Name
+    description: str = ""
+    passes: tuple[PassSpec, ...] = Field(min_length=1)
+
+    @property
+    def digest(self) -> Digest:
+        """Of what it does: two recipes that differ only in name or description have the same."""
+        passes = [step.model_dump() for step in self.passes]
+        return digest_of(json.dumps(passes, sort_keys=True, separators=(",", ":")).encode())

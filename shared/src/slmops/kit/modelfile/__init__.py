@@ -1,0 +1,46 @@
+"""What a model file or directory says about itself, read without loading a weight.
+
+gguf     one GGUF file, in any quantization
+hf       a Hugging Face directory: config.json, tokenizer.json, *.safetensors
+onnx     an onnxruntime-genai folder: genai_config.json, the graph with its data, tokenizer.json
+adapter  a LoRA by PEFT: adapter_config.json, adapter_model.safetensors, and what it was trained on in `base/`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slmops.contracts.errors import InvalidModel, NotAModel
+from slmops.kit.modelfile.adapter import BASE, adapter_base, adapter_facts, is_adapter
+from slmops.kit.modelfile.facts import Facts, Format, ModelFacts
+from slmops.kit.modelfile.gguf import GgufTensor, gguf_facts, read_gguf
+from slmops.kit.modelfile.huggingface import hf_facts
+from slmops.kit.modelfile.onnx import onnx_facts
+
+__all__ = ["BASE", "Format", "GgufTensor", "ModelFacts", "adapter_base", "inspect", "is_adapter", "read_gguf"]
+
+
+def inspect(source: Path, base: Path | None = None) -> ModelFacts:
+    """Facts of what the optimizer can take; every tensor lies inside its file, and together they make the model.
+
+    `base` is where an adapter's base lies if not in its folder. Raises `NotAModel`, `TruncatedModel`,
+    `UnsupportedArchitecture`, `InvalidModel`.
+    """
+    if is_adapter(source):
+        base = base or adapter_base(source)
+        return adapter_facts(source, base, _facts(base)).model
+    if base is not None:
+        raise InvalidModel(
+            "only an adapter has a base", where=str(source), fix="Leave --base out, or give PEFT's directory."
+        )
+    return _facts(source).model
+
+
+def _facts(source: Path) -> Facts:
+    if (source / "genai_config.json").is_file():
+        return onnx_facts(source)
+    if source.is_dir():
+        return hf_facts(source)
+    if not source.is_file():
+        raise NotAModel("there is no such file or directory", where=str(source), fix="Check the path.")
+    return gguf_facts(source)

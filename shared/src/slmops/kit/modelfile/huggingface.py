@@ -1,0 +1,77 @@
+"""A Hugging Face directory: config.json, a tokenizer, and safetensors in one file or in several with an index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slmops.contracts.errors import UnsupportedArchitecture
+from slmops.kit.modelfile import facts
+from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, damaged, json_object, value
+from slmops.kit.modelfile.safetensors import read_shapes
+
+ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3_text", "phi3"})
+"""`model_type` in config.json of what the optimizer can read and build."""
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def hf_facts(folder: Path) -> Facts:
+    """Raises `NotAModel`, `TruncatedModel`, `UnsupportedArchitecture`, `InvalidModel`."""
+    config = json_object(folder / "config.json")
+    architecture = facts.supported(config.get("model_type"), ARCHITECTURES, folder)
+    if config.get("quantization_config"):
+        raise UnsupportedArchitecture(
+            "its weights are already quantized", where=str(folder), fix="Give the model that it was made from."
+        )
+    facts.check_tokenizer(folder)
+    shapes = _shapes(folder)
+    _check_shapes(shapes, config, folder / "config.json")
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    return Facts(ModelFacts(architecture, parameters, facts.folder_bytes(folder), "hf"), shapes)
+
+
+def _shapes(folder: Path) -> dict[str, Shape]:
+    if not (folder / _INDEX).is_file():
+        return read_shapes(_weights(folder, _WEIGHTS))
+    places = value(json_object(folder / _INDEX), "weight_map", dict, folder / _INDEX)
+    files = {name: read_shapes(_weights(folder, name)) for name in sorted(set(map(str, places.values())))}
+    for tensor, name in places.items():
+        if tensor not in files[name]:
+            raise damaged(f"{name} does not hold {tensor!r}, as the index says", folder / _INDEX)
+    return {tensor: files[name][tensor] for tensor, name in places.items()}
+
+
+def _weights(folder: Path, name: str) -> Path:
+    if Path(name).suffix != ".safetensors" or not (folder / Path(name).name).is_file():
+        raise damaged(
+            f"the directory has no {name}", folder, "Only safetensors weights are read: convert or complete it."
+        )
+    return facts.inside(folder, name)
+
+
+def _check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: Path) -> None:
+    """The configuration's sizes are those of the weights; so nobody allocates what it merely claims."""
+    layers, hidden, inner, vocabulary = (
+        value(config, key, int, where)
+        for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+    )
+    parts = _layers(shapes)
+    if parts.keys() != set(range(layers)) or len({frozenset(names) for names in parts.values()}) > 1:
+        raise damaged(f"config.json says that there are {layers:,} layers, the weights hold {len(parts)}", where)
+    expected = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    expected |= {f"model.layers.{layer}.mlp.down_proj.weight": (hidden, inner) for layer in range(layers)}
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            raise damaged(f"{name} is {shapes.get(name)}, and by config.json it should be {shape}", where)
+
+
+def _layers(shapes: Mapping[str, Shape]) -> dict[int, set[str]]:
+    """The names inside each layer."""
+    found: dict[int, set[str]] = {}
+    for name in shapes:
+        head, _, rest = name.removeprefix("model.layers.").partition(".")
+        if name.startswith("model.layers.") and head.isdecimal():
+            found.setdefault(int(head), set()).add(rest)
+    return found

@@ -1,0 +1,162 @@
+"""The job board on a real NATS: who sees what of a job, and when."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from integration.artifact_world import eventually
+from integration.kit_world import World, world_on
+
+from slmops.contracts import subjects
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import InternalError, NotFound, Unreachable
+from slmops.contracts.events import VariantRejected
+from slmops.contracts.jobs import JobState, JobView, OptimizeJob
+from slmops.contracts.model import ModelFile
+from slmops.contracts.profile import EDGE_SMALL
+from slmops.kit.bus import Bus
+from slmops.kit.provision import consumer
+from slmops.optimizer.board import Board
+from slmops.optimizer.handlers import DELIVERIES, Handlers, routes
+
+if TYPE_CHECKING:
+    from servers import NatsServer
+
+DURABLE = "optimizer-jobs_optimize_each"
+AT = datetime(2026, 1, 2, tzinfo=UTC)
+JOB = OptimizeJob(
+    model="smollm2",
+    version="1.0.0",
+    digest=digest_of(b"x"),
+    format="gguf",
+    files=(ModelFile(path="m.gguf", digest=digest_of(b"x"), size_bytes=1),),
+    profile=EDGE_SMALL,
+    recipes=("int8", "int4"),
+)
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+@pytest.fixture
+async def board(world: World) -> Board:
+    return Board(await world.service("optimizer", lambda bus: None))
+
+
+def view(job: str = "a", state: JobState = JobState.QUEUED, **changes: Any) -> JobView:
+    fields = {"job": job, "work": "w", "model": "smollm2", "version": "1.0.0", "profile": "edge-small"}
+    return JobView(**fields | {"recipes": ("int8",), "state": state, "queued_at": AT, "at": AT} | changes)
+
+
+async def test_an_empty_board_is_empty(board: Board) -> None:
+    assert await board.all() == []
+    assert await board.find("a") is None
+    assert await board.cancelled("a") is None
+
+
+async def test_a_job_that_is_queued_again_stays_as_far_as_it_came(board: Board) -> None:
+    await board.queue(view())
+    await board.put(view(state=JobState.RUNNING, done=3, of=5))
+    await board.queue(view())
+    found = await board.find("a")
+    assert found and (found.state, found.done) == (JobState.RUNNING, 3)
+
+
+@pytest.mark.parametrize(
+    ("state", "seen"),
+    [
+        (JobState.QUEUED, JobState.CANCELLED),
+        (JobState.RUNNING, JobState.CANCELLING),
+        (JobState.DONE, JobState.DONE),
+        (JobState.FAILED, JobState.FAILED),
+    ],
+)
+async def test_the_wish_to_end_a_job_is_seen_before_its_worker_has_heard_of_it(
+    board: Board, state: JobState, seen: JobState
+) -> None:
+    await board.put(view(state=state))
+    await board.cancel("a", "alice")
+    found = await board.find("a")
+    assert found and found.state is seen
+    assert [one.state for one in await board.all()] == [seen]
+    assert await board.cancelled("a") == "alice"
+
+
+async def test_jobs_are_listed_in_the_order_in_which_they_were_queued(board: Board) -> None:
+    for day, job in ((3, "c"), (1, "a"), (2, "b")):
+        await board.queue(view(job, queued_at=AT.replace(day=day)))
+    await board.cancel("b", "bob")
+    assert [one.job for one in await board.all()] == ["a", "b", "c"]
+
+
+async def test_a_board_that_is_gone_is_told(world: World, board: Board) -> None:
+    await board.queue(view())
+    await world.client.js.delete_stream(f"KV_{subjects.JOB_BUCKET}")
+    with pytest.raises(Unreachable, match="job board"):
+        await board.put(view())
+
+
+class Worker:
+    """Knows of nothing that it could work with."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.asked = error, 0
+
+    async def do(self, job: OptimizeJob, telling: object) -> None:
+        self.asked += 1
+        raise self.error
+
+
+async def deliver(world: World, worker: Worker, times_before: int) -> Board:
+    """A job that was delivered so often and never ended, and then to this worker."""
+    client = await world.connect("optimizer")
+    headers = {"Nats-Msg-Id": JOB.id}
+    bus = Bus("optimizer", world.settings("optimizer"))
+    board = Board(bus)
+    routes(bus, Handlers(bus, None, board, worker, {}, (), (), Path(), lambda: AT))  # type: ignore[arg-type]
+    await consumer(client.js, "JOBS", DURABLE, subjects.optimize_job("*"))
+    await client.store(subjects.optimize_job("edge-small"), JOB.model_dump_json(by_alias=True).encode(), headers)
+    reader = await client.js.pull_subscribe_bind(DURABLE, "JOBS")
+    for _ in range(times_before):  # as by workers that died of it
+        await (await reader.fetch(1))[0].nak()
+    await reader.unsubscribe()
+    await bus.start()
+    world.stack.push_async_callback(bus.broker.stop)
+    return board
+
+
+async def test_a_job_that_no_worker_survives_is_refused_in_the_end(world: World) -> None:
+    worker = Worker(NotFound("never asked"))
+    board = await deliver(world, worker, DELIVERIES - 1)
+    await settled(world)
+    found = await board.find(JOB.id)
+    assert found and found.problem and found.problem.code == InternalError.code
+    assert f"begun {DELIVERIES - 1} times" in found.reason
+    assert worker.asked == 0
+    assert len([m for m in await world.stored("EVENTS") if m.subject == VariantRejected.type]) == 2
+
+
+async def test_a_long_job_outlives_more_deaths_of_its_workers_than_other_messages_do(world: World) -> None:
+    worker = Worker(NotFound("the store lost its files"))
+    board = await deliver(world, worker, 10)
+    await settled(world)
+    found = await board.find(JOB.id)
+    assert found and (found.state, found.reason) == (JobState.FAILED, "the store lost its files")
+    assert worker.asked == 1
+    await world.dead(0)
+
+
+async def settled(world: World) -> None:
+    """Until no job waits for anything."""
+
+    async def look() -> bool | None:
+        return await world.unsettled("JOBS", DURABLE) == 0 or None
+
+    await eventually(look)

@@ -1,0 +1,157 @@
+"""What was made and measured once is not made again, whatever it is asked for as; and commands on the real servers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from integration.kit_world import World, world_on
+from integration.optimizer_world import Factory, factory_on
+
+from slmops.contracts.commands import FetchEvaluation, ListRecipes, ListVersions, VerifyEvaluation
+from slmops.contracts.errors import IllegalTransition, InvalidRecipe, NotFound
+from slmops.contracts.events import VariantOptimized, VariantRejected
+from slmops.contracts.jobs import JobState
+from slmops.contracts.permissions import ANSWER_WITHIN
+from slmops.contracts.recipe import PassSpec, Recipe
+from slmops.contracts.search import SearchSpec
+
+if TYPE_CHECKING:
+    from servers import S3, NatsServer
+
+pytestmark = pytest.mark.timeout(400)
+GOLDEN = b'{"prompt": "What is the capital of France?", "expect": ["Paris"]}\n'
+CACHED_WITHIN_S = 2.0
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+@pytest.fixture
+async def factory(world: World, s3: S3, tmp_path: Path) -> AsyncIterator[Factory]:
+    async with factory_on(world, s3, tmp_path) as factory:
+        yield factory
+
+
+async def made(factory: Factory, job: str, recipe: str = "int8") -> VariantOptimized:
+    await factory.reached(job, JobState.DONE)
+    [found] = [e for e in await factory.events(VariantOptimized, job) if e.recipe == recipe]
+    return found
+
+
+async def test_the_same_work_is_done_once(factory: Factory) -> None:
+    await factory.start("one")
+    await factory.push("1.0.0", seed=140)
+    first = await made(factory, (await factory.job_of("1.0.0")).job)
+
+    start = time.monotonic()
+    again = await made(factory, (await factory.ask(recipes=("int8",))).job)
+    seconds = time.monotonic() - start
+    print(f"cached job: {seconds:.2f} s")
+    assert seconds < CACHED_WITHIN_S
+    assert (again.job != first.job, again.files, again.evaluation) == (True, first.files, first.evaluation)
+
+    await factory.push("2.0.0", seed=140, model="other")  # the same weights by another name
+    view = await factory.job_of("2.0.0", "other")
+    other = await made(factory, view.job)
+    ended = await factory.job(view.job)
+    assert (ended.at - ended.queued_at).total_seconds() < CACHED_WITHIN_S
+    assert (other.model, other.files, other.evaluation) == ("other", first.files, first.evaluation)
+
+    more = await factory.ask(recipes=("int8", "int4"))  # one of them is known
+    assert (await made(factory, more.job)).evaluation == first.evaluation
+    assert (await made(factory, more.job, "int4")).digest != first.digest
+
+    await factory.push("1.0.1", seed=140, golden=GOLDEN)  # measured with questions it is another measurement
+    asked = await made(factory, (await factory.job_of("1.0.1")).job)
+    assert asked.evaluation.golden_total == 1
+    assert asked.digest == first.digest  # and the same variant, byte for byte
+
+
+async def test_a_report_can_be_fetched_and_measured_again(factory: Factory) -> None:
+    await factory.start("one")
+    await factory.push("1.0.0", seed=141)
+    job = (await factory.job_of("1.0.0")).job
+    variant = await made(factory, job)
+    client = factory.world.client
+
+    found = await client.request(FetchEvaluation(model="tiny", version="1.0.0"))
+    assert found.report.descriptor == variant.report
+    async with httpx.AsyncClient() as http:
+        report = (await http.get(found.report.url)).json()
+        whole = (await http.get((await client.request(FetchEvaluation(job=job))).report.url)).json()
+    assert report["recipe"]["name"] == "int8"
+    assert whole["choice"]["recipe"] == "int8"
+
+    verified = await client.request(VerifyEvaluation(report=variant.report.digest), timeout=ANSWER_WITHIN)
+    assert verified.agrees, verified
+    assert {"kl", "top1", "ppl"} <= {figure.name for figure in verified.figures}
+    with pytest.raises(NotFound, match="not evaluated"):
+        await client.request(VerifyEvaluation(model="tiny", version="1.0.0", recipe="int4"))
+
+
+async def test_a_search_ends_in_a_front_with_its_picture_and_is_not_made_twice(factory: Factory) -> None:
+    await factory.start("one")
+    await factory.push("1.0.0", seed=143)
+    await made(factory, (await factory.job_of("1.0.0")).job)
+    search = SearchSpec(budget=timedelta(minutes=3), max_trials=4)
+    job = (await factory.ask(recipes=("int8", "int4"), search=search)).job
+    view = await factory.reached(job, JobState.DONE)
+    client = factory.world.client
+
+    optimized = await factory.events(VariantOptimized, job)
+    rejected = await factory.events(VariantRejected, job)
+    assert 2 <= len(optimized) + len(rejected) <= 4
+    [chosen] = [event for event in optimized if event.chosen]
+    assert chosen.reason == view.reason
+    assert all(event.reason for event in rejected)
+    files = await client.request(FetchEvaluation(job=job))
+    assert [picture.path for picture in files.pictures] == ["front.png", "front.svg"]
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(files.pictures[0].url)).content.startswith(b"\x89PNG")
+        report = (await http.get(files.report.url)).json()
+    assert {event.recipe for event in optimized} <= {one["recipe"] for one in report["variants"]}
+    [first] = await factory.events(VariantOptimized, (await factory.job_of("1.0.0")).job)
+    [known] = [one for one in report["variants"] if one["recipe"] == "int8"]
+    assert known["evaluation"]["tokens_per_s"] == first.evaluation.tokens_per_s  # not measured again
+
+    start = time.monotonic()
+    await made(factory, (await factory.ask(recipes=("int8", "int4"), search=search)).job, chosen.recipe)
+    assert time.monotonic() - start < CACHED_WITHIN_S
+
+
+async def test_what_cannot_be_done_is_refused_before_it_is_queued(factory: Factory) -> None:
+    await factory.start("one", recipes=json.dumps(["stock-int4"]))
+    await factory.push("1.0.0", seed=142)
+    mine = Recipe(name="mine", passes=(PassSpec(pass_="quantize", params={"bits": 4}),))
+    for asked, kind, words in (
+        ({"recipes": ("int3",)}, NotFound, "no recipe 'int3'"),
+        ({"profile": "mainframe"}, NotFound, "no device profile"),
+        ({"definitions": (mine,)}, InvalidRecipe, "ends in a coded model"),
+        ({"definitions": (mine.model_copy(update={"name": "int4"}),)}, InvalidRecipe, "."),
+        ({"version": "9.0.0"}, NotFound, "no tiny:9.0.0"),
+    ):
+        with pytest.raises(kind, match=words):
+            await factory.ask(**asked)
+    with pytest.raises(NotFound):
+        await factory.cancel("00000000-0000-0000-0000-000000000000")
+
+    job = await factory.job_of("1.0.0")
+    same = await factory.ask()  # under way already
+    assert same.job == job.job
+    await factory.cancel(job.job)
+    await factory.reached(job.job, JobState.CANCELLED)
+    with pytest.raises(IllegalTransition, match="cancelled already"):
+        await factory.cancel(job.job)
+    assert {"int8", "int4"} <= {recipe.name for recipe in (await factory.world.client.request(ListRecipes())).recipes}
+    [view] = (await factory.world.client.request(ListVersions(model="tiny"))).versions
+    assert (view.stage, view.variants[0].reason) == ("refused", "cancelled by a test")

@@ -1,0 +1,218 @@
+"""A LoRA adapter and its base become one model, PEFT's own; what does not fit is refused before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_model import write_gguf
+from safetensors.numpy import load_file, save_file
+from tiny_model import make_tiny
+
+from slmops.contracts.errors import InvalidModel, TruncatedModel, UnsupportedArchitecture
+from slmops.kit.modelfile import inspect
+from slmops.optimizer.intake import materialize
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TOKENS = np.random.default_rng(0).integers(3, 320, size=(1, 48))
+
+
+def make_adapter(folder: Path, base: Path, **settings: object) -> Path:
+    """As PEFT saves it, with random matrices; `base` is copied into it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    common = {"r": 4, "lora_alpha": 16, "target_modules": LINEAR, "init_lora_weights": False}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**(common | settings)))
+    model.save_pretrained(folder)
+    shutil.copytree(base, folder / "base")
+    return folder
+
+
+def peft_logits(adapter: Path) -> np.ndarray:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(adapter / "base")
+    with torch.inference_mode():
+        return PeftModel.from_pretrained(base, adapter)(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+def logits(model: Path) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.inference_mode():
+        return AutoModelForCausalLM.from_pretrained(model)(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("base") / "hf", "llama")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, base) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("made") / "adapter", base)
+
+
+@pytest.fixture
+def adapter(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora_alpha": 1},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 64}},
+        {"target_modules": "all-linear"},
+    ],
+    ids=str,
+)
+def test_the_merged_model_is_pefts_own(tmp_path, base, settings):
+    folder = make_adapter(tmp_path / "adapter", base, **settings)
+    merged = logits(materialize(folder, tmp_path / "merged"))
+    np.testing.assert_allclose(merged, peft_logits(folder), atol=1e-4)
+    assert np.abs(merged - logits(base)).max() > 0.1
+
+
+def test_the_base_may_be_a_gguf_file(tmp_path, adapter):
+    expected = peft_logits(adapter)
+    shutil.move(adapter / "base", tmp_path / "origin")
+    (adapter / "base").mkdir()
+    write_gguf(adapter / "base" / "base.gguf", tmp_path / "origin")
+    assert inspect(adapter).architecture == "llama"
+    np.testing.assert_allclose(logits(materialize(adapter, tmp_path / "merged")), expected, atol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged", "origin"]
+
+
+def test_the_tokenizer_that_it_was_trained_with_is_kept(tmp_path, adapter):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(adapter / "base" / name, adapter)
+    (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    merged = materialize(adapter, tmp_path / "merged")
+    assert (merged / "chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
+
+
+def test_facts_are_of_the_adapter_with_its_base(adapter):
+    facts, alone = inspect(adapter), inspect(adapter / "base")
+    assert (facts.format, facts.architecture, facts.parameters) == ("adapter", "llama", alone.parameters)
+    assert facts.size_bytes > alone.size_bytes
+
+
+def test_the_base_may_lie_elsewhere(tmp_path, adapter):
+    expected = inspect(adapter)
+    shutil.move(adapter / "base", tmp_path / "origin")
+    assert inspect(adapter, tmp_path / "origin") == expected
+    with pytest.raises(InvalidModel, match="without its base") as caught:
+        inspect(adapter)
+    assert "--base" in (caught.value.fix or "")
+
+
+def test_a_base_for_what_is_no_adapter_is_refused(base):
+    with pytest.raises(InvalidModel, match="only an adapter has a base"):
+        inspect(base, base)
+
+
+def test_an_adapter_of_tied_embeddings_is_refused(tmp_path):
+    tied = make_tiny(tmp_path / "hf", "qwen2")
+    folder = make_adapter(tmp_path / "adapter", tied, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(InvalidModel, match="lm_head"):
+        materialize(folder, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+Change = Callable[[Path], None]
+
+
+def said(**settings: object) -> Change:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | settings))
+
+    return change
+
+
+def renamed(old: str, new: str) -> Change:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_model.safetensors"
+        save_file({name.replace(old, new): values for name, values in load_file(path).items()}, path)
+
+    return change
+
+
+def without(part: str) -> Change:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_model.safetensors"
+        save_file({name: values for name, values in load_file(path).items() if part not in name}, path)
+
+    return change
+
+
+def other_base(**settings: object) -> Change:
+    def change(adapter: Path) -> None:
+        shutil.rmtree(adapter / "base")
+        make_tiny(adapter / "base", "llama", **settings)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (said(peft_type="IA3"), UnsupportedArchitecture, "IA3"),
+        (said(modules_to_save=["lm_head"]), UnsupportedArchitecture, "modules_to_save"),
+        (said(layer_replication=[[0, 2], [0, 2]]), UnsupportedArchitecture, "layer_replication"),
+        (said(target_modules=["q_proj", "c_attn"]), InvalidModel, "c_attn"),
+        (said(r=0), InvalidModel, "rank is 0"),
+        (said(r="4"), InvalidModel, "r = '4'"),
+        (said(r=8), InvalidModel, "rank is 4, and adapter_config.json says 8"),
+        (renamed("layers.1", "layers.7"), InvalidModel, r"layers\.7.*its base does not have it"),
+        (renamed("lora_A", "lora_embedding_A"), UnsupportedArchitecture, "lora_embedding_A"),
+        (without("q_proj.lora_B"), InvalidModel, "B is None"),
+        (without("lora"), InvalidModel, "changes nothing"),
+        (other_base(hidden_size=96), InvalidModel, "in its base it is"),
+        (other_base(num_hidden_layers=1), InvalidModel, "its base does not have it"),
+        (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), InvalidModel, "adapter_model.safetensors"),
+        (lambda adapter: (adapter / "base" / "tokenizer.json").unlink(), InvalidModel, "tokenizer.json"),
+        (lambda adapter: shutil.rmtree(adapter / "base"), InvalidModel, "without its base"),
+        (lambda adapter: (adapter / "adapter_config.json").write_text("{"), InvalidModel, "not JSON"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_loaded(adapter, change, error, match):
+    change(adapter)
+    with pytest.raises(error, match=match) as caught:
+        inspect(adapter)
+    assert caught.value.where and caught.value.fix
+
+
+def test_cut_weights_are_truncated(adapter):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TruncatedModel):
+        inspect(adapter)
+
+
+def test_matrices_that_the_configuration_does_not_ask_for_are_refused_not_dropped(tmp_path, adapter):
+    said(target_modules=["q_proj"])(adapter)
+    with pytest.raises(InvalidModel, match="do not agree"):
+        materialize(adapter, tmp_path / "merged")
+
+
+def test_a_configuration_cannot_make_peft_import_or_fetch(tmp_path, adapter):
+    expected = peft_logits(adapter)
+    said(megatron_config={"a": 1}, megatron_core="no.such.module", base_model_name_or_path="nobody/nothing")(adapter)
+    said(auto_mapping={"parent_library": "no.such.module", "base_model_class": "X"}, init_lora_weights="pissa")(adapter)
+    np.testing.assert_allclose(logits(materialize(adapter, tmp_path / "merged")), expected, atol=1e-4)

@@ -1,0 +1,152 @@
+"""A GGUF file becomes the model that it was made from: the same numbers, the same logits, or a reason why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from gguf_model import converted, write_gguf
+from safetensors.numpy import load_file, save_file
+from tiny_model import ARCHITECTURES, make_tiny
+
+from slmops.contracts.errors import InvalidModel, TruncatedModel, UnsupportedArchitecture
+from slmops.kit.modelfile import inspect
+from slmops.kit.modelfile.gguf import hf_names
+from slmops.optimizer.intake import materialize
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def logits(model: Path) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(3, 320, size=(1, 48)))
+    with torch.inference_mode():
+        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(tokens).logits[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """Rows of 256: the block of the K-quants."""
+    return make_tiny(tmp_path_factory.mktemp("wide") / "hf", "llama", hidden_size=256, intermediate_size=256)
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q4_K, Kind.Q6_K]
+)
+def test_every_value_is_what_gguf_itself_reads(tmp_path, wide, kind):
+    held = write_gguf(tmp_path / "m.gguf", wide, kind)
+    target = materialize(tmp_path / "m.gguf", tmp_path / "hf")
+    config = json.loads((target / "config.json").read_bytes())
+    found, names = load_file(target / "model.safetensors"), hf_names("llama", config["num_hidden_layers"])
+    assert {names[name] for name in held} == found.keys()
+    for name, values in held.items():
+        np.testing.assert_array_equal(converted("llama", name, found[names[name]], config), values)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_float_file_of_each_architecture_computes_what_its_origin_does(tmp_path, architecture):
+    origin = make_tiny(tmp_path / "origin", architecture)
+    write_gguf(tmp_path / "m.gguf", origin)
+    found = logits(materialize(tmp_path / "m.gguf", tmp_path / "hf"))
+    np.testing.assert_allclose(found, logits(origin), atol=1e-4)
+
+
+def test_the_tokenizer_comes_along(tmp_path):
+    from transformers import AutoTokenizer
+
+    origin = make_tiny(tmp_path / "origin", "llama")
+    write_gguf(tmp_path / "m.gguf", origin)
+    text = "<|im_start|>the quick fox of France<|im_end|>"
+    before, after = (
+        AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+        for folder in (origin, materialize(tmp_path / "m.gguf", tmp_path / "hf"))
+    )
+    assert after == before
+
+
+def test_llama_3_positions_are_reconstructed(tmp_path):
+    origin = make_tiny(tmp_path / "origin", "llama", rope_parameters=LLAMA3, head_dim=64)
+    write_gguf(tmp_path / "m.gguf", origin)
+    target = materialize(tmp_path / "m.gguf", tmp_path / "hf")
+    assert json.loads((target / "config.json").read_bytes())["rope_parameters"] == LLAMA3
+
+
+def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path):
+    strange = LLAMA3 | {"high_freq_factor": 2.0}
+    write_gguf(tmp_path / "m.gguf", make_tiny(tmp_path / "origin", "llama", rope_parameters=strange, head_dim=64))
+    with pytest.raises(UnsupportedArchitecture, match="positions are scaled"):
+        materialize(tmp_path / "m.gguf", tmp_path / "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "origin"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error", "match"),
+    [
+        ({"llama.rope.scaling.type": "yarn"}, UnsupportedArchitecture, "yarn"),
+        ({"split.count": 3}, InvalidModel, "one of 3 parts"),
+        ({"general.type": "adapter"}, InvalidModel, "'adapter'"),
+    ],
+)
+def test_what_cannot_be_read_whole_is_refused_before_anything_is_read(tmp_path, metadata, error, match):
+    write_gguf(tmp_path / "m.gguf", make_tiny(tmp_path / "origin", "llama"), scaled=metadata)
+    with pytest.raises(error, match=match):
+        inspect(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), InvalidModel, r"blk\.1\.ffn_up\.weight"),
+        (lambda w: w.pop("model.norm.weight"), InvalidModel, r"model\.norm\.weight"),
+        (lambda w: w.pop("model.embed_tokens.weight"), InvalidModel, "embedding"),
+    ],
+)
+def test_a_file_without_one_of_its_tensors_is_refused(tmp_path, change, error, match):
+    origin = make_tiny(tmp_path / "origin", "llama")
+    weights = load_file(origin / "model.safetensors")
+    change(weights)
+    save_file(weights, origin / "model.safetensors")
+    write_gguf(tmp_path / "m.gguf", origin)
+    with pytest.raises(error, match=match):
+        materialize(tmp_path / "m.gguf", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_file_whose_configuration_and_weights_disagree_is_refused(tmp_path):
+    origin = make_tiny(tmp_path / "origin", "llama")
+    config = json.loads((origin / "config.json").read_bytes())
+    (origin / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    write_gguf(tmp_path / "m.gguf", origin)
+    with pytest.raises(InvalidModel, match="by the configuration it should be"):
+        materialize(tmp_path / "m.gguf", tmp_path / "hf")
+
+
+def test_a_tensor_that_the_architecture_does_not_have_is_refused_not_dropped(tmp_path):
+    """transformers would ignore these biases, and compute something else."""
+    origin = make_tiny(tmp_path / "origin", "qwen2")
+    write_gguf(tmp_path / "m.gguf", origin)
+    data = (tmp_path / "m.gguf").read_bytes().replace(b"qwen2.", b"llama.")
+    data = data.replace(b"\x05\0\0\0\0\0\0\0qwen2", b"\x05\0\0\0\0\0\0\0llama")
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(UnsupportedArchitecture, match=r"attn_k\.bias"):
+        inspect(tmp_path / "m.gguf")
+
+
+def test_a_file_cut_in_its_weights_is_truncated(tmp_path, wide):
+    write_gguf(tmp_path / "m.gguf", wide, Kind.Q4_0)
+    data = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(data[: len(data) // 2])
+    with pytest.raises(TruncatedModel):
+        materialize(tmp_path / "m.gguf", tmp_path / "hf")

@@ -1,0 +1,55 @@
+"""What a job needs against what there is, before it starts."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+import pytest
+
+from slmops.contracts.errors import DiskFull, NotEnoughMemory
+from slmops.kit.modelfile import ModelFacts
+from slmops.optimizer.room import check_disk, check_memory, free_memory_bytes
+
+
+def facts(parameters: int) -> ModelFacts:
+    return ModelFacts(architecture="llama", parameters=parameters, size_bytes=4 * parameters, format="hf")
+
+
+def test_a_model_that_no_host_can_hold_is_refused_with_both_figures():
+    with pytest.raises(NotEnoughMemory, match=r"takes about .* of memory; .* GB are free"):
+        check_memory(facts(10**15), None)
+
+
+def test_the_jobs_limit_counts_if_it_is_less_than_the_hosts():
+    with pytest.raises(NotEnoughMemory, match=r"0\.1 GB are the job's limit"):
+        check_memory(facts(10**9), 100_000_000)
+    check_memory(facts(100_000), psutil.virtual_memory().total)
+
+
+def test_a_container_has_no_more_than_its_limit(tmp_path):
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 1500\n")
+    assert free_memory_bytes(tmp_path) == 2500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory_bytes(tmp_path) > 10**6
+    assert free_memory_bytes(tmp_path / "no cgroup") > 10**6
+
+
+def test_a_disk_without_room_is_refused_with_both_figures(tmp_path):
+    with pytest.raises(DiskFull, match=r"takes about .* on the disk; .* are free") as caught:
+        check_disk(facts(10**13), tmp_path, variants=2)
+    assert caught.value.where == str(tmp_path)
+    check_disk(facts(1000), tmp_path, variants=2)
+
+
+def test_what_an_earlier_run_left_counts_as_done(tmp_path):
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    too_large = facts(round(1.1 * free / (4 * 3.6)))
+    with pytest.raises(DiskFull):
+        check_disk(too_large, tmp_path, variants=1)
+    (tmp_path / "passes").mkdir()
+    with (tmp_path / "passes" / "weights").open("wb") as file:
+        file.truncate(round(0.2 * free))  # a hole: no byte of it is written
+    check_disk(too_large, tmp_path, variants=1)

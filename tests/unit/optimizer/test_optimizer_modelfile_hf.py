@@ -1,0 +1,167 @@
+"""A Hugging Face directory that lies about itself is refused by its headers, before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_model import ARCHITECTURES, make_tiny
+
+from slmops.contracts.errors import InvalidModel, TruncatedModel, UnsupportedArchitecture
+from slmops.kit.modelfile import inspect
+from slmops.optimizer.intake import materialize
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("llama") / "hf", "llama")
+
+
+@pytest.fixture
+def directory(llama, tmp_path) -> Path:
+    return Path(shutil.copytree(llama, tmp_path / "hf"))
+
+
+Change = Callable[[Path], object]
+
+
+def said(**settings: object) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | settings))
+
+    return change
+
+
+def without(name: str) -> Change:
+    return lambda folder: rewrite(folder, lambda weights: weights.pop(name))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+
+def header(change: Callable[[dict[str, dict[str, object]]], object]) -> Change:
+    """Another header before the same weights."""
+
+    def apply(folder: Path) -> None:
+        data = (folder / WEIGHTS).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        table = json.loads(data[8 : 8 + length])
+        change(table)
+        text = json.dumps(table).encode()
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    return apply
+
+
+def split(folder: Path, **index: object) -> None:
+    """In two files, with an index."""
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = sorted(weights)
+    places = {name: f"model-0000{1 + (number > 5)}-of-00002.safetensors" for number, name in enumerate(names)}
+    for file in set(places.values()):
+        save_file({name: weights[name] for name in names if places[name] == file}, folder / file, {"format": "pt"})
+    (folder / INDEX).write_text(json.dumps({"weight_map": places | index} if index else {"weight_map": places}))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_known(tmp_path, architecture):
+    assert inspect(make_tiny(tmp_path / "hf", architecture)).architecture == architecture
+
+
+def test_weights_in_two_files_are_one_model(tmp_path, llama, directory):
+    split(directory)
+    assert inspect(directory).parameters == inspect(llama).parameters
+    before, after = load_file(llama / WEIGHTS), load_file(materialize(directory, tmp_path / "out") / WEIGHTS)
+    assert all(np.array_equal(after[name], values) for name, values in before.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (said(num_hidden_layers=3), InvalidModel, "3 layers, the weights hold 2"),
+        (said(num_hidden_layers=10**12), InvalidModel, "1,000,000,000,000 layers"),
+        (said(num_hidden_layers="two"), InvalidModel, "num_hidden_layers = 'two'"),
+        (said(num_hidden_layers=True), InvalidModel, "num_hidden_layers = True"),
+        (said(hidden_size=10**9), InvalidModel, "1000000000"),
+        (said(vocab_size=321), InvalidModel, "embed_tokens"),
+        (said(intermediate_size=256), InvalidModel, "down_proj"),
+        (said(quantization_config={"quant_method": "gptq"}), UnsupportedArchitecture, "already quantized"),
+        (said(model_type="gemma3"), UnsupportedArchitecture, "gemma3_text"),
+        (said(model_type=["llama"]), UnsupportedArchitecture, "llama"),
+        (without("model.layers.1.self_attn.q_proj.weight"), InvalidModel, "layers"),
+        (without("model.norm.weight"), InvalidModel, r"model\.norm\.weight is None"),
+        (header(lambda table: table["lm_head.weight"].update(shape=[10**6, 10**6])), InvalidModel, "F32 in"),
+        (header(lambda table: table["lm_head.weight"].update(shape=[-1, -20480])), InvalidModel, "not a number"),
+        (header(lambda table: table["lm_head.weight"].update(dtype="F3")), InvalidModel, "F3"),
+        (header(lambda table: table["lm_head.weight"].update(data_offsets=[8, 81928])), InvalidModel, "overlap"),
+        (header(lambda table: table.pop("lm_head.weight")), InvalidModel, "gap or overlap|bytes more"),
+        (header(lambda table: table.update(x=7)), InvalidModel, "damaged"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model": '), InvalidModel, "tokenizer.json is not JSON"),
+        (lambda folder: (folder / "tokenizer.json").write_text("[" * 100_000), InvalidModel, "is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), InvalidModel, "holds no object"),
+        (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), InvalidModel, "no model.safetensors"),
+        (lambda folder: (folder / INDEX).write_text("{}"), InvalidModel, "weight_map = None"),
+        (lambda folder: split(folder, **{"lm_head.weight": "../hf/x.safetensors"}), InvalidModel, "x.safetensors"),
+        (lambda folder: split(folder, **{"lm_head.weight": "../hf/model-00001-of-00002.safetensors"}), InvalidModel, "not a file of this"),
+        (lambda folder: split(folder, **{"lm_head.weight": "pytorch_model.bin"}), InvalidModel, "pytorch_model.bin"),
+        (lambda folder: split(folder, **{"more": "model-00001-of-00002.safetensors"}), InvalidModel, "does not hold 'more'"),
+    ],
+)  # fmt: skip
+def test_a_lie_is_refused(directory, change, error, match):
+    change(directory)
+    with pytest.raises(error, match=match) as caught:
+        inspect(directory)
+    assert caught.value.where and caught.value.fix
+
+
+def test_bytes_after_the_weights_are_refused(directory):
+    with (directory / WEIGHTS).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(InvalidModel, match="4 bytes more"):
+        inspect(directory)
+
+
+def test_the_second_of_two_files_cut_off_is_truncated(directory):
+    split(directory)
+    path = directory / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TruncatedModel, match="00002"):
+        inspect(directory)
+
+
+def test_a_parameter_without_weights_is_refused_not_made_up(tmp_path, directory):
+    """transformers would draw it at random, and warn."""
+    rewrite(directory, lambda weights: [weights.pop(name) for name in list(weights) if name.endswith("k_proj.weight")])
+    with pytest.raises(InvalidModel, match=r"no weights for model\.layers\.0\.self_attn\.k_proj\.weight"):
+        materialize(directory, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_that_a_model_brings_is_not_run(tmp_path, directory):
+    said(auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})(directory)
+    (directory / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    try:
+        materialize(directory, tmp_path / "out")
+    except InvalidModel:
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_was_begun_before_is_done_anew(tmp_path, directory):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "model.safetensors").write_text("half")
+    materialize(directory, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "out"]

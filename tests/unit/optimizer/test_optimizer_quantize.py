@@ -1,0 +1,197 @@
+"""Codes on grids: what rounding loses, what calibration wins back, and what the graph then computes with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import VOCABULARY, make_tiny_llama
+
+from slmops.contracts.errors import OptimizationFailed
+from slmops.optimizer import codes, decoder
+from slmops.optimizer.codes import Coded
+from slmops.optimizer.export import export
+from slmops.optimizer.gptq import gptq
+from slmops.optimizer.graph import Graph
+from slmops.optimizer.grid import fit
+from slmops.optimizer.origin import Rows
+from slmops.optimizer.passes import Context, pack
+from slmops.optimizer.passes import quantize as quantizing
+from slmops.optimizer.passes.quantize import Quantize, most_sensitive
+
+TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, size=(24, 48))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def exported(llama, tmp_path_factory) -> Path:
+    return export(llama, tmp_path_factory.mktemp("exported") / "fp32")
+
+
+@pytest.fixture
+def context(llama, exported) -> Context:
+    return Context(llama, lambda model: exported, lambda: TOKENS, 0, lambda what, share: None)
+
+
+def quantized(llama: Path, out: Path, context: Context, **params: object) -> Path:
+    quantizing.run(llama, out, Quantize.model_validate(params), context)
+    return out
+
+
+def divergence(llama: Path, coded: Path) -> float:
+    """KL in nats of the model with its weights replaced by what the codes stand for, on tokens of no calibration."""
+    model = decoder.load(llama)
+    tokens = torch.from_numpy(np.random.default_rng(9).integers(3, VOCABULARY, size=(6, 48)))
+    with torch.inference_mode():
+        expected = model(tokens).logits.log_softmax(-1)
+        for name, coded_one in codes.load(coded).items():
+            model.get_parameter(name).copy_(torch.from_numpy(coded_one.weights()))
+        found = model(tokens).logits.log_softmax(-1)
+    return float((expected.exp() * (expected - found)).sum(-1).mean())
+
+
+def test_a_searched_grid_loses_less_than_rounding_and_more_bits_less_still():
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
+    lost = {
+        (bits, search): float((fit(weight, bits, 32, search=search).rounded(weight) - weight).square().mean())
+        for bits in (4, 8)
+        for search in (False, True)
+    }
+    assert lost[4, True] < 0.97 * lost[4, False]
+    assert lost[8, False] < lost[4, True] / 50
+
+
+def test_a_weight_that_lies_on_a_grid_is_kept_exactly():
+    scale = torch.tensor([0.03125, 0.5]).repeat_interleave(32)
+    weight = (torch.randint(-8, 8, (16, 64), generator=torch.Generator().manual_seed(3))).float() * scale
+    weight[:, ::32], weight[:, 1::32] = -8 * scale[::32], 7 * scale[::32]
+    assert torch.equal(fit(weight, 4, 32).rounded(weight), weight)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_of_8_bits_cost_little(bits):
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
+    wide, narrow = (fit(weight, bits, 32, scale_bits=scale_bits) for scale_bits in (16, 8))
+    lost = [float((grid.rounded(weight) - weight).square().mean()) for grid in (wide, narrow)]
+    assert lost[0] < lost[1] < 1.1 * lost[0]
+    assert narrow.scale_codes.max() == 255
+    assert (narrow.scale_codes == narrow.scale_codes.round()).all()
+
+
+def test_gptq_loses_less_of_the_output_than_rounding_to_the_same_grid():
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(48, 96, generator=generator)
+    inputs = torch.randn(512, 96, generator=generator) @ torch.randn(96, 96, generator=generator)
+    grid, moment = fit(weight, 4, 32), inputs.T @ inputs / len(inputs)
+
+    def lost(rounded: torch.Tensor) -> float:
+        return float((inputs @ (rounded - weight).T).square().mean())
+
+    assert lost(grid.weights(gptq(weight, moment, grid, 0.01))) < 0.5 * lost(grid.rounded(weight))
+
+
+def test_gptq_lives_with_inputs_that_are_always_zero():
+    weight, moment = torch.randn(8, 64), torch.eye(64)
+    moment[5, 5] = 0
+    assert torch.isfinite(gptq(weight, moment, fit(weight, 4, 32), 0.01)).all()
+
+
+def test_calibration_and_upgrades_bring_the_model_closer(llama, tmp_path, context):
+    kl = {
+        name: divergence(llama, quantized(llama, tmp_path / name, context, **params))
+        for name, params in {
+            "rtn": {"method": "rtn"},
+            "searched": {"method": "searched"},
+            "gptq": {"method": "gptq"},
+            "upgraded": {"method": "gptq", "upgraded_share": 0.4},
+            "int8": {"bits": 8},
+        }.items()
+    }
+    assert kl["rtn"] > kl["searched"] > kl["gptq"] > kl["upgraded"] > kl["int8"] > 0
+
+
+def test_upgraded_matrices_are_the_most_sensitive_ones_and_no_more_than_their_share():
+    expected, sizes = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 0.1}, {"a": 10, "b": 100, "c": 10, "d": 80}
+    assert most_sensitive(expected, sizes, 0.1) == {"c", "a"}
+    assert most_sensitive(expected, sizes, 0.6) == {"c", "a", "b"}
+    assert most_sensitive(expected, sizes, 0) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"method": "searched"},
+        {"bits": 8},
+        {"upgraded_share": 0.4},
+        {"embedding_bits": 4},
+        {"embedding_bits": None},
+        {"scale_bits": 8},
+    ],
+    ids=json.dumps,
+)
+def test_the_packed_graph_computes_with_exactly_the_codes(llama, tmp_path, context, params):
+    """In full precision of activations, what is left is the order of additions."""
+    coded = quantized(llama, tmp_path / "coded", context, **params)
+    pack.run(coded, tmp_path / "variant", pack.Pack(accuracy_level=0), context)
+    model = decoder.load(llama)
+    for name, found in codes.load(coded).items():
+        model.get_parameter(name).data = torch.from_numpy(found.weights())
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(TOKENS[:1])).logits[0].numpy()
+    assert np.abs(Graph(tmp_path / "variant")(TOKENS[0]) - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_a_packed_variant_has_the_bytes_of_its_codes(llama, tmp_path, context):
+    coded = quantized(llama, tmp_path / "coded", context)
+    pack.run(coded, tmp_path / "variant", pack.Pack(), context)
+    found = codes.load(coded).values()
+    bits = sum(
+        c.codes.size * c.bits + c.scales.size * 16 + c.zeros.size * (c.bits if c.bits == 4 else 0) for c in found
+    )
+    norms_and_rotations = 150_000  # of a context of 2,048 positions
+    assert bits / 8 < (tmp_path / "variant" / "model.onnx.data").stat().st_size < bits / 8 + norms_and_rotations
+
+
+def test_quantizing_twice_gives_the_same_bytes(llama, tmp_path, context):
+    first, second = (
+        quantized(llama, tmp_path / name, context, method="gptq", upgraded_share=0.2) for name in ("first", "second")
+    )
+    assert (first / codes.CODES_FILE).read_bytes() == (second / codes.CODES_FILE).read_bytes()
+
+
+def test_columns_that_no_block_divides_are_refused(llama, tmp_path, context):
+    with pytest.raises(OptimizationFailed, match="64 columns cannot be cut into blocks of 128"):
+        quantized(llama, tmp_path / "coded", context, block=128)
+
+
+def test_parameters_that_contradict_one_another_are_refused():
+    with pytest.raises(ValueError, match="8 bits already"):
+        Quantize(bits=8, upgraded_share=0.1)
+
+
+def test_rows_are_found_in_packed_and_repeated_matrices(llama):
+    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"]
+    model = decoder.load(llama)
+    query, key = (model.get_parameter(name).numpy() for name in names)
+    rows = Rows(llama, names)
+    assert rows.origin(np.concatenate([query, key])) == [(names[0], 0, len(query)), (names[1], 0, len(key))]
+    assert rows.origin(query[8:20]) == [(names[0], 8, 12)]
+    assert rows.origin(query + 1) == []
+
+
+def test_codes_survive_the_disk(tmp_path):
+    scale_codes, zeros = np.full((4, 2), 2, np.uint8), np.full((4, 2), 8, np.uint8)
+    codes.save(
+        tmp_path, {"w": Coded(np.full((4, 64), 7, np.uint8), scale_codes, np.full(4, 0.25, np.float16), zeros, 4)}
+    )
+    found = codes.load(tmp_path)["w"]
+    assert found.bits == 4
+    assert found.block == 32
+    assert (found.weights() == -0.5).all()

@@ -1,0 +1,100 @@
+"""A job's process within its limits, and its folder for it alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from slmops.contracts.errors import NotEnoughMemory
+from slmops.optimizer.engine import Engine
+from slmops.optimizer.memory import MemoryWatch
+
+MB = 1_000_000
+# What takes the memory is a child of the process that is watched, as the benchmark is of a job.
+GREEDY = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+TAKES = "x = bytearray(300_000_000); import time; time.sleep(20)"
+
+
+async def watched(limit_bytes: int | None, taken: str) -> tuple[MemoryWatch, int]:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", GREEDY, taken, start_new_session=True)
+    watch = MemoryWatch(process.pid, limit_bytes)
+    watching = asyncio.create_task(watch.run())
+    async with asyncio.timeout(15):
+        code = await process.wait()
+    watching.cancel()
+    return watch, code
+
+
+async def test_a_job_above_its_limit_is_killed_with_its_children_and_the_figures_are_told() -> None:
+    watch, code = await watched(200 * MB, TAKES)
+    with pytest.raises(NotEnoughMemory, match=r"had 0\.3\d* GB of memory, more than its limit of 0\.2 GB") as caught:
+        watch.check(code)
+    assert "SLMOPS_JOB_MEMORY_BYTES" in (caught.value.fix or "")
+    assert not any(TAKES in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+
+
+async def test_a_job_within_its_limit_is_left_alone() -> None:
+    watch, code = await watched(2_000 * MB, "x = bytearray(100_000_000); import time; time.sleep(1.5)")
+    watch.check(code)
+    assert code == 0
+    assert 100 * MB < watch.peak_bytes < 400 * MB
+
+
+async def test_a_job_that_something_else_killed_was_probably_killed_for_memory() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", TAKES, start_new_session=True)
+    watch = MemoryWatch(process.pid, None)
+    watching = asyncio.create_task(watch.run())
+    async with asyncio.timeout(15):
+        while watch.peak_bytes < 300 * MB:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    code = await process.wait()
+    watching.cancel()
+    with pytest.raises(NotEnoughMemory, match=r"killed \(code -9\), probably for memory: it had 0\.3"):
+        watch.check(code)
+
+
+def engine(home: Path) -> Engine:
+    return Engine(home, timedelta(minutes=1))
+
+
+async def test_a_folder_is_claimed_by_one_at_a_time_and_handed_on(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    async def work(name: str) -> None:
+        async with engine(tmp_path).claim("w") as claim:
+            order.append(f"{name} begins")
+            (claim.folder / "x").touch()
+            await asyncio.sleep(0.3)
+            order.append(f"{name} ends")
+        engine(tmp_path).discard("w")
+
+    await asyncio.gather(*(work(name) for name in ("a", "b", "c")))
+    assert sorted(order[::2]) == ["a begins", "b begins", "c begins"]
+    assert [begins[0] for begins in order[::2]] == [ends[0] for ends in order[1::2]]
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+async def test_a_folder_stays_claimed_until_the_last_process_that_holds_it_is_dead(tmp_path: Path) -> None:
+    async with engine(tmp_path).claim("w") as claim:
+        sleeper = await asyncio.create_subprocess_exec("sleep", "30", pass_fds=[claim.lock])
+    waiting = asyncio.create_task(entered(tmp_path))
+    engine(tmp_path).discard("w")  # somebody works in it
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    assert claim.folder.exists()
+    sleeper.kill()
+    await sleeper.wait()
+    await asyncio.wait_for(waiting, 5)
+
+
+async def entered(home: Path) -> None:
+    async with engine(home).claim("w"):
+        return

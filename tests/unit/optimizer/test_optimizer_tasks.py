@@ -1,0 +1,137 @@
+"""Questions from JSON lines, and what a real (if foolish) model makes of them in onnxruntime-genai."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_model import make_tiny
+
+from slmops.contracts.errors import InvalidMessage, NotFound
+from slmops.optimizer.export import export
+from slmops.optimizer.genai import GenaiModel
+from slmops.optimizer.tasks import MultipleChoice, accuracy, bundled_tasks, parse_task, read_tasks
+
+CONTEXT = "Question: What is the capital of France, and of Germany, and of Italy?\nAnswer:"
+CHOICES = [" Paris", " Berlin and Rome", " the fox"]
+CHOICE = {"question": "q", "choices": ["a", "b"], "answer": 1}
+EXACT = {"prompt": "p", "answer": "a"}
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3_text"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GenaiModel]:
+    """The second forgets what is more than 16 positions ago, so its cache cannot be rewound."""
+    folder = tmp_path_factory.mktemp(request.param)
+    full = make_tiny(folder / "hf", request.param)
+    return full, GenaiModel(export(full, folder / "fp32"))
+
+
+def test_the_likelihood_of_a_continuation_is_what_transformers_says(model: tuple[Path, GenaiModel]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(model[0])
+    expected = []
+    start = len(model[1].encode(CONTEXT))
+    for choice in CHOICES:
+        tokens = torch.tensor(model[1].encode(CONTEXT + choice))
+        log_probs = reference(tokens[None]).logits[0].log_softmax(-1)
+        expected.append(sum(log_probs[i - 1, tokens[i]].item() for i in range(start, len(tokens))))
+    assert model[1].log_likelihoods(CONTEXT, CHOICES) == pytest.approx(expected, abs=1e-3)
+
+
+def task(*questions: object):  # type: ignore[no-untyped-def]
+    return parse_task("t", "\n".join(map(json.dumps, questions)))
+
+
+def test_the_likeliest_choice_per_byte_is_the_models_answer(model: tuple[Path, GenaiModel]) -> None:
+    question = "What is the capital of France, and of Germany, and of Italy?"
+    choices = [*CHOICES, " x"]
+    scores = model[1].log_likelihoods(CONTEXT, choices)
+    per_byte = [score / len(choice) for score, choice in zip(scores, choices, strict=True)]
+    best = per_byte.index(max(per_byte))
+    assert best != scores.index(max(scores)), "a short choice has the advantage only if its length is not counted"
+    asked = [{"question": question, "choices": [c.strip() for c in choices], "answer": n} for n in range(4)]
+    assert [accuracy(model[1], task(each)) for each in asked] == [float(n == best) for n in range(4)]
+    assert accuracy(model[1], task(*asked)) == 1 / 4
+
+
+def ending(folder: Path, copy: Path) -> tuple[GenaiModel, str]:
+    """The same model made to end its greedy answer to a prompt where it would have gone on with letters; the prompt."""
+    model = GenaiModel(folder)
+    for prompt in ("Hello", "lazy dog", "fox"):
+        tokens, texts = list(model.tokens(model.encode(prompt), 16)), list(model.answer(prompt, 16))
+        for place in range(2, 12):
+            goes_on = texts[place + 3][len(texts[place - 1]) :]
+            if tokens[place] not in tokens[:place] and any(map(str.isalnum, goes_on)):
+                shutil.copytree(folder, copy)
+                configuration = json.loads((folder / "genai_config.json").read_text())
+                configuration["model"]["eos_token_id"] = [2, tokens[place]]
+                (copy / "genai_config.json").write_text(json.dumps(configuration))
+                return GenaiModel(copy), prompt
+    pytest.fail("it says the same to everything")
+
+
+def test_an_exact_match_is_a_whole_line_whatever_case_spacing_and_outer_punctuation(
+    model: tuple[Path, GenaiModel], tmp_path: Path
+) -> None:
+    short, prompt = ending(model[0].parent / "fp32", tmp_path / "short")
+    *_, answer = short.answer(prompt, 16)
+    assert answer.strip() == answer.strip().partition("\n")[0]
+    right = {"prompt": prompt, "answer": f"  {answer.strip().upper()}."}
+    assert accuracy(short, task(right)) == 1
+    assert accuracy(short, task({"prompt": prompt, "answer": answer + "fox"})) == 0
+    assert accuracy(model[1], task(right)) == 0, "it goes on after the right answer"
+
+
+def test_a_question_beyond_the_context_is_not_a_number(model: tuple[Path, GenaiModel]) -> None:
+    assert math.isnan(accuracy(model[1], task({**CHOICE, "question": "fox " * 2000})))
+    assert list(model[1].answer("fox " * 2000, 4)) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "7",
+        "{}",
+        '{"question": "q", "choices": ["a"], "answer": 0}',
+        '{"question": "q", "choices": ["a", "b"], "answer": 2}',
+        '{"question": "q", "choices": ["a", "b"], "answer": -1}',
+        '{"question": "q", "choices": ["a", "b"], "answer": true}',
+        '{"question": "q", "choices": ["a", " "], "answer": 0}',
+        '{"question": "", "choices": ["a", "b"], "answer": 0}',
+        '{"prompt": "p"}',
+        '{"prompt": "p", "answer": ""}',
+    ],
+)
+def test_a_bad_line_is_named(line: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        parse_task("mine", f"{json.dumps(CHOICE)}\n\n{line}\n{json.dumps(EXACT)}")
+    assert caught.value.where == "mine line 3"
+
+
+def test_a_file_is_a_task_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "weather.jsonl"
+    path.write_text(f"{json.dumps({**CHOICE, 'category': 'ignored'})}\n\n{json.dumps(EXACT)}\n")
+    (found,) = read_tasks([path])
+    assert (found.name, len(found.questions)) == ("weather", 2)
+    assert isinstance(found.questions[0], MultipleChoice)
+    with pytest.raises(InvalidMessage, match="several tasks 'weather'"):
+        read_tasks([path, path])
+    with pytest.raises(NotFound):
+        read_tasks([tmp_path / "absent.jsonl"])
+    path.write_text("\n")
+    with pytest.raises(InvalidMessage, match="without questions"):
+        read_tasks([path])
+
+
+def test_the_bundled_questions_have_no_favourite_place() -> None:
+    (found,) = bundled_tasks()
+    answers = [question.answer for question in found.questions]
+    assert len(answers) == 20
+    assert {answers.count(place) for place in range(3)} <= {6, 7}
