@@ -29,10 +29,11 @@ demo: setup  ## the main job: from a GGUF file to three answering gateways (ARGS
 up: setup  ## keep the system running for your own use
 	@$(BIN)/slmops up $(ARGS)
 
-test: setup  ## all tests but the slow ones
-	@$(BIN)/pytest -m "not slow" $(ARGS)
+# Two at a time, for most of them wait for processes; a file's tests share servers; those that take longest first.
+test: setup  ## all tests but the slow ones (ARGS="-n 0 -x": one at a time, until the first failure)
+	@$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: setup  ## the tests that take minutes
+test-slow: setup  ## the tests that take minutes: containers, each process killed again and again
 	@$(BIN)/pytest -m slow $(ARGS)
 
 check: setup  ## format, lint, types, layers, generated documents

@@ -17,12 +17,23 @@ from pathlib import Path
 import pytest
 from servers import S3, NatsServer
 
+from slmops.local import ports as local_ports
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.process import ProcessSpec, log_tail
 from slmops.local.servers import BUCKET, S3_PORTS, nats_spec, s3_spec
 
 _READY_WITHIN_S = 30
+
+
+def pytest_configure() -> None:
+    """No two workers of pytest-xdist, nor `slmops demo` in a test, choose from the same ports.
+
+    Else one could take what another chose, before a server listens there.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    local_ports._RANGE = range(8_000, local_ports._RANGE.start)[worker::workers]
 
 
 @contextmanager

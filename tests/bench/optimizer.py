@@ -55,7 +55,6 @@ PROFILE = DeviceProfile(
 _LICENCES = Path("/usr/share/common-licenses")
 JUDGED = tuple(_LICENCES / name for name in ("Apache-2.0", "MPL-2.0"))
 CALIBRATED = tuple(_LICENCES / name for name in ("GPL-3", "LGPL-2.1", "GFDL-1.3", "Artistic", "GPL-1", "CC0-1.0"))
-_REFERENCE_CHARACTERS = 200_000
 STOCK = "stock-"
 JOB_WITHIN = timedelta(hours=2)
 ROUNDS = 3
@@ -126,7 +125,7 @@ def _reference() -> Path:
 
     path = WORK / "reference.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(topics[name] for name in sorted(topics))[:_REFERENCE_CHARACTERS])
+    path.write_text("\n\n".join(topics[name] for name in sorted(topics))[:200_000])
     return path
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
+import nats
 
 from slmops.console.push import push
 from slmops.contracts.blueprint import Blueprint, SoakPolicy, TelemetryPolicy
@@ -24,6 +25,7 @@ from slmops.contracts.commands import (
     VersionView,
 )
 from slmops.contracts.errors import NotFound, TemporaryError
+from slmops.contracts.permissions import Permissions
 from slmops.kit.client import BusClient
 from slmops.kit.settings import BusSettings
 from slmops.local.system import System
@@ -38,6 +40,13 @@ def write_golden(path: Path, prompt: str = "hello") -> Path:
     """A random model says something; a golden prompt for it is content with any letter."""
     path.write_text(json.dumps({"prompt": prompt, "expect": list(string.ascii_letters), "max_tokens": 24}) + "\n")
     return path
+
+
+async def listener(system: System) -> nats.NATS:
+    """A connection that hears all subjects of the account, as only the holder of its keys can have one."""
+    path = system.layout.root / "everything.creds"
+    path.write_text(system.layout.authority().user_creds("listener", Permissions((">",), (">",))))
+    return await nats.connect(system.nats_url, user_credentials=str(path), reconnect_time_wait=0.1)
 
 
 class Operator:

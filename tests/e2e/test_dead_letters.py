@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         up.start()
         yield up
     finally:
-        up.stop()
+        up.stop(signal.SIGKILL)  # what it started dies with it
 
 
 async def console(up: Up) -> BusClient:
@@ -206,15 +207,15 @@ def test_what_could_not_be_done_is_done_once_its_cause_is_mended(up: Up, tmp_pat
         asyncio.run(announce(up, optimized("lost")))
         missing = Letter(VariantOptimized.type, f"packager/{VariantOptimized.type}", "not_found")
         until(lambda: listed(up)[missing] == 1)
-    letter = next(letter for letter in letters(up) if letter["code"] == "not_found")
-    asyncio.run(restore_files(up))
-    assert replayed(up, letter["sequence"]) == (
-        0,
-        {"sequence": letter["sequence"], "subject": VariantOptimized.type, "problem": None},
-    )
-    until(lambda: up.json("model", "show", "lost:1.0.0")["packages"])
-    shown = up.json("model", "show", "lost:1.0.0")
-    assert len(shown["packages"]) == 1
-    assert [v["recipe"] for v in shown["variants"] if v["gate"] == "passed"] == ["int4"], "the registry saw it once"
-    assert listed(up)[missing] == 0
+        letter = next(letter for letter in letters(up) if letter["code"] == "not_found")
+        asyncio.run(restore_files(up))
+        assert replayed(up, letter["sequence"]) == (
+            0,
+            {"sequence": letter["sequence"], "subject": VariantOptimized.type, "problem": None},
+        )
+        until(lambda: up.json("model", "show", "lost:1.0.0")["packages"])
+        shown = up.json("model", "show", "lost:1.0.0")
+        assert len(shown["packages"]) == 1
+        assert [v["recipe"] for v in shown["variants"] if v["gate"] == "passed"] == ["int4"], "the registry saw it once"
+        assert listed(up)[missing] == 0
     assert_well(up)

@@ -62,7 +62,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[Up]:
         with up.frozen("optimizer"):  # it would only find out, one after the other, that these are no models
             yield up
     finally:
-        up.stop()
+        up.stop(signal.SIGKILL)  # what it started dies with it
 
 
 def versions(up: Up) -> list[tuple[str, str]]:

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import nats
 import pytest
-from fleet import MODEL, Operator, write_golden
+from fleet import MODEL, Operator, listener, write_golden
 from nats.aio.msg import Msg
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from servers import QUICK
 from tiny_model import make_tiny_llama
 
 from slmops.contracts.commands import ListVersions
-from slmops.contracts.permissions import Permissions
-from slmops.kit.nats_auth import Authority
 from slmops.kit.objects import Objects
 from slmops.kit.settings import ObjectSettings
 from slmops.kit.tracing import span
@@ -29,27 +28,21 @@ SECRET = f"my-secret-{uuid.uuid4().hex}"
 
 
 @pytest.fixture
-async def system(tmp_path: Path) -> AsyncIterator[System]:
+async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[System]:
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
     async with System(tmp_path / "data") as system:
         yield system
 
 
 async def capture_everything(system: System, seen: list[bytes]) -> nats.NATS:
-    """Listen to all subjects of the account, as only the holder of its keys can."""
-    authority: Authority = system.layout.authority()
-    connection = await nats.connect(system.nats_url, user_credentials=everything_creds(authority, system))
+    connection = await listener(system)
 
     async def keep(message: Msg) -> None:
         seen.append(message.subject.encode() + repr(message.headers).encode() + bytes(message.data))
 
     await connection.subscribe(">", cb=keep)
     return connection
-
-
-def everything_creds(authority: Authority, system: System) -> str:
-    path = system.layout.root / "everything.creds"
-    path.write_text(authority.user_creds("listener", Permissions((">",), (">",))))
-    return str(path)
 
 
 async def all_objects(system: System) -> dict[str, bytes]:

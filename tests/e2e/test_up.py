@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from servers import QUICK
 from tiny_model import make_tiny_llama
 from up import Done, Up, until
 
@@ -32,8 +33,6 @@ model: {MODEL}
 soak: {{seconds: 0.5, golden_every_s: 0.1}}
 telemetry: {{every_s: 0.5}}
 """
-QUICK = {"SLMOPS_WINDOW_S": "1", "SLMOPS_GRACE_S": "0.5", "SLMOPS_RETRY_EVERY": "PT1S"}
-"""Telemetry's windows, and how soon a gateway tries again."""
 IN_PROGRESS = 1
 NOT_COMPLETED = 3
 

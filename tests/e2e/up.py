@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import psutil
+from servers import reserve_ports
 
 SLMOPS = Path(sys.executable).parent / "slmops"
 READY_WITHIN_S = 90
@@ -70,6 +71,7 @@ class Up:
         self._arguments = ["up", "--data", data, "--gateways", str(gateways)]
         self._settings = settings
         self._process: subprocess.Popen[str] | None = None
+        reserve_ports(data, gateways)
 
     def start(self) -> None:
         """Returns when it says that it is ready. Starting what runs does nothing."""

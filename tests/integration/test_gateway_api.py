@@ -195,12 +195,12 @@ async def test_a_client_that_leaves_before_the_first_token_cancels_its_answer(
 
 
 async def test_a_client_that_leaves_a_stream_cancels_the_rest(make_runner: MakeRunner) -> None:
-    serving, runner = Serving(), make_runner(context_tokens=512, max_tokens=480)
+    serving, runner = Serving(), make_runner(context_tokens=2048, max_tokens=2000)
     await runner.start()
     await serving.swap(runner)
     assert runner.pid
     async with api(serving) as client:
-        asked = {**ASK, "max_tokens": 480, "stream": True}
+        asked = {**ASK, "max_tokens": 2000, "stream": True}
         async with client.stream("POST", URL, json=asked) as response:
             await anext(response.aiter_bytes())
             os.kill(runner.pid, signal.SIGSTOP)

@@ -38,7 +38,10 @@ async def configurations(world: World) -> dict[str, object]:
 
 
 async def test_it_makes_every_stream_and_every_bucket(world: World) -> None:
-    assert set(await configurations(world)) == {spec.name for spec in STREAMS} | {f"KV_{DESIRED_BUCKET}", f"KV_{JOB_BUCKET}"}
+    assert set(await configurations(world)) == {spec.name for spec in STREAMS} | {
+        f"KV_{DESIRED_BUCKET}",
+        f"KV_{JOB_BUCKET}",
+    }
 
 
 async def test_a_second_time_changes_nothing(world: World) -> None:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from minio import Minio
 from nats.js.client import JetStreamContext
+from servers import reserve_ports
 
 from slmops.contracts.errors import Conflict, PortTaken, Unreachable
 from slmops.local.ports import HOST, is_free
@@ -154,6 +155,7 @@ try:
 except asyncio.CancelledError:
     print('stopped')
 """
+    reserve_ports(tmp_path)
     up = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert up.stdout
     lines: list[str] = []

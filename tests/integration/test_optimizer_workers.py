@@ -68,7 +68,13 @@ async def test_two_workers_share_the_queue_and_do_nothing_twice(factory: Factory
     assert factory.spans("optimize") == 3
 
 
-@pytest.mark.parametrize("same_machine", [True, False], ids=["on the same machine", "on another machine"])
+@pytest.mark.parametrize(
+    "same_machine",
+    [
+        pytest.param(True, id="on the same machine"),
+        pytest.param(False, id="on another machine", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_killed_workers_job_is_taken_over(factory: Factory, same_machine: bool) -> None:
     data = factory.folder / "shared"
     first = await factory.start("one", data, recipes='["int8", "int4"]')

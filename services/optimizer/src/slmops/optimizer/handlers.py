@@ -132,7 +132,7 @@ class Handlers:
     async def request(self, command: Optimize) -> JobView:
         """Raises `NotFound`, `InvalidRecipe`, `IllegalTransition` for a retired version."""
         recipes = self._asked(command)
-        profile = self._profile(command.profile or self._made_for[0])
+        profile = self._profile(command.profile or next(iter(self._made_for or self._profiles)))
         version = await self._version(command.model, command.version)
         job = OptimizeJob(
             model=version.model,

@@ -22,13 +22,14 @@ from slmops.optimizer.intake import materialize
 from slmops.optimizer.passes import Context, Tokens
 from slmops.optimizer.recipe import Step, check
 from slmops.optimizer.spec import JobSpec
-from slmops.optimizer.texts import Texts, calibration, read_texts
+from slmops.optimizer.texts import Texts, calibration, read_texts, windows_of
 
 TOOLS = ("slmops-optimizer", "torch", "transformers", "gguf", "onnxruntime", "onnxruntime-genai", "onnx-ir")
 """Their versions are part of every key."""
 
 OnPass = Callable[[str, float], None]
-CALIBRATION_WINDOWS, CALIBRATION_TOKENS = 128, 256
+CALIBRATION_WINDOWS, CALIBRATION_TOKENS = 1024, 256
+MIN_CALIBRATION_WINDOWS = 16
 
 
 class Pipeline:
@@ -106,7 +107,9 @@ class Pipeline:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.read(), local_files_only=True)
-        return calibration(tokenizer, CALIBRATION_WINDOWS, CALIBRATION_TOKENS, self.spec.seed, self._texts)
+        there = len(windows_of(tokenizer, self._texts.calibration, CALIBRATION_TOKENS))
+        windows = min(max(there, MIN_CALIBRATION_WINDOWS), CALIBRATION_WINDOWS)
+        return calibration(tokenizer, windows, CALIBRATION_TOKENS, self.spec.seed, self._texts)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -43,16 +43,7 @@ async def run_job(
     work.mkdir(parents=True, exist_ok=True)
     spec_file = work / SPEC_FILE
     spec_file.write_text(spec.model_dump_json(by_alias=True), encoding="utf-8")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "slmops.optimizer.job", "--source", str(source), "--work", str(work)),
-        *("--spec", str(spec_file), "--die-with-stdin"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a process group of its own, so that its benchmark dies with it
-        env=os.environ | _MEMORY,
-        pass_fds=held,
-    )
+    process = await _started(source, work, spec_file, held)
     memory = MemoryWatch(process.pid, spec.memory_limit_bytes)
     watching = asyncio.create_task(memory.run())
     try:
@@ -74,6 +65,19 @@ async def run_job(
             f"the job died with code {code}: {log}", where=str(source), fix="See the optimizer's log."
         )
     return JobResult.model_validate_json((work / RESULT_FILE).read_bytes())
+
+
+async def _started(source: Path, work: Path, spec_file: Path, held: Sequence[int]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "slmops.optimizer.job", "--source", str(source), "--work", str(work)),
+        *("--spec", str(spec_file), "--die-with-stdin"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a process group of its own, so that its benchmark dies with it
+        env=os.environ | _MEMORY,
+        pass_fds=held,
+    )
 
 
 async def _follow(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Problem | None:
