@@ -74,7 +74,7 @@ def split(folder: Path, index: Mapping[str, str] | None = None) -> None:
     places = {name: f"model-0000{1 + (number > 5)}-of-00002.safetensors" for number, name in enumerate(names)}
     for file in set(places.values()):
         save_file({name: weights[name] for name in names if places[name] == file}, folder / file, {"format": "pt"})
-    (folder / INDEX).write_text(json.dumps({"weight_map": places | dict(index or {})}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places | dict(index or {})}))
 
 
 def placed(file: str, tensor: str = "lm_head.weight") -> Change:

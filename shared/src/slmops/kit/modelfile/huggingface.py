@@ -58,7 +58,7 @@ def _check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], where:
         for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
     )
     parts = _layers(shapes)
-    if parts.keys() != set(range(layers)) or len({frozenset(names) for names in parts.values()}) > 1:
+    if len(parts) != layers or parts.keys() != set(range(layers)) or len(set(map(frozenset, parts.values()))) > 1:
         raise damaged(f"config.json says that there are {layers:,} layers, the weights hold {len(parts)}", where)
     expected = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
     expected |= {f"model.layers.{layer}.mlp.down_proj.weight": (hidden, inner) for layer in range(layers)}
