@@ -124,8 +124,9 @@ def make_gguf(path: Path, architecture: str = "llama", rows: int = 400) -> Path:
     metadata += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
     metadata += text(f"{architecture}.block_count") + struct.pack("<II", 4, 0)
     metadata += text(f"{architecture}.embedding_length") + struct.pack("<II", 4, 8)
+    metadata += text(f"{architecture}.context_length") + struct.pack("<II", 4, 64)
     table = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 8, rows, 0, 0)
-    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 4) + metadata + table
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 5) + metadata + table
     header += bytes(-len(header) % 32)
     path.write_bytes(header + b"".join(struct.pack("<8f", *[row] * 8) for row in range(rows)))
     return path

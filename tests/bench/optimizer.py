@@ -11,7 +11,7 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -57,7 +57,7 @@ JUDGED = tuple(_LICENCES / name for name in ("Apache-2.0", "MPL-2.0"))
 CALIBRATED = tuple(_LICENCES / name for name in ("GPL-3", "LGPL-2.1", "GFDL-1.3", "Artistic", "GPL-1", "CC0-1.0"))
 STOCK = "stock-"
 JOB_WITHIN = timedelta(hours=2)
-ROUNDS = 3
+ROUNDS = 2
 Figures = dict[str, Any]
 
 
@@ -73,22 +73,22 @@ def student(minutes: float) -> tuple[Recipe, Recipe]:
     )
 
 
-async def measure(place: Place, minutes: float) -> Figures:
+async def measure(place: Place, minutes: float, report: Callable[[Figures], None]) -> None:
+    """Hands all figures known so far to `report` after each part: the last one takes longest."""
     source = await weights(place)
-    time_s = await dequantize_and_build(source, place) | await job_twice(source, place)
     recipes = tuple(recipe for recipe in bundled().values() if recipe.name != "student")
-    points = await _run(source, WORK / "points", recipes, place)
-    before, after = student(minutes)
-    cut = await _run(source, WORK / "student", (before, after), place)
-    points = await _timed_in_turns(points, place)
+    points = await _timed_in_turns(await _run(source, WORK / "points", recipes, place), place)
     draw(points, PROFILE, [OUT / f"optimizer-{name}" for name in PICTURES])
-    return {
+    figures: Figures = {
         "points": [_point(variant) for variant in points.variants],
         "reference": points.reference.model_dump(mode="json"),
-        "student": _student(cut, minutes),
-        "time_s": time_s,
         "chosen": points.choice.model_dump(mode="json") | {"plain_onnxruntime_genai_says": await _plain(points, place)},
     }
+    report(figures)
+    figures["time_s"] = await dequantize_and_build(source, place) | await job_twice(source, place)
+    report(figures)
+    figures["student"] = _student(await _run(source, WORK / "student", student(minutes), place), minutes)
+    report(figures)
 
 
 async def _run(source: Path, work: Path, recipes: tuple[Recipe, ...], place: Place) -> JobResult:
@@ -200,7 +200,7 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     for name in ("student", "time_s", "chosen", "targets"):
-        console.print(f"{name}: {json.dumps(figures[name])}", highlight=False)
+        console.print(f"{name}: {json.dumps(figures.get(name, 'not measured'))}", highlight=False)
 
 
 def targets(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,12 +215,13 @@ def targets(figures: Mapping[str, Any]) -> dict[str, Any]:
         if point["bytes"] <= 100_000_000 and point["kl"] <= 0.08 and point["top1"] >= 0.85
         if speed and point["tokens_per_s"] >= 0.9 * speed
     ]
-    times = figures["time_s"]
-    return {
+    found: dict[str, Any] = {
         "small_and_faithful": good,
         "stock_dominated": {s["recipe"]: [o["recipe"] for o in ours if _dominates(o, s)] for s in stock},
-        "job_over_bare": round(times["job"] / (times["dequantize"] + times["builder"]), 2),
     }
+    if times := figures.get("time_s"):
+        found["job_over_bare"] = round(times["job"] / (times["dequantize"] + times["builder"]), 2)
+    return found
 
 
 def _dominates(ours: Figures, stock: Figures) -> bool:
@@ -241,9 +242,15 @@ async def main(arguments: argparse.Namespace) -> int:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     story = Story(console)
+    last: Figures = {}
+
+    def report(figures: Figures) -> None:
+        last.update(_complete(figures))
+        (OUT / "optimizer.json").write_text(json.dumps(last, indent=2) + "\n")
+
     try:
         with cancelled_by_signals(), story.step("optimizer", "Measuring: optimizer") as step:
-            figures = await measure(Place(scratch, OUT / "cache", step), arguments.minutes)
+            await measure(Place(scratch, OUT / "cache", step), arguments.minutes, report)
     except asyncio.CancelledError:
         console.print("[yellow]Interrupted; run it again to continue.[/]")
         return 130
@@ -252,12 +259,15 @@ async def main(arguments: argparse.Namespace) -> int:
         return error.exit_code
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    texts = {path.name: digest_of(path.read_bytes()) for path in JUDGED}
-    figures |= {"targets": targets(figures), "evaluation_texts": texts, "machine": machine()}
-    figures["at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    (OUT / "optimizer.json").write_text(json.dumps(figures, indent=2) + "\n")
-    show(figures, console)
+        if last:
+            show(last, console)
     return 0
+
+
+def _complete(figures: Mapping[str, Any]) -> Figures:
+    texts = {path.name: digest_of(path.read_bytes()) for path in JUDGED}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**figures, "targets": targets(figures), "evaluation_texts": texts, "machine": machine(), "at": now}
 
 
 if __name__ == "__main__":

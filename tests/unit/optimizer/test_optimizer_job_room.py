@@ -9,7 +9,8 @@ import pytest
 
 from slmops.contracts.errors import DiskFull, NotEnoughMemory
 from slmops.kit.modelfile import ModelFacts
-from slmops.optimizer.room import check_disk, check_memory, free_memory_bytes
+from slmops.optimizer.recipe import recipe_named
+from slmops.optimizer.room import COPIES_PER_VARIANT, check_disk, check_memory, copies, free_memory_bytes
 
 
 def facts(parameters: int) -> ModelFacts:
@@ -39,17 +40,22 @@ def test_a_container_has_no_more_than_its_limit(tmp_path):
 
 def test_a_disk_without_room_is_refused_with_both_figures(tmp_path):
     with pytest.raises(DiskFull, match=r"takes about .* on the disk; .* are free") as caught:
-        check_disk(facts(10**13), tmp_path, variants=2)
+        check_disk(facts(10**13), tmp_path, 1.2)
     assert caught.value.where == str(tmp_path)
-    check_disk(facts(1000), tmp_path, variants=2)
+    check_disk(facts(1000), tmp_path, 1.2)
+
+
+def test_a_recipe_that_cuts_the_model_leaves_float_copies_behind():
+    assert copies(recipe_named("int8")) == COPIES_PER_VARIANT
+    assert copies(recipe_named("student")) == COPIES_PER_VARIANT + 3  # pruned, distilled, exported
 
 
 def test_what_an_earlier_run_left_counts_as_done(tmp_path):
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     too_large = facts(round(1.1 * free / (4 * 3.6)))
     with pytest.raises(DiskFull):
-        check_disk(too_large, tmp_path, variants=1)
+        check_disk(too_large, tmp_path, 0.6)
     (tmp_path / "passes").mkdir()
     with (tmp_path / "passes" / "weights").open("wb") as file:
         file.truncate(round(0.2 * free))  # a hole: no byte of it is written
-    check_disk(too_large, tmp_path, variants=1)
+    check_disk(too_large, tmp_path, 0.6)

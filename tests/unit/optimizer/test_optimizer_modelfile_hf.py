@@ -101,6 +101,8 @@ def test_weights_in_two_files_are_one_model(tmp_path, llama, directory):
         (said(num_hidden_layers="two"), InvalidModel, "num_hidden_layers = 'two'"),
         (said(num_hidden_layers=True), InvalidModel, "num_hidden_layers = True"),
         (said(hidden_size=10**9), InvalidModel, "1000000000"),
+        (said(max_position_embeddings=10**12), InvalidModel, "1000000000000 positions"),
+        (said(max_position_embeddings=0), InvalidModel, "0 positions"),
         (said(vocab_size=321), InvalidModel, "embed_tokens"),
         (said(intermediate_size=256), InvalidModel, "down_proj"),
         (said(quantization_config={"quant_method": "gptq"}), UnsupportedArchitecture, "already quantized"),

@@ -33,7 +33,7 @@ from slmops.optimizer.plot import draw
 from slmops.optimizer.progress import Progress, Tell
 from slmops.optimizer.recipe import recipe_named
 from slmops.optimizer.result import PICTURES, RESULT_FILE, JobResult, ReferenceFigures, Variant
-from slmops.optimizer.room import check_disk, check_memory
+from slmops.optimizer.room import COPIES_PER_VARIANT, check_disk, check_memory, copies
 from slmops.optimizer.search import Search, explicit
 from slmops.optimizer.spec import JobSpec
 from slmops.optimizer.tasks import bundled_tasks
@@ -59,7 +59,8 @@ class Job:
         self.progress = Progress(_BEFORE_RECIPES + variants, tell)
         self.pipeline = Pipeline(source, work, spec, self.progress.within)
         check_memory(self.pipeline.facts, spec.memory_limit_bytes)
-        check_disk(self.pipeline.facts, work, variants)
+        left_behind = COPIES_PER_VARIANT * variants if spec.search else sum(map(copies, self.recipes))
+        check_disk(self.pipeline.facts, work, left_behind)
 
     def run(self) -> JobResult:
         """Raises what `Pipeline` and `reference` raise. A recipe that fails is a refused variant, not a failed job."""

@@ -12,6 +12,7 @@ from slmops.contracts.errors import InvalidModel, NotAModel, UnsupportedArchitec
 
 Format = Literal["gguf", "hf", "onnx", "adapter"]
 Shape = tuple[int, ...]
+MAX_POSITIONS = 1 << 21
 T = TypeVar("T")
 
 
@@ -71,6 +72,12 @@ def value(found: Mapping[str, Any], key: str, kind: type[T], where: Path) -> T:
     if not isinstance(held, kind) or isinstance(held, bool):
         raise damaged(f"{where.name} says {key} = {held!r}, not {kind.__name__}", where)
     return held
+
+
+def check_positions(found: object, where: Path) -> None:
+    """Raises `InvalidModel` for a context of no or of absurd length: tables of that length are made from it."""
+    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= MAX_POSITIONS:
+        raise damaged(f"it says that it reads {found!r} positions; known are up to {MAX_POSITIONS:,}", where)
 
 
 def check_tokenizer(folder: Path) -> None:

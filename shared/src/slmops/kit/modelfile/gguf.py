@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slmops.contracts.errors import InvalidModel, NotAModel, TruncatedModel, UnsupportedArchitecture
-from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, damaged, supported
+from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, check_positions, damaged, supported
 
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3", "phi3"})
 """`general.architecture` of what the optimizer can read and build."""
@@ -71,6 +71,7 @@ def gguf_facts(path: Path) -> Facts:
     architecture = supported(metadata.get("general.architecture"), ARCHITECTURES, path)
     _check_whole(metadata, path)
     _check_positions(architecture, metadata, path)
+    check_positions(metadata.get(f"{architecture}.context_length"), path)
     shapes = _shapes(architecture, metadata, tensors, path)
     facts = ModelFacts(architecture, sum(math.prod(t.shape) for t in tensors), path.stat().st_size, "gguf")
     return Facts(facts, shapes)

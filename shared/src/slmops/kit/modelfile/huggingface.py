@@ -57,6 +57,7 @@ def _check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], where:
         value(config, key, int, where)
         for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
     )
+    facts.check_positions(config.get("max_position_embeddings", 1), where)  # absent: what the architecture says
     parts = _layers(shapes)
     if len(parts) != layers or parts.keys() != set(range(layers)) or len(set(map(frozenset, parts.values()))) > 1:
         raise damaged(f"config.json says that there are {layers:,} layers, the weights hold {len(parts)}", where)

@@ -64,6 +64,7 @@ def onnx_facts(folder: Path) -> Facts:
     model = value(json_object(where), "model", dict, where)
     architecture = facts.supported(model.get("type"), ARCHITECTURES, folder)
     decoder = value(model, "decoder", dict, where)
+    facts.check_positions(model.get("context_length"), where)
     facts.check_tokenizer(folder)
     graph = facts.inside(folder, decoder.get("filename"))
     parameters = _parameters(graph)

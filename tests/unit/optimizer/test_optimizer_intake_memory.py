@@ -1,0 +1,37 @@
+"""The memory that a job is said to need is about what it takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tiny_model import make_tiny
+
+from slmops.kit.modelfile import ModelFacts, inspect
+from slmops.optimizer.intake import needed_bytes
+
+SMOLLM2 = ModelFacts("llama", 134_515_008, 98_362_432, "gguf")
+_JOB = """
+import resource, sys
+from pathlib import Path
+from slmops.optimizer.export import check_parity, export
+from slmops.optimizer.intake import materialize
+source, work = map(Path, sys.argv[1:])
+model = materialize(source, work / "reference")
+check_parity(model, export(model, work / "exported"))
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_the_estimate_is_what_was_measured():
+    assert 2.0e9 < needed_bytes(SMOLLM2) < 2.3e9
+    assert 7.8e9 < needed_bytes(SMOLLM2, calibrated=True) < 8.2e9
+
+
+def test_reading_and_exporting_a_tiny_model_stays_below_what_is_said_to_be_needed(tmp_path):
+    source = make_tiny(tmp_path / "hf", "llama")
+    done = subprocess.run(
+        [sys.executable, "-c", _JOB, str(source), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    peak = int(done.stdout.rpartition("peak ")[2])
+    assert needed_bytes(inspect(source)) / 3 < peak < needed_bytes(inspect(source))
