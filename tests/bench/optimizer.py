@@ -48,7 +48,7 @@ PROFILE = DeviceProfile(
     max_package_bytes=100_000_000,
     min_tokens_per_s=5,
     max_kl=0.08,
-    min_top1=0.85,
+    min_top1=0.82,  # of the interval's lower end, which is 0.02 to 0.03 below the figure on so few windows
 )
 # Where Debian keeps licences. Judged on two, calibrated on others and on Python's reference, two thirds of the text;
 # the job itself refuses a calibration text that has more than a hundredth of the evaluation text's 13-grams.

@@ -24,8 +24,8 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def test_the_estimate_is_what_was_measured():
-    assert 2.0e9 < needed_bytes(SMOLLM2) < 2.3e9
-    assert 7.8e9 < needed_bytes(SMOLLM2, calibrated=True) < 8.2e9
+    assert 2.1e9 < needed_bytes(SMOLLM2) < 2.5e9
+    assert 7.9e9 < needed_bytes(SMOLLM2, calibrated=True) < 8.3e9
 
 
 def test_reading_and_exporting_a_tiny_model_stays_below_what_is_said_to_be_needed(tmp_path):

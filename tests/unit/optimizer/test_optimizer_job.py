@@ -27,8 +27,10 @@ from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.golden import GoldenPrompt
 from slmops.contracts.profile import EDGE_SMALL
 from slmops.contracts.recipe import PassSpec, Recipe
+from slmops.kit.modelfile import inspect
 from slmops.optimizer.domain.gate import judge
 from slmops.optimizer.evaluate import evaluate, reference
+from slmops.optimizer.intake import needed_bytes
 from slmops.optimizer.job import Job
 from slmops.optimizer.result import JobResult
 from slmops.optimizer.runner import run_job
@@ -137,6 +139,17 @@ def test_golden_prompts_that_the_profile_demands_are_asked(finished, llama, tmp_
     assert again(llama, work, unasked).variants[0].verdict.reasons == (
         "golden_passed not measured, must be at least 1",
     )
+
+
+def test_a_recipe_that_needs_more_memory_than_there_is_is_refused_and_the_others_are_made(finished, llama, tmp_path):
+    work = Path(shutil.copytree(finished[0], tmp_path / "work", symlinks=True))
+    facts = inspect(llama)
+    limit = (needed_bytes(facts) + needed_bytes(facts, calibrated=True)) // 2
+    spec = JobSpec(recipes=(INT4, recipe("gptq", method="gptq")), memory_limit_bytes=limit)
+    int4, calibrated = again(llama, work, spec).variants
+    assert int4.evaluation == finished[1].variants[1].evaluation
+    assert calibrated.evaluation is None
+    assert "of memory; 0.903 GB are the job's limit" in calibrated.verdict.reasons[0]
 
 
 def _planted(work: Path, path: Path, bad: str, tmp_path: Path) -> Evaluation:

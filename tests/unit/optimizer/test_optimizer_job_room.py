@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 
-import psutil
 import pytest
 
 from slmops.contracts.errors import DiskFull, NotEnoughMemory
 from slmops.kit.modelfile import ModelFacts
 from slmops.optimizer.recipe import recipe_named
-from slmops.optimizer.room import COPIES_PER_VARIANT, check_disk, check_memory, copies, free_memory_bytes
+from slmops.optimizer.room import (
+    COPIES_PER_VARIANT,
+    Memory,
+    check_disk,
+    check_memory,
+    copies,
+    free_memory_bytes,
+    memory,
+)
 
 
 def facts(parameters: int) -> ModelFacts:
@@ -19,13 +26,23 @@ def facts(parameters: int) -> ModelFacts:
 
 def test_a_model_that_no_host_can_hold_is_refused_with_both_figures():
     with pytest.raises(NotEnoughMemory, match=r"takes about .* of memory; .* GB are free"):
-        check_memory(facts(10**15), None)
+        check_memory(facts(10**15), memory(None))
 
 
 def test_the_jobs_limit_counts_if_it_is_less_than_the_hosts():
     with pytest.raises(NotEnoughMemory, match=r"0\.1 GB are the job's limit"):
-        check_memory(facts(10**9), 100_000_000)
-    check_memory(facts(100_000), psutil.virtual_memory().total)
+        check_memory(facts(10**9), memory(100_000_000))
+    assert memory(10**18).why == "free"
+    check_memory(facts(100_000), Memory(10**9, "free"))
+
+
+def test_a_recipe_that_learns_from_gradients_needs_more():
+    model, there = facts(134_515_008), Memory(4 * 10**9, "free")
+    check_memory(model, there)
+    check_memory(model, there, recipe_named("int4"))
+    with pytest.raises(NotEnoughMemory, match=r"this recipe takes about .*; 4 GB are free") as caught:
+        check_memory(model, there, recipe_named("int4-calibrated"))
+    assert "without gptq" in str(caught.value.fix)
 
 
 def test_a_container_has_no_more_than_its_limit(tmp_path):

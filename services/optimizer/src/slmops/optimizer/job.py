@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.errors import DiskFull, OptimizationFailed, Problem, UnsupportedArchitecture
+from slmops.contracts.errors import DiskFull, NotEnoughMemory, OptimizationFailed, Problem, UnsupportedArchitecture
 from slmops.contracts.evaluation import Evaluation, Verdict
 from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
@@ -33,7 +33,7 @@ from slmops.optimizer.plot import draw
 from slmops.optimizer.progress import Progress, Tell
 from slmops.optimizer.recipe import recipe_named
 from slmops.optimizer.result import PICTURES, RESULT_FILE, JobResult, ReferenceFigures, Variant
-from slmops.optimizer.room import COPIES_PER_VARIANT, check_disk, check_memory, copies
+from slmops.optimizer.room import COPIES_PER_VARIANT, check_disk, check_memory, copies, memory
 from slmops.optimizer.search import Search, explicit
 from slmops.optimizer.spec import JobSpec
 from slmops.optimizer.tasks import bundled_tasks
@@ -58,7 +58,8 @@ class Job:
         variants = spec.search.max_trials if spec.search else len(self.recipes)
         self.progress = Progress(_BEFORE_RECIPES + variants, tell)
         self.pipeline = Pipeline(source, work, spec, self.progress.within)
-        check_memory(self.pipeline.facts, spec.memory_limit_bytes)
+        self.memory = memory(spec.memory_limit_bytes)  # as it is now: later some of it is ours
+        check_memory(self.pipeline.facts, self.memory)
         left_behind = COPIES_PER_VARIANT * variants if spec.search else sum(map(copies, self.recipes))
         check_disk(self.pipeline.facts, work, left_behind)
 
@@ -99,6 +100,7 @@ class Job:
     def _variant(self, recipe: Recipe) -> Variant:
         start, path, evaluation = time.perf_counter(), None, None
         try:
+            check_memory(self.pipeline.facts, self.memory, recipe)
             with self._clocked(recipe.name):
                 folder = self.pipeline.variant(recipe, lambda name: self.progress.begin(f"{recipe.name}: {name}"))
             self.progress.begin(f"{recipe.name}: evaluate")
@@ -106,7 +108,7 @@ class Job:
                 evaluation = self._evaluated(folder)
             path = folder.relative_to(self.work).as_posix()
             verdict = judge(evaluation, self.spec.profile)
-        except (OptimizationFailed, UnsupportedArchitecture) as error:
+        except (OptimizationFailed, UnsupportedArchitecture, NotEnoughMemory) as error:
             verdict = Verdict(passed=False, reasons=(str(error),))
         self.progress.part_done()
         return Variant(

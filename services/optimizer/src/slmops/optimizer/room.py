@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from slmops.contracts.errors import DiskFull, NotEnoughMemory
 from slmops.contracts.recipe import Recipe
@@ -19,15 +20,34 @@ COPIES_PER_VARIANT = 0.6
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(facts: ModelFacts, limit_bytes: int | None) -> None:
-    """Raises `NotEnoughMemory` if the model needs more than is free, or than `limit_bytes`."""
-    needed, free = needed_bytes(facts), free_memory_bytes()
-    there, what = (free, "free") if limit_bytes is None or free < limit_bytes else (limit_bytes, "the job's limit")
-    if needed > there:
+class Memory(NamedTuple):
+    """What a job may have, and why not more."""
+
+    size_bytes: int
+    why: str
+
+
+def memory(limit_bytes: int | None) -> Memory:
+    """For a job that has not begun."""
+    free = free_memory_bytes()
+    return Memory(free, "free") if limit_bytes is None or free < limit_bytes else Memory(limit_bytes, "the job's limit")
+
+
+def check_memory(facts: ModelFacts, there: Memory, recipe: Recipe | None = None) -> None:
+    """Raises `NotEnoughMemory` if any job on this model needs more than `there` is; or this recipe does."""
+    needed = needed_bytes(facts, calibrated=recipe is not None and _learns(recipe))
+    if needed > there.size_bytes:
         raise NotEnoughMemory(
-            f"optimizing this model takes about {_gb(needed)} of memory; {_gb(there)} are {what}",
-            fix="Use a host or a limit with more memory, or a smaller model.",
+            f"{'this recipe' if recipe else 'optimizing this model'} takes about {_gb(needed)} of memory; "
+            f"{_gb(there.size_bytes)} are {there.why}",
+            fix="Use a host or a limit with more memory, or a "
+            + ("recipe without gptq." if recipe else "smaller model."),
         )
+
+
+def _learns(recipe: Recipe) -> bool:
+    """From gradients of much text. Sensitivity alone is measured on little."""
+    return any(step.params.get("method") == "gptq" for step in recipe.passes)
 
 
 def copies(recipe: Recipe) -> float:
