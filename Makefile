@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTRIB
 SOURCES := shared services deploy tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-slow check docs bench bench-optimizer clean
+.PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench: setup  ## measure ours against the bare tools, side by side; writes build
 
 bench-optimizer: setup  ## every recipe on a real model, beside the builder's own (about an hour; ARGS="--minutes 5": a short student)
 	@PYTHONPATH=tests $(BIN)/python -m bench.optimizer $(ARGS)
+
+bench-delta: setup  ## updates between versions of a real model, beside bsdiff, xdelta3, zstd and casync (half an hour; ARGS="--ours")
+	@PYTHONPATH=tests $(BIN)/python -m bench.delta $(ARGS)
 
 clean:  ## remove what was built and installed
 	rm -rf $(VENV) build

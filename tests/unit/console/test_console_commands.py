@@ -20,7 +20,8 @@ from slmops.contracts.errors import PortTaken
 
 PUSH = ("--name", "tiny", "--version", "1.0.0")
 EXPECTED = {
-    "blueprint apply", "blueprint ls", "chat", "dlq ls", "dlq replay", "eval show", "eval verify", "gateway ls",
+    "blueprint apply", "blueprint ls", "chat", "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay",
+    "eval show", "eval verify", "gateway ls",
     "gateway show", "job cancel", "job ls", "model ls", "model push", "model show", "optimize", "recipe ls",
     "recipe passes", "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume",
     "rollout rollback", "rollout start", "rollout watch", "variant ls",

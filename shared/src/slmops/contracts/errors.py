@@ -18,6 +18,7 @@
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           bytes are not the bytes that were named
+        ├── InvalidDelta             a delta that is damaged, hostile, or of another version
         ├── SignatureInvalid         no valid signature by a trusted key
         ├── Denied                   the caller may not do or have this
         ├── IllegalTransition        a state machine has no such edge
@@ -149,6 +150,11 @@ class AlreadyExists(PermanentError):
 
 class DigestMismatch(PermanentError):
     code = "digest_mismatch"
+
+
+class InvalidDelta(PermanentError):
+    code = "invalid_delta"
+    exit_code = 65
 
 
 class SignatureInvalid(PermanentError):

@@ -96,7 +96,8 @@ class Pipeline:
 
     @cached_property
     def _context(self) -> Context:
-        return Context(self.read(), self.export, lambda: self._calibration, self.spec.seed, self.tell)
+        calibration, before = lambda: self._calibration, self.spec.predecessor
+        return Context(self.read(), self.export, calibration, self.spec.seed, self.tell, before)
 
     @cached_property
     def _texts(self) -> Texts:

@@ -27,6 +27,7 @@ class JobSpec(BaseModel):
     seed: int = Field(default=0, ge=0)
     evaluation_texts: tuple[Path, ...] = Field(default=(), description="Instead of the bundled text")
     calibration_texts: tuple[Path, ...] = Field(default=(), description="Instead of the bundled texts")
+    predecessor: Path | None = Field(default=None, description="Genai folder of the variant that is replaced")
     memory_limit_bytes: int | None = Field(
         default=None, gt=0, description="A model that needs more is refused before anything is done; None: what is free"
     )

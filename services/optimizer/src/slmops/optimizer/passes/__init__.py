@@ -44,6 +44,8 @@ class Context:
     seed: int
     tell: Callable[[str, float], None]
     """Progress for a person: what is happening, and the share of this pass that is done."""
+    predecessor: Path | None = None
+    """The genai folder of the variant that is replaced, if the job knows one."""
 
 
 class Function(Protocol):
@@ -65,6 +67,7 @@ class Pass:
 def passes() -> Mapping[str, Pass]:
     """Every pass by name."""
     from slmops.optimizer.passes import (
+        anchor,
         build,
         distill,
         pack,
@@ -85,5 +88,6 @@ def passes() -> Mapping[str, Pass]:
         "distill": Pass("float", "float", distill.Distill, distill.run),
         "quantize": Pass("float", "coded", quantize.Quantize, quantize.run),
         "pack": Pass("coded", "variant", pack.Pack, pack.run),
+        "anchor": Pass("float", "variant", anchor.Anchor, anchor.run),
         "build": Pass("float", "variant", build.Build, build.run),
     }

@@ -150,10 +150,10 @@ class _Packer:
     def _initializers(self, name: str, found: Coded) -> list[ir.Value]:
         """Packed codes, scales as float32 and packed zeros, as MatMulNBits takes them."""
         rows, blocks = found.zeros.shape
-        packed = _packed(found.codes, found.bits).reshape(rows, blocks, found.block * found.bits // 8)
+        packed = to_bytes(found.codes, found.bits).reshape(rows, blocks, found.block * found.bits // 8)
         inputs = [self._constant(f"{name}_codes", packed), self._scales(f"{name}_scales", found)]
         if (found.zeros != 1 << (found.bits - 1)).any():
-            inputs.append(self._constant(f"{name}_zeros", _packed(found.zeros, found.bits)))
+            inputs.append(self._constant(f"{name}_zeros", to_bytes(found.zeros, found.bits)))
         return inputs
 
     def _scales(self, name: str, found: Coded) -> ir.Value:
@@ -217,7 +217,7 @@ def _joined(parts: Sequence[tuple[Coded, int, int]]) -> list[Coded]:
     return found
 
 
-def _packed(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+def to_bytes(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     """4-bit values two to a byte, the first in the low half; an odd row is padded with zero."""
     if bits == 8:
         return values

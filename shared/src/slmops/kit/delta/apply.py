@@ -1,0 +1,157 @@
+"""Applying a delta: record by record, in bounded memory. A file has its name when it has the target's digest."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from slmops.contracts.descriptor import Digest, digest_of_chunks
+from slmops.contracts.errors import DigestMismatch, DiskFull, InvalidDelta, NotFound
+from slmops.kit.delta.coding import Bytes, decode
+from slmops.kit.delta.format import (
+    DICTIONARY_BYTES,
+    Coding,
+    DeltaFile,
+    Header,
+    Record,
+    read_header,
+    read_record,
+)
+
+_CHUNK_BYTES = 1 << 20
+
+Place = Callable[[DeltaFile], Path | None]
+"""Where a target file shall lie; None for one that is not wanted."""
+Progress = Callable[[int, int], None]
+
+
+def apply(
+    delta: Path,
+    bases: Mapping[Digest, Path],
+    place: Place,
+    progress: Progress = lambda done, total: None,
+    *,
+    durable: bool = True,
+) -> list[Path]:
+    """The wanted target files, verified; each appears whole or not at all. What is there already is kept.
+
+    `bases` has the base files by digest; `durable` waits for the disk before a file has its name. Raises
+    `InvalidDelta`, `DigestMismatch` when the base or the result is not what the delta says, `NotFound` for a base that
+    is not there, `DiskFull`.
+    """
+    try:
+        with delta.open("rb") as source, ExitStack() as stack:
+            header = read_header(source)
+            opened = _Bases(header, bases, stack)
+            total, done, made = sum(file.size_bytes for file in header.target), 0, []
+            for file in header.target:
+                where = place(file)
+                _file(source, header, opened, file, where, durable)
+                done += file.size_bytes
+                progress(done, total)
+                made += [where] if where else []
+            if source.read(1):
+                raise InvalidDelta("something follows its last record")
+            return made
+    except InvalidDelta as error:
+        raise InvalidDelta(error.what, where=str(delta), fix=error.fix) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull("no room for what the delta makes", where=str(delta), fix="Free disk space.") from error
+
+
+class _Bases:
+    """The base files, each opened when a record first reads it."""
+
+    def __init__(self, header: Header, paths: Mapping[Digest, Path], stack: ExitStack) -> None:
+        self._header, self._paths, self._stack = header, paths, stack
+        self._files: dict[int, BinaryIO] = {}
+        self._buffer = np.empty(DICTIONARY_BYTES, np.uint8)
+
+    def read(self, number: int, offset: int, size: int) -> Bytes:
+        """In a buffer that the next call takes again."""
+        if not size:
+            return self._buffer[:0]
+        file = self._files.get(number) or self._open(number)
+        file.seek(offset)
+        found = self._buffer[:size]
+        if file.readinto(found) < size:  # type: ignore[attr-defined]
+            raise DigestMismatch(f"the base {self._header.base[number].path} shrank while it was read")
+        return found
+
+    def check(self) -> None:
+        """Raises `DigestMismatch` for the first of those read that is not what the delta was made from."""
+        for number in self._files:
+            wanted = self._header.base[number]
+            with self._paths[wanted.digest].open("rb") as source:
+                actual, _ = digest_of_chunks(iter(lambda source=source: source.read(_CHUNK_BYTES), b""))  # type: ignore[misc]
+            if actual != wanted.digest:
+                raise DigestMismatch(
+                    f"the base {wanted.path} is {actual}, not {wanted.digest}",
+                    where=str(self._paths[wanted.digest]),
+                    fix="Apply the delta to what it was made from, or fetch the whole target.",
+                )
+
+    def _open(self, number: int) -> BinaryIO:
+        wanted = self._header.base[number]
+        path = self._paths.get(wanted.digest)
+        if path is None or not path.is_file():
+            raise NotFound(f"the base {wanted.path} is not here", where=wanted.digest, fix="Fetch the whole target.")
+        if (size := path.stat().st_size) != wanted.size_bytes:
+            raise DigestMismatch(f"the base {wanted.path} has {size} bytes, not {wanted.size_bytes}", where=str(path))
+        self._files[number] = self._stack.enter_context(path.open("rb", buffering=0))
+        return self._files[number]
+
+
+def _file(source: BinaryIO, header: Header, bases: _Bases, file: DeltaFile, where: Path | None, durable: bool) -> None:
+    if where is None or where.exists():
+        left = file.size_bytes
+        while left:
+            left -= read_record(source, header, left).target_bytes
+        return
+    where.parent.mkdir(parents=True, exist_ok=True)
+    part = where.with_name(where.name + ".part")
+    try:
+        with part.open("wb") as out:
+            actual = _fill(source, header, bases, file.size_bytes, out)
+            if actual != file.digest:
+                bases.check()
+                raise DigestMismatch(f"the delta makes {actual} of {file.path}, not {file.digest}", where=file.path)
+            if durable:
+                out.flush()
+                os.fsync(out.fileno())
+        part.replace(where)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fill(source: BinaryIO, header: Header, bases: _Bases, size: int, out: BinaryIO) -> Digest:
+    state, left = hashlib.sha256(), size
+    while left:
+        record = read_record(source, header, left)
+        left -= record.target_bytes
+        for piece in _pieces(record):
+            made = memoryview(decode(piece, bases.read(piece.file, piece.base_offset, piece.base_bytes)))  # type: ignore[arg-type]
+            state.update(made)
+            out.write(made)
+    return "sha256:" + state.hexdigest()
+
+
+def _pieces(record: Record) -> list[Record]:
+    """A long copy in steps; a record that reads nothing as it is."""
+    if record.coding is not Coding.COPY:
+        return [record]
+    return [
+        replace(record, base_offset=record.base_offset + start, base_bytes=size, target_bytes=size)
+        for start in range(0, record.target_bytes, _CHUNK_BYTES)
+        for size in (min(_CHUNK_BYTES, record.target_bytes - start),)
+    ]

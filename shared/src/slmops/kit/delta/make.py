@@ -1,0 +1,218 @@
+"""Making a delta: the target's parts in order, each as the smallest of the codings that fit it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import zstandard
+
+from slmops.contracts.descriptor import Digest, digest_of_chunks
+from slmops.kit.delta import coding
+from slmops.kit.delta.coding import Bytes
+from slmops.kit.delta.format import (
+    DICTIONARY_BYTES,
+    PIECE_BYTES,
+    Coding,
+    DeltaFile,
+    Header,
+    Record,
+    write_header,
+    write_record,
+)
+from slmops.kit.delta.match import Matcher
+from slmops.kit.delta.stat import Stat
+from slmops.kit.delta.tensors import Part, parts
+
+_LEVEL, _ALONE_LEVEL = 9, 19
+"""Of zstd: for what is left of a base, where there is nothing to find, and for what has no base."""
+_CHUNK_BYTES = 1 << 20
+_COPY_BYTES = 1 << 31
+
+Progress = Callable[[int, int], None]
+"""Bytes of the target that are done, and all of them."""
+
+
+def make(base: Path, target: Path, out: Path, progress: Progress = lambda done, total: None) -> Stat:
+    """Write the delta from `base` to `target`, files or folders, to `out`, which appears complete or not at all.
+
+    Whatever they are, there is a delta: at worst a compressed copy. Raises `OSError`.
+    """
+    maker = _Maker(base, target)
+    part = out.with_name(out.name + ".part")
+    try:
+        with part.open("wb") as file:
+            stat = maker.write(file, progress)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return stat
+
+
+def files_of(path: Path) -> tuple[Path, list[str]]:
+    """The folder that they are in, and their relative paths in order. A file is alone in its folder."""
+    if path.is_dir():
+        return path, sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    return path.parent, [path.name]
+
+
+def by_digest(path: Path) -> dict[Digest, Path]:
+    """The files of a model, as `apply` takes a base."""
+    folder, paths = files_of(path)
+    return {_described(folder, name).digest: folder / name for name in paths}
+
+
+class _Maker:
+    def __init__(self, base: Path, target: Path) -> None:
+        (base_folder, base_paths), (target_folder, target_paths) = files_of(base), files_of(target)
+        base_files = tuple(_described(base_folder, path) for path in base_paths)
+        self._header = Header(base=base_files, target=tuple(_described(target_folder, path) for path in target_paths))
+        self._numbers = {file.path: number for number, file in enumerate(base_files)}
+        self._by_digest = {file.digest: number for number, file in enumerate(base_files)}
+        self._base = {path: _mapped(base_folder / path) for path in base_paths}
+        self._target = {path: _mapped(target_folder / path) for path in target_paths}
+        self._alike = _alike(base_paths, target_paths)
+        self._matcher = Matcher(parts(base_folder, base_paths), self._base)
+        self._parts = parts(target_folder, target_paths)
+        self._near = zstandard.ZstdCompressor(level=_LEVEL).compress
+        self._alone = zstandard.ZstdCompressor(level=_ALONE_LEVEL).compress
+
+    def write(self, out: BinaryIO, progress: Progress) -> Stat:
+        write_header(out, self._header)
+        stat = Stat.of(self._header, out.tell())
+        done, total = 0, sum(file.size_bytes for file in self._header.target)
+        for file in self._header.target:
+            for record in _merged(self._file(file)):
+                write_record(out, record)
+                stat.add(record)
+                done += record.target_bytes
+                progress(done, total)
+        return stat
+
+    def _file(self, file: DeltaFile) -> Iterator[Record]:
+        if (same := self._by_digest.get(file.digest)) is not None:
+            for start in range(0, file.size_bytes, _COPY_BYTES):
+                size = min(_COPY_BYTES, file.size_bytes - start)
+                yield Record(Coding.COPY, size, file=same, base_offset=start, base_bytes=size)
+            return
+        for part in self._parts:
+            if part.path == file.path:
+                yield from self._tensor(part) if part.name else self._rest(part)
+
+    def _tensor(self, part: Part) -> Iterator[Record]:
+        data = self._target[part.path][part.offset : part.end]
+        origin = self._matcher.origin(part, data)
+        before = self._base[origin.path][origin.offset : origin.end] if origin else data[:0]
+        for start in range(0, data.size, PIECE_BYTES):
+            target, base = data[start : start + PIECE_BYTES], before[start : start + PIECE_BYTES]
+            if origin and base.size == target.size:
+                found = self._smallest(base, target, part)
+                if found.base_bytes:
+                    file = self._numbers[origin.path]
+                    found = replace(found, file=file, base_offset=origin.offset + start)
+                yield found
+            else:
+                yield coding.full(target, _width(part, target), self._alone)
+
+    def _smallest(self, base: Bytes, target: Bytes, part: Part) -> Record:
+        changed = np.count_nonzero(base != target)
+        if not changed:
+            return Record(Coding.COPY, target.size, base_bytes=base.size)
+        width = _width(part, target)
+        few = [coding.sparse(base, target, w, self._near) for w in ((0, 1) if width == 1 else (min(width, 4),))]
+        found = [record for record in few if record]
+        if not found or changed * 50 > target.size:
+            found.append(coding.difference(base, target, width, part.is_float and width > 1, self._near))
+        if not few[-1]:
+            found.append(coding.full(target, width, self._near))
+        return min(found, key=lambda record: record.size_bytes)
+
+    def _rest(self, part: Part) -> Iterator[Record]:
+        """Graphs, headers, padding, text: against the file of the same name, which begins much the same."""
+        data = self._target[part.path][part.offset : part.end]
+        path = self._alike.get(part.path)
+        for start in range(0, data.size, PIECE_BYTES):
+            target = data[start : start + PIECE_BYTES].tobytes()
+            found = Record(Coding.FULL, len(target), streams=(self._alone(target),))
+            if path is not None and self._base[path].size:
+                known = self._dictionary(path, part.offset + start)
+                found = min(
+                    found, self._patch(target, known, self._numbers[path]), key=lambda record: record.size_bytes
+                )
+            yield found
+
+    def _dictionary(self, path: str, near: int) -> tuple[int, Bytes]:
+        """What the base file has around there, as much as a record may read."""
+        base = self._base[path]
+        start = max(0, min(near - DICTIONARY_BYTES // 2, base.size - DICTIONARY_BYTES))
+        return start, base[start : start + DICTIONARY_BYTES]
+
+    def _patch(self, target: bytes, known: tuple[int, Bytes], file: int) -> Record:
+        start, base = known
+        if target == base[: len(target)].tobytes() and len(target):
+            return Record(Coding.COPY, len(target), file=file, base_offset=start, base_bytes=len(target))
+        dictionary = zstandard.ZstdCompressionDict(base.tobytes(), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        settings = zstandard.ZstdCompressionParameters.from_level(
+            _ALONE_LEVEL if base.size < PIECE_BYTES else _LEVEL, window_log=24, enable_ldm=True
+        )
+        stream = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=settings).compress(target)
+        return Record(
+            Coding.PATCH, len(target), file=file, base_offset=start, base_bytes=int(base.size), streams=(stream,)
+        )
+
+
+def _width(part: Part, piece: Bytes) -> int:
+    return part.width if piece.size % part.width == 0 else 1
+
+
+def _merged(records: Iterator[Record]) -> Iterator[Record]:
+    """Copies of neighbours as one."""
+    waiting: Record | None = None
+    for record in records:
+        if waiting and _continues(waiting, record):
+            size = waiting.target_bytes + record.target_bytes
+            waiting = replace(waiting, target_bytes=size, base_bytes=size)
+            continue
+        if waiting:
+            yield waiting
+        waiting = record
+    if waiting:
+        yield waiting
+
+
+def _continues(first: Record, second: Record) -> bool:
+    return (
+        first.coding is second.coding is Coding.COPY
+        and first.file == second.file
+        and first.base_offset + first.base_bytes == second.base_offset
+        and first.target_bytes + second.target_bytes <= _COPY_BYTES
+    )
+
+
+def _alike(base: list[str], target: list[str]) -> Mapping[str, str]:
+    """The base's file for each of the target's: of the same path, or where each side has one of its kind, that."""
+    found = {}
+    for path in target:
+        suffix = Path(path).suffix
+        same_kind = [other for other in base if Path(other).suffix == suffix]
+        if path in base:
+            found[path] = path
+        elif len(same_kind) == 1:
+            found[path] = same_kind[0]
+    return found
+
+
+def _described(folder: Path, path: str) -> DeltaFile:
+    with (folder / path).open("rb") as source:
+        digest, size = digest_of_chunks(iter(lambda: source.read(_CHUNK_BYTES), b""))
+    return DeltaFile(path=path, digest=digest, size_bytes=size)
+
+
+def _mapped(path: Path) -> Bytes:
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
