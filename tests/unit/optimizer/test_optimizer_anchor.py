@@ -128,5 +128,5 @@ def test_another_architecture_is_no_predecessor(predecessor, tmp_path):
 def test_a_predecessor_that_is_not_there_is_named(llama, tmp_path):
     context = context_of(llama, tmp_path)
     for given in (context, replace(context, predecessor=tmp_path)):
-        with pytest.raises(OptimizationFailed, match="sha256:0000.* is not here"):
+        with pytest.raises(OptimizationFailed, match=r"sha256:0000.* is not here"):
             anchor.run(llama, tmp_path / "out", ANCHOR, given)
