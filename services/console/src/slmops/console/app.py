@@ -14,6 +14,7 @@ from slmops.console import (
     deadletters,
     evaluations,
     gateways,
+    images,
     jobs,
     models,
     optimizing,
@@ -50,6 +51,8 @@ def build() -> typer.Typer:
     for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deadletters):
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
+    app.add_typer(images.app)
+    images.declare(images.app)
     optimizing.declare(app)
     chat.declare(app)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):
