@@ -21,10 +21,10 @@ from slmops.contracts.errors import PortTaken
 PUSH = ("--name", "tiny", "--version", "1.0.0")
 EXPECTED = {
     "blueprint apply", "blueprint ls", "chat", "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay",
-    "eval show", "eval verify", "gateway ls",
-    "gateway show", "job cancel", "job ls", "model ls", "model push", "model show", "optimize", "recipe ls",
-    "recipe passes", "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume",
-    "rollout rollback", "rollout start", "rollout watch", "variant ls",
+    "eval show", "eval verify", "gateway ls", "gateway show", "job cancel", "job ls", "model ls", "model push",
+    "model show", "optimize", "package image", "recipe ls", "recipe passes", "recipe show", "rollout abort",
+    "rollout ls", "rollout pause", "rollout resume", "rollout rollback", "rollout start", "rollout watch",
+    "variant ls",
 }  # fmt: skip
 
 
@@ -116,6 +116,9 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
         (["model", "ls", "--data", "{folder}"], "not_found", 1),
         (["model", "ls"], "unreachable", 75),
         (["model", "push", "{gguf}", *PUSH], "unreachable", 75),
+        (["package", "image", "{missing}", "--key", "{text}"], "not_found", 1),
+        (["package", "image", "{folder}", "--key", "{text}"], "signature_invalid", 1),
+        (["package", "image", "{folder}", "--key", "{text}", "--blueprint", "{text}"], "invalid_message", 65),
     ],
 )
 def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:

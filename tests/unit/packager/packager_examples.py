@@ -66,12 +66,14 @@ def new_keys(folder: Path, curve: ec.EllipticCurve | None = None) -> Keys:
     return keys
 
 
-def write_package(folder: Path, keys: Keys, files: dict[str, bytes] | None = None) -> Digest:
+def write_package(
+    folder: Path, keys: Keys, files: dict[str, bytes] | None = None, questions: bytes = QUESTIONS
+) -> Digest:
     """A signed package on disk, as a gateway lays it out; the digest of its manifest."""
     files = CONTENT if files is None else files
-    pack = build(variant(files))
+    pack = build(variant(files, golden=Descriptor.of(questions, "application/jsonl")))
     assert pack.card is not None
-    content = files | {GOLDEN_PATH: QUESTIONS, EVALUATION_PATH: REPORT, CARD_PATH: pack.card}
+    content = files | {GOLDEN_PATH: questions, EVALUATION_PATH: REPORT, CARD_PATH: pack.card}
     for path, data in (content | {MANIFEST_PATH: pack.manifest.encode()}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)

@@ -15,6 +15,7 @@ from slmops.console import (
     deltas,
     evaluations,
     gateways,
+    images,
     jobs,
     models,
     optimizing,
@@ -51,6 +52,8 @@ def build() -> typer.Typer:
     for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deltas, deadletters):
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
+    app.add_typer(images.app)
+    images.declare(images.app)
     optimizing.declare(app)
     chat.declare(app)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):

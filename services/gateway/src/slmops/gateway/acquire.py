@@ -12,6 +12,7 @@ from slmops.contracts.errors import NotReady
 from slmops.contracts.manifest import PackageFile
 from slmops.contracts.plan import Release
 from slmops.gateway.download import UrlSource, blob_path, fetch
+from slmops.gateway.factory import Factory
 from slmops.gateway.slots import Slot, Slots
 from slmops.gateway.verify import verify_package
 from slmops.kit.client import BusClient
@@ -22,12 +23,21 @@ ClientSource = Callable[[], BusClient | None]
 class Acquirer:
     """Holds no S3 key: each file comes by a short-lived URL, resumable, and is verified before it counts."""
 
-    def __init__(self, gateway_id: str, client: ClientSource, slots: Slots, blobs: Path, trusted_key: Path) -> None:
+    def __init__(
+        self,
+        gateway_id: str,
+        client: ClientSource,
+        slots: Slots,
+        blobs: Path,
+        trusted_key: Path,
+        factory: Factory | None = None,
+    ) -> None:
         self._gateway_id = gateway_id
         self._client = client
         self._slots = slots
         self._blobs = blobs
         self._trusted_key = trusted_key
+        self._factory = factory
 
     async def acquire(self, release: Release) -> Slot:
         """The release in the inactive slot. Raises what `fetch`, `verify_package` and the packager raise."""
@@ -35,20 +45,24 @@ class Acquirer:
         if (there := self._slots.candidate) is not None and there.digest == digest:
             await self._verify(there.path, digest)
             return there
-        package = await self._ask(digest)
-        files = [package.manifest, package.signature, *package.files]
-        urls = {file.descriptor.digest: file.url for file in files}
-        for file in files:
-            await fetch(file.descriptor, self._url(file, digest, urls), self._blobs)
-        slot = await asyncio.to_thread(
-            self._slots.install, digest, [(blob_path(self._blobs, f.descriptor.digest), f.path) for f in files]
-        )
+        slot = await asyncio.to_thread(self._slots.install, digest, await self._bring(digest))
         try:
             await self._verify(slot.path, digest)
         except Exception:
             self._slots.reject()
             raise
         return slot
+
+    async def _bring(self, digest: Digest) -> list[tuple[Path, str]]:
+        """Every file, on this device, and its path in the package."""
+        if self._factory is not None and self._factory.release.manifest.digest == digest:
+            return self._factory.files()
+        package = await self._ask(digest)
+        files = [package.manifest, package.signature, *package.files]
+        urls = {file.descriptor.digest: file.url for file in files}
+        for file in files:
+            await fetch(file.descriptor, self._url(file, digest, urls), self._blobs)
+        return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
 
     def prune(self) -> None:
         """Delete blobs that no slot holds a link to, and downloads of releases that nobody wants any more."""

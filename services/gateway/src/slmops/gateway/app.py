@@ -18,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from slmops.contracts.errors import PermanentError, SlmopsError, TemporaryError
+from slmops.contracts.errors import InvalidMessage, PermanentError, SlmopsError, TemporaryError
 from slmops.contracts.plan import Identity
 from slmops.gateway.acquire import Acquirer
 from slmops.gateway.api import create_api
+from slmops.gateway.factory import Factory
 from slmops.gateway.handlers import Agent
 from slmops.gateway.identity import Credentials, enrol
 from slmops.gateway.listen import ApiServer, listen
@@ -136,12 +137,24 @@ def build(settings: Settings) -> Gateway:
     slots, serving = Slots(home), Serving()
     reporter = Reporter(identity, _spool(home / "spool.db"), home / "report.sequence", utc_now)
     gateway: Gateway
-    acquirer = Acquirer(identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key)
+    factory = _factory(settings)
+    acquirer = Acquirer(
+        identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key, factory
+    )
     updater = Updater(slots, acquirer, serving, home / "releases")
-    agent = Agent(slots, updater, serving, reporter, settings.retry_every)
+    agent = Agent(slots, updater, serving, reporter, settings.retry_every, factory.release if factory else None)
     twin = Twin(identity, agent.desired_changed, settings.refresh_every)
     gateway = Gateway(settings, agent, twin, serving, reporter)
     return gateway
+
+
+def _factory(settings: Settings) -> Factory | None:
+    """What came with the device. One that cannot be read keeps nobody from serving what was installed since."""
+    try:
+        return Factory.open(settings.factory) if settings.factory else None
+    except InvalidMessage as error:
+        log.error("what came with the device is of no use: %s", error)
+        return None
 
 
 def _spool(path: Path) -> Spool:

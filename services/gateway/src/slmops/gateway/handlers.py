@@ -23,13 +23,22 @@ log = logging.getLogger(__name__)
 class Agent:
     """Reconciles what is desired with what runs. Level-triggered: only the newest wish counts."""
 
-    def __init__(self, slots: Slots, updater: Updater, serving: Serving, reporter: Reporter, retry: timedelta) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        updater: Updater,
+        serving: Serving,
+        reporter: Reporter,
+        retry: timedelta,
+        factory: Release | None = None,
+    ) -> None:
         self._slots = slots
         self._updater = updater
         self._serving = serving
         self._reporter = reporter
         self._retry = retry
-        self._desired: Release | None = None
+        self._factory = factory
+        self._planned: Release | None = None
         self._generation = 0
         self._rollout = ""
         self._traceparent: str | None = None
@@ -39,12 +48,18 @@ class Agent:
 
     def desired_changed(self, desired: Desired, plan: Plan) -> None:
         """The twin's plan or overlay is another."""
-        self._desired = desired.release
+        self._planned = desired.release
         self._generation = plan.generation
         self._traceparent = plan.traceparent
         self._rollout = plan.candidate.rollout if plan.candidate and desired.side is Side.CANDIDATE else ""
         log.info("desired: %s, %s", desired.side, "; ".join(desired.explain.values()))
         self._changed.set()
+
+    @property
+    def _desired(self) -> Release | None:
+        """What the plan names. Before it names anything: what came with the device, until something is installed."""
+        installed = self._slots.active is not None and not self._slots.on_trial
+        return self._planned or (None if installed else self._factory)
 
     @property
     def started(self) -> bool:
@@ -54,6 +69,8 @@ class Agent:
     async def run(self) -> None:
         """Serves what was installed, then follows what is desired. Runs until cancelled."""
         await self._updater.restore()
+        if self._desired is not None and self._desired is self._factory:
+            await self._reconcile()
         self._started.set()
         self.report()
         while True:

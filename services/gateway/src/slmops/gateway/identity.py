@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from nats.aio.client import RawCredentials
 
 from slmops.contracts.commands import EnrolGateway
-from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.errors import InvalidMessage, NotReady
 from slmops.contracts.plan import Identity
 from slmops.gateway.settings import Settings
 from slmops.kit.client import BusClient
 from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
 
 _ENROL_INBOX = b"_INBOX_enrol"
+_TOKEN_EVERY = timedelta(seconds=15)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Credentials:
 
 
 async def enrol(settings: Settings) -> Credentials:
-    """The credentials of this gateway, asked for once and kept. Raises `Unreachable`, `Denied`, `InvalidMessage`."""
+    """The credentials of this gateway, asked for once and kept. Raises `Unreachable`, `NotReady`, `Denied`,
+    `InvalidMessage`."""
     identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
     home = settings.data_dir
     home.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,14 @@ async def enrol(settings: Settings) -> Credentials:
 def _token(path: Path) -> str:
     try:
         return path.read_text().strip()
+    except FileNotFoundError as error:
+        # A device may be given it after it was switched on; what came with it serves meanwhile.
+        raise NotReady(
+            "there is no enrolment token yet",
+            where=str(path),
+            fix="Put the site's token there, or set SLMOPS_ENROLMENT_TOKEN to where it is.",
+            delay=_TOKEN_EVERY,
+        ) from error
     except OSError as error:
         raise InvalidMessage(
             "the enrolment token cannot be read", where=str(path), fix="Set SLMOPS_ENROLMENT_TOKEN to the token's file."

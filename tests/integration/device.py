@@ -1,0 +1,105 @@
+"""A device as it leaves the factory: a folder with a package of the tiny model, and a gateway that knows no network."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import string
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from unit.packager.packager_examples import Keys, new_keys, write_package
+
+from slmops.console.factory import Factory, read
+from slmops.contracts.blueprint import Blueprint, RuntimeSettings, SoakPolicy
+from slmops.local.ports import choose_ports
+
+ANYTHING = json.dumps({"prompt": "hello", "expect": list(string.ascii_letters), "max_tokens": 24}).encode() + b"\n"
+BLUEPRINT = Blueprint(
+    name="edge-chat",
+    model="smollm2",
+    soak=SoakPolicy(seconds=0.1, golden_every_s=0.05),
+    runtime=RuntimeSettings(max_tokens=7),
+)
+HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 64, "temperature": 0}
+
+
+def tiny_package(folder: Path, model: Path, questions: bytes = ANYTHING) -> tuple[Path, Keys]:
+    """A signed package of `model`, laid out, and the keys it is signed with."""
+    keys = new_keys(folder / "keys")
+    content = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    write_package(folder / "package", keys, content, questions)
+    return folder / "package", keys
+
+
+def lay_out(factory: Factory, folder: Path) -> Path:
+    """What an image has at /opt/factory."""
+    for path, content in factory.files().items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    return folder
+
+
+def new_device(folder: Path, model: Path, questions: bytes = ANYTHING) -> Device:
+    package, keys = tiny_package(folder, model, questions)
+    return Device(folder, lay_out(read(package, keys.public, BLUEPRINT), folder / "factory"))
+
+
+@dataclass
+class Device:
+    """Its own process, with neither a NATS server nor an enrolment token anywhere."""
+
+    root: Path
+    factory: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def on(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Switched on. The client speaks to its API; `health` is its own port."""
+        self.ports = choose_ports(self.root / "ports.json", ["api", "health"])
+        environment = os.environ | {
+            "SLMOPS_GATEWAY_ID": "gw-1",
+            "SLMOPS_BLUEPRINT": "edge-chat",
+            "SLMOPS_NATS_URL": "nats://127.0.0.1:1",
+            "SLMOPS_ENROL_CREDS": str(self.root / "no.creds"),
+            "SLMOPS_ENROLMENT_TOKEN": str(self.root / "no-token"),
+            "SLMOPS_TRUSTED_KEY": str(self.factory / "trusted.pem"),
+            "SLMOPS_FACTORY": str(self.factory),
+            "SLMOPS_DATA_DIR": str(self.root / "data"),
+            "SLMOPS_API_PORT": str(self.ports["api"]),
+            "SLMOPS_HTTP_PORT": str(self.ports["health"]),
+            **self.settings,
+        }
+        process = self._start(environment)
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.ports['api']}", timeout=30) as api:
+                await self._healthy(process)
+                yield api
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+    def _start(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with (self.root / "log").open("ab") as log:
+            return subprocess.Popen([sys.executable, "-m", "slmops.gateway.app"], env=environment, stderr=log)
+
+    async def _healthy(self, process: subprocess.Popen[bytes]) -> None:
+        async with asyncio.timeout(40), httpx.AsyncClient() as http:
+            while True:
+                assert process.poll() is None, self.log
+                try:
+                    if (await http.get(f"http://127.0.0.1:{self.ports['health']}/health")).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(0.05)
+
+    @property
+    def log(self) -> str:
+        return (self.root / "log").read_text()
