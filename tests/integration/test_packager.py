@@ -36,8 +36,8 @@ from slmops.contracts.descriptor import blob_key, digest_of
 from slmops.contracts.errors import Denied, InvalidMessage, NotReady, Unreachable
 from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.manifest import MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
-from slmops.gateway.verify import verify_package
 from slmops.kit.objects import Objects
+from slmops.kit.package import verify_package
 from slmops.kit.provision import ACK_WAIT_S
 from slmops.packager.app import build
 from slmops.packager.assemble import Assembler

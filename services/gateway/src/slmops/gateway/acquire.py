@@ -13,8 +13,8 @@ from slmops.contracts.manifest import PackageFile
 from slmops.contracts.plan import Release
 from slmops.gateway.download import UrlSource, blob_path, fetch
 from slmops.gateway.slots import Slot, Slots
-from slmops.gateway.verify import verify_package
 from slmops.kit.client import BusClient
+from slmops.kit.package import verify_package
 
 ClientSource = Callable[[], BusClient | None]
 

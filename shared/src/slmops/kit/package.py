@@ -1,0 +1,115 @@
+"""Whether a folder is a package, whole and signed by the key that we trust.
+
+Checked in this order, and the first that fails refuses
+1. `manifest.json` is the manifest that is wanted, by the plan or, if nobody says which, by the signature
+2. the folder holds the manifest's layers and nothing else, as regular files
+3. every layer has its size and digest
+4. the OMS signature covers exactly these files, by the trusted key
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from slmops.contracts.descriptor import Descriptor, Digest, digest_of, digest_of_chunks
+from slmops.contracts.errors import DigestMismatch, InvalidMessage, SignatureInvalid
+from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, Manifest
+from slmops.contracts.model import FilePath
+from slmops.kit.signature import signed_files
+
+LIMIT_BYTES = 4 << 20  # of the manifest and of the signature, which are read whole; OCI registries allow no more
+_CHUNK_BYTES = 1 << 20
+_PATH: TypeAdapter[str] = TypeAdapter(FilePath)
+
+
+def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | None = None) -> Manifest:
+    """The manifest of a package that may be trusted. Reads every file once.
+
+    Raises `DigestMismatch` or `SignatureInvalid`, naming the file, and `InvalidMessage` when the manifest is none or
+    the trusted key is no EC public key.
+    """
+    files = set(_files(directory))
+    for path in (MANIFEST_PATH, SIGNATURE_PATH):
+        if path not in files:
+            raise SignatureInvalid(f"the package has no {path}", where=path)
+        if (directory / path).stat().st_size > LIMIT_BYTES:
+            raise DigestMismatch(f"{path} has more than {LIMIT_BYTES} bytes", where=path)
+    signature = directory / SIGNATURE_PATH
+    wanted = manifest_digest or signed_manifest(signed_files(signature, public_key))
+    manifest = _manifest(directory / MANIFEST_PATH, wanted)
+    layers = layers_by_path(manifest)
+    _check_same_files(files - {MANIFEST_PATH, SIGNATURE_PATH}, set(layers))
+    for path, layer in layers.items():
+        check_content(directory / path, path, layer)
+    check_signed(wanted, layers, signed_files(signature, public_key))
+    return manifest
+
+
+def signed_manifest(signed: Mapping[str, Digest]) -> Digest:
+    """Raises `SignatureInvalid` for a signature of something that is no package."""
+    if MANIFEST_PATH not in signed:
+        raise SignatureInvalid("the signature covers no manifest", where=SIGNATURE_PATH)
+    return signed[MANIFEST_PATH]
+
+
+def check_signed(manifest: Digest, layers: Mapping[str, Descriptor], signed: Mapping[str, Digest]) -> None:
+    """Raises `SignatureInvalid` with a file that is signed as another, or not at all, or signed and not there."""
+    there = {MANIFEST_PATH: manifest} | {path: layer.digest for path, layer in layers.items()}
+    if other := sorted(path for path in there.keys() | signed.keys() if there.get(path) != signed.get(path)):
+        raise SignatureInvalid(f"{other[0]} is not what the trusted key signed", where=other[0])
+
+
+def _files(directory: Path) -> Iterator[str]:
+    """Relative paths of all files. Raises `SignatureInvalid` for a link, a device or whatever else is no file."""
+    for folder, folders, files in os.walk(directory, followlinks=False):
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            relative = path.relative_to(directory).as_posix()
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                yield relative
+            elif not stat.S_ISDIR(mode):
+                raise SignatureInvalid(f"{relative} is neither a file nor a folder", where=relative)
+
+
+def _manifest(path: Path, expected: Digest) -> Manifest:
+    data = path.read_bytes()
+    if (actual := digest_of(data)) != expected:
+        raise DigestMismatch(f"{MANIFEST_PATH} is {actual}, not {expected}", where=MANIFEST_PATH)
+    return Manifest.decode(data)
+
+
+def layers_by_path(manifest: Manifest) -> dict[str, Descriptor]:
+    """Raises `InvalidMessage` for a path that leaves the package or is taken."""
+    found: dict[str, Descriptor] = {}
+    for layer in manifest.layers:
+        try:
+            path = _PATH.validate_python(layer.annotations.get(FILE_PATH))
+        except ValidationError as error:
+            raise InvalidMessage("a layer has no path inside its package", where=layer.digest) from error
+        if path in (MANIFEST_PATH, SIGNATURE_PATH, *found):
+            raise InvalidMessage(f"the manifest names {path} twice", where=path)
+        found[path] = layer
+    return found
+
+
+def _check_same_files(there: set[str], named: set[str]) -> None:
+    if extra := sorted(there - named):
+        raise SignatureInvalid(f"{extra[0]} is not part of the package", where=extra[0])
+    if missing := sorted(named - there):
+        raise SignatureInvalid(f"{missing[0]} of the package is missing", where=missing[0])
+
+
+def check_content(file: Path, path: str, layer: Descriptor) -> None:
+    """Raises `DigestMismatch`, calling the file `path`. The size is looked at before anything is read."""
+    if (size := file.stat().st_size) != layer.size:
+        raise DigestMismatch(f"{path} has {size} bytes, not {layer.size}", where=path)
+    with file.open("rb") as source:
+        actual, _ = digest_of_chunks(iter(lambda: source.read(_CHUNK_BYTES), b""))
+    if actual != layer.digest:
+        raise DigestMismatch(f"{path} is {actual}, not {layer.digest}", where=path)
