@@ -19,7 +19,7 @@ from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, 
 from slmops.kit.package import verify_package
 from slmops.packager.sign import check_signing_key, sign
 
-FILES = (*CONTENT, "golden.jsonl", "evaluation.json", "README.md")
+FILES = (*CONTENT, "golden.jsonl", "evaluation.json", "README.md", "bom.cdx.json", "provenance.json")
 Refusal = type[SlmopsError]
 
 
