@@ -21,6 +21,7 @@ from integration.artifact_world import (
     Rollout,
     download,
     eventually,
+    model_file,
     published,
     release,
     running,
@@ -35,9 +36,9 @@ from slmops.contracts.commands import FetchPackage, ListVersions, VersionView
 from slmops.contracts.descriptor import blob_key, digest_of
 from slmops.contracts.errors import Denied, InvalidMessage, NotReady, Unreachable
 from slmops.contracts.events import PackagePublished, VariantOptimized
-from slmops.contracts.manifest import MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
-from slmops.gateway.verify import verify_package
+from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
 from slmops.kit.objects import Objects
+from slmops.kit.package import verify_package
 from slmops.kit.provision import ACK_WAIT_S
 from slmops.packager.app import build
 from slmops.packager.assemble import Assembler
@@ -143,7 +144,8 @@ async def test_from_a_push_to_a_verified_package_in_real_processes(
         await download(await eventually(fetched), tmp_path / "slot")
         manifest = verify_package(tmp_path / "slot", keys.public, package.manifest.digest)
         there = {p.relative_to(tmp_path / "slot").as_posix() for p in (tmp_path / "slot").rglob("*") if p.is_file()}
-        assert there == {*content, "golden.jsonl", "evaluation.json", "README.md", MANIFEST_PATH, SIGNATURE_PATH}
+        written = {"README.md", "bom.cdx.json", "provenance.json"}
+        assert there == {*content, *written, "golden.jsonl", "evaluation.json", MANIFEST_PATH, SIGNATURE_PATH}
         assert {path: (tmp_path / "slot" / path).read_bytes() for path in content} == content
         assert (tmp_path / "slot/golden.jsonl").read_bytes() == GOLDEN
         assert sum(layer.size for layer in manifest.layers) == package.size_bytes
@@ -161,6 +163,23 @@ async def test_the_manifest_and_its_config_are_blobs(
     assert config["modelfs"]["diffIds"] == [layer.digest for layer in manifest.layers]
     for layer in manifest.layers:
         assert len(await objects.get_bytes(layer.digest)) == layer.size
+
+
+async def test_the_licence_of_the_version_is_a_layer(
+    packager: None, world: World, optimizer: Optimizer, objects: Objects
+) -> None:
+    source = {"LICENSE": b"Do what you like. " + uuid4().bytes, "README.md": b"---\nlicense: mit\n---\n# Model\n"}
+    for data in source.values():
+        await objects.put_bytes(data, "text/plain")
+    files = [model_file(path, data).model_dump() for path, data in source.items()]
+    report = await objects.put_bytes(json.dumps({"reference_files": files}).encode(), "application/json")
+    await optimizer.announce(await optimizer.variant(model(), report=report))
+    [package] = await published(world)
+    manifest = Manifest.decode(await objects.get_bytes(package.manifest.digest))
+    layers = {layer.annotations[FILE_PATH]: layer for layer in manifest.layers}
+    assert await objects.get_bytes(layers["LICENSE"].digest) == source["LICENSE"]
+    bom = json.loads(await objects.get_bytes(layers["bom.cdx.json"].digest))
+    assert bom["metadata"]["component"]["licenses"] == [{"license": {"id": "MIT"}}]
 
 
 async def test_a_variant_that_was_not_chosen_is_not_packaged(

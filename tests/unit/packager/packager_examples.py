@@ -15,7 +15,7 @@ from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import MANIFEST_PATH, SIGNATURE_PATH, Manifest
 from slmops.contracts.model import ModelFile, files_digest
-from slmops.packager.modelpack import CARD_PATH, EVALUATION_PATH, GOLDEN_PATH, build
+from slmops.packager.modelpack import EVALUATION_PATH, GOLDEN_PATH, build
 from slmops.packager.sign import sign
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
@@ -72,8 +72,7 @@ def write_package(
     """A signed package on disk, as a gateway lays it out; the digest of its manifest."""
     files = CONTENT if files is None else files
     pack = build(variant(files, golden=Descriptor.of(questions, "application/jsonl")))
-    assert pack.card is not None
-    content = files | {GOLDEN_PATH: questions, EVALUATION_PATH: REPORT, CARD_PATH: pack.card}
+    content = files | {GOLDEN_PATH: questions, EVALUATION_PATH: REPORT} | pack.documents
     for path, data in (content | {MANIFEST_PATH: pack.manifest.encode()}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)

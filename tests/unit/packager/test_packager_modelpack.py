@@ -61,7 +61,6 @@ def test_another_variant_is_another_manifest(change: dict[str, object]) -> None:
 
 def test_every_file_is_a_layer_of_its_kind() -> None:
     pack = build(variant())
-    assert pack.card is not None
     kinds = {path: layer.media_type for path, layer in pack.files.items()}
     assert kinds == {
         "model.onnx": WEIGHT,
@@ -71,9 +70,11 @@ def test_every_file_is_a_layer_of_its_kind() -> None:
         ".gitattributes": WEIGHT_CONFIG,
         "golden.jsonl": DATASET,
         "evaluation.json": DOC,
+        "provenance.json": DOC,
         "README.md": DOC,
+        "bom.cdx.json": DOC,
     }
-    content = CONTENT | {"golden.jsonl": QUESTIONS, "evaluation.json": REPORT, "README.md": pack.card}
+    content = CONTENT | {"golden.jsonl": QUESTIONS, "evaluation.json": REPORT} | pack.documents
     assert {path: (layer.digest, layer.size) for path, layer in pack.files.items()} == {
         path: (digest_of(data), len(data)) for path, data in content.items()
     }
@@ -101,11 +102,14 @@ def test_the_config_describes_the_model_and_its_layers() -> None:
 
 def test_a_variant_that_brings_its_own_card_keeps_it() -> None:
     pack = build(variant(CONTENT | {CARD_PATH: b"# mine"}))
-    assert pack.card is None
+    assert CARD_PATH not in pack.documents
     assert pack.files[CARD_PATH].digest == digest_of(b"# mine")
 
 
-@pytest.mark.parametrize("path", ["manifest.json", "model.sig", "golden.jsonl", "evaluation.json", "model.sig/x"])
+@pytest.mark.parametrize(
+    "path",
+    ["manifest.json", "model.sig", "golden.jsonl", "evaluation.json", "bom.cdx.json", "provenance.json", "model.sig/x"],
+)
 def test_a_variant_cannot_bring_what_the_package_writes(path: str) -> None:
     with pytest.raises(InvalidMessage, match=path):
         build(variant(CONTENT | {path: b"x"}))

@@ -16,10 +16,10 @@ from unit.packager.packager_examples import CONTENT, Keys, new_keys, rewrite_man
 from slmops.contracts.descriptor import Descriptor, Digest, digest_of
 from slmops.contracts.errors import DigestMismatch, InvalidMessage, SignatureInvalid, SlmopsError
 from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, WEIGHT, Manifest
-from slmops.gateway.verify import verify_package
+from slmops.kit.package import verify_package
 from slmops.packager.sign import check_signing_key, sign
 
-FILES = (*CONTENT, "golden.jsonl", "evaluation.json", "README.md")
+FILES = (*CONTENT, "golden.jsonl", "evaluation.json", "README.md", "bom.cdx.json", "provenance.json")
 Refusal = type[SlmopsError]
 
 
@@ -125,6 +125,21 @@ def test_a_package_signed_by_another_key_is_refused(tmp_path: Path, keys: Keys) 
     with pytest.raises(SignatureInvalid) as refusal:
         verify_package(tmp_path / "forged", keys.public, digest)
     assert refusal.value.where == SIGNATURE_PATH
+
+
+def test_without_a_plan_the_signature_says_which_manifest_it_is(package: Path, keys: Keys, digest: Digest) -> None:
+    assert digest_of(verify_package(package, keys.public).encode()) == digest
+    flip(package / MANIFEST_PATH, 40)
+    with pytest.raises(DigestMismatch) as refusal:
+        verify_package(package, keys.public)
+    assert refusal.value.where == MANIFEST_PATH
+
+
+def test_without_a_plan_a_forged_manifest_is_refused(package: Path, keys: Keys) -> None:
+    manifest = Manifest.decode((package / MANIFEST_PATH).read_bytes())
+    rewrite_manifest(package, manifest.model_copy(update={"annotations": {}}))
+    with pytest.raises(DigestMismatch, match=MANIFEST_PATH):
+        verify_package(package, keys.public)
 
 
 def test_a_signed_package_is_not_the_one_that_the_plan_names(package: Path, keys: Keys) -> None:

@@ -14,8 +14,8 @@ from slmops.contracts.plan import Release
 from slmops.gateway.download import UrlSource, blob_path, fetch
 from slmops.gateway.factory import Factory
 from slmops.gateway.slots import Slot, Slots
-from slmops.gateway.verify import verify_package
 from slmops.kit.client import BusClient
+from slmops.kit.package import verify_package
 
 ClientSource = Callable[[], BusClient | None]
 

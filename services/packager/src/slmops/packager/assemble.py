@@ -21,8 +21,12 @@ from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import DOC, MANIFEST_PATH, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE
 from slmops.kit.objects import Objects
 from slmops.kit.tracing import span
-from slmops.packager.modelpack import CARD_PATH, ModelPack, build
+from slmops.packager.evidence import Evidence, licence_name
+from slmops.packager.modelpack import ModelPack, build
 from slmops.packager.sign import check_signing_key, sign
+
+_REPORT_LIMIT_BYTES = 4 << 20
+_CARD_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Assembler:
 
     async def assemble(self, variant: VariantOptimized) -> Assembled:
         """Raises `NotFound`, `DigestMismatch`, `DiskFull`, `InvalidMessage`."""
-        pack = build(variant)
+        pack = build(variant, await self._evidence(variant))
         with self._workspace() as workspace:
             # The directory's name is the signature's subject.
             directory, signature = workspace / f"{variant.model}-{variant.version}", workspace / "signature"
@@ -59,13 +63,20 @@ class Assembler:
                 await asyncio.to_thread(sign, directory, self._signing_key, signature)
             return await self._put(pack, signature.read_bytes())
 
+    async def _evidence(self, variant: VariantOptimized) -> Evidence:
+        evidence = Evidence.decode(await self._objects.get_bytes(variant.report.digest, _REPORT_LIMIT_BYTES))
+        if evidence.card is None or evidence.card.size_bytes > _CARD_LIMIT_BYTES:
+            return evidence
+        card = await self._objects.get_bytes(evidence.card.digest, _CARD_LIMIT_BYTES)
+        return evidence.model_copy(update={"licence": licence_name(card.decode(errors="replace"))})
+
     async def _collect(self, pack: ModelPack, directory: Path) -> None:
         """The package as a gateway will lay it out, without the signature."""
         with _disk_full(directory):
             directory.mkdir(parents=True)
             (directory / MANIFEST_PATH).write_bytes(pack.manifest.encode())
-            if pack.card is not None:
-                (directory / CARD_PATH).write_bytes(pack.card)
+            for path, document in pack.documents.items():
+                (directory / path).write_bytes(document)
         for path, layer in pack.files.items():
             target = directory / path
             if not target.exists():
@@ -75,8 +86,8 @@ class Assembler:
 
     async def _put(self, pack: ModelPack, signature: bytes) -> Assembled:
         await self._objects.put_bytes(pack.config, MODEL_CONFIG)
-        if pack.card is not None:
-            await self._objects.put_bytes(pack.card, DOC)
+        for document in pack.documents.values():
+            await self._objects.put_bytes(document, DOC)
         signed = await self._objects.put_bytes(signature, SIGNATURE)
         manifest = await self._objects.put_bytes(pack.manifest.encode(), OCI_MANIFEST)
         return Assembled(manifest, signed, pack.size_bytes)

@@ -28,11 +28,16 @@ from slmops.contracts.manifest import (
     WEIGHT_CONFIG,
     Manifest,
 )
+from slmops.packager.bom import bill_of_materials
+from slmops.packager.evidence import Evidence, is_licence
 from slmops.packager.modelcard import model_card
+from slmops.packager.provenance import provenance
 
 CARD_PATH = "README.md"
 EVALUATION_PATH = "evaluation.json"
-_OURS = frozenset({MANIFEST_PATH, SIGNATURE_PATH, GOLDEN_PATH, EVALUATION_PATH})
+BOM_PATH = "bom.cdx.json"
+PROVENANCE_PATH = "provenance.json"
+_OURS = frozenset({MANIFEST_PATH, SIGNATURE_PATH, GOLDEN_PATH, EVALUATION_PATH, BOM_PATH, PROVENANCE_PATH})
 _FORMATS = {".onnx": "onnx", ".gguf": "gguf", ".safetensors": "safetensors"}
 _WEIGHTS = frozenset({*_FORMATS, ".data", ".onnx_data", ".onnx_adapter", ".bin"})
 _DOCS = frozenset({".md", ".rst", ".pdf"})
@@ -40,11 +45,11 @@ _DOCS = frozenset({".md", ".rst", ".pdf"})
 
 @dataclass(frozen=True)
 class ModelPack:
-    """`card` is None when the variant brings its own README.md."""
+    """`documents` are the layers that are written here, by path: every other layer is a blob already."""
 
     manifest: Manifest
     config: bytes
-    card: bytes | None
+    documents: dict[str, bytes]
 
     @property
     def files(self) -> dict[str, Descriptor]:
@@ -56,25 +61,41 @@ class ModelPack:
         return sum(layer.size for layer in self.manifest.layers)
 
 
-def build(variant: VariantOptimized) -> ModelPack:
+def build(variant: VariantOptimized, evidence: Evidence | None = None) -> ModelPack:
     """Raises `InvalidMessage` when the variant's files cannot be laid out in one folder."""
-    paths = [file.path for file in variant.files]
-    _check_paths(paths)
-    layers = [
-        _layer(Descriptor(media_type=_media_type(file.path), digest=file.digest, size=file.size_bytes), file.path)
-        for file in sorted(variant.files, key=lambda file: file.path)
-    ]
-    if variant.golden:
-        layers.append(_layer(variant.golden.model_copy(update={"media_type": DATASET}), GOLDEN_PATH))
-    layers.append(_layer(variant.report.model_copy(update={"media_type": DOC}), EVALUATION_PATH))
-    card = None if CARD_PATH in paths else model_card(variant).encode()
-    if card is not None:
-        layers.append(_layer(Descriptor.of(card, DOC), CARD_PATH))
+    evidence = evidence or Evidence()
+    layers, documents = _stored(variant, evidence), _documents(variant, evidence)
+    layers += [_layer(Descriptor.of(data, DOC), path) for path, data in documents.items()]
+    bom = bill_of_materials(variant, evidence, {layer.annotations[FILE_PATH]: layer for layer in layers})
+    layers.append(_layer(Descriptor.of(bom, DOC), BOM_PATH))
     config = _config(variant, layers)
     manifest = Manifest(
         config=Descriptor.of(config, MODEL_CONFIG), layers=tuple(layers), annotations=_annotations(variant)
     )
-    return ModelPack(manifest, config, card)
+    return ModelPack(manifest, config, documents | {BOM_PATH: bom})
+
+
+def _stored(variant: VariantOptimized, evidence: Evidence) -> list[Descriptor]:
+    """Layers that are blobs of the store: the variant, the version's licence, golden prompts, the report."""
+    paths = [file.path for file in variant.files]
+    licences = [file for file in evidence.licences if file.path not in paths]
+    _check_paths([*paths, *(file.path for file in licences)])
+    layers = [
+        _layer(Descriptor(media_type=_media_type(file.path), digest=file.digest, size=file.size_bytes), file.path)
+        for file in (*sorted(variant.files, key=lambda file: file.path), *licences)
+    ]
+    if variant.golden:
+        layers.append(_layer(variant.golden.model_copy(update={"media_type": DATASET}), GOLDEN_PATH))
+    layers.append(_layer(variant.report.model_copy(update={"media_type": DOC}), EVALUATION_PATH))
+    return layers
+
+
+def _documents(variant: VariantOptimized, evidence: Evidence) -> dict[str, bytes]:
+    """A variant that brings its own model card keeps it."""
+    written = {PROVENANCE_PATH: provenance(variant, evidence)}
+    if CARD_PATH not in (file.path for file in variant.files):
+        written[CARD_PATH] = model_card(variant).encode()
+    return written
 
 
 def _layer(content: Descriptor, path: str) -> Descriptor:
@@ -88,7 +109,7 @@ def _media_type(path: str) -> str:
     if suffix in _WEIGHTS:
         return WEIGHT
     # What is neither weights nor prose configures them: tokenizer, vocabulary, chat template, generation settings.
-    return DOC if suffix in _DOCS or PurePosixPath(path).name.upper() in ("LICENSE", "NOTICE") else WEIGHT_CONFIG
+    return DOC if suffix in _DOCS or is_licence(path) else WEIGHT_CONFIG
 
 
 def _check_paths(paths: list[str]) -> None:
