@@ -37,8 +37,11 @@ from slmops.contracts.errors import Denied, InvalidMessage, NotReady, Unreachabl
 from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.manifest import MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
 from slmops.gateway.verify import verify_package
+from slmops.kit.clock import utc_now
 from slmops.kit.objects import Objects
 from slmops.kit.provision import ACK_WAIT_S
+from slmops.kit.trust.ceremony import ceremony
+from slmops.kit.trust.folder import Folder
 from slmops.packager.app import build
 from slmops.packager.assemble import Assembler
 from slmops.packager.settings import Settings
@@ -61,6 +64,13 @@ def keys(tmp_path: Path) -> Keys:
 
 
 @pytest.fixture
+def trust(tmp_path: Path) -> Folder:
+    folder = Folder(tmp_path / "tuf")
+    ceremony(folder, utc_now()).apply()
+    return folder
+
+
+@pytest.fixture
 async def objects(s3: S3) -> Objects:
     return await store_of(s3)
 
@@ -76,8 +86,9 @@ def rollout(world: World, nats_server: NatsServer) -> Rollout:
 
 
 @pytest.fixture
-def settings(world: World, s3: S3, tmp_path: Path, keys: Keys) -> dict[str, Any]:
-    return settings_of(world, s3, "packager", tmp_path) | {"signing_key": keys.private}
+def settings(world: World, s3: S3, tmp_path: Path, keys: Keys, trust: Folder) -> dict[str, Any]:
+    own = {"signing_key": keys.private, "trust_keys": trust.online, "trust_metadata": trust.metadata}
+    return settings_of(world, s3, "packager", tmp_path) | own
 
 
 @pytest.fixture

@@ -43,6 +43,8 @@ def service_spec(layout: Layout, ports: Mapping[str, int], service: str) -> Proc
     }
     if service == "packager":
         settings["SIGNING_KEY"] = str(layout.signing_key)
+        settings["TRUST_KEYS"] = str(layout.trust.online)
+        settings["TRUST_METADATA"] = str(layout.trust.metadata)
     if service == "rollout":
         settings["GATEWAY_SIGNING_SEED"] = str(layout.gateway_signing_key)
         settings["ENROLMENT_TOKEN"] = str(layout.enrolment_token)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from slmops.contracts import subjects
-from slmops.contracts.commands import FetchPackage, PackageFiles
+from slmops.contracts.commands import FetchMetadata, FetchPackage, PackageFiles
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import NotFound, NotReady
 from slmops.contracts.events import GatewayEnrolled, PackagePublished, VariantOptimized
@@ -19,17 +19,21 @@ from slmops.kit.objects import Objects
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
 from slmops.packager.domain import check_planned, decide, published_as
+from slmops.packager.trust import Trust
 
 log = logging.getLogger("slmops.packager")
 MANIFEST_LIMIT_BYTES = 4 << 20  # what OCI registries accept
 
 
 class Handlers:
-    def __init__(self, bus: Bus, journal: Journal, objects: Objects, assembler: Assembler, clock: Clock) -> None:
+    def __init__(
+        self, bus: Bus, journal: Journal, objects: Objects, assembler: Assembler, trust: Trust, clock: Clock
+    ) -> None:
         self._bus = bus
         self._journal = journal
         self._objects = objects
         self._assembler = assembler
+        self.trust = trust
         self._clock = clock
 
     # ---- events -------------------------------------------------------------------------------------------
@@ -57,7 +61,10 @@ class Handlers:
 
         def publish(unit: Unit) -> None:
             events, version = unit.load(stream)
-            unit.append(stream, version, decide(events, variant, package))
+            new = decide(events, variant, package)
+            unit.append(stream, version, new)
+            if new:  # in the same transaction: who hears of a package finds that it may be installed
+                self.trust.vouch(unit, package)
 
         await self._journal.transact(publish)
 
@@ -97,3 +104,4 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(VariantOptimized, handlers.on_variant_optimized)
     bus.on(GatewayEnrolled, handlers.on_gateway_enrolled)
     bus.serve(FetchPackage, handlers.fetch)
+    bus.serve(FetchMetadata, handlers.trust.fetch)

@@ -57,7 +57,8 @@ def ceremony(folder: Folder, now: datetime, *, keys: int = 3, threshold: int = 2
     _delegate_packages(targets, _new_online_key(folder, PACKAGES_ROLE, changes))
     plan = _new_file(folder.plan_key, changes, "key that signs plans")
     _name_rollout_keys(targets, RolloutKeys(keys=(trusted(plan.public_key),)))
-    return _signed(folder, changes, {"root": Metadata(root), "targets": Metadata(targets)}, holders)
+    # The root last: where it is, the ceremony was held to its end.
+    return _signed(folder, changes, {"targets": Metadata(targets), "root": Metadata(root)}, holders)
 
 
 def rotate(

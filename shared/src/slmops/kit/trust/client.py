@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,8 @@ class TrustedState:
     def __init__(self, folder: Path, pinned: Path) -> None:
         self._folder = folder
         self._pinned = pinned
+        # Callers wait in coroutines and may be cancelled, which stops no thread.
+        self._one_at_a_time = threading.Lock()
 
     @property
     def folder(self) -> Path:
@@ -80,7 +83,7 @@ class TrustedState:
         Blocks. Raises `TrustRefused` with the attack's name, `InvalidMessage` for a pinned root that is none,
         `DiskFull`, and what the fetcher raises.
         """
-        with self._staged() as staging:
+        with self._one_at_a_time, self._staged() as staging:
             recording = Recording(fetcher)
             updater = self._updater(staging, recording)
             with naming(recording, staging):
