@@ -60,6 +60,7 @@ def gateway_spec(layout: Layout, ports: Mapping[str, int], gateway: GatewaySpec)
         "ENROL_CREDS": str(layout.creds(ENROL_USER)),
         "ENROLMENT_TOKEN": str(layout.enrolment_token),
         "TRUSTED_KEY": str(layout.trusted_key),
+        "TRUSTED_ROOT": str(layout.trusted_root),
         "API_PORT": str(ports[f"{gateway.id}.api"]),
     }
     return _spec(layout, ports, gateway.id, "slmops.gateway.app", settings)

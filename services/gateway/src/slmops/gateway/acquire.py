@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from slmops.contracts.commands import FetchPackage, PackageFiles
@@ -13,28 +12,31 @@ from slmops.contracts.manifest import PackageFile
 from slmops.contracts.plan import Release
 from slmops.gateway.download import UrlSource, blob_path, fetch
 from slmops.gateway.slots import Slot, Slots
+from slmops.gateway.trust import ClientSource, Trust
 from slmops.gateway.verify import verify_package
-from slmops.kit.client import BusClient
-
-ClientSource = Callable[[], BusClient | None]
 
 
 class Acquirer:
     """Holds no S3 key: each file comes by a short-lived URL, resumable, and is verified before it counts."""
 
-    def __init__(self, gateway_id: str, client: ClientSource, slots: Slots, blobs: Path, trusted_key: Path) -> None:
+    def __init__(
+        self, gateway_id: str, client: ClientSource, slots: Slots, blobs: Path, trusted_key: Path, trust: Trust
+    ) -> None:
         self._gateway_id = gateway_id
         self._client = client
         self._slots = slots
         self._blobs = blobs
         self._trusted_key = trusted_key
+        self._trust = trust
 
     async def acquire(self, release: Release) -> Slot:
-        """The release in the inactive slot. Raises what `fetch`, `verify_package` and the packager raise."""
+        """The release in the inactive slot. Raises what `Trust.check`, `fetch` and `verify_package` do."""
         digest = release.manifest.digest
         if (there := self._slots.candidate) is not None and there.digest == digest:
+            await self._trust.check(release, installed=True)
             await self._verify(there.path, digest)
             return there
+        await self._trust.check(release)
         package = await self._ask(digest)
         files = [package.manifest, package.signature, *package.files]
         urls = {file.descriptor.digest: file.url for file in files}

@@ -30,6 +30,7 @@ from slmops.gateway.serving import Serving
 from slmops.gateway.settings import Settings
 from slmops.gateway.slots import Slots
 from slmops.gateway.spool import Spool
+from slmops.gateway.trust import Trust
 from slmops.gateway.twin import Twin
 from slmops.gateway.updater import Updater
 from slmops.kit import tracing
@@ -136,7 +137,8 @@ def build(settings: Settings) -> Gateway:
     slots, serving = Slots(home), Serving()
     reporter = Reporter(identity, _spool(home / "spool.db"), home / "report.sequence", utc_now)
     gateway: Gateway
-    acquirer = Acquirer(identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key)
+    trust = Trust(identity.gateway_id, lambda: gateway.client, home / "trust", settings.trusted_root)
+    acquirer = Acquirer(identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key, trust)
     updater = Updater(slots, acquirer, serving, home / "releases")
     agent = Agent(slots, updater, serving, reporter, settings.retry_every)
     twin = Twin(identity, agent.desired_changed, settings.refresh_every)

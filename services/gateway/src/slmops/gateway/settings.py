@@ -18,6 +18,9 @@ class Settings(BusSettings):
     enrol_creds: Path = Field(description="Credentials of the bootstrap user: may ask to be enrolled, nothing else")
     enrolment_token: Path = Field(description="File with the site's enrolment secret")
     trusted_key: Path = Field(description="Public key (PEM) that packages must be signed with")
+    trusted_root: Path = Field(
+        description="Root of trust (TUF root.json of the ceremony) in which packages and the plan's key are named"
+    )
     api_host: str = Field(default="127.0.0.1", description="Where the OpenAI-compatible API listens")
     api_port: int = Field(default=8080, ge=0, le=65535)
     report_every: timedelta = Field(default=timedelta(seconds=30), description="A sign of life at least this often")
