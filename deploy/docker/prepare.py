@@ -66,7 +66,7 @@ def _service_files(layout: Layout, service: str) -> dict[str, str]:
         for folder in (layout.trust.online, layout.trust.metadata):
             files |= {f"tuf/{folder.name}/{path.name}": path.read_text() for path in sorted(folder.iterdir())}
     if service == "rollout":
-        files |= _copies([layout.gateway_signing_key, layout.enrolment_token])
+        files |= _copies([layout.gateway_signing_key, layout.enrolment_token, layout.plan_signing_key])
     return files
 
 

@@ -31,7 +31,7 @@ KEYS = {
     "registry": {"nats.creds", "s3.env"},
     "optimizer": {"nats.creds", "s3.env"},
     "packager": {"nats.creds", "s3.env", "package-signing.pem", "tuf"},
-    "rollout": {"nats.creds", "gateway-signing", "enrolment-token"},
+    "rollout": {"nats.creds", "gateway-signing", "enrolment-token", "plan.pem"},
     "telemetry": {"nats.creds"},
     **{gateway: {"enrol.creds", "enrolment-token", "package-trusted.pem", "trusted-root.json"} for gateway in GATEWAYS},
 }

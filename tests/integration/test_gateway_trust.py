@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -24,9 +27,10 @@ from integration.kit_world import world_on
 from trust_world import everything_below
 from unit.packager.packager_examples import Keys, new_keys
 
+from slmops.contracts import subjects
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import NotReady, TrustRefused, Unreachable
-from slmops.contracts.plan import Release
+from slmops.contracts.plan import Identity, Plan, Release
 from slmops.contracts.trust import Attack
 from slmops.gateway.acquire import Acquirer
 from slmops.gateway.slots import Slot, Slots
@@ -34,12 +38,16 @@ from slmops.gateway.trust import Trust
 from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.folder import Folder
-from slmops.kit.trust.keys import read_keys
+from slmops.kit.trust.keys import new_key, read_key, read_keys
+from slmops.kit.trust.plans import sign_plan
 from slmops.packager.app import build
 from slmops.packager.settings import Settings
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer
+
+
+IDENTITY = Identity(gateway_id="gw-1", blueprint="edge-chat")
 
 
 class Site:
@@ -58,7 +66,7 @@ class Site:
     async def start(self) -> None:
         await self.packager.enter_async_context(running(build(Settings.model_validate(self.settings))))
         self.bus = await self.rollout.enrol("gw-1")
-        self.trust = Trust("gw-1", lambda: self.bus, self.home / "trust", self.folder.first_root)
+        self.trust = Trust(IDENTITY, lambda: self.bus, self.home / "trust", self.folder.first_root, utc_now)
         self.acquirer = Acquirer(
             "gw-1", lambda: self.bus, self.slots, self.home / "blobs", self.keys.public, self.trust
         )
@@ -72,6 +80,7 @@ class Site:
     async def install(self, wanted: Release) -> Slot:
         """What the plan names, waited for while the packager still hears of the enrolment."""
         await self.rollout.plan(wanted)
+        await self.trust.plan(await self.written())
 
         async def acquired() -> Slot | None:
             try:
@@ -80,6 +89,11 @@ class Site:
                 return None
 
         return await eventually(acquired)
+
+    async def written(self) -> bytes:
+        found = await self.bus.read_desired(subjects.blueprint_key(IDENTITY.blueprint))
+        assert found is not None
+        return found[0]
 
     def holders(self) -> dict[str, Any]:
         return read_keys(self.folder.offline.glob("*.pem"))
@@ -98,7 +112,10 @@ class Site:
 @pytest.fixture
 async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator[Site]:
     async with world_on(nats_server.url, nats_server.creds) as world:
-        optimizer, rollout = Optimizer(world, await store_of(s3)), Rollout(world, nats_server)
+        optimizer, rollout = (
+            Optimizer(world, await store_of(s3)),
+            Rollout(world, nats_server, tmp_path / "tuf/rollout/plan.pem"),
+        )
         settings = settings_of(world, s3, "packager", tmp_path)
         site = Site(tmp_path, rollout, optimizer, settings, new_keys(tmp_path / "keys"))
         async with site.packager:
@@ -171,3 +188,92 @@ async def test_a_packager_that_is_rolled_back_is_found_out(site: Site) -> None:
         path.write_bytes(data)
     await site.packager.enter_async_context(running(build(Settings.model_validate(site.settings))))
     assert await site.refused(wanted) == Attack.ROLLBACK
+
+
+# ---- the plan ---------------------------------------------------------------------------------------------
+
+
+def signed(site: Site, generation: int, **changes: Any) -> bytes:
+    plan = Plan(blueprint=changes.pop("blueprint", "edge-chat"), generation=generation)
+    signer = changes.pop("signer", None) or read_key(site.folder.plan_key)
+    return sign_plan(plan, signer, changes.pop("at", utc_now()))
+
+
+async def refused_plan(site: Site, data: bytes) -> str:
+    """The attack that is named; the generation that is remembered stays."""
+    before = everything_below(site.home / "trust")
+    with pytest.raises(TrustRefused) as error:
+        await site.trust.plan(data)
+    after = everything_below(site.home / "trust")
+    assert after["plan.json"] == before["plan.json"]
+    return error.value.attack
+
+
+async def test_a_plan_is_followed_only_if_rollout_signed_it(site: Site) -> None:
+    good = signed(site, 5)
+    assert (await site.trust.plan(good)).generation == 5
+    assert (await site.trust.plan(good)).generation == 5  # the same again is no attack
+    assert await refused_plan(site, signed(site, 6, signer=new_key())) == Attack.WRONG_KEY
+    [online, *_] = read_keys(site.folder.online.glob("packages-*.pem")).values()
+    assert await refused_plan(site, signed(site, 6, signer=online)) == Attack.WRONG_KEY  # the packager cannot either
+    unsigned = Plan(blueprint="edge-chat", generation=6).model_dump_json().encode()
+    assert await refused_plan(site, unsigned) == Attack.TOO_FEW_KEYS
+    envelope = json.loads(good)
+    payload = b64decode(envelope["payload"]).replace(b'"generation":5', b'"generation":9')
+    forged = envelope | {"payload": b64encode(payload).decode()}
+    assert await refused_plan(site, json.dumps(forged).encode()) == Attack.WRONG_KEY
+    for damage in ({"payload": "%%%"}, {"signatures": [{"keyid": "x", "sig": "!"}]}):
+        assert await refused_plan(site, json.dumps(envelope | damage).encode()) == Attack.CORRUPT
+    assert await refused_plan(site, b" " * (2 << 20)) == Attack.ENDLESS_DATA
+    assert await refused_plan(site, signed(site, 6, blueprint="kiosk")) == Attack.MIX_AND_MATCH
+    assert await refused_plan(site, signed(site, 6, at=utc_now() - timedelta(days=8))) == Attack.FREEZE
+
+
+async def test_the_generation_never_goes_back_until_its_key_is_revoked(site: Site) -> None:
+    await site.trust.plan(signed(site, 5))
+    assert await refused_plan(site, signed(site, 4)) == Attack.ROLLBACK
+    again = Trust(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, utc_now)
+    with pytest.raises(TrustRefused, match=Attack.ROLLBACK):  # a restart does not forget it
+        await again.plan(signed(site, 4))
+    old = read_key(site.folder.plan_key)
+    ceremony.rotate(site.folder, "rollout", site.holders(), utc_now()).apply()
+    [new_file] = site.folder.rollout.glob("plan-*.pem")
+    beyond = signed(site, 1, signer=read_key(new_file))
+
+    async def named() -> bool | None:
+        try:
+            return bool(await site.trust.plan(signed(site, 6, signer=read_key(new_file))))
+        except TrustRefused:
+            return None
+
+    await eventually(named)
+    await site.trust.plan(signed(site, 1_000_000, signer=old))  # a thief's fast-forward, before he was found out
+    assert await refused_plan(site, beyond) == Attack.ROLLBACK
+    ceremony.revoke(site.folder, old.public_key.keyid, site.holders(), utc_now()).apply()
+
+    async def recovered() -> bool | None:
+        try:
+            await site.trust._refreshed()
+            return (await site.trust.plan(beyond)).generation == 1
+        except TrustRefused:
+            return None
+
+    assert await eventually(recovered)
+
+
+async def test_a_plan_whose_key_was_revoked_since_installs_nothing(site: Site) -> None:
+    wanted = await site.publish("1.0.0")
+    await site.rollout.plan(wanted)
+    await site.trust.plan(await site.written())
+    ceremony.rotate(site.folder, "rollout", site.holders(), utc_now()).apply()
+    old = read_key(site.folder.plan_key).public_key.keyid
+    ceremony.revoke(site.folder, old, site.holders(), utc_now()).apply()
+
+    async def refused() -> str | None:
+        try:
+            await site.trust.check(wanted)
+        except TrustRefused as error:
+            return error.attack
+        return None
+
+    assert await eventually(refused) == Attack.WRONG_KEY

@@ -36,7 +36,7 @@ class LocalAcquirer(Acquirer):
     """The tiny model under any digest; its golden prompts are what the test says."""
 
     def __init__(self, slots: Slots, model: Path, blobs: Path) -> None:
-        trust = Trust("gw-1", lambda: None, blobs / "trust", blobs / "unused.json")
+        trust = Trust(IDENTITY, lambda: None, blobs / "trust", blobs / "unused.json", utc_now)
         super().__init__("gw-1", lambda: None, slots, blobs, blobs / "unused.pem", trust)
         self.model, self.golden, self.asked = model, ANYTHING, 0
 

@@ -81,8 +81,8 @@ def optimizer(world: World, objects: Objects) -> Optimizer:
 
 
 @pytest.fixture
-def rollout(world: World, nats_server: NatsServer) -> Rollout:
-    return Rollout(world, nats_server)
+def rollout(world: World, nats_server: NatsServer, trust: Folder) -> Rollout:
+    return Rollout(world, nats_server, trust.plan_key)
 
 
 @pytest.fixture

@@ -58,8 +58,8 @@ async def optimizer(world: World, s3: S3) -> Optimizer:
 
 
 @pytest.fixture
-def rollout(world: World, nats_server: NatsServer) -> Rollout:
-    return Rollout(world, nats_server)
+def rollout(world: World, nats_server: NatsServer, folder: Folder) -> Rollout:
+    return Rollout(world, nats_server, folder.plan_key)
 
 
 @pytest.fixture

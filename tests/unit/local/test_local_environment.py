@@ -50,6 +50,7 @@ def test_services_have_the_s3_keys_and_gateways_do_not(specs: dict[str, ProcessS
         ("gateway_signing_key", {"rollout"}),
         ("enrolment_token", {"rollout", "gw-1", "gw-2", "gw-3"}),
         ("trusted_key", {"gw-1", "gw-2", "gw-3"}),
+        ("plan_signing_key", {"rollout"}),
         ("trusted_root", {"gw-1", "gw-2", "gw-3"}),
     ],
 )

@@ -48,6 +48,7 @@ def service_spec(layout: Layout, ports: Mapping[str, int], service: str) -> Proc
     if service == "rollout":
         settings["GATEWAY_SIGNING_SEED"] = str(layout.gateway_signing_key)
         settings["ENROLMENT_TOKEN"] = str(layout.enrolment_token)
+        settings["PLAN_SIGNING_KEY"] = str(layout.plan_signing_key)
     return _spec(layout, ports, service, f"slmops.{service}.app", settings)
 
 

@@ -137,11 +137,11 @@ def build(settings: Settings) -> Gateway:
     slots, serving = Slots(home), Serving()
     reporter = Reporter(identity, _spool(home / "spool.db"), home / "report.sequence", utc_now)
     gateway: Gateway
-    trust = Trust(identity.gateway_id, lambda: gateway.client, home / "trust", settings.trusted_root)
+    trust = Trust(identity, lambda: gateway.client, home / "trust", settings.trusted_root, utc_now)
     acquirer = Acquirer(identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key, trust)
     updater = Updater(slots, acquirer, serving, home / "releases")
     agent = Agent(slots, updater, serving, reporter, settings.retry_every)
-    twin = Twin(identity, agent.desired_changed, settings.refresh_every)
+    twin = Twin(identity, trust.plan, agent, settings.refresh_every)
     gateway = Gateway(settings, agent, twin, serving, reporter)
     return gateway
 

@@ -16,6 +16,7 @@ from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.objects import Objects
+from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
 from slmops.packager.domain import check_planned, decide, published_as
@@ -94,7 +95,8 @@ class Handlers:
         found = await self._bus.client.read_desired(subjects.blueprint_key(blueprint))
         if found is None:
             raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")
-        return Plan.model_validate_json(found[0])
+        statement, _ = open_plan(found[0], await self.trust.rollout_keys())
+        return statement.plan
 
     async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
         return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
