@@ -40,7 +40,7 @@ def main() -> None:
         _hand_over(home, _server_files(layout, home) or _service_files(layout, home.name))
     for home in sorted(GATEWAYS.iterdir()):
         paths = (layout.creds(ENROL_USER), layout.enrolment_token, layout.trusted_key)
-        _hand_over(home, _copies(paths))
+        _hand_over(home, _copies(paths) | {"trusted-root.json": layout.trusted_root.read_text()})
 
 
 def _server_files(layout: Layout, home: Path) -> dict[str, str]:
@@ -62,8 +62,11 @@ def _service_files(layout: Layout, service: str) -> dict[str, str]:
         files["s3.env"] = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
     if service == "packager":
         files |= _copies([layout.signing_key])
+        # Of the trust repository what is online and what is public; keyholders' keys stay with the authority.
+        for folder in (layout.trust.online, layout.trust.metadata):
+            files |= {f"tuf/{folder.name}/{path.name}": path.read_text() for path in sorted(folder.iterdir())}
     if service == "rollout":
-        files |= _copies([layout.gateway_signing_key, layout.enrolment_token])
+        files |= _copies([layout.gateway_signing_key, layout.enrolment_token, layout.plan_signing_key])
     return files
 
 
@@ -104,6 +107,10 @@ def _hand_over(home: Path, files: Mapping[str, str]) -> None:
     keys.chmod(0o750)
     for name, text in files.items():
         path = keys / name
+        for folder in reversed(path.relative_to(keys).parents[:-1]):
+            (keys / folder).mkdir(exist_ok=True)
+            os.chown(keys / folder, 0, GROUP)
+            (keys / folder).chmod(0o750)
         write_atomically(path, text)
         os.chown(path, 0, GROUP)
         path.chmod(0o640)

@@ -26,6 +26,8 @@ from slmops.kit.client import BusClient
 from slmops.kit.clock import utc_now
 from slmops.kit.objects import Objects
 from slmops.kit.settings import BusSettings, ObjectSettings
+from slmops.kit.trust.keys import read_key
+from slmops.kit.trust.plans import sign_plan
 from slmops.local.demo.run import GOLDEN
 from slmops.local.environment import GatewaySpec
 from slmops.local.servers import BUCKET
@@ -97,7 +99,7 @@ class Deployment:
         plan = Plan(blueprint=GATEWAY.blueprint, generation=self.generation, stable=release)
         written = utc_now()
         key = subjects.blueprint_key(GATEWAY.blueprint)
-        await self.rollout.write_desired(key, plan.model_dump_json(by_alias=True).encode())
+        await self.rollout.write_desired(key, sign_plan(plan, read_key(self.system.layout.plan_signing_key), written))
         return written, await self._phases(package)
 
     async def _phases(self, package: PackagePublished) -> Phases:

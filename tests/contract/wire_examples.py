@@ -30,6 +30,8 @@ from slmops.contracts.plan import Candidate, Overlay, Plan, Release
 from slmops.contracts.profile import EDGE_SMALL
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
+from slmops.contracts.signed import PlanSignature, PlanStatement, SignedPlan
+from slmops.contracts.trust import KeyValue, RolloutKeys, TrustedKey
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 3, 4, 35, tzinfo=UTC)
@@ -61,6 +63,7 @@ QUESTIONS = ModelFile(path="golden.jsonl", digest=digest("b"), size_bytes=120)
 GOLDEN = Descriptor(media_type=DATASET, digest=digest("b"), size=120, annotations={FILE_PATH: "golden.jsonl"})
 REPORT = Descriptor(media_type="application/json", digest=digest("c"), size=2048)
 MANIFEST = Descriptor(media_type=OCI_MANIFEST, digest=digest("d"), size=1234)
+KEY = TrustedKey(keyid="ab" * 32, keytype="ed25519", scheme="ed25519", keyval=KeyValue(public="cd" * 32))
 SIGNED = Descriptor(media_type=SIGNATURE, digest=digest("e"), size=4321)
 EVALUATION = Evaluation(
     bytes=86_000_000,
@@ -361,6 +364,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         ),
     ),
     (
+        c.FetchMetadata(gateway_id="gw-1", file="7.model-smollm2.json"),
+        c.MetadataFile(file="7.model-smollm2.json", content="eyJzaWduZWQiOiB7fX0="),
+    ),
+    (
         c.EnrolGateway(
             gateway_id="gw-1",
             blueprint="edge-chat",
@@ -421,6 +428,16 @@ DOCUMENTS: dict[str, BaseModel] = {
         candidate=Candidate(rollout="edge-chat-2", release=release(), stages=BLUEPRINT.stages, stage=1),
         traceparent=TRACEPARENT,
     ),
+    "plan-statement": PlanStatement(
+        plan=Plan(blueprint="edge-chat", generation=3, stable=release(BEFORE, "9")),
+        signed_at=AT,
+        expires_at=AT + timedelta(days=7),
+    ),
+    "plan-signed": SignedPlan(
+        payload="eyJwbGFuIjoge319",
+        signatures=(PlanSignature(keyid=KEY.keyid, sig="c2lnbmF0dXJl"),),
+    ),
+    "rollout-keys": RolloutKeys(keys=(KEY,)),
     "overlay": Overlay(gateway_id="gw-1", pinned_to_stable=True, max_tokens=64, set_by="operator"),
     "manifest": Manifest(
         config=Descriptor(media_type=MODEL_CONFIG, digest=digest("1"), size=321),

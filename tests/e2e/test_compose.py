@@ -30,10 +30,10 @@ KEYS = {
     "s3": {"identities.json", "security.toml", "grpc.crt", "grpc.key"},
     "registry": {"nats.creds", "s3.env"},
     "optimizer": {"nats.creds", "s3.env"},
-    "packager": {"nats.creds", "s3.env", "package-signing.pem"},
-    "rollout": {"nats.creds", "gateway-signing", "enrolment-token"},
+    "packager": {"nats.creds", "s3.env", "package-signing.pem", "tuf"},
+    "rollout": {"nats.creds", "gateway-signing", "enrolment-token", "plan.pem"},
     "telemetry": {"nats.creds"},
-    **{gateway: {"enrol.creds", "enrolment-token", "package-trusted.pem"} for gateway in GATEWAYS},
+    **{gateway: {"enrol.creds", "enrolment-token", "package-trusted.pem", "trusted-root.json"} for gateway in GATEWAYS},
 }
 BLUEPRINT = {
     "name": "edge-chat",

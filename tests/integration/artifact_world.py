@@ -27,10 +27,13 @@ from slmops.contracts.events import GatewayEnrolled, PackagePublished, VariantOp
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.contracts.plan import Plan, Release
 from slmops.kit.client import BusClient
+from slmops.kit.clock import utc_now
 from slmops.kit.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
 from slmops.kit.objects import Objects
 from slmops.kit.service import Service
 from slmops.kit.settings import BusSettings, ObjectSettings
+from slmops.kit.trust.keys import read_key
+from slmops.kit.trust.plans import sign_plan
 from slmops.local.ports import choose_ports
 from slmops.local.process import log_tail
 from slmops.local.servers import http_answers
@@ -238,6 +241,8 @@ class Rollout:
 
     world: World
     nats_server: NatsServer
+    plan_key: Path
+    generation: int = 0
 
     async def enrol(self, gateway_id: str, blueprint: str = BLUEPRINT) -> BusClient:
         """The gateway's own connection, with its own permissions."""
@@ -258,13 +263,16 @@ class Rollout:
         return gateway
 
     async def plan(self, stable: Release | None, candidate: Release | None = None, blueprint: str = BLUEPRINT) -> None:
-        document: dict[str, Any] = {"blueprint": blueprint, "generation": 1, "stable": stable}
+        self.generation += 1
+        document: dict[str, Any] = {"blueprint": blueprint, "generation": self.generation, "stable": stable}
         if candidate:
             stage = {"name": "fleet"}
             document["candidate"] = {"rollout": "r-1", "release": candidate, "stages": [stage]}
         client = await self.world.connect("rollout")
         plan = Plan.model_validate(document)
-        await client.write_desired(subjects.blueprint_key(blueprint), plan.model_dump_json(by_alias=True).encode())
+        await client.write_desired(
+            subjects.blueprint_key(blueprint), sign_plan(plan, read_key(self.plan_key), utc_now())
+        )
 
 
 async def download(package: PackageFiles, folder: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from trust_world import TrustWorld
 from unit.packager.packager_examples import Keys, new_keys, write_package
 
 from slmops.console.factory import Factory, read
@@ -38,6 +39,10 @@ def tiny_package(folder: Path, model: Path, questions: bytes = ANYTHING) -> tupl
     return folder / "package", keys
 
 
+def new_root(folder: Path) -> Path:
+    return TrustWorld(folder / "trust").folder.first_root
+
+
 def lay_out(factory: Factory, folder: Path) -> Path:
     """What an image has at /opt/factory."""
     for path, content in factory.files().items():
@@ -48,7 +53,7 @@ def lay_out(factory: Factory, folder: Path) -> Path:
 
 def new_device(folder: Path, model: Path, questions: bytes = ANYTHING) -> Device:
     package, keys = tiny_package(folder, model, questions)
-    return Device(folder, lay_out(read(package, keys.public, BLUEPRINT), folder / "factory"))
+    return Device(folder, lay_out(read(package, keys.public, new_root(folder), BLUEPRINT), folder / "factory"))
 
 
 @dataclass
@@ -70,6 +75,7 @@ class Device:
             "SLMOPS_ENROL_CREDS": str(self.root / "no.creds"),
             "SLMOPS_ENROLMENT_TOKEN": str(self.root / "no-token"),
             "SLMOPS_TRUSTED_KEY": str(self.factory / "trusted.pem"),
+            "SLMOPS_TRUSTED_ROOT": str(self.factory / "trusted-root.json"),
             "SLMOPS_FACTORY": str(self.factory),
             "SLMOPS_DATA_DIR": str(self.root / "data"),
             "SLMOPS_API_PORT": str(self.ports["api"]),

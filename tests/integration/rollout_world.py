@@ -38,6 +38,7 @@ from slmops.contracts.errors import NotFound, Problem
 from slmops.contracts.events import Event, GatewayReported, PackagePublished, UpdatePhase
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Plan, Release, resolve
+from slmops.contracts.signed import plan_in
 from slmops.kit.client import BusClient
 from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
 from slmops.kit.settings import BusSettings
@@ -77,6 +78,7 @@ class System:
             "HTTP_PORT": str(self.http[service]),
             "ENROLMENT_TOKEN": str(self.layout.enrolment_token),
             "GATEWAY_SIGNING_SEED": str(self.layout.gateway_signing_key),
+            "PLAN_SIGNING_KEY": str(self.layout.plan_signing_key),
             "TICK_EVERY": "PT0.2S",
             "WINDOW_S": "0.5",
             "GRACE_S": "0.3",
@@ -178,7 +180,7 @@ class Gateway:
 
     async def follow(self) -> None:
         found = await self.client.read_desired(subjects.blueprint_key(NAME))
-        plan = Plan.model_validate_json(found[0]) if found else None
+        plan = plan_in(found[0]) if found else None
         if plan is None or plan.generation <= self.generation:
             return
         self.generation = plan.generation
@@ -281,7 +283,7 @@ class Operator:
 
     async def plan(self) -> Plan | None:
         found = await self.client.read_desired(subjects.blueprint_key(NAME))
-        return Plan.model_validate_json(found[0]) if found else None
+        return plan_in(found[0]) if found else None
 
     async def told(self) -> dict[str, int]:
         """How many events of each type the stream of events holds."""

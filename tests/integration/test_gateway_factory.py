@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from integration.device import ANYTHING, BLUEPRINT, HELLO, Device, lay_out, new_device, tiny_package
+from integration.device import ANYTHING, BLUEPRINT, HELLO, Device, lay_out, new_device, new_root, tiny_package
 
 from slmops.console.factory import read
 from slmops.contracts.blueprint import RuntimeSettings
@@ -24,6 +24,7 @@ from slmops.gateway.reporter import Reporter
 from slmops.gateway.serving import Serving
 from slmops.gateway.slots import Slots
 from slmops.gateway.spool import Spool
+from slmops.gateway.trust import Trust
 from slmops.gateway.updater import Updater
 from slmops.kit.clock import utc_now
 
@@ -76,9 +77,10 @@ class World:
         """As after a restart: everything from disk."""
         self.slots, self.serving = Slots(self.folder / "data"), Serving()
         key = self.factory.package.parent / "trusted.pem"
-        acquirer = Acquirer("gw-1", lambda: None, self.slots, self.folder / "data" / "blobs", key, self.factory)
-        self.updater = Updater(self.slots, acquirer, self.serving, self.folder / "data" / "releases")
         identity = Identity(gateway_id="gw-1", blueprint="edge-chat")
+        trust = Trust(identity, lambda: None, self.folder / "data" / "trust", key, utc_now)
+        acquirer = Acquirer("gw-1", lambda: None, self.slots, self.folder / "data" / "blobs", key, trust, self.factory)
+        self.updater = Updater(self.slots, acquirer, self.serving, self.folder / "data" / "releases")
         reporter = Reporter(identity, Spool(self.folder / "spool.db"), self.folder / "sequence", utc_now)
         release = self.factory.release
         self.agent = Agent(self.slots, self.updater, self.serving, reporter, timedelta(seconds=1), release)
@@ -134,7 +136,9 @@ async def test_what_was_installed_is_not_replaced_by_what_came_with_another_imag
     installed = world.factory.release.manifest.digest
     await world.serving.stop()
     package, keys = tiny_package(tmp_path / "newer", genai_model, ANYTHING * 2)
-    world.factory = Factory.open(lay_out(read(package, keys.public, BLUEPRINT), tmp_path / "newer" / "factory"))
+    world.factory = Factory.open(
+        lay_out(read(package, keys.public, new_root(tmp_path / "newer"), BLUEPRINT), tmp_path / "newer" / "factory")
+    )
     world.start()
     await world.run_until_started()
     assert world.factory.release.manifest.digest != installed

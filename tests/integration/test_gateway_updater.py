@@ -24,6 +24,7 @@ from slmops.gateway.reporter import Reporter
 from slmops.gateway.serving import Serving
 from slmops.gateway.slots import Slot, Slots
 from slmops.gateway.spool import Spool
+from slmops.gateway.trust import Trust
 from slmops.gateway.updater import Updater
 from slmops.kit.clock import utc_now
 
@@ -35,7 +36,8 @@ class LocalAcquirer(Acquirer):
     """The tiny model under any digest; its golden prompts are what the test says."""
 
     def __init__(self, slots: Slots, model: Path, blobs: Path) -> None:
-        super().__init__("gw-1", lambda: None, slots, blobs, blobs / "unused.pem")
+        trust = Trust(IDENTITY, lambda: None, blobs / "trust", blobs / "unused.json", utc_now)
+        super().__init__("gw-1", lambda: None, slots, blobs, blobs / "unused.pem", trust)
         self.model, self.golden, self.asked = model, ANYTHING, 0
 
     async def acquire(self, release: Release) -> Slot:

@@ -37,9 +37,12 @@ from slmops.contracts.descriptor import blob_key, digest_of
 from slmops.contracts.errors import Denied, InvalidMessage, NotReady, Unreachable
 from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
+from slmops.kit.clock import utc_now
 from slmops.kit.objects import Objects
 from slmops.kit.package import verify_package
 from slmops.kit.provision import ACK_WAIT_S
+from slmops.kit.trust.ceremony import ceremony
+from slmops.kit.trust.folder import Folder
 from slmops.packager.app import build
 from slmops.packager.assemble import Assembler
 from slmops.packager.settings import Settings
@@ -62,6 +65,13 @@ def keys(tmp_path: Path) -> Keys:
 
 
 @pytest.fixture
+def trust(tmp_path: Path) -> Folder:
+    folder = Folder(tmp_path / "tuf")
+    ceremony(folder, utc_now()).apply()
+    return folder
+
+
+@pytest.fixture
 async def objects(s3: S3) -> Objects:
     return await store_of(s3)
 
@@ -72,13 +82,14 @@ def optimizer(world: World, objects: Objects) -> Optimizer:
 
 
 @pytest.fixture
-def rollout(world: World, nats_server: NatsServer) -> Rollout:
-    return Rollout(world, nats_server)
+def rollout(world: World, nats_server: NatsServer, trust: Folder) -> Rollout:
+    return Rollout(world, nats_server, trust.plan_key)
 
 
 @pytest.fixture
-def settings(world: World, s3: S3, tmp_path: Path, keys: Keys) -> dict[str, Any]:
-    return settings_of(world, s3, "packager", tmp_path) | {"signing_key": keys.private}
+def settings(world: World, s3: S3, tmp_path: Path, keys: Keys, trust: Folder) -> dict[str, Any]:
+    own = {"signing_key": keys.private, "trust_keys": trust.online, "trust_metadata": trust.metadata}
+    return settings_of(world, s3, "packager", tmp_path) | own
 
 
 @pytest.fixture

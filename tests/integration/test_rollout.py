@@ -38,9 +38,13 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.errors import AlreadyExists, Denied, NotFound, PermanentError
 from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.plan import Plan
+from slmops.contracts.signed import plan_in
 from slmops.kit.journal import Journal
 from slmops.kit.nats_auth import new_user_seed, public_key
 from slmops.kit.tracing import span
+from slmops.kit.trust.keys import new_key
+from slmops.kit.trust.plans import sign_plan
 from slmops.rollout import store
 from slmops.rollout.domain.decide import operate
 
@@ -176,8 +180,9 @@ async def test_a_plan_that_somebody_changed_in_the_bucket_is_restored(world: Wor
     good = await eventually(operator.plan, lambda p: p is not None, "plan")
     intruder = await world.system.connect("rollout")
     key = subjects.blueprint_key(NAME)
-    held = await operator.client.read_desired(key)
-    for bad in (b"not a plan", b'{"blueprint":"edge-chat","generation":99}', b""):
+    unsigned = good.model_dump_json().encode() if good else b""
+    strangers = sign_plan(Plan(blueprint=NAME, generation=99), new_key(), datetime.now(UTC))
+    for bad in (b"not a plan", unsigned, strangers, b""):
         revision = await intruder.write_desired(key, bad)
         newer = await eventually(
             lambda: operator.client.read_desired(key),
@@ -185,8 +190,7 @@ async def test_a_plan_that_somebody_changed_in_the_bucket_is_restored(world: Wor
             "restored",
         )
         assert newer is not None
-        assert held is not None
-        assert newer[0] == held[0]
+        assert plan_in(newer[0]) == good
     assert await operator.plan() == good
     await intruder.close()
 

@@ -50,6 +50,8 @@ def test_services_have_the_s3_keys_and_gateways_do_not(specs: dict[str, ProcessS
         ("gateway_signing_key", {"rollout"}),
         ("enrolment_token", {"rollout", "gw-1", "gw-2", "gw-3"}),
         ("trusted_key", {"gw-1", "gw-2", "gw-3"}),
+        ("plan_signing_key", {"rollout"}),
+        ("trusted_root", {"gw-1", "gw-2", "gw-3"}),
     ],
 )
 def test_a_key_is_shown_only_to_its_holders(
@@ -57,6 +59,13 @@ def test_a_key_is_shown_only_to_its_holders(
 ) -> None:
     value = str(getattr(layout, path))
     assert {name for name, spec in specs.items() if value in spec.env.values()} == holders
+
+
+def test_keyholders_keys_are_shown_to_nobody(specs: dict[str, ProcessSpec], layout: Layout) -> None:
+    assert list(layout.trust.offline.glob("*.pem"))
+    shown = {value for spec in specs.values() for value in spec.env.values()}
+    assert not shown & {str(layout.trust.root), str(layout.trust.offline)}
+    assert str(layout.trust.online) in shown
 
 
 def test_the_authority_is_shown_to_nobody(specs: dict[str, ProcessSpec]) -> None:

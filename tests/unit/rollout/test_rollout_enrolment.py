@@ -19,6 +19,7 @@ from slmops.kit.settings import BusSettings
 from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.handlers import Handlers
 from slmops.rollout.reconcile import Reconciler
+from slmops.rollout.signing import PlanSigner
 from slmops.rollout.store import project, schema
 
 TOKEN = "the-token-of-this-site"
@@ -33,7 +34,13 @@ class Service:
         (folder / "seed").write_text(Authority.generate().gateway_signing_key)
         self.journal = Journal(f"sqlite:///{self.database}", service="rollout", metadata=schema(), project=project)
         self.credentials = Enrolment(folder / "token", folder / "seed")
-        reconciler = Reconciler(self.journal, Bus("rollout", BusSettings()), lambda: T0, timedelta(seconds=1))
+        reconciler = Reconciler(
+            self.journal,
+            Bus("rollout", BusSettings()),
+            PlanSigner(folder / "plan.pem"),
+            lambda: T0,
+            timedelta(seconds=1),
+        )
         self.handlers = Handlers(self.journal, reconciler, self.credentials, lambda: T0)
 
     async def open(self) -> Handlers:

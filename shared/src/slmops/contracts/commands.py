@@ -22,6 +22,7 @@ from slmops.contracts.names import Name, Version
 from slmops.contracts.plan import Release
 from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
+from slmops.contracts.trust import METADATA_LIMIT_BYTES, MetadataName
 
 R = TypeVar("R", bound=BaseModel)
 COMMANDS: dict[str, type[Command[Any]]] = {}
@@ -294,6 +295,21 @@ class FetchPackage(Command[PackageFiles]):
     per_gateway: ClassVar[bool] = True
     gateway_id: Name
     manifest: Digest
+
+
+class MetadataFile(Result):
+    file: MetadataName
+    content: str = Field(max_length=METADATA_LIMIT_BYTES * 4 // 3 + 4, description="Base64")
+
+
+class FetchMetadata(Command[MetadataFile]):
+    """A gateway asks for a file of the TUF repository. Public, and worth nothing until it was verified."""
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "fetch_metadata"
+    per_gateway: ClassVar[bool] = True
+    gateway_id: Name
+    file: MetadataName
 
 
 # ---- rollout ----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@
         ├── DigestMismatch           bytes are not the bytes that were named
         ├── InvalidDelta             a delta that is damaged, hostile, or of another version
         ├── SignatureInvalid         no valid signature by a trusted key
+        │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with its name
         ├── Denied                   the caller may not do or have this
         ├── IllegalTransition        a state machine has no such edge
         ├── PortTaken                another process listens where we must
@@ -159,6 +160,16 @@ class InvalidDelta(PermanentError):
 
 class SignatureInvalid(PermanentError):
     code = "signature_invalid"
+
+
+class TrustRefused(SignatureInvalid):
+    """`what` is `<attack>: <what was seen>`; attacks are those of `contracts.trust.Attack`."""
+
+    code = "trust_refused"
+
+    @property
+    def attack(self) -> str:
+        return self.what.partition(":")[0]
 
 
 class Denied(PermanentError):

@@ -50,6 +50,7 @@ GATEWAY_PERMISSIONS: Final = Permissions(
         "slmops.gateway.reported.v1.{{name()}}",
         "measure.{{name()}}",
         "cmd.packager.fetch.{{name()}}",
+        "cmd.packager.fetch_metadata.{{name()}}",
         "$JS.API.DIRECT.GET.KV_desired.$KV.desired.blueprint.{{tag(blueprint)}}",
         "$JS.API.DIRECT.GET.KV_desired.$KV.desired.gateway.{{name()}}",
     ),

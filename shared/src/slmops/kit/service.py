@@ -29,6 +29,7 @@ log = logging.getLogger("slmops.service")
 _STOP_GRACE_S = 3
 Opened = Callable[[], Awaitable[None]]
 Task = Callable[[], Coroutine[Any, Any, None]]
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Service:
     opening: Sequence[Opened] = ()
     tasks: Sequence[Task] = ()
     closing: Sequence[Opened] = ()
+    http: Sequence[tuple[str, Asgi]] = ()
+    """What else is served beside `/health` and `/metrics`: everything below a path that ends in a slash."""
     failed: list[BaseException] = field(default_factory=list)
 
     def asgi(self) -> AsgiFastStream:
@@ -102,7 +105,7 @@ class Service:
         log_as_json(self.name, self.settings.log_level)
         provider = tracing.setup(self.name, self.settings)
         config = uvicorn.Config(
-            _starting(self.asgi(), self.failed),
+            _starting(below(self.http, self.asgi()), self.failed),
             host=self.settings.http_host,
             port=self.settings.http_port,
             log_config=None,
@@ -127,7 +130,18 @@ class Service:
             sys.exit(error.exit_code if isinstance(error, SlmopsError) else 70)
 
 
-def _starting(app: AsgiFastStream, failed: list[BaseException]) -> Callable[..., Awaitable[None]]:
+def below(apps: Sequence[tuple[str, Asgi]], other: Asgi) -> Asgi:
+    """By the beginning of the path, which FastStream's own routes do not know."""
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "") if scope["type"] == "http" else ""
+        app = next((app for prefix, app in apps if path.startswith(prefix)), other)
+        await app(scope, receive, send)
+
+    return asgi
+
+
+def _starting(app: Asgi, failed: list[BaseException]) -> Callable[..., Awaitable[None]]:
     """uvicorn reports a failed start without its exception; keep it, so that the exit code can tell why."""
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:

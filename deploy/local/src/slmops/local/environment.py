@@ -43,9 +43,12 @@ def service_spec(layout: Layout, ports: Mapping[str, int], service: str) -> Proc
     }
     if service == "packager":
         settings["SIGNING_KEY"] = str(layout.signing_key)
+        settings["TRUST_KEYS"] = str(layout.trust.online)
+        settings["TRUST_METADATA"] = str(layout.trust.metadata)
     if service == "rollout":
         settings["GATEWAY_SIGNING_SEED"] = str(layout.gateway_signing_key)
         settings["ENROLMENT_TOKEN"] = str(layout.enrolment_token)
+        settings["PLAN_SIGNING_KEY"] = str(layout.plan_signing_key)
     return _spec(layout, ports, service, f"slmops.{service}.app", settings)
 
 
@@ -58,6 +61,7 @@ def gateway_spec(layout: Layout, ports: Mapping[str, int], gateway: GatewaySpec)
         "ENROL_CREDS": str(layout.creds(ENROL_USER)),
         "ENROLMENT_TOKEN": str(layout.enrolment_token),
         "TRUSTED_KEY": str(layout.trusted_key),
+        "TRUSTED_ROOT": str(layout.trusted_root),
         "API_PORT": str(ports[f"{gateway.id}.api"]),
     }
     return _spec(layout, ports, gateway.id, "slmops.gateway.app", settings)

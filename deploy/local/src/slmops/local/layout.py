@@ -13,7 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from slmops.contracts.errors import Denied
 from slmops.contracts.permissions import SERVICE_PERMISSIONS
+from slmops.kit.clock import utc_now
 from slmops.kit.nats_auth import ENROL_USER, Authority
+from slmops.kit.trust.ceremony import ceremony
+from slmops.kit.trust.folder import Folder
 from slmops.local.private import write_atomically
 
 
@@ -68,6 +71,21 @@ class Layout:
         return self.keys / "package-trusted.pem"
 
     @property
+    def trust(self) -> Folder:
+        """Keys and metadata of the trust repository. On one machine the offline keys lie here too: take them away."""
+        return Folder(self.keys / "tuf")
+
+    @property
+    def trusted_root(self) -> Path:
+        """Where gateways' trust in packages and plans begins."""
+        return self.trust.first_root
+
+    @property
+    def plan_signing_key(self) -> Path:
+        """Private key that signs plans."""
+        return self.trust.plan_key
+
+    @property
     def enrolment_token(self) -> Path:
         return self.keys / "enrolment-token"
 
@@ -105,6 +123,8 @@ class Layout:
         write_atomically(self.gateway_signing_key, authority.gateway_signing_key)
         self._once(self.enrolment_token, lambda: secrets.token_urlsafe(32))
         self._write_signing_keys()
+        if not self.trusted_root.exists():
+            ceremony(self.trust, utc_now()).apply()
         # Signed anew at each start, so that a changed permission table takes effect.
         for service in SERVICE_PERMISSIONS:
             write_atomically(self.creds(service), authority.service_creds(service))

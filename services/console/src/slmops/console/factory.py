@@ -1,4 +1,5 @@
-"""What an image brings along for its device: a verified package, how it is served, and the key that the device trusts.
+"""What an image brings along for its device: a verified package, how it is served, and the key and root that the device
+trusts.
 
 Nothing in it is secret: no token, no credentials, no private key. A device gets those when it is set up.
 """
@@ -13,12 +14,13 @@ from slmops.console.buildcontext import Content
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import InvalidMessage, NotFound
-from slmops.contracts.factory import PACKAGE_PATH, RELEASE_PATH, TRUSTED_KEY_PATH
+from slmops.contracts.factory import PACKAGE_PATH, RELEASE_PATH, TRUSTED_KEY_PATH, TRUSTED_ROOT_PATH
 from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, OCI_MANIFEST, SIGNATURE, SIGNATURE_PATH, Manifest
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.plan import Release
 from slmops.contracts.profile import PROFILES
 from slmops.kit.package import verify_package
+from slmops.kit.trust.folder import read_root
 
 _OCI = "org.opencontainers.image."
 _OURS = "io.slmops."
@@ -31,6 +33,7 @@ class Factory:
     release: Release
     profile: str
     trusted_key: bytes
+    trusted_root: bytes
     created: datetime
     """When the package was made. Everything in the image bears this time, so that building it again changes nothing."""
 
@@ -40,6 +43,7 @@ class Factory:
         return {f"{PACKAGE_PATH}/{path}": self.package / path for path in paths} | {
             RELEASE_PATH: self.release.model_dump_json(by_alias=True, indent=2).encode(),
             TRUSTED_KEY_PATH: self.trusted_key,
+            TRUSTED_ROOT_PATH: self.trusted_root,
         }
 
     def labels(self, base: str) -> dict[str, str]:
@@ -57,7 +61,7 @@ class Factory:
         }
 
 
-def read(package: Path, trusted_key: Path, blueprint: Blueprint | None = None) -> Factory:
+def read(package: Path, trusted_key: Path, trusted_root: Path, blueprint: Blueprint | None = None) -> Factory:
     """What is made of a laid out package, verified. `blueprint` says how it is probed and served.
 
     Raises what `verify_package` raises, `InvalidMessage` when package and blueprint do not belong together, `NotFound`.
@@ -76,7 +80,8 @@ def read(package: Path, trusted_key: Path, blueprint: Blueprint | None = None) -
         )
     release = _release(package, manifest, check_version(version), spec)
     created = datetime.fromisoformat(_noted(manifest, f"{_OCI}created")).astimezone(UTC)
-    return Factory(package, manifest, release, profile, trusted_key.read_bytes(), created)
+    root = read_root(trusted_root)
+    return Factory(package, manifest, release, profile, trusted_key.read_bytes(), root, created)
 
 
 def _release(package: Path, manifest: Manifest, version: str, spec: Blueprint) -> Release:

@@ -118,8 +118,8 @@ def declare(group: typer.Typer) -> None:
     command(
         group,
         "image",
-        "slmops package image ./smollm2-1.0.0 --key trusted.pem --blueprint edge-chat.yaml",
-        "slmops package image ./smollm2-1.0.0 --key trusted.pem --gateway slmops-gateway:latest --tag edge:1 --push",
+        "slmops package image ./smollm2-1.0.0 --key trusted.pem --root root.json --blueprint edge-chat.yaml",
+        "slmops package image ./smollm2-1.0.0 --key trusted.pem --root root.json --gateway gw:1 --tag edge:1 --push",
     )(image)
 
 
@@ -129,6 +129,7 @@ async def image(
         Path, typer.Argument(metavar="DIR", help="The package's folder: manifest, signature and files.")
     ],
     key: Annotated[Path, typer.Option(help="Public key (PEM) that the package must be signed with.")],
+    root: Annotated[Path, typer.Option(help="Root of trust: metadata/1.root.json of the ceremony (slmops trust).")],
     blueprint: Annotated[
         str | None,
         typer.Option(
@@ -153,10 +154,10 @@ async def image(
     """Build an image of a gateway that has this package.
 
     A device with it answers before it has seen a network. The package is verified before it goes in, and again on the
-    device, which trusts the same key afterwards.
+    device, which trusts the same key and root afterwards.
     """
     spec = blueprints.read(blueprint) if blueprint else None
-    factory = await asyncio.to_thread(read, directory, key, spec)
+    factory = await asyncio.to_thread(read, directory, key, root, spec)
     name = tag or f"slmops-{factory.release.model}:{factory.release.version}"
 
     def work(on_step: OnStep) -> BuiltImage:

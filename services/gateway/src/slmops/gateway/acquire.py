@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from slmops.contracts.commands import FetchPackage, PackageFiles
@@ -14,10 +13,8 @@ from slmops.contracts.plan import Release
 from slmops.gateway.download import UrlSource, blob_path, fetch
 from slmops.gateway.factory import Factory
 from slmops.gateway.slots import Slot, Slots
-from slmops.kit.client import BusClient
+from slmops.gateway.trust import ClientSource, Trust
 from slmops.kit.package import verify_package
-
-ClientSource = Callable[[], BusClient | None]
 
 
 class Acquirer:
@@ -30,6 +27,7 @@ class Acquirer:
         slots: Slots,
         blobs: Path,
         trusted_key: Path,
+        trust: Trust,
         factory: Factory | None = None,
     ) -> None:
         self._gateway_id = gateway_id
@@ -37,14 +35,18 @@ class Acquirer:
         self._slots = slots
         self._blobs = blobs
         self._trusted_key = trusted_key
+        self._trust = trust
         self._factory = factory
 
     async def acquire(self, release: Release) -> Slot:
-        """The release in the inactive slot. Raises what `fetch`, `verify_package` and the packager raise."""
+        """The release in the inactive slot. Raises what `Trust.check`, `fetch` and `verify_package` do."""
         digest = release.manifest.digest
         if (there := self._slots.candidate) is not None and there.digest == digest:
+            await self._trust.check(release, installed=True)
             await self._verify(there.path, digest)
             return there
+        # What came with the device was vouched for when it was made, and must serve before there is a network.
+        await self._trust.check(release, installed=self._came_with_device(digest))
         slot = await asyncio.to_thread(self._slots.install, digest, await self._bring(digest))
         try:
             await self._verify(slot.path, digest)
@@ -55,7 +57,7 @@ class Acquirer:
 
     async def _bring(self, digest: Digest) -> list[tuple[Path, str]]:
         """Every file, on this device, and its path in the package."""
-        if self._factory is not None and self._factory.release.manifest.digest == digest:
+        if self._factory is not None and self._came_with_device(digest):
             return self._factory.files()
         package = await self._ask(digest)
         files = [package.manifest, package.signature, *package.files]
@@ -63,6 +65,9 @@ class Acquirer:
         for file in files:
             await fetch(file.descriptor, self._url(file, digest, urls), self._blobs)
         return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
+
+    def _came_with_device(self, digest: Digest) -> bool:
+        return self._factory is not None and self._factory.release.manifest.digest == digest
 
     def prune(self) -> None:
         """Delete blobs that no slot holds a link to, and downloads of releases that nobody wants any more."""

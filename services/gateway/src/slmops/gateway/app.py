@@ -31,6 +31,7 @@ from slmops.gateway.serving import Serving
 from slmops.gateway.settings import Settings
 from slmops.gateway.slots import Slots
 from slmops.gateway.spool import Spool
+from slmops.gateway.trust import Trust
 from slmops.gateway.twin import Twin
 from slmops.gateway.updater import Updater
 from slmops.kit import tracing
@@ -138,12 +139,13 @@ def build(settings: Settings) -> Gateway:
     reporter = Reporter(identity, _spool(home / "spool.db"), home / "report.sequence", utc_now)
     gateway: Gateway
     factory = _factory(settings)
+    trust = Trust(identity, lambda: gateway.client, home / "trust", settings.trusted_root, utc_now)
     acquirer = Acquirer(
-        identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key, factory
+        identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key, trust, factory
     )
     updater = Updater(slots, acquirer, serving, home / "releases")
     agent = Agent(slots, updater, serving, reporter, settings.retry_every, factory.release if factory else None)
-    twin = Twin(identity, agent.desired_changed, settings.refresh_every)
+    twin = Twin(identity, trust.plan, agent, settings.refresh_every)
     gateway = Gateway(settings, agent, twin, serving, reporter)
     return gateway
 

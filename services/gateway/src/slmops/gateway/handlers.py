@@ -42,18 +42,28 @@ class Agent:
         self._generation = 0
         self._rollout = ""
         self._traceparent: str | None = None
+        self._refused: Problem | None = None
+        """Why the newest plan is not followed."""
         self._changed = asyncio.Event()
         self._started = asyncio.Event()
         updater.on_phase = self.report
 
     def desired_changed(self, desired: Desired, plan: Plan) -> None:
         """The twin's plan or overlay is another."""
+        self._refused = None
         self._planned = desired.release
         self._generation = plan.generation
         self._traceparent = plan.traceparent
         self._rollout = plan.candidate.rollout if plan.candidate and desired.side is Side.CANDIDATE else ""
         log.info("desired: %s, %s", desired.side, "; ".join(desired.explain.values()))
         self._changed.set()
+
+    def plan_refused(self, error: PermanentError) -> None:
+        """The newest plan is not trusted: what was desired before stays, and the operator hears of it."""
+        log.error("the plan is refused: %s", error)
+        self._refused = Problem.of(error)
+        if self.started:
+            self.report()
 
     @property
     def _desired(self) -> Release | None:
@@ -173,7 +183,7 @@ class Agent:
             running=serving.digest if serving else None,
             running_version=serving.version if serving else None,
             target=wanted,
-            problem=problem,
+            problem=problem or self._refused,
             plan_generation=self._generation,
             measured=self._updater.measured,
         )

@@ -18,6 +18,9 @@ class Settings(BusSettings):
     enrol_creds: Path = Field(description="Credentials of the bootstrap user: may ask to be enrolled, nothing else")
     enrolment_token: Path = Field(description="File with the site's enrolment secret")
     trusted_key: Path = Field(description="Public key (PEM) that packages must be signed with")
+    trusted_root: Path = Field(
+        description="Root of trust (TUF root.json of the ceremony) in which packages and the plan's key are named"
+    )
     factory: Path | None = Field(
         default=None, description="Folder with the release that came with the device; None: it came with none"
     )

@@ -10,75 +10,97 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Protocol
 
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from slmops.contracts import subjects
-from slmops.contracts.errors import TemporaryError
+from slmops.contracts.errors import PermanentError, TemporaryError
 from slmops.contracts.plan import Desired, Identity, Overlay, Plan, resolve
 from slmops.kit.client import BusClient
 
 log = logging.getLogger(__name__)
-Changed = Callable[[Desired, Plan], None]
+OpenPlan = Callable[[bytes], Awaitable[Plan]]
+
+
+class Follower(Protocol):
+    def desired_changed(self, desired: Desired, plan: Plan) -> None: ...
+
+    def plan_refused(self, error: PermanentError) -> None:
+        """The newest plan may not be trusted; the one before stays."""
 
 
 class Twin:
-    """Calls `on_change` with what this gateway should run, whenever its plan or overlay is another."""
+    """Tells `follower` what this gateway should run, whenever its plan or overlay is another."""
 
-    def __init__(self, identity: Identity, on_change: Changed, refresh_every: timedelta) -> None:
+    def __init__(self, identity: Identity, open_plan: OpenPlan, follower: Follower, refresh_every: timedelta) -> None:
         self._identity = identity
-        self._on_change = on_change
+        self._open_plan = open_plan
+        self._follower = follower
         self._refresh_every = refresh_every
         self._keys = (subjects.blueprint_key(identity.blueprint), subjects.overlay_key(identity.gateway_id))
         self._seen: dict[str, int] = {}
         self._plan: Plan | None = None
         self._overlay: Overlay | None = None
+        self._applying = asyncio.Lock()
+        self._again = asyncio.Event()
 
     async def watch(self, client: BusClient) -> None:
         """Runs until cancelled."""
         for key in self._keys:
             await client.connection.subscribe(subjects.twin(key), cb=self._heard)
-        reconnected = asyncio.Event()
-        client.on_reconnect(reconnected.set)
+        client.on_reconnect(self._again.set)
         while True:
+            self._again.clear()
+            pause = self._refresh_every
             try:
                 await self._read(client)
             except TemporaryError as error:
                 log.warning("the twin waits: %s", error)
+                pause = min(pause, error.delay)
             # Jitter, so that a fleet that came back together does not read together for ever.
-            wait = self._refresh_every.total_seconds() * random.uniform(0.75, 1.25)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(reconnected.wait(), wait)
-            reconnected.clear()
+                await asyncio.wait_for(self._again.wait(), pause.total_seconds() * random.uniform(0.75, 1.25))
 
     async def _read(self, client: BusClient) -> None:
         for key in self._keys:
             found = await client.read_desired(key)
             if found is not None:
-                self._apply(key, *found)
+                await self._apply(key, *found)
 
     async def _heard(self, message: Msg) -> None:
         key = message.subject.removeprefix(subjects.twin(""))
         sequence = (message.headers or {}).get("Nats-Sequence", "")
         if sequence.isdigit():
-            self._apply(key, bytes(message.data), int(sequence))
+            try:
+                await self._apply(key, bytes(message.data), int(sequence))
+            except TemporaryError as error:
+                log.warning("%s waits: %s", key, error)
+                self._again.set()
 
-    def _apply(self, key: str, data: bytes, sequence: int) -> None:
-        if sequence <= self._seen.get(key, 0):
-            return
-        self._seen[key] = sequence
-        try:
-            if key == self._keys[0]:
-                self._plan = Plan.model_validate_json(data)
-            else:
-                self._overlay = Overlay.model_validate_json(data)
-        except ValidationError as error:
-            # What this release of the gateway cannot read must not move it: it stays where it is.
-            log.error("%s is not understood (%d errors); ignored", key, error.error_count())
-            return
-        if self._plan is not None:
-            overlays = [self._overlay] if self._overlay else []
-            self._on_change(resolve(self._plan, overlays, self._identity), self._plan)
+    async def _apply(self, key: str, data: bytes, sequence: int) -> None:
+        """Raises `TemporaryError` when it cannot be told yet whether the plan may be trusted."""
+        async with self._applying:
+            if sequence <= self._seen.get(key, 0):
+                return
+            try:
+                if key == self._keys[0]:
+                    self._plan = await self._open_plan(data)
+                else:
+                    self._overlay = Overlay.model_validate_json(data)
+            except ValidationError as error:
+                # What this release of the gateway cannot read must not move it: it stays where it is.
+                log.error("%s is not understood (%d errors); ignored", key, error.error_count())
+                self._seen[key] = sequence
+                return
+            except PermanentError as error:
+                # Not seen: the next read asks again, for its key may have been named by then.
+                self._follower.plan_refused(error)
+                return
+            self._seen[key] = sequence
+            if self._plan is not None:
+                overlays = [self._overlay] if self._overlay else []
+                self._follower.desired_changed(resolve(self._plan, overlays, self._identity), self._plan)

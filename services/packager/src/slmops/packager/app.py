@@ -13,20 +13,24 @@ from slmops.packager.assemble import Assembler
 from slmops.packager.handlers import Handlers, routes
 from slmops.packager.settings import Settings
 from slmops.packager.store import project, schema
+from slmops.packager.trust import Trust
+from slmops.packager.web import serve
 
 
 def build(settings: Settings) -> Service:
     bus, objects = Bus("packager", settings), Objects(settings)
     journal = Journal(settings.database_url, service="packager", metadata=schema(), project=project)
     assembler = Assembler(objects, settings.data_dir / "work", settings.signing_key)
-    routes(bus, Handlers(bus, journal, objects, assembler, utc_now))
+    trust = Trust(journal, settings.trust_keys, settings.trust_metadata, utc_now, settings.trust_renew_every)
+    routes(bus, Handlers(bus, journal, objects, assembler, trust, utc_now))
     return Service(
         "packager",
         settings,
         bus,
-        opening=[assembler.open, journal.open, objects.open],
-        tasks=[lambda: run_relay(journal, bus.client)],
+        opening=[assembler.open, journal.open, trust.open, objects.open],
+        tasks=[lambda: run_relay(journal, bus.client), trust.run],
         closing=[journal.close],
+        http=[("/tuf/", serve(trust, journal, objects))],
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from slmops.contracts import subjects
-from slmops.contracts.commands import FetchPackage, PackageFiles
+from slmops.contracts.commands import FetchMetadata, FetchPackage, PackageFiles
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import NotFound, NotReady
 from slmops.contracts.events import GatewayEnrolled, PackagePublished, VariantOptimized
@@ -16,20 +16,25 @@ from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.objects import Objects
+from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
 from slmops.packager.domain import check_planned, decide, published_as
+from slmops.packager.trust import Trust
 
 log = logging.getLogger("slmops.packager")
 MANIFEST_LIMIT_BYTES = 4 << 20  # what OCI registries accept
 
 
 class Handlers:
-    def __init__(self, bus: Bus, journal: Journal, objects: Objects, assembler: Assembler, clock: Clock) -> None:
+    def __init__(
+        self, bus: Bus, journal: Journal, objects: Objects, assembler: Assembler, trust: Trust, clock: Clock
+    ) -> None:
         self._bus = bus
         self._journal = journal
         self._objects = objects
         self._assembler = assembler
+        self.trust = trust
         self._clock = clock
 
     # ---- events -------------------------------------------------------------------------------------------
@@ -57,7 +62,10 @@ class Handlers:
 
         def publish(unit: Unit) -> None:
             events, version = unit.load(stream)
-            unit.append(stream, version, decide(events, variant, package))
+            new = decide(events, variant, package)
+            unit.append(stream, version, new)
+            if new:  # in the same transaction: who hears of a package finds that it may be installed
+                self.trust.vouch(unit, package)
 
         await self._journal.transact(publish)
 
@@ -87,7 +95,8 @@ class Handlers:
         found = await self._bus.client.read_desired(subjects.blueprint_key(blueprint))
         if found is None:
             raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")
-        return Plan.model_validate_json(found[0])
+        statement, _ = open_plan(found[0], await self.trust.rollout_keys())
+        return statement.plan
 
     async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
         return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
@@ -97,3 +106,4 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(VariantOptimized, handlers.on_variant_optimized)
     bus.on(GatewayEnrolled, handlers.on_gateway_enrolled)
     bus.serve(FetchPackage, handlers.fetch)
+    bus.serve(FetchMetadata, handlers.trust.fetch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field
@@ -11,3 +12,10 @@ from slmops.kit.settings import BusSettings, DatabaseSettings, ObjectSettings
 
 class Settings(BusSettings, DatabaseSettings, ObjectSettings):
     signing_key: Path = Field(description="Private key that signs packages: EC P-256, PEM, without a passphrase")
+    trust_keys: Path = Field(
+        description="Folder with the online keys of the trust repository, as the ceremony made them"
+    )
+    trust_metadata: Path = Field(description="Folder with root and targets as their keyholders signed them")
+    trust_renew_every: timedelta = Field(
+        default=timedelta(seconds=30), description="How often it is looked whether metadata must be signed anew"
+    )

@@ -12,6 +12,7 @@ from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.handlers import Handlers, routes
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.settings import Settings
+from slmops.rollout.signing import PlanSigner
 from slmops.rollout.store import project, schema
 
 
@@ -19,13 +20,14 @@ def build(settings: Settings) -> Service:
     bus = Bus("rollout", settings)
     journal = Journal(settings.database_url, service="rollout", metadata=schema(), project=project)
     credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed)
-    reconciler = Reconciler(journal, bus, utc_now, settings.tick_every)
+    signer = PlanSigner(settings.plan_signing_key)
+    reconciler = Reconciler(journal, bus, signer, utc_now, settings.tick_every)
     routes(bus, Handlers(journal, reconciler, credentials, utc_now))
     return Service(
         "rollout",
         settings,
         bus,
-        opening=[journal.open, credentials.open],
+        opening=[journal.open, credentials.open, signer.open],
         tasks=[lambda: run_relay(journal, bus.client), reconciler.run],
         closing=[journal.close],
     )

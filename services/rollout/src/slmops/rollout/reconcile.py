@@ -19,14 +19,16 @@ from slmops.kit.tracing import span
 from slmops.rollout import store
 from slmops.rollout.domain.decide import follow_gate
 from slmops.rollout.domain.gate import assess
+from slmops.rollout.signing import PlanSigner
 
 log = logging.getLogger("slmops.rollout")
 
 
 class Reconciler:
-    def __init__(self, journal: Journal, bus: Bus, clock: Clock, tick_every: timedelta) -> None:
+    def __init__(self, journal: Journal, bus: Bus, signer: PlanSigner, clock: Clock, tick_every: timedelta) -> None:
         self._journal = journal
         self._bus = bus
+        self._signer = signer
         self._clock = clock
         self._tick_every = tick_every
         self._publishing = asyncio.Lock()
@@ -58,9 +60,10 @@ class Reconciler:
                 # The bucket first: whatever it holds was committed before, so the row read after it is no older.
                 held = await self._bus.client.read_desired(key)
                 row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
-                if row is None or (held is not None and held[0] == row.plan.encode()):
+                plan, now = store.plan_in(row), self._clock()
+                if plan is None or (held is not None and self._signer.still_good(held[0], plan, now)):
                     return
-                await self._bus.client.write_desired(key, row.plan.encode())
+                await self._bus.client.write_desired(key, self._signer.sign(plan, now))
                 log.info("plan of %s written", blueprint)
         except TemporaryError as error:
             log.warning("the plan of %s waits for the next tick: %s", blueprint, error)

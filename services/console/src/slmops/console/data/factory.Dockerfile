@@ -6,6 +6,7 @@ FROM ${GATEWAY_IMAGE}
 COPY device /
 ENV SLMOPS_FACTORY=/opt/factory \
     SLMOPS_TRUSTED_KEY=/opt/factory/trusted.pem \
+    SLMOPS_TRUSTED_ROOT=/opt/factory/trusted-root.json \
     SLMOPS_DATA_DIR=/data \
     SLMOPS_ENROL_CREDS=/data/keys/enrol.creds \
     SLMOPS_ENROLMENT_TOKEN=/data/keys/enrolment-token \

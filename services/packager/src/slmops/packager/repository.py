@@ -1,0 +1,302 @@
+"""The online half of the TUF repository: who may publish which model, what exists, and that all of it is fresh.
+
+    root, targets, revoked    offline: taken over as their keyholders signed them, never changed here
+    packages                  ours: delegates one role per model, with a key of its own
+    model-<name>              ours: the packages of one model and nothing else
+    snapshot, timestamp       ours: which versions belong together, and that this is the newest
+
+Edits are made on what `Files` holds, and put back in the order in which a client may meet them: whatever a file names
+is there before it. With files of one transaction a reader sees all of an edit or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+from cryptography.hazmat.primitives import serialization
+from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import InvalidMessage, NotReady
+from slmops.contracts.trust import (
+    METADATA_LIMIT_BYTES,
+    PACKAGES_ROLE,
+    REVOKED_ROLE,
+    model_paths,
+    model_role,
+    package_target,
+)
+from slmops.kit.trust.keys import load_key, new_key
+
+T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
+VALID_FOR = {"timestamp": timedelta(days=1), "snapshot": timedelta(days=7)}
+DELEGATED_VALID_FOR = timedelta(days=90)
+"""Of `packages` and of the models' roles. Everything of ours is signed anew when half of its time is over."""
+_MODEL = "model-"
+
+
+class Files(Protocol):
+    """Metadata by role and version; private keys of models, encrypted."""
+
+    def newest(self, role: str) -> bytes | None: ...
+    def put(self, role: str, version: int, data: bytes) -> None: ...
+    def model_key(self, model: str) -> bytes | None: ...
+    def put_model_key(self, model: str, pem: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class Offline:
+    """What the keyholders signed: roots by version, the newest targets and revoked."""
+
+    roots: Mapping[int, bytes]
+    targets: bytes
+    revoked: bytes | None = None
+
+
+class Repository:
+    """One edit, at `now`, with the online keys by their id."""
+
+    def __init__(self, files: Files, keys: Mapping[str, CryptoSigner], now: datetime) -> None:
+        self._files = files
+        self._keys = keys
+        self._now = now
+        self._known: dict[str, Metadata[Any]] = {}
+        self._changed: dict[str, bytes] = {}
+
+    # ---- the offline half ---------------------------------------------------------------------------------
+
+    def adopt(self, offline: Offline) -> bool:
+        """Take over what is newer; whether anything was. Raises `InvalidMessage` for what its keys did not sign, and
+        `NotReady` when it names an online key that is not here."""
+        before = dict(self._changed)
+        for version in sorted(offline.roots):
+            self._adopt_root(version, offline.roots[version])
+        self._adopt_targets("targets", offline.targets)
+        if offline.revoked is not None:
+            self._adopt_targets(REVOKED_ROLE, offline.revoked)
+        root = self._get(Root, "root")
+        _verify(root, "targets", self._get(Targets, "targets"))
+        for role in VALID_FOR:
+            self._signer(root, role)
+        self._signer(self._get(Targets, "targets"), PACKAGES_ROLE)
+        return self._changed != before
+
+    def _adopt_root(self, version: int, data: bytes) -> None:
+        current = self._find(Root, "root")
+        if current is not None and version <= current.signed.version:
+            return
+        new = _parse(Root, data, "root")
+        if new.signed.version != (current.signed.version + 1 if current else version):
+            raise InvalidMessage(f"root {version} does not follow the one before", where=f"{version}.root.json")
+        if current is not None:
+            _verify(current, "root", new)
+        _verify(new, "root", new)
+        self._put("root", new, data)
+
+    def _adopt_targets(self, role: str, data: bytes) -> None:
+        current, new = self._find(Targets, role), _parse(Targets, data, role)
+        if current is None or new.signed.version > current.signed.version:
+            delegator = self._get(Root, "root") if role == "targets" else self._get(Targets, "targets")
+            _verify(delegator, role, new)
+            self._put(role, new, data)
+
+    # ---- packages -----------------------------------------------------------------------------------------
+
+    def add(self, model: str, version: str, profile: str, manifest: Descriptor) -> bool:
+        """Vouch for a package; False when we do already."""
+        role, path = model_role(model), package_target(model, version, manifest.digest)
+        known = self._find(Targets, role)
+        if known is not None and path in known.signed.targets:
+            return False
+        metadata = known or Metadata(Targets())
+        hashes = {"sha256": manifest.digest.removeprefix("sha256:")}
+        custom = {"custom": {"profile": profile}}
+        metadata.signed.targets[path] = TargetFile(manifest.size, hashes, path, custom)
+        self._sign(role, metadata, self._model_signer(model))
+        return True
+
+    def _model_signer(self, model: str) -> CryptoSigner:
+        """The model's own key, made when it is first needed, and again when the packages key is another."""
+        role = model_role(model)
+        packages = self._packages()
+        delegated = (packages.signed.delegations.roles or {}).get(role) if packages.signed.delegations else None
+        signer = self._kept_key(model)
+        if signer is not None and delegated is not None and signer.public_key.keyid in delegated.keyids:
+            return signer
+        signer = new_key()
+        self._files.put_model_key(model, _encrypted(signer, self._password()))
+        self._delegate(packages, model, signer)
+        return signer
+
+    def _kept_key(self, model: str) -> CryptoSigner | None:
+        pem = self._files.model_key(model)
+        if pem is None:
+            return None
+        try:
+            return load_key(pem, model_role(model), self._password())
+        except InvalidMessage:  # encrypted under the packages key before this one
+            return None
+
+    def _delegate(self, packages: Metadata[Targets], model: str, signer: CryptoSigner) -> None:
+        role, key = model_role(model), signer.public_key
+        delegations = packages.signed.delegations or Delegations({}, {})
+        roles = dict(delegations.roles or {})
+        roles[role] = DelegatedRole(role, [key.keyid], 1, True, paths=[model_paths(model)])
+        wanted = {keyid for delegated in roles.values() for keyid in delegated.keyids}
+        keys = {keyid: known for keyid, known in {**delegations.keys, key.keyid: key}.items() if keyid in wanted}
+        packages.signed.delegations = Delegations(keys, roles)
+        self._sign(PACKAGES_ROLE, packages, self._packages_signer())
+
+    def _packages(self) -> Metadata[Targets]:
+        return self._find(Targets, PACKAGES_ROLE) or Metadata(Targets(delegations=Delegations({}, {})))
+
+    def _packages_signer(self) -> CryptoSigner:
+        return self._signer(self._get(Targets, "targets"), PACKAGES_ROLE)
+
+    def _password(self) -> bytes:
+        """Models' keys lie in the database, encrypted under the key that may replace them anyway."""
+        return self._packages_signer().private_bytes
+
+    # ---- freshness ----------------------------------------------------------------------------------------
+
+    def settle(self) -> bool:
+        """Sign what lacks a valid signature or has spent half of its time, and bind all of it together; whether
+        anything changed. Afterwards a client accepts the state."""
+        self._settle_packages()
+        for role in self._model_roles():
+            self._settle_model(role)
+        self._settle_snapshot()
+        self._settle_timestamp()
+        return bool(self._changed)
+
+    def _settle_packages(self) -> None:
+        packages = self._find(Targets, PACKAGES_ROLE)
+        if packages is None or not self._good(self._get(Targets, "targets"), PACKAGES_ROLE, packages):
+            self._sign(PACKAGES_ROLE, packages or self._packages(), self._packages_signer())
+
+    def _settle_model(self, role: str) -> None:
+        metadata, signer = self._get(Targets, role), self._model_signer(role.removeprefix(_MODEL))
+        if not self._good(self._get(Targets, PACKAGES_ROLE), role, metadata):
+            self._sign(role, metadata, signer)
+
+    def _settle_snapshot(self) -> None:
+        root, snapshot = self._get(Root, "root"), self._find(Snapshot, "snapshot")
+        names = ["targets", PACKAGES_ROLE, *self._model_roles()]
+        names += [REVOKED_ROLE] if self._find(Targets, REVOKED_ROLE) else []
+        old = snapshot.signed.meta if snapshot else {}
+        meta = {f"{name}.json": self._meta(name, old.get(f"{name}.json")) for name in names}
+        if snapshot is None or old != meta or not self._good(root, "snapshot", snapshot):
+            new = snapshot or Metadata(Snapshot())
+            new.signed.meta = meta
+            self._sign("snapshot", new, self._signer(root, "snapshot"))
+
+    def _settle_timestamp(self) -> None:
+        root, timestamp = self._get(Root, "root"), self._find(Timestamp, "timestamp")
+        meta = self._meta("snapshot", timestamp.signed.snapshot_meta if timestamp else None)
+        if timestamp is None or timestamp.signed.snapshot_meta != meta or not self._good(root, "timestamp", timestamp):
+            new = timestamp or Metadata(Timestamp())
+            new.signed.snapshot_meta = meta
+            self._sign("timestamp", new, self._signer(root, "timestamp"))
+
+    def _meta(self, role: str, known: MetaFile | None) -> MetaFile:
+        version = self._get(Targets, role).signed.version
+        if known is not None and known.version == version:
+            return known
+        data = self._changed.get(role) or self._files.newest(role) or b""
+        return MetaFile.from_data(version, data, ["sha256"])
+
+    def _model_roles(self) -> list[str]:
+        delegations = self._packages().signed.delegations
+        return sorted(delegations.roles or {}) if delegations else []
+
+    def _good(self, delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> bool:
+        lasts = VALID_FOR.get(role, DELEGATED_VALID_FOR)
+        if metadata.signed.is_expired(self._now + lasts / 2):
+            return False
+        try:
+            delegator.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except (RepositoryError, ValueError):
+            return False
+        return True
+
+    # ---- files --------------------------------------------------------------------------------------------
+
+    def _sign(self, role: str, metadata: Metadata[Any], signer: CryptoSigner) -> None:
+        if role in self._known and role not in self._changed:  # one edit is one version
+            metadata.signed.version += 1
+        metadata.signed.expires = (self._now + VALID_FOR.get(role, DELEGATED_VALID_FOR)).replace(microsecond=0)
+        metadata.sign(signer)
+        self._put(role, metadata, metadata.to_bytes())
+
+    def _put(self, role: str, metadata: Metadata[Any], data: bytes) -> None:
+        if len(data) > METADATA_LIMIT_BYTES:
+            raise InvalidMessage(
+                f"the metadata of {role} would have {len(data)} bytes, and gateways read {METADATA_LIMIT_BYTES}",
+                fix="Give the model a new name: its packages no longer fit into one role.",
+            )
+        self._files.put(role, metadata.signed.version, data)
+        self._known[role] = metadata
+        self._changed[role] = data
+
+    def _find(self, kind: type[T], role: str) -> Metadata[T] | None:
+        if role not in self._known:
+            data = self._files.newest(role)
+            if data is None:
+                return None
+            self._known[role] = _parse(kind, data, role)
+        return self._known[role]
+
+    def _get(self, kind: type[T], role: str) -> Metadata[T]:
+        found = self._find(kind, role)
+        if found is None:
+            raise NotReady(f"there is no {role} metadata yet", fix="Hold the key ceremony: slmops trust ceremony.")
+        return found
+
+    def _signer(self, delegator: Metadata[Any], role: str) -> CryptoSigner:
+        """Raises `NotReady` when the key that `delegator` names for `role` is not here."""
+        for keyid in delegator.signed.get_delegated_role(role).keyids:
+            if keyid in self._keys:
+                return self._keys[keyid]
+        raise NotReady(
+            f"the key of {role} is not among the packager's",
+            fix="Put the file that the ceremony made under online/ into SLMOPS_TRUST_KEYS.",
+        )
+
+
+def _parse(kind: type[T], data: bytes, role: str) -> Metadata[T]:
+    """Raises `InvalidMessage`."""
+    try:
+        metadata = Metadata[T].from_bytes(data)
+    except (RepositoryError, ValueError) as error:
+        raise InvalidMessage(f"the {role} metadata cannot be read", where=role) from error
+    if not isinstance(metadata.signed, kind):
+        raise InvalidMessage(f"the {role} metadata is of another kind", where=role)
+    return metadata
+
+
+def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> None:
+    try:
+        delegator.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, ValueError) as error:
+        raise InvalidMessage(f"{role} {metadata.signed.version} is not signed by those who must: {error}") from error
+
+
+def _encrypted(signer: CryptoSigner, password: bytes) -> bytes:
+    key = serialization.load_pem_private_key(signer.private_bytes, None)
+    encryption = serialization.BestAvailableEncryption(password)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)

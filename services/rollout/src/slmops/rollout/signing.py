@@ -1,0 +1,28 @@
+"""Signs plans with this service's own key, which is another trust than the packager's: a gateway asks for both."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from slmops.contracts.plan import Plan
+from slmops.kit.trust.keys import read_key
+from slmops.kit.trust.plans import sign_plan, still_good
+
+
+class PlanSigner:
+    """The key is read anew each time, so that a rotated one takes effect without a restart."""
+
+    def __init__(self, key: Path) -> None:
+        self._key = key
+
+    async def open(self) -> None:
+        """Raises `InvalidMessage` for a key that cannot sign."""
+        read_key(self._key)
+
+    def sign(self, plan: Plan, now: datetime) -> bytes:
+        return sign_plan(plan, read_key(self._key), now)
+
+    def still_good(self, held: bytes, plan: Plan, now: datetime) -> bool:
+        """Whether what the bucket holds is this plan, signed by us, and for long enough."""
+        return still_good(held, plan, read_key(self._key), now)

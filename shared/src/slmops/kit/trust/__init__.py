@@ -1,0 +1,9 @@
+"""Trust with TUF and DSSE, whose every signature, key and check is `tuf`'s and `securesystemslib`'s. Extra: `trust`.
+
+keys       private keys as PEM files
+client     what one client trusts, on disk: metadata verified and accepted as a whole or not at all
+attacks    which attack a refusal of the library means
+plans      a plan in its signed envelope
+folder     the offline half of a repository as files
+ceremony   making it, rotation, revocation, signing by one keyholder after the other
+"""

@@ -1,0 +1,170 @@
+"""Which attack a refusal of the TUF client means: by what it raised, for which file, and what lay in it.
+
+Never by the library's wording, but for one count of signatures, without which the name is the more careful one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+    UnsignedMetadataError,
+)
+from tuf.api.serialization import DeserializationError
+from tuf.ngclient import FetcherInterface
+
+from slmops.contracts.errors import NotReady, SlmopsError, Unreachable
+from slmops.contracts.trust import METADATA_LIMIT_BYTES, Attack, refused
+
+_SIGNED_BY = re.compile(r"signed by (\d+)/\d+ keys")
+_ROLE_OF = re.compile(r"^(?:(\d+)\.)?(.+)\.json$")
+_TYPES = {"root": "root", "timestamp": "timestamp", "snapshot": "snapshot"}
+_ONLINE = ("timestamp", "snapshot")
+_SHA256 = {"sha256"}
+
+
+@dataclass
+class Fetched:
+    """The file that was asked for last."""
+
+    name: str = ""
+    data: bytes = b""
+
+    @property
+    def role(self) -> str:
+        found = _ROLE_OF.match(self.name)
+        return found[2] if found else self.name
+
+    @property
+    def asked_version(self) -> int | None:
+        found = _ROLE_OF.match(self.name)
+        return int(found[1]) if found and found[1] else None
+
+    def signed(self) -> dict[str, Any]:
+        """The part that is signed; empty when there is none."""
+        try:
+            content = json.loads(self.data)["signed"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def is_of_another_role(self) -> bool:
+        return bool(kind := self.signed().get("_type")) and kind != _TYPES.get(self.role, "targets")
+
+
+class Recording(FetcherInterface):
+    """Fetches through another one and remembers the latest file, no more of it than metadata may have."""
+
+    def __init__(self, fetcher: FetcherInterface) -> None:
+        self._fetcher = fetcher
+        self.last = Fetched()
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        self.last = Fetched(url.rpartition("/")[2])
+        for chunk in self._fetcher.fetch(url):
+            if len(self.last.data) <= METADATA_LIMIT_BYTES:
+                self.last.data += chunk
+            yield chunk
+
+
+def named(error: Exception, last: Fetched, *, root_expired: bool) -> SlmopsError:
+    """The error to raise instead: `TrustRefused` with the attack's name, or a temporary one of the network."""
+    where = last.name or None
+    if isinstance(error, DownloadError) and not isinstance(error, DownloadLengthMismatchError):
+        return _unreached(error, where)
+    attack, what = _attack(error, last, root_expired)
+    return refused(attack, what, where=where, fix=_FIXES.get(attack))
+
+
+def _unreached(error: DownloadError, where: str | None) -> SlmopsError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SlmopsError):
+            return cause
+        cause = cause.__cause__
+    if isinstance(error, DownloadHTTPError) and error.status_code == 404:
+        return NotReady("the repository does not have this file yet", where=where)
+    return Unreachable(f"the repository does not answer: {error}", where=where)
+
+
+def _attack(error: Exception, last: Fetched, root_expired: bool) -> tuple[Attack, str]:
+    match error:
+        case DownloadLengthMismatchError():
+            return Attack.ENDLESS_DATA, "the file does not end where it should"
+        case UnsignedMetadataError():
+            return _unsigned(error, last.role)
+        case ExpiredMetadataError():
+            return _outdated(last.role, root_expired)
+        case BadVersionNumberError():
+            return _other_version(last)
+        case LengthOrHashMismatchError():
+            return _other_bytes(error, last)
+        case DeserializationError():
+            return Attack.CORRUPT, f"the {last.role} metadata cannot be read"
+        case RepositoryError():
+            return _inconsistent(last)
+    # Whatever parsers raise on hostile bytes, none of it may count as trusted.
+    return Attack.CORRUPT, f"the {last.role} metadata cannot be used ({type(error).__name__})"
+
+
+def _unsigned(error: Exception, role: str) -> tuple[Attack, str]:
+    counted = _SIGNED_BY.search(str(error))
+    if counted and int(counted[1]) == 0:
+        return Attack.WRONG_KEY, f"{role} carries no valid signature by a trusted key"
+    return Attack.TOO_FEW_KEYS, f"{role} is not signed by as many trusted keys as it must be"
+
+
+def _outdated(role: str, root_expired: bool) -> tuple[Attack, str]:
+    if root_expired:
+        return Attack.EXPIRED, "the root of trust is past its date"
+    if role in _ONLINE:
+        return Attack.FREEZE, f"the newest {role} that we are given is past its date"
+    return Attack.EXPIRED, f"{role} is past its date"
+
+
+def _other_version(last: Fetched) -> tuple[Attack, str]:
+    version, asked = last.signed().get("version"), last.asked_version
+    if last.role == "root" or last.role == "timestamp" or (last.role == "snapshot" and version == asked):
+        return Attack.ROLLBACK, f"{last.role} goes back behind what is trusted already"
+    return Attack.MIX_AND_MATCH, f"{last.role} is version {version} in the place of version {asked}"
+
+
+def _other_bytes(error: Exception, last: Fetched) -> tuple[Attack, str]:
+    if isinstance(error.__cause__, (ValueError, TypeError)):
+        return Attack.OTHER_ALGORITHM, f"{last.role} is named by a digest that is not SHA-256"
+    if not last.signed():
+        return Attack.CORRUPT, f"the {last.role} metadata is cut off or damaged"
+    return Attack.MIX_AND_MATCH, f"{last.role} is not the file that the state names"
+
+
+def _inconsistent(last: Fetched) -> tuple[Attack, str]:
+    if last.role == "snapshot" and not last.is_of_another_role:
+        return Attack.ROLLBACK, "the snapshot no longer names metadata that it named before"
+    return Attack.MIX_AND_MATCH, f"{last.role} does not belong to the state that names it"
+
+
+def check_algorithms(named_by: Iterator[dict[str, str] | None]) -> None:
+    """The library would accept MD5 where a trusted key says so; we have one algorithm."""
+    for hashes in named_by:
+        if hashes is not None and set(hashes) != _SHA256:
+            what = f"metadata names a file by {', '.join(sorted(hashes))}, not by SHA-256 alone"
+            raise refused(Attack.OTHER_ALGORITHM, what)
+
+
+_FIXES = {
+    Attack.FREEZE: "Start the packager, which renews it; see that nobody between us and it holds back its answers.",
+    Attack.EXPIRED: "Renew it with its keyholders: slmops trust rotate ROLE --keep-keys.",
+    Attack.ROLLBACK: "Restore the newest state of the packager; after a loss rotate the timestamp and snapshot keys.",
+}

@@ -1,0 +1,79 @@
+"""A plan in its signed envelope (DSSE): made by the rollout service, opened by whoever must be able to rely on it."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from datetime import datetime, timedelta
+from typing import Final
+
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import Key, Signature, Signer
+
+from slmops.contracts.plan import Plan
+from slmops.contracts.signed import PLAN_TYPE, PlanSignature, PlanStatement, SignedPlan
+from slmops.contracts.trust import Attack, RolloutKeys, refused
+from slmops.kit.trust.keys import trusted, usable
+
+PLAN_VALID_FOR: Final = timedelta(days=7)
+"""A gateway that was given no news for so long begins nothing new. Signed anew after half of it."""
+
+
+def sign_plan(plan: Plan, signer: Signer, now: datetime, valid_for: timedelta = PLAN_VALID_FOR) -> bytes:
+    """The envelope as it is written to the bucket."""
+    statement = PlanStatement(plan=plan, signed_at=now, expires_at=now + valid_for)
+    envelope = Envelope(statement.model_dump_json(by_alias=True).encode(), PLAN_TYPE, {})
+    signature = envelope.sign(signer)
+    signed = SignedPlan(
+        payload=b64encode(envelope.payload).decode(),
+        signatures=(PlanSignature(keyid=signature.keyid, sig=b64encode(bytes.fromhex(signature.signature)).decode()),),
+    )
+    return signed.model_dump_json(by_alias=True).encode()
+
+
+def open_plan(data: bytes, keys: RolloutKeys) -> tuple[PlanStatement, str]:
+    """What a trusted key signed, and that key's id. Whether it is still in time is the caller's to ask.
+
+    Raises `TrustRefused`.
+    """
+    signed = SignedPlan.decode(data)
+    envelope = Envelope(signed.content(), signed.payload_type, _signatures(signed))
+    try:
+        accepted = envelope.verify(_usable(keys), 1)
+    except (VerificationError, ValueError) as error:
+        what = "the plan is not signed by a key of the rollout service"
+        fix = "If its key was changed, have the ceremony name the new one: slmops trust rotate rollout."
+        raise refused(Attack.WRONG_KEY, what, where="plan", fix=fix) from error
+    return signed.statement(), next(iter(accepted))
+
+
+def still_good(data: bytes, plan: Plan, signer: Signer, now: datetime) -> bool:
+    """Whether an envelope says exactly this, by this key, and will for more than half of its time."""
+    try:
+        statement, _ = open_plan(data, RolloutKeys(keys=(trusted(signer.public_key),)))
+    except Exception:  # whatever lies there, it is not what we would write
+        return False
+    lasts = statement.expires_at - statement.signed_at
+    return statement.plan == plan and statement.signed_at <= now < statement.signed_at + lasts / 2
+
+
+def _signatures(signed: SignedPlan) -> dict[str, Signature]:
+    found: dict[str, Signature] = {}
+    for signature in signed.signatures:
+        try:
+            raw = b64decode(signature.sig, validate=True)
+        except ValueError as error:
+            raise refused(Attack.CORRUPT, "the plan's signature is no base64", where="plan") from error
+        found[signature.keyid] = Signature(signature.keyid, raw.hex())
+    return found
+
+
+def _usable(keys: RolloutKeys) -> list[Key]:
+    """A scheme that this release does not know cannot verify anything; the others still can."""
+    found = []
+    for key in keys.keys:
+        try:
+            found.append(usable(key))
+        except (ValueError, KeyError):
+            continue
+    return found

@@ -1,0 +1,279 @@
+"""A gateway installs what packager and rollout agree on, and says which attack it refused; on real NATS and S3."""
+
+from __future__ import annotations
+
+import json
+import random
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from integration.artifact_world import (
+    Optimizer,
+    Rollout,
+    eventually,
+    published,
+    release,
+    running,
+    settings_of,
+    store_of,
+)
+from integration.kit_world import world_on
+from trust_world import everything_below
+from unit.packager.packager_examples import Keys, new_keys
+
+from slmops.contracts import subjects
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import NotReady, TrustRefused, Unreachable
+from slmops.contracts.plan import Identity, Plan, Release
+from slmops.contracts.trust import Attack
+from slmops.gateway.acquire import Acquirer
+from slmops.gateway.slots import Slot, Slots
+from slmops.gateway.trust import Trust
+from slmops.kit.clock import utc_now
+from slmops.kit.trust import ceremony
+from slmops.kit.trust.folder import Folder
+from slmops.kit.trust.keys import new_key, read_key, read_keys
+from slmops.kit.trust.plans import sign_plan
+from slmops.packager.app import build
+from slmops.packager.settings import Settings
+
+if TYPE_CHECKING:
+    from servers import S3, NatsServer
+
+
+IDENTITY = Identity(gateway_id="gw-1", blueprint="edge-chat")
+
+
+class Site:
+    """A gateway's own connection and folder, a packager that can be stopped, and the keyholders."""
+
+    def __init__(
+        self, home: Path, rollout: Rollout, optimizer: Optimizer, settings: dict[str, Any], keys: Keys
+    ) -> None:
+        self.home, self.rollout, self.optimizer, self.keys = home, rollout, optimizer, keys
+        self.folder = Folder(home / "tuf")
+        ceremony.ceremony(self.folder, utc_now()).apply()
+        own = {"signing_key": keys.private, "trust_keys": self.folder.online, "trust_metadata": self.folder.metadata}
+        self.settings = settings | own | {"trust_renew_every": "PT0.2S"}
+        self.packager, self.slots = AsyncExitStack(), Slots(home)
+
+    async def start(self) -> None:
+        await self.packager.enter_async_context(running(build(Settings.model_validate(self.settings))))
+        self.bus = await self.rollout.enrol("gw-1")
+        self.trust = Trust(IDENTITY, lambda: self.bus, self.home / "trust", self.folder.first_root, utc_now)
+        self.acquirer = Acquirer(
+            "gw-1", lambda: self.bus, self.slots, self.home / "blobs", self.keys.public, self.trust
+        )
+
+    async def publish(self, version: str, model: str = "smollm2") -> Release:
+        before = len(await published(self.rollout.world, 0))
+        content = {"model.onnx": uuid4().bytes, "genai_config.json": random.Random().randbytes(500)}
+        await self.optimizer.announce(await self.optimizer.variant(content, version=version, model=model))
+        return release((await published(self.rollout.world, before + 1))[-1])
+
+    async def install(self, wanted: Release) -> Slot:
+        """What the plan names, waited for while the packager still hears of the enrolment."""
+        await self.rollout.plan(wanted)
+        await self.trust.plan(await self.written())
+
+        async def acquired() -> Slot | None:
+            try:
+                return await self.acquirer.acquire(wanted)
+            except NotReady:
+                return None
+
+        return await eventually(acquired)
+
+    async def written(self) -> bytes:
+        found = await self.bus.read_desired(subjects.blueprint_key(IDENTITY.blueprint))
+        assert found is not None
+        return found[0]
+
+    def holders(self) -> dict[str, Any]:
+        return read_keys(self.folder.offline.glob("*.pem"))
+
+    async def refused(self, wanted: Release) -> str:
+        """The attack that is named; what is installed and trusted stays as it is, and nothing was downloaded."""
+        kept = self.slots.state.releases, everything_below(self.home / "trust" / "current")
+        blobs = sorted(path.name for path in (self.home / "blobs").glob("*"))
+        with pytest.raises(TrustRefused) as error:
+            await self.acquirer.acquire(wanted)
+        assert (self.slots.state.releases, everything_below(self.home / "trust" / "current")) == kept
+        assert sorted(path.name for path in (self.home / "blobs").glob("*")) == blobs
+        return error.value.attack
+
+
+@pytest.fixture
+async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator[Site]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        optimizer, rollout = (
+            Optimizer(world, await store_of(s3)),
+            Rollout(world, nats_server, tmp_path / "tuf/rollout/plan.pem"),
+        )
+        settings = settings_of(world, s3, "packager", tmp_path)
+        site = Site(tmp_path, rollout, optimizer, settings, new_keys(tmp_path / "keys"))
+        async with site.packager:
+            await site.start()
+            yield site
+
+
+async def test_what_both_agree_on_is_installed(site: Site) -> None:
+    wanted = await site.publish("1.0.0")
+    slot = await site.install(wanted)
+    assert slot.digest == wanted.manifest.digest
+    assert (site.home / "trust/current/timestamp.json").exists()
+
+
+async def test_a_package_that_nobody_vouched_for_is_arbitrary(site: Site) -> None:
+    wanted = await site.publish("1.0.0")
+    await site.install(wanted)
+    forged = wanted.manifest.model_copy(update={"digest": digest_of(b"forged")})
+    assert await site.refused(wanted.model_copy(update={"manifest": forged})) == Attack.ARBITRARY_PACKAGE
+    # Genuine, but of another version and another model than the plan says: an old one cannot pass as a new one.
+    for changes in ({"version": "9.9.9"}, {"model": "other"}):
+        another = wanted.model_copy(update={**changes, "manifest": wanted.manifest})
+        site.slots.forget_failed(wanted.manifest.digest)
+        with pytest.raises(TrustRefused, match=Attack.ARBITRARY_PACKAGE):
+            await site.trust.check(another)
+    longer = wanted.manifest.model_copy(update={"size": wanted.manifest.size + 1})
+    with pytest.raises(TrustRefused, match=Attack.ARBITRARY_PACKAGE):
+        await site.trust.check(wanted.model_copy(update={"manifest": longer}))
+
+
+async def test_a_revoked_model_is_refused_also_from_the_other_slot(site: Site) -> None:
+    wanted = await site.publish("1.0.0")
+    await site.install(wanted)
+    ceremony.revoke(site.folder, "smollm2", site.holders(), utc_now()).apply()
+
+    async def revoked() -> str | None:
+        try:
+            await site.acquirer.acquire(wanted)
+        except TrustRefused as error:
+            return error.attack
+        return None
+
+    assert await eventually(revoked) == Attack.ARBITRARY_PACKAGE
+
+
+async def test_without_a_packager_only_what_is_installed_may_be_taken(site: Site) -> None:
+    first, second = await site.publish("1.0.0"), await site.publish("1.0.1")
+    await site.install(first)
+    await site.packager.aclose()
+    assert (await site.acquirer.acquire(first)).digest == first.manifest.digest  # back, by what is here
+    site.slots.activate()
+    site.slots.commit()
+    with pytest.raises(Unreachable):
+        await site.acquirer.acquire(second)
+
+
+async def test_a_packager_that_is_rolled_back_is_found_out(site: Site) -> None:
+    """Its database of an hour ago was restored, or somebody replays it."""
+    await site.publish("1.0.0")
+    await site.packager.aclose()
+    database = Path(site.settings["database_url"].removeprefix("sqlite:///"))
+    kept = {path: path.read_bytes() for path in database.parent.glob(f"{database.name}*")}
+    await site.start()
+    wanted = await site.publish("1.0.1")
+    await site.install(wanted)
+    await site.packager.aclose()
+    for path in database.parent.glob(f"{database.name}*"):
+        path.unlink()
+    for path, data in kept.items():
+        path.write_bytes(data)
+    await site.packager.enter_async_context(running(build(Settings.model_validate(site.settings))))
+    assert await site.refused(wanted) == Attack.ROLLBACK
+
+
+# ---- the plan ---------------------------------------------------------------------------------------------
+
+
+def signed(site: Site, generation: int, **changes: Any) -> bytes:
+    plan = Plan(blueprint=changes.pop("blueprint", "edge-chat"), generation=generation)
+    signer = changes.pop("signer", None) or read_key(site.folder.plan_key)
+    return sign_plan(plan, signer, changes.pop("at", utc_now()))
+
+
+async def refused_plan(site: Site, data: bytes) -> str:
+    """The attack that is named; the generation that is remembered stays."""
+    before = everything_below(site.home / "trust")
+    with pytest.raises(TrustRefused) as error:
+        await site.trust.plan(data)
+    after = everything_below(site.home / "trust")
+    assert after["plan.json"] == before["plan.json"]
+    return error.value.attack
+
+
+async def test_a_plan_is_followed_only_if_rollout_signed_it(site: Site) -> None:
+    good = signed(site, 5)
+    assert (await site.trust.plan(good)).generation == 5
+    assert (await site.trust.plan(good)).generation == 5  # the same again is no attack
+    assert await refused_plan(site, signed(site, 6, signer=new_key())) == Attack.WRONG_KEY
+    [online, *_] = read_keys(site.folder.online.glob("packages-*.pem")).values()
+    assert await refused_plan(site, signed(site, 6, signer=online)) == Attack.WRONG_KEY  # the packager cannot either
+    unsigned = Plan(blueprint="edge-chat", generation=6).model_dump_json().encode()
+    assert await refused_plan(site, unsigned) == Attack.TOO_FEW_KEYS
+    envelope = json.loads(good)
+    payload = b64decode(envelope["payload"]).replace(b'"generation":5', b'"generation":9')
+    forged = envelope | {"payload": b64encode(payload).decode()}
+    assert await refused_plan(site, json.dumps(forged).encode()) == Attack.WRONG_KEY
+    for damage in ({"payload": "%%%"}, {"signatures": [{"keyid": "x", "sig": "!"}]}):
+        assert await refused_plan(site, json.dumps(envelope | damage).encode()) == Attack.CORRUPT
+    assert await refused_plan(site, b" " * (2 << 20)) == Attack.ENDLESS_DATA
+    assert await refused_plan(site, signed(site, 6, blueprint="kiosk")) == Attack.MIX_AND_MATCH
+    assert await refused_plan(site, signed(site, 6, at=utc_now() - timedelta(days=8))) == Attack.FREEZE
+
+
+async def test_the_generation_never_goes_back_until_its_key_is_revoked(site: Site) -> None:
+    await site.trust.plan(signed(site, 5))
+    assert await refused_plan(site, signed(site, 4)) == Attack.ROLLBACK
+    again = Trust(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, utc_now)
+    with pytest.raises(TrustRefused, match=Attack.ROLLBACK):  # a restart does not forget it
+        await again.plan(signed(site, 4))
+    old = read_key(site.folder.plan_key)
+    ceremony.rotate(site.folder, "rollout", site.holders(), utc_now()).apply()
+    [new_file] = site.folder.rollout.glob("plan-*.pem")
+    beyond = signed(site, 1, signer=read_key(new_file))
+
+    async def named() -> bool | None:
+        try:
+            return bool(await site.trust.plan(signed(site, 6, signer=read_key(new_file))))
+        except TrustRefused:
+            return None
+
+    await eventually(named)
+    await site.trust.plan(signed(site, 1_000_000, signer=old))  # a thief's fast-forward, before he was found out
+    assert await refused_plan(site, beyond) == Attack.ROLLBACK
+    ceremony.revoke(site.folder, old.public_key.keyid, site.holders(), utc_now()).apply()
+
+    async def recovered() -> bool | None:
+        try:
+            await site.trust._refreshed()
+            return (await site.trust.plan(beyond)).generation == 1
+        except TrustRefused:
+            return None
+
+    assert await eventually(recovered)
+
+
+async def test_a_plan_whose_key_was_revoked_since_installs_nothing(site: Site) -> None:
+    wanted = await site.publish("1.0.0")
+    await site.rollout.plan(wanted)
+    await site.trust.plan(await site.written())
+    ceremony.rotate(site.folder, "rollout", site.holders(), utc_now()).apply()
+    old = read_key(site.folder.plan_key).public_key.keyid
+    ceremony.revoke(site.folder, old, site.holders(), utc_now()).apply()
+
+    async def refused() -> str | None:
+        try:
+            await site.trust.check(wanted)
+        except TrustRefused as error:
+            return error.attack
+        return None
+
+    assert await eventually(refused) == Attack.WRONG_KEY
