@@ -21,9 +21,11 @@ from slmops.contracts.manifest import (
     OCI_MANIFEST,
     SIGNATURE,
     WEIGHT,
+    DeltaStep,
     Manifest,
     PackageFile,
 )
+from slmops.contracts.manifest import DELTA as DELTA_TYPE
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.model import ModelFile
 from slmops.contracts.plan import Candidate, Overlay, Plan, Release
@@ -64,6 +66,7 @@ GOLDEN = Descriptor(media_type=DATASET, digest=digest("b"), size=120, annotation
 REPORT = Descriptor(media_type="application/json", digest=digest("c"), size=2048)
 MANIFEST = Descriptor(media_type=OCI_MANIFEST, digest=digest("d"), size=1234)
 KEY = TrustedKey(keyid="ab" * 32, keytype="ed25519", scheme="ed25519", keyval=KeyValue(public="cd" * 32))
+DELTA = Descriptor(media_type=DELTA_TYPE, digest=digest("8"), size=675_432)
 SIGNED = Descriptor(media_type=SIGNATURE, digest=digest("e"), size=4321)
 EVALUATION = Evaluation(
     bytes=86_000_000,
@@ -169,6 +172,15 @@ EVENTS: tuple[e.Event, ...] = (
         manifest=MANIFEST,
         signature=SIGNED,
         size_bytes=86_000_120,
+        at=AT,
+    ),
+    e.PackageDeltaPublished(
+        model="smollm2",
+        version=VERSION,
+        base=digest("9"),
+        target=MANIFEST.digest,
+        delta=DELTA,
+        full_bytes=86_000_120,
         at=AT,
     ),
     e.BlueprintApplied(blueprint="edge-chat", revision=2, spec=BLUEPRINT, at=AT),
@@ -356,11 +368,12 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         ),
     ),
     (
-        c.FetchPackage(gateway_id="gw-1", manifest=digest("d")),
+        c.FetchPackage(gateway_id="gw-1", manifest=digest("d"), have=(digest("9"),)),
         c.PackageFiles(
             manifest=_file("manifest.json", MANIFEST),
             signature=_file("model.sig", SIGNED),
             files=(_file("golden.jsonl", GOLDEN),),
+            route=(DeltaStep(base=digest("9"), target=digest("d"), delta=DELTA, url="http://s3.example/delta"),),
         ),
     ),
     (

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import json
-import random
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import pytest
 from integration.artifact_world import (
-    Optimizer,
-    Rollout,
     eventually,
-    published,
-    release,
     running,
-    settings_of,
-    store_of,
 )
-from integration.kit_world import world_on
+from integration.gateway_site import IDENTITY, Site, site_on
 from trust_world import everything_below
-from unit.packager.packager_examples import Keys, new_keys
 
-from slmops.contracts import subjects
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.errors import NotReady, TrustRefused, Unreachable
-from slmops.contracts.plan import Identity, Plan, Release
+from slmops.contracts.errors import TrustRefused, Unreachable
+from slmops.contracts.plan import Plan
 from slmops.contracts.trust import Attack
-from slmops.gateway.acquire import Acquirer
-from slmops.gateway.slots import Slot, Slots
 from slmops.gateway.trust import Trust
 from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony
-from slmops.kit.trust.folder import Folder
 from slmops.kit.trust.keys import new_key, read_key, read_keys
 from slmops.kit.trust.plans import sign_plan
 from slmops.packager.app import build
@@ -47,80 +33,10 @@ if TYPE_CHECKING:
     from servers import S3, NatsServer
 
 
-IDENTITY = Identity(gateway_id="gw-1", blueprint="edge-chat")
-
-
-class Site:
-    """A gateway's own connection and folder, a packager that can be stopped, and the keyholders."""
-
-    def __init__(
-        self, home: Path, rollout: Rollout, optimizer: Optimizer, settings: dict[str, Any], keys: Keys
-    ) -> None:
-        self.home, self.rollout, self.optimizer, self.keys = home, rollout, optimizer, keys
-        self.folder = Folder(home / "tuf")
-        ceremony.ceremony(self.folder, utc_now()).apply()
-        own = {"signing_key": keys.private, "trust_keys": self.folder.online, "trust_metadata": self.folder.metadata}
-        self.settings = settings | own | {"trust_renew_every": "PT0.2S"}
-        self.packager, self.slots = AsyncExitStack(), Slots(home)
-
-    async def start(self) -> None:
-        await self.packager.enter_async_context(running(build(Settings.model_validate(self.settings))))
-        self.bus = await self.rollout.enrol("gw-1")
-        self.trust = Trust(IDENTITY, lambda: self.bus, self.home / "trust", self.folder.first_root, utc_now)
-        self.acquirer = Acquirer(
-            "gw-1", lambda: self.bus, self.slots, self.home / "blobs", self.keys.public, self.trust
-        )
-
-    async def publish(self, version: str, model: str = "smollm2") -> Release:
-        before = len(await published(self.rollout.world, 0))
-        content = {"model.onnx": uuid4().bytes, "genai_config.json": random.Random().randbytes(500)}
-        await self.optimizer.announce(await self.optimizer.variant(content, version=version, model=model))
-        return release((await published(self.rollout.world, before + 1))[-1])
-
-    async def install(self, wanted: Release) -> Slot:
-        """What the plan names, waited for while the packager still hears of the enrolment."""
-        await self.rollout.plan(wanted)
-        await self.trust.plan(await self.written())
-
-        async def acquired() -> Slot | None:
-            try:
-                return await self.acquirer.acquire(wanted)
-            except NotReady:
-                return None
-
-        return await eventually(acquired)
-
-    async def written(self) -> bytes:
-        found = await self.bus.read_desired(subjects.blueprint_key(IDENTITY.blueprint))
-        assert found is not None
-        return found[0]
-
-    def holders(self) -> dict[str, Any]:
-        return read_keys(self.folder.offline.glob("*.pem"))
-
-    async def refused(self, wanted: Release) -> str:
-        """The attack that is named; what is installed and trusted stays as it is, and nothing was downloaded."""
-        kept = self.slots.state.releases, everything_below(self.home / "trust" / "current")
-        blobs = sorted(path.name for path in (self.home / "blobs").glob("*"))
-        with pytest.raises(TrustRefused) as error:
-            await self.acquirer.acquire(wanted)
-        assert (self.slots.state.releases, everything_below(self.home / "trust" / "current")) == kept
-        assert sorted(path.name for path in (self.home / "blobs").glob("*")) == blobs
-        return error.value.attack
-
-
 @pytest.fixture
 async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator[Site]:
-    async with world_on(nats_server.url, nats_server.creds) as world:
-        optimizer, rollout = (
-            Optimizer(world, await store_of(s3)),
-            Rollout(world, nats_server, tmp_path / "tuf/rollout/plan.pem"),
-        )
-        settings = settings_of(world, s3, "packager", tmp_path)
-        site = Site(tmp_path, rollout, optimizer, settings, new_keys(tmp_path / "keys"))
-        async with site.packager:
-            await site.start()
-            yield site
+    async with site_on(nats_server, s3, tmp_path) as site:
+        yield site
 
 
 async def test_what_both_agree_on_is_installed(site: Site) -> None:

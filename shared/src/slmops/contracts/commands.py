@@ -15,7 +15,7 @@ from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation, Verification
 from slmops.contracts.events import UpdatePhase
 from slmops.contracts.jobs import JobView
-from slmops.contracts.manifest import PackageFile
+from slmops.contracts.manifest import DeltaStep, PackageFile
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import Name, Version
@@ -285,6 +285,9 @@ class PackageFiles(Result):
     manifest: PackageFile
     signature: PackageFile
     files: tuple[PackageFile, ...]
+    route: tuple[DeltaStep, ...] = Field(
+        default=(), description="Deltas that lead here from a package the gateway has, in order, where that is cheaper"
+    )
 
 
 class FetchPackage(Command[PackageFiles]):
@@ -295,6 +298,7 @@ class FetchPackage(Command[PackageFiles]):
     per_gateway: ClassVar[bool] = True
     gateway_id: Name
     manifest: Digest
+    have: tuple[Digest, ...] = Field(default=(), max_length=8, description="Manifests of packages in its slots")
 
 
 class MetadataFile(Result):

@@ -173,6 +173,23 @@ class PackagePublished(Event):
         return f"{self.model}:{self.version}"
 
 
+class PackageDeltaPublished(Event):
+    """What a gateway that has the package `base` needs in order to have `target`, in few bytes. Both are manifests."""
+
+    type: ClassVar[str] = "slmops.package.delta_published.v1"
+    model: Name
+    version: Version = Field(description="The target's")
+    base: Digest
+    target: Digest
+    delta: Descriptor
+    full_bytes: int = Field(ge=0, description="Layers of the target that the base has not: what it replaces")
+    at: AwareDatetime
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
 # ---- blueprint and rollout --------------------------------------------------------------------------------
 
 

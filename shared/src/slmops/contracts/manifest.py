@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.model import FilePath
 
@@ -21,6 +21,7 @@ WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC = "application/vnd.cncf.model.doc.v1.raw"
 DATASET = "application/vnd.cncf.model.dataset.v1.raw"
 SIGNATURE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+DELTA = "application/vnd.slmops.delta.v1"
 FILE_PATH = "org.cncf.model.filepath"
 
 GOLDEN_PATH = "golden.jsonl"
@@ -53,6 +54,17 @@ class Manifest(BaseModel):
             return cls.model_validate_json(data)
         except ValidationError as error:
             raise InvalidMessage(f"not a model package manifest: {error.error_count()} errors") from error
+
+
+class DeltaStep(BaseModel):
+    """A delta as a gateway fetches it: from the files of one package to those of another, both named by manifest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: Digest
+    target: Digest
+    delta: Descriptor
+    url: str
 
 
 class PackageFile(BaseModel):

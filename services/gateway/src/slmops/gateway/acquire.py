@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from slmops.contracts.commands import FetchPackage, PackageFiles
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import NotReady
-from slmops.contracts.manifest import PackageFile
+from slmops.contracts.errors import NotFound, NotReady
+from slmops.contracts.manifest import DeltaStep
 from slmops.contracts.plan import Release
 from slmops.gateway.download import UrlSource, blob_path, fetch
 from slmops.gateway.factory import Factory
+from slmops.gateway.route import follow, missing_bytes
 from slmops.gateway.slots import Slot, Slots
 from slmops.gateway.trust import ClientSource, Trust
 from slmops.kit.package import verify_package
@@ -37,6 +39,8 @@ class Acquirer:
         self._trusted_key = trusted_key
         self._trust = trust
         self._factory = factory
+        self.fetched_bytes = 0
+        """What the last release took of the network, deltas and whole files; without manifest and signature."""
 
     async def acquire(self, release: Release) -> Slot:
         """The release in the inactive slot. Raises what `Trust.check`, `fetch` and `verify_package` do."""
@@ -61,9 +65,12 @@ class Acquirer:
             return self._factory.files()
         package = await self._ask(digest)
         files = [package.manifest, package.signature, *package.files]
-        urls = {file.descriptor.digest: file.url for file in files}
+        urls = _urls(package)
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self.fetched_bytes = await follow(package, self._slots.installed, self._blobs, self._delta_url(digest, urls))
+        self.fetched_bytes += missing_bytes(package, self._blobs)
         for file in files:
-            await fetch(file.descriptor, self._url(file, digest, urls), self._blobs)
+            await fetch(file.descriptor, self._url(file.descriptor.digest, digest, urls), self._blobs)
         return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
 
     def _came_with_device(self, digest: Digest) -> bool:
@@ -82,15 +89,28 @@ class Acquirer:
         client = self._client()
         if client is None:
             raise NotReady("no network: the package cannot be fetched yet")
-        return await client.request(FetchPackage(gateway_id=self._gateway_id, manifest=digest))
+        have = tuple(slot.digest for slot in self._slots.installed)
+        return await client.request(FetchPackage(gateway_id=self._gateway_id, manifest=digest, have=have))
 
-    def _url(self, file: PackageFile, manifest: Digest, urls: dict[Digest, str]) -> UrlSource:
+    def _url(self, blob: Digest, manifest: Digest, urls: dict[Digest, str]) -> UrlSource:
         async def source() -> str:
             """The first URL came with the answer; another one is asked for when it expired."""
-            if url := urls.pop(file.descriptor.digest, None):
+            if url := urls.pop(blob, None):
                 return url
-            fresh = await self._ask(manifest)
-            found = {f.descriptor.digest: f.url for f in (fresh.manifest, fresh.signature, *fresh.files)}
-            return found[file.descriptor.digest]
+            found = _urls(await self._ask(manifest))
+            if blob not in found:
+                raise NotFound("the packager does not offer it any more", where=blob)
+            return found[blob]
 
         return source
+
+    def _delta_url(self, manifest: Digest, urls: dict[Digest, str]) -> Callable[[DeltaStep], UrlSource]:
+        return lambda step: self._url(step.delta.digest, manifest, urls)
+
+
+def _urls(package: PackageFiles) -> dict[Digest, str]:
+    """By the blob's digest."""
+    files = (package.manifest, package.signature, *package.files)
+    return {file.descriptor.digest: file.url for file in files} | {
+        step.delta.digest: step.url for step in package.route
+    }

@@ -77,6 +77,11 @@ class Slots:
         return self._slot(self._inactive)
 
     @property
+    def installed(self) -> list[Slot]:
+        """Whatever lies in a slot, what serves first."""
+        return [slot for slot in (self.active, self.candidate) if slot]
+
+    @property
     def on_trial(self) -> bool:
         return self.state.on_trial
 

@@ -134,7 +134,7 @@ class Updater:
             min_pass_share=release.probe.min_pass_share,
         )
         report = await probe(candidate, golden, budget)
-        self.measured = _figures(report)
+        self.measured = _figures(report) | {"fetched_bytes": float(self._acquirer.fetched_bytes)}
         if not report.passed:
             raise InferenceFailed(
                 f"the probe refused {release.model}:{release.version}: {'; '.join(report.reasons)}",

@@ -10,6 +10,7 @@ from slmops.kit.relay import run_relay
 from slmops.kit.service import Service
 from slmops.kit.settings import load
 from slmops.packager.assemble import Assembler
+from slmops.packager.deltas import Bounds, DeltaPlanner
 from slmops.packager.handlers import Handlers, routes
 from slmops.packager.settings import Settings
 from slmops.packager.store import project, schema
@@ -21,13 +22,15 @@ def build(settings: Settings) -> Service:
     bus, objects = Bus("packager", settings), Objects(settings)
     journal = Journal(settings.database_url, service="packager", metadata=schema(), project=project)
     assembler = Assembler(objects, settings.data_dir / "work", settings.signing_key)
+    bounds = Bounds(settings.delta_bases, settings.delta_saves, settings.delta_space_bytes)
+    deltas = DeltaPlanner(journal, objects, settings.data_dir / "deltas", bounds, utc_now)
     trust = Trust(journal, settings.trust_keys, settings.trust_metadata, utc_now, settings.trust_renew_every)
-    routes(bus, Handlers(bus, journal, objects, assembler, trust, utc_now))
+    routes(bus, Handlers(bus, journal, objects, assembler, deltas, trust, utc_now))
     return Service(
         "packager",
         settings,
         bus,
-        opening=[assembler.open, journal.open, trust.open, objects.open],
+        opening=[assembler.open, deltas.open, journal.open, trust.open, objects.open],
         tasks=[lambda: run_relay(journal, bus.client), trust.run],
         closing=[journal.close],
         http=[("/tuf/", serve(trust, journal, objects))],

@@ -59,7 +59,7 @@ class Assembler:
             directory, signature = workspace / f"{variant.model}-{variant.version}", workspace / "signature"
             with span("collect package", model=variant.model, version=variant.version, bytes=pack.size_bytes):
                 await self._collect(pack, directory)
-            with span("sign package", model=variant.model, version=variant.version), _disk_full(workspace):
+            with span("sign package", model=variant.model, version=variant.version), disk_full(workspace):
                 await asyncio.to_thread(sign, directory, self._signing_key, signature)
             return await self._put(pack, signature.read_bytes())
 
@@ -72,7 +72,7 @@ class Assembler:
 
     async def _collect(self, pack: ModelPack, directory: Path) -> None:
         """The package as a gateway will lay it out, without the signature."""
-        with _disk_full(directory):
+        with disk_full(directory):
             directory.mkdir(parents=True)
             (directory / MANIFEST_PATH).write_bytes(pack.manifest.encode())
             for path, document in pack.documents.items():
@@ -95,7 +95,7 @@ class Assembler:
     @contextmanager
     def _workspace(self) -> Iterator[Path]:
         """A folder of its own: a message that is delivered again while we work finds another."""
-        with _disk_full(self._work):
+        with disk_full(self._work):
             self._work.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self._work))
         try:
@@ -105,7 +105,8 @@ class Assembler:
 
 
 @contextmanager
-def _disk_full(where: Path) -> Iterator[None]:
+def disk_full(where: Path) -> Iterator[None]:
+    """A full disk as `DiskFull`."""
     try:
         yield
     except OSError as error:

@@ -7,10 +7,16 @@ import logging
 
 from slmops.contracts import subjects
 from slmops.contracts.commands import FetchMetadata, FetchPackage, PackageFiles
-from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import NotFound, NotReady
-from slmops.contracts.events import GatewayEnrolled, PackagePublished, VariantOptimized
-from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, Manifest, PackageFile
+from slmops.contracts.events import (
+    GatewayEnrolled,
+    GatewayReported,
+    PackageDeltaPublished,
+    PackagePublished,
+    VariantOptimized,
+)
+from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, Manifest, PackageFile
 from slmops.contracts.plan import Plan
 from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
@@ -19,23 +25,34 @@ from slmops.kit.objects import Objects
 from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
+from slmops.packager.deltas import MANIFEST_LIMIT_BYTES, DeltaPlanner
 from slmops.packager.domain import check_planned, decide, published_as
+from slmops.packager.routes import cheapest_route
 from slmops.packager.trust import Trust
 
 log = logging.getLogger("slmops.packager")
-MANIFEST_LIMIT_BYTES = 4 << 20  # what OCI registries accept
 
 
 class Handlers:
     def __init__(
-        self, bus: Bus, journal: Journal, objects: Objects, assembler: Assembler, trust: Trust, clock: Clock
+        self,
+        bus: Bus,
+        journal: Journal,
+        objects: Objects,
+        assembler: Assembler,
+        deltas: DeltaPlanner,
+        trust: Trust,
+        clock: Clock,
     ) -> None:
         self._bus = bus
         self._journal = journal
         self._objects = objects
         self._assembler = assembler
+        self._deltas = deltas
         self.trust = trust
         self._clock = clock
+        self._running: dict[str, Digest | None] = {}
+        """What each gateway said last: most reports say it again, and change nothing here."""
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -72,6 +89,17 @@ class Handlers:
     async def on_gateway_enrolled(self, event: GatewayEnrolled, _delivered: Delivered) -> None:
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
 
+    async def on_gateway_reported(self, event: GatewayReported, _delivered: Delivered) -> None:
+        if self._running.get(event.gateway_id, "") == event.running:
+            return
+        await self._journal.transact(lambda unit: store.project(unit.connection, event))
+        self._running[event.gateway_id] = event.running
+
+    async def on_package_published(self, package: PackagePublished, delivered: Delivered) -> None:
+        """Our own event, so that planning outlives a restart and keeps nobody from publishing."""
+        async with delivered.kept_alive():
+            await self._deltas.plan(package)
+
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def fetch(self, command: FetchPackage) -> PackageFiles:
@@ -86,7 +114,19 @@ class Handlers:
             manifest=await self._file(MANIFEST_PATH, package.manifest),
             signature=await self._file(SIGNATURE_PATH, package.signature),
             files=tuple(await asyncio.gather(*layers)),
+            route=await self._route(package, command.have),
         )
+
+    async def _route(self, package: PackagePublished, have: tuple[Digest, ...]) -> tuple[DeltaStep, ...]:
+        """From what the gateway has. Whether it is worth it is the gateway's to say: it knows what else it has."""
+        if not have:
+            return ()
+        deltas = await self._journal.read(lambda connection: store.deltas_of(connection, package.model))
+        return tuple([await self._step(step) for step in cheapest_route(deltas, have, package.manifest.digest)])
+
+    async def _step(self, made: PackageDeltaPublished) -> DeltaStep:
+        url = await self._objects.presigned_get(made.delta.digest)
+        return DeltaStep(base=made.base, target=made.target, delta=made.delta, url=url)
 
     async def _plan(self, gateway_id: str) -> Plan:
         blueprint = await self._journal.read(lambda connection: store.blueprint_of(connection, gateway_id))
@@ -104,6 +144,8 @@ class Handlers:
 
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(VariantOptimized, handlers.on_variant_optimized)
+    bus.on(PackagePublished, handlers.on_package_published)
     bus.on(GatewayEnrolled, handlers.on_gateway_enrolled)
+    bus.on(GatewayReported, handlers.on_gateway_reported)
     bus.serve(FetchPackage, handlers.fetch)
     bus.serve(FetchMetadata, handlers.trust.fetch)

@@ -16,6 +16,15 @@ class Settings(BusSettings, DatabaseSettings, ObjectSettings):
         description="Folder with the online keys of the trust repository, as the ceremony made them"
     )
     trust_metadata: Path = Field(description="Folder with root and targets as their keyholders signed them")
+    delta_bases: int = Field(
+        default=3, ge=0, le=32, description="Deltas to a new package at most, from what most gateways run; 0: none"
+    )
+    delta_saves: float = Field(
+        default=0.3, ge=0, lt=1, description="Share of what it replaces that a delta must save to be kept"
+    )
+    delta_space_bytes: int = Field(
+        default=20_000_000_000, ge=0, description="Of all deltas; beyond it the oldest are forgotten"
+    )
     trust_renew_every: timedelta = Field(
         default=timedelta(seconds=30), description="How often it is looked whether metadata must be signed anew"
     )

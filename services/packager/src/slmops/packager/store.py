@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     Double,
@@ -18,13 +19,14 @@ from sqlalchemy import (
     Text,
     and_,
     delete,
+    func,
     insert,
     select,
     update,
 )
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.events import Event, GatewayEnrolled, PackagePublished
+from slmops.contracts.events import Event, GatewayEnrolled, GatewayReported, PackageDeltaPublished, PackagePublished
 
 _TABLES = MetaData()
 _packages = Table(
@@ -36,6 +38,23 @@ _gateways = Table(
     Column("gateway_id", String(63), primary_key=True),
     Column("blueprint", String(63), nullable=False),
     Column("at", Double, nullable=False),  # Unix seconds
+)
+_running = Table(
+    "running",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("manifest", String(80), index=True),
+    Column("at", Double, nullable=False),  # Unix seconds
+)
+_deltas = Table(
+    "deltas",
+    _TABLES,
+    Column("target", String(80), primary_key=True),
+    Column("base", String(80), primary_key=True),
+    Column("model", String(63), nullable=False, index=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("at", Double, nullable=False),  # Unix seconds
+    Column("data", Text, nullable=False),
 )
 _metadata = Table(
     "trust_metadata",
@@ -73,6 +92,15 @@ def project(connection: Connection, event: Event) -> None:
             if (connection.execute(known).scalar() or 0) <= at:
                 values = {"blueprint": event.blueprint, "at": at}
                 _put(connection, _gateways, "gateway_id", event.gateway_id, values)
+        case GatewayReported():
+            at = event.at.timestamp()
+            known = select(_running.c.at).where(_running.c.gateway_id == event.gateway_id)
+            if (connection.execute(known).scalar() or 0) <= at:
+                _put(connection, _running, "gateway_id", event.gateway_id, {"manifest": event.running, "at": at})
+        case PackageDeltaPublished():
+            values = {"model": event.model, "size_bytes": event.delta.size, "at": event.at.timestamp()}
+            names = {"base": event.base, "target": event.target, "data": event.model_dump_json()}
+            connection.execute(insert(_deltas).values(values | names))
 
 
 def package(connection: Connection, manifest: Digest) -> PackagePublished | None:
@@ -84,6 +112,34 @@ def packages(connection: Connection) -> list[PackagePublished]:
     """All that were published here."""
     found = connection.execute(select(_packages.c.data)).scalars()
     return [PackagePublished.model_validate_json(data) for data in found]
+
+
+def running(connection: Connection) -> dict[Digest, int]:
+    """How many gateways said last that they run a package, by its manifest."""
+    query = select(_running.c.manifest, func.count()).where(_running.c.manifest.is_not(None))
+    return {manifest: int(count) for manifest, count in connection.execute(query.group_by(_running.c.manifest))}
+
+
+def deltas(connection: Connection, target: Digest) -> list[PackageDeltaPublished]:
+    """Those that lead to a package at once."""
+    found = connection.execute(select(_deltas.c.data).where(_deltas.c.target == target)).scalars()
+    return [PackageDeltaPublished.model_validate_json(data) for data in found]
+
+
+def deltas_of(connection: Connection, model: str) -> list[PackageDeltaPublished]:
+    """All between packages of a model."""
+    found = connection.execute(select(_deltas.c.data).where(_deltas.c.model == model)).scalars()
+    return [PackageDeltaPublished.model_validate_json(data) for data in found]
+
+
+def forget_oldest_deltas(connection: Connection, space_bytes: int) -> None:
+    """Until the rest has no more than `space_bytes`. Their blobs are then nobody's."""
+    query = select(_deltas.c.target, _deltas.c.base, _deltas.c.size_bytes).order_by(_deltas.c.at.desc())
+    kept = 0
+    for target, base, size in connection.execute(query).all():
+        kept += size
+        if kept > space_bytes:
+            connection.execute(delete(_deltas).where(_deltas.c.target == target, _deltas.c.base == base))
 
 
 def blueprint_of(connection: Connection, gateway_id: str) -> str | None:

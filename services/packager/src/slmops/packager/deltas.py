@@ -1,0 +1,127 @@
+"""Deltas to a new package from what the fleet runs: planned when it is published, made one after the other.
+
+A delta is a convenience: one that cannot be made is told and left out, and gateways fetch the whole files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.errors import PermanentError
+from slmops.contracts.events import PackageDeltaPublished, PackagePublished
+from slmops.contracts.manifest import DELTA, Manifest
+from slmops.kit.clock import Clock
+from slmops.kit.delta import make
+from slmops.kit.journal import Journal, Unit
+from slmops.kit.objects import Objects
+from slmops.kit.package import layers_by_path
+from slmops.kit.tracing import span
+from slmops.packager import store
+from slmops.packager.assemble import disk_full
+from slmops.packager.routes import bases_of, new_bytes
+
+log = logging.getLogger("slmops.packager")
+MANIFEST_LIMIT_BYTES = 4 << 20  # what OCI registries accept
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """`most` deltas for a package; one that saves less than `saves` of what it replaces is not kept; of all that
+    there are, the oldest go when they have more than `space_bytes`."""
+
+    most: int = 3
+    saves: float = 0.3
+    space_bytes: int = 20_000_000_000
+
+
+class DeltaPlanner:
+    """Works in `work`, which is its own: emptied at the start."""
+
+    def __init__(self, journal: Journal, objects: Objects, work: Path, bounds: Bounds, clock: Clock) -> None:
+        self._journal = journal
+        self._objects = objects
+        self._work = work
+        self._bounds = bounds
+        self._clock = clock
+
+    async def open(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+
+    async def plan(self, target: PackagePublished) -> None:
+        """Make and publish the deltas that the fleet needs for `target` and that are not there. Raises `DiskFull`,
+        and what storage and journal raise while they cannot be reached."""
+        manifest = target.manifest.digest
+        running, known = await self._journal.read(
+            lambda connection: (
+                store.running(connection),
+                {p.manifest.digest: p for p in store.packages(connection) if p.model == target.model},
+            )
+        )
+        for base in bases_of(running, manifest, known.keys(), self._bounds.most):
+            made = await self._journal.read(lambda connection: store.deltas(connection, manifest))
+            if base in {delta.base for delta in made}:
+                continue  # of a delivery before this one, which was interrupted
+            try:
+                await self._between(known[base], target)
+            except PermanentError as error:
+                log.warning("no delta to %s:%s from %s: %s", target.model, target.version, base, error)
+
+    async def _between(self, base: PackagePublished, target: PackagePublished) -> None:
+        before, after = [
+            Manifest.decode(await self._objects.get_bytes(package.manifest.digest, MANIFEST_LIMIT_BYTES))
+            for package in (base, target)
+        ]
+        full = new_bytes(before, after)
+        with span("delta", model=target.model, base=base.version, version=target.version):
+            delta = await self._made(before, after, full)
+        if delta is None:
+            log.info("a delta to %s:%s from %s saves too little", target.model, target.version, base.version)
+            return
+        event = PackageDeltaPublished(
+            model=target.model,
+            version=target.version,
+            base=base.manifest.digest,
+            target=target.manifest.digest,
+            delta=delta,
+            full_bytes=full,
+            at=self._clock(),
+        )
+        await self._journal.transact(lambda unit: self._publish(unit, event, target.profile))
+        log.info("%s:%s from %s: %d bytes, not %d", event.model, event.version, base.version, delta.size, full)
+
+    def _publish(self, unit: Unit, event: PackageDeltaPublished, profile: str) -> None:
+        stream = store.stream(event.model, event.version, profile)
+        events, version = unit.load(stream)
+        if not any(isinstance(e, PackageDeltaPublished) and e.base == event.base for e in events):
+            unit.append(stream, version, [event])
+            store.forget_oldest_deltas(unit.connection, self._bounds.space_bytes)
+
+    async def _made(self, before: Manifest, after: Manifest, full: int) -> Descriptor | None:
+        """In the store, if it is worth it."""
+        with disk_full(self._work):
+            self._work.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self._work))
+        try:
+            for manifest, side in ((before, folder / "base"), (after, folder / "target")):
+                await self._lay_out(manifest, side)
+            out = folder / "delta"
+            with disk_full(folder):
+                stat = await asyncio.to_thread(make, folder / "base", folder / "target", out)
+            if stat.size_bytes > (1 - self._bounds.saves) * full:
+                return None
+            return await self._objects.put_file(out, DELTA)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _lay_out(self, manifest: Manifest, folder: Path) -> None:
+        """By paths, for the same path in both packages is where likeness is looked for first."""
+        for path, layer in layers_by_path(manifest).items():
+            with disk_full(folder):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            await self._objects.get_file(layer.digest, folder / path)

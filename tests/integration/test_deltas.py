@@ -1,0 +1,184 @@
+"""Updates in few bytes: planned from what the fleet reports, followed by a gateway, and never trusted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from integration.artifact_world import eventually
+from integration.gateway_site import Site, site_on
+from integration.kit_world import envelope
+
+from slmops.contracts.descriptor import blob_key
+from slmops.contracts.events import GatewayReported, PackageDeltaPublished, UpdatePhase
+from slmops.contracts.plan import Release
+from slmops.gateway.acquire import Acquirer
+from slmops.gateway.slots import Slot
+from slmops.kit.clock import utc_now
+
+if TYPE_CHECKING:
+    from servers import S3, NatsServer
+
+WEIGHTS = random.Random(7).randbytes(400_000)
+
+
+def changed(data: bytes, number: int) -> bytes:
+    """A few hundred bytes are others."""
+    found = bytearray(data)
+    places = random.Random(number)
+    for _ in range(300):
+        found[places.randrange(len(found))] ^= 1
+    return bytes(found)
+
+
+@dataclass
+class Versions:
+    """Of one model, none of which another test has put into the store; each differs a little from the one before."""
+
+    site: Site
+    weights: list[bytes] = field(default_factory=lambda: [uuid4().bytes + WEIGHTS])
+
+    async def publish(self) -> Release:
+        if len(self.published) == len(self.weights):
+            self.weights.append(changed(self.weights[-1], len(self.weights)))
+        content = {"model.onnx": b"graph", "model.onnx.data": self.weights[-1], "genai_config.json": b"{}"}
+        self.published.append(await self.site.publish(f"1.0.{len(self.published)}", content=content))
+        return self.published[-1]
+
+    published: list[Release] = field(default_factory=list)
+
+
+@pytest.fixture
+async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator[Site]:
+    async with site_on(nats_server, s3, tmp_path, delta_bases=1) as site:
+        yield site
+
+
+@pytest.fixture
+def versions(site: Site) -> Versions:
+    return Versions(site)
+
+
+async def report(site: Site, running: Release, gateway: str = "gw-1") -> None:
+    """What the fleet runs, in the words of one of it, heard by the packager."""
+    bus = site.bus if gateway == "gw-1" else await site.rollout.enrol(gateway)
+    event = GatewayReported(
+        gateway_id=gateway,
+        blueprint="edge-chat",
+        sequence=1,
+        phase=UpdatePhase.COMMITTED,
+        running=running.manifest.digest,
+        at=utc_now(),
+    )
+    await bus.publish(event, envelope(event))
+
+    async def heard() -> bool | None:
+        return True if await site.rollout.world.unsettled("GATEWAYS", CONSUMER) == 0 else None
+
+    await eventually(heard)
+
+
+CONSUMER = "packager-slmops_gateway_reported_v1_each"
+
+
+async def deltas(site: Site, count: int) -> list[PackageDeltaPublished]:
+    async def look() -> list[PackageDeltaPublished] | None:
+        stored = await site.rollout.world.stored("EVENTS")
+        found = [m.data for m in stored if m.subject == PackageDeltaPublished.type]
+        return [PackageDeltaPublished.model_validate_json(data) for data in found] if len(found) >= count else None
+
+    return await eventually(look)
+
+
+def weights(slot: Slot) -> bytes:
+    return (slot.path / "model.onnx.data").read_bytes()
+
+
+async def installed(site: Site, wanted: Release) -> Slot:
+    """And serving, so that the next one goes to the other slot."""
+    slot = await site.install(wanted)
+    site.slots.activate()
+    site.slots.commit()
+    return slot
+
+
+async def test_what_the_fleet_runs_is_the_base_and_a_gateway_fetches_a_hundredth(
+    site: Site, versions: Versions
+) -> None:
+    first = await versions.publish()
+    await installed(site, first)
+    assert site.acquirer.fetched_bytes > len(versions.weights[0])
+    await report(site, first)
+    second = await versions.publish()
+    [made] = await deltas(site, 1)
+    assert (made.base, made.target) == (first.manifest.digest, second.manifest.digest)
+    assert made.delta.size < len(versions.weights[1]) / 50 < made.full_bytes
+    slot = await installed(site, second)
+    assert weights(slot) == versions.weights[1]
+    assert site.acquirer.fetched_bytes == made.delta.size
+    site.acquirer.prune()
+    assert not [path for path in (site.home / "blobs").iterdir() if path.name == made.delta.digest[7:]]
+
+
+async def test_a_gateway_that_missed_a_version_follows_a_chain(site: Site, versions: Versions) -> None:
+    first = await versions.publish()
+    await installed(site, first)
+    await report(site, first, "gw-2")
+    second = await versions.publish()
+    await deltas(site, 1)
+    await report(site, second, "gw-2")
+    third = await versions.publish()
+    one, two = await deltas(site, 2)
+    assert (two.base, two.target) == (second.manifest.digest, third.manifest.digest)
+    assert weights(await site.install(third)) == versions.weights[2]
+    assert site.acquirer.fetched_bytes == one.delta.size + two.delta.size
+
+
+@pytest.mark.parametrize("harm", ["the delta is another", "the delta is gone", "the base was changed on the device"])
+async def test_whatever_is_wrong_with_a_delta_the_whole_files_come(site: Site, versions: Versions, harm: str) -> None:
+    first = await versions.publish()
+    slot = await installed(site, first)
+    await report(site, first)
+    second = await versions.publish()
+    [made] = await deltas(site, 1)
+    if harm == "the base was changed on the device":
+        blob = slot.path / "model.onnx.data"
+        blob.unlink()
+        blob.write_bytes(changed(versions.weights[0], 9))
+    else:
+        await spoil(site, made, gone=harm == "the delta is gone")
+    found = await site.install(second)
+    assert weights(found) == versions.weights[1]
+    assert site.acquirer.fetched_bytes >= len(versions.weights[1])
+
+
+async def spoil(site: Site, made: PackageDeltaPublished, *, gone: bool) -> None:
+    objects = site.optimizer.objects
+    key = blob_key(made.delta.digest)
+    if gone:
+        objects._client.remove_object(objects.bucket, key)
+    else:
+        await objects.put_object(key, bytes(made.delta.size))
+
+
+async def test_a_route_that_leads_elsewhere_is_not_followed(site: Site, versions: Versions, monkeypatch: Any) -> None:
+    first = await versions.publish()
+    await installed(site, first)
+    await report(site, first)
+    second = await versions.publish()
+    await deltas(site, 1)
+    ask = Acquirer._ask
+
+    async def lying(self: Acquirer, digest: Any) -> Any:
+        package = await ask(self, digest)
+        [step] = package.route
+        return package.model_copy(update={"route": (step.model_copy(update={"target": first.manifest.digest}),)})
+
+    monkeypatch.setattr(Acquirer, "_ask", lying)
+    assert weights(await site.install(second)) == versions.weights[1]
+    assert site.acquirer.fetched_bytes >= len(versions.weights[1])
