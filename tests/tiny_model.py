@@ -43,6 +43,23 @@ def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def make_tuned(folder: Path, base: Path) -> Path:
+    """The model of `base` after a little training: every weight moved by about a fiftieth of what weights are."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.02 * weight.std())
+    model.save_pretrained(folder)
+    for path in base.iterdir():
+        if not (folder / path.name).exists():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3_text", "phi3")
 _PARTICULAR = {
     "llama": {"tie_word_embeddings": False},

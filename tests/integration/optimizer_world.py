@@ -90,7 +90,7 @@ class Factory:
     async def events(self, kind: type[E], job: str | None = None) -> list[E]:
         stored = [m for m in await self.world.stored("EVENTS") if m.subject == kind.type]
         found = [EVENTS[kind.type].model_validate_json(m.data) for m in stored]
-        return [event for event in found if isinstance(event, kind) and job in (None, event.model_dump()["job"])]
+        return [event for event in found if isinstance(event, kind) and job in (None, event.model_dump().get("job"))]
 
     def spans(self, name: str) -> int:
         """How often all workers together did something, by their traces. Complete only for workers that stopped."""

@@ -120,7 +120,7 @@ async def deliver(world: World, worker: Worker, times_before: int) -> Board:
     headers = {"Nats-Msg-Id": JOB.id}
     bus = Bus("optimizer", world.settings("optimizer"))
     board = Board(bus)
-    routes(bus, Handlers(bus, None, board, worker, {}, (), (), Path(), lambda: AT))  # type: ignore[arg-type]
+    routes(bus, Handlers(bus, None, board, worker, {}, (), (), None, Path(), lambda: AT))  # type: ignore[arg-type]
     await consumer(client.js, "JOBS", DURABLE, subjects.optimize_job("*"))
     await client.store(subjects.optimize_job("edge-small"), JOB.model_dump_json(by_alias=True).encode(), headers)
     reader = await client.js.pull_subscribe_bind(DURABLE, "JOBS")

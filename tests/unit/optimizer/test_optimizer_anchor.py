@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_model import VOCABULARY, make_tiny, make_tiny_llama
+from tiny_model import VOCABULARY, make_tiny, make_tiny_llama, make_tuned
 
 from slmops.contracts.errors import OptimizationFailed
 from slmops.kit.delta import apply, by_digest, make
@@ -30,21 +30,7 @@ def llama(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(llama, tmp_path_factory) -> Path:
-    """The same model after a little training: every weight moved by about a fiftieth of what weights are."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("tuned")
-    torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_pretrained(llama)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.02 * weight.std())
-    model.save_pretrained(folder)
-    for path in llama.iterdir():
-        if not (folder / path.name).exists():
-            (folder / path.name).write_bytes(path.read_bytes())
-    return folder
+    return make_tuned(tmp_path_factory.mktemp("tuned"), llama)
 
 
 def context_of(model: Path, tmp_path: Path, predecessor: Path | None = None) -> Context:

@@ -31,6 +31,7 @@ def candidate(recipe: str, evaluation: Evaluation, **changes: object) -> Candida
     return Candidate(recipe=recipe, evaluation=evaluation, verdict=judge(evaluation, EDGE_SMALL))
 
 
+ANCHORED = INT4.model_copy(update={"bytes": 95_000_000, "kl": 0.18})
 ALL = [candidate("int8", INT8), candidate("mixed", MIXED), candidate("int4", INT4)]
 
 
@@ -90,3 +91,27 @@ def test_nan_survives_json_in_a_model_of_its_own_and_inside_another():
     again = Evaluation.model_validate_json(evaluation.model_dump_json())
     assert again.kl is not None
     assert math.isnan(again.kl)
+
+
+def test_an_anchored_variant_that_passes_goes_before_one_that_is_hardly_smaller():
+    variants = [*ALL, candidate("int4-anchored", ANCHORED)]
+    choice = choose(variants, EDGE_SMALL, anchored=["int4-anchored"])
+    assert choice.recipe == "int4-anchored"
+    assert choice.reason == (
+        "int4-anchored: on its predecessor's grids, so that an update is small; passes edge-small, 95 MB, KL 0.18, "
+        "80 tokens/s; int4, quantized anew, would be 1 MB smaller, at KL 0.17 and 80 tokens/s"
+    )
+    assert choose(variants, EDGE_SMALL).recipe == "int4"
+
+
+@pytest.mark.parametrize("changes", [{"kl": 9.0}, {"bytes": 97_000_000}], ids=str)
+def test_an_anchored_variant_that_is_refused_or_large_does_not(changes):
+    variants = [*ALL, candidate("int4-anchored", ANCHORED, **changes)]
+    assert choose(variants, EDGE_SMALL, anchored=["int4-anchored"]).recipe == "int4"
+
+
+@pytest.mark.parametrize("prefer", ["best_quality", "fastest"])
+def test_who_asks_for_something_else_than_small_gets_it(prefer):
+    variants = [*ALL, candidate("int4-anchored", ANCHORED)]
+    anchored = choose(variants, EDGE_SMALL, prefer, anchored=["int4-anchored"])
+    assert anchored == choose(variants, EDGE_SMALL, prefer)

@@ -16,6 +16,17 @@ from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
 
 
+class Predecessor(BaseModel):
+    """The package that a new one replaces: what devices have already."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: Version
+    recipe: Name
+    variant: Digest
+    manifest: Descriptor
+
+
 class OptimizeJob(BaseModel):
     """Make the variants of one version for one device profile. On `jobs.optimize.<profile>`."""
 
@@ -31,6 +42,7 @@ class OptimizeJob(BaseModel):
     recipes: tuple[Name, ...] = Field(min_length=1)
     definitions: tuple[Recipe, ...] = Field(default=(), description="What those names mean; others are bundled ones")
     search: SearchSpec | None = Field(default=None, description="Try more than `recipes`, which it begins with")
+    predecessor: Predecessor | None = Field(default=None, description="On whose grids one of `recipes` quantizes")
     asked: str = Field(default="", description="Tells one request for the same work from another")
 
     @property
@@ -40,7 +52,8 @@ class OptimizeJob(BaseModel):
         recipes = [f"{name}={meant[name]}" if name in meant else name for name in self.recipes]
         golden = self.golden.digest if self.golden else ""
         search = self.search.model_dump_json() if self.search else ""
-        return event_id("optimize", self.digest, self.profile.model_dump_json(), golden, search, *recipes)
+        before = [f"after={self.predecessor.variant}"] if self.predecessor else []
+        return event_id("optimize", self.digest, self.profile.model_dump_json(), golden, search, *recipes, *before)
 
     @property
     def id(self) -> str:

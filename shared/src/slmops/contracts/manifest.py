@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage
@@ -27,6 +27,7 @@ FILE_PATH = "org.cncf.model.filepath"
 GOLDEN_PATH = "golden.jsonl"
 MANIFEST_PATH = "manifest.json"
 SIGNATURE_PATH = "model.sig"
+_PATH: TypeAdapter[str] = TypeAdapter(FilePath)
 
 
 class Manifest(BaseModel):
@@ -75,3 +76,17 @@ class PackageFile(BaseModel):
     path: FilePath
     descriptor: Descriptor
     url: str
+
+
+def layers_by_path(manifest: Manifest) -> dict[str, Descriptor]:
+    """Raises `InvalidMessage` for a path that leaves the package or is taken."""
+    found: dict[str, Descriptor] = {}
+    for layer in manifest.layers:
+        try:
+            path = _PATH.validate_python(layer.annotations.get(FILE_PATH))
+        except ValidationError as error:
+            raise InvalidMessage("a layer has no path inside its package", where=layer.digest) from error
+        if path in (MANIFEST_PATH, SIGNATURE_PATH, *found):
+            raise InvalidMessage(f"the manifest names {path} twice", where=path)
+        found[path] = layer
+    return found

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.names import Name
+
+_DIGEST: TypeAdapter[Digest] = TypeAdapter(Digest)
+ANCHOR = "anchor"
+"""The pass that keeps the grids of the variant that its parameter `predecessor` names."""
 
 
 class PassSpec(BaseModel):
@@ -27,6 +31,12 @@ class Recipe(BaseModel):
     name: Name
     description: str = ""
     passes: tuple[PassSpec, ...] = Field(min_length=1)
+
+    @property
+    def anchored_on(self) -> Digest | None:
+        """The variant whose grids it keeps."""
+        found = [step.params.get("predecessor") for step in self.passes if step.pass_ == ANCHOR]
+        return _DIGEST.validate_python(found[0]) if found else None
 
     @property
     def digest(self) -> Digest:

@@ -14,17 +14,13 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from slmops.contracts.descriptor import Descriptor, Digest, digest_of, digest_of_chunks
-from slmops.contracts.errors import DigestMismatch, InvalidMessage, SignatureInvalid
-from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, Manifest
-from slmops.contracts.model import FilePath
+from slmops.contracts.errors import DigestMismatch, SignatureInvalid
+from slmops.contracts.manifest import MANIFEST_PATH, SIGNATURE_PATH, Manifest, layers_by_path
 from slmops.kit.signature import signed_files
 
 LIMIT_BYTES = 4 << 20  # of the manifest and of the signature, which are read whole; OCI registries allow no more
 _CHUNK_BYTES = 1 << 20
-_PATH: TypeAdapter[str] = TypeAdapter(FilePath)
 
 
 def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | None = None) -> Manifest:
@@ -82,20 +78,6 @@ def _manifest(path: Path, expected: Digest) -> Manifest:
     if (actual := digest_of(data)) != expected:
         raise DigestMismatch(f"{MANIFEST_PATH} is {actual}, not {expected}", where=MANIFEST_PATH)
     return Manifest.decode(data)
-
-
-def layers_by_path(manifest: Manifest) -> dict[str, Descriptor]:
-    """Raises `InvalidMessage` for a path that leaves the package or is taken."""
-    found: dict[str, Descriptor] = {}
-    for layer in manifest.layers:
-        try:
-            path = _PATH.validate_python(layer.annotations.get(FILE_PATH))
-        except ValidationError as error:
-            raise InvalidMessage("a layer has no path inside its package", where=layer.digest) from error
-        if path in (MANIFEST_PATH, SIGNATURE_PATH, *found):
-            raise InvalidMessage(f"the manifest names {path} twice", where=path)
-        found[path] = layer
-    return found
 
 
 def _check_same_files(there: set[str], named: set[str]) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from slmops.contracts.commands import PackageFiles
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InvalidDelta, PermanentError
-from slmops.contracts.manifest import MANIFEST_PATH, DeltaStep, Manifest
+from slmops.contracts.manifest import MANIFEST_PATH, DeltaStep, Manifest, layers_by_path
 from slmops.gateway.download import UrlSource, blob_path, fetch
 from slmops.gateway.slots import Slot
-from slmops.kit.package import layers_by_path
 
 log = logging.getLogger(__name__)
 _TOO_LARGE = 4

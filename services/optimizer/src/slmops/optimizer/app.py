@@ -9,6 +9,7 @@ from slmops.kit.clock import utc_now
 from slmops.kit.objects import Objects
 from slmops.kit.service import Service
 from slmops.kit.settings import load
+from slmops.optimizer.ancestry import Ancestry
 from slmops.optimizer.board import Board
 from slmops.optimizer.engine import Engine
 from slmops.optimizer.environment import environment_digest
@@ -28,9 +29,10 @@ def build(settings: Settings) -> Service:
     bus, objects = Bus("optimizer", settings), Objects(settings)
     board, results = Board(bus), Results(objects, environment_digest)
     engine = Engine(settings.data_dir, settings.job_timeout)
-    worker = Worker(objects, results, engine, board, settings.job_memory_bytes)
+    ancestry = Ancestry(bus, objects, wanted=settings.anchor)
+    worker = Worker(objects, results, engine, board, ancestry, settings.job_memory_bytes)
     made_for, recipes, home = settings.profiles, settings.recipes, settings.data_dir
-    routes(bus, Handlers(bus, objects, board, worker, PROFILES, made_for, recipes, home, utc_now))
+    routes(bus, Handlers(bus, objects, board, worker, PROFILES, made_for, recipes, ancestry, home, utc_now))
     return Service("optimizer", settings, bus, opening=[objects.open])
 
 

@@ -43,6 +43,7 @@ from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
 from slmops.kit.objects import Objects
 from slmops.kit.tracing import traceparent
+from slmops.optimizer.ancestry import Ancestry
 from slmops.optimizer.board import Board
 from slmops.optimizer.catalogue import catalogue
 from slmops.optimizer.keeping import JobReport
@@ -68,6 +69,7 @@ class Handlers:
         profiles: Mapping[str, DeviceProfile],
         made_for: Sequence[str],
         recipes: Sequence[str],
+        ancestry: Ancestry,
         home: Path,
         clock: Clock,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -79,6 +81,7 @@ class Handlers:
         self._profiles = profiles
         self._made_for = tuple(made_for)
         self._recipes = tuple(recipes)
+        self._ancestry = ancestry
         self._home = home
         self._clock = clock
         self._new_id = new_id
@@ -99,7 +102,7 @@ class Handlers:
                 recipes=self._recipes,
                 definitions=tuple(map(recipe_named, self._recipes)),
             )
-            await self._queue(job)
+            await self._queue(await self._ancestry.anchored(job))
 
     async def optimize(self, job: OptimizeJob, delivered: Delivered) -> None:
         """Do one job. A permanent failure is an outcome (every recipe rejected); a temporary one is redelivered."""
@@ -147,6 +150,8 @@ class Handlers:
             search=command.search,
             asked=self._new_id(),
         )
+        if not (command.recipes or command.definitions or command.search):
+            job = await self._ancestry.anchored(job)
         for view in await self._board.all():
             if not view.state.ended and (view.work, view.model, view.version) == (job.work, job.model, job.version):
                 return view

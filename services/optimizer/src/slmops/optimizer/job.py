@@ -77,7 +77,7 @@ class Job:
             reference=self._figures(self.against),
             variants=variants,
             front=front(variants),
-            choice=choose(variants, self.spec.profile, search.prefer if search else "smallest"),
+            choice=choose(variants, self.spec.profile, search.prefer if search else "smallest", self._anchored),
             timings_s=self.timings_s,
         )
         if search:
@@ -87,6 +87,11 @@ class Job:
     def _searched(self, search: SearchSpec) -> tuple[Variant, ...]:
         book = self._evaluations / "trials.jsonl"
         return Search(search, self.spec.profile, self.recipes, book, self.progress).run(self._variant)
+
+    @property
+    def _anchored(self) -> frozenset[str]:
+        """Recipes that keep a predecessor's grids."""
+        return frozenset(r.name for r in self.recipes if r.anchored_on)
 
     def _figures(self, against: Reference) -> ReferenceFigures:
         return ReferenceFigures(

@@ -15,6 +15,10 @@ class Settings(BusSettings, ObjectSettings):
         default=(EDGE_SMALL.name,), description="Device profiles that each version is made for"
     )
     recipes: tuple[str, ...] = Field(default=("int8", "int4"), description="Recipes that are tried, in this order")
+    anchor: bool = Field(
+        default=True,
+        description="Try a new version on the grids of the one before, too, which makes its update small",
+    )
     job_timeout: timedelta = Field(
         default=timedelta(hours=2),
         description="A job that takes longer is killed and refused; a search has its budget more",

@@ -14,6 +14,7 @@ from slmops.contracts.golden import parse_golden
 from slmops.contracts.jobs import OptimizeJob
 from slmops.kit.objects import Objects
 from slmops.kit.tracing import span
+from slmops.optimizer.ancestry import Ancestry
 from slmops.optimizer.board import Board
 from slmops.optimizer.domain.gate import judge
 from slmops.optimizer.engine import Claim, Engine
@@ -29,12 +30,19 @@ _LOOK_EVERY_S = 1.0
 
 class Worker:
     def __init__(
-        self, objects: Objects, results: Results, engine: Engine, board: Board, memory_limit_bytes: int | None
+        self,
+        objects: Objects,
+        results: Results,
+        engine: Engine,
+        board: Board,
+        ancestry: Ancestry,
+        memory_limit_bytes: int | None,
     ) -> None:
         self._objects = objects
         self._results = results
         self._engine = engine
         self._board = board
+        self._ancestry = ancestry
         self._memory_limit_bytes = memory_limit_bytes
 
     async def do(self, job: OptimizeJob, telling: Telling) -> Outcome:
@@ -64,6 +72,9 @@ class Worker:
         spec, source = await self._spec(job), event_id(job.digest, job.golden.digest if job.golden else "")
         known = [one for one in await self._results.measured(source) if _usable(one, spec)]
         files = await self._fetch(job, claim.folder)
+        if job.predecessor:
+            before = await self._ancestry.fetch(job.predecessor, claim.folder / "predecessor")
+            spec = spec.model_copy(update={"predecessor": before})
         result = await self._engine.run(files, claim, spec, known, telling.progress)
         await telling.progress("upload", len(result.variants), len(result.variants) + 1)
         keeper = Keeper(self._objects, spec, job.files, claim.folder, known, result)

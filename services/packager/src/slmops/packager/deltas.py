@@ -15,12 +15,11 @@ from pathlib import Path
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import PermanentError
 from slmops.contracts.events import PackageDeltaPublished, PackagePublished
-from slmops.contracts.manifest import DELTA, Manifest
+from slmops.contracts.manifest import DELTA, Manifest, layers_by_path
 from slmops.kit.clock import Clock
 from slmops.kit.delta import make
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.objects import Objects
-from slmops.kit.package import layers_by_path
 from slmops.kit.tracing import span
 from slmops.packager import store
 from slmops.packager.assemble import disk_full

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.model import ModelFile
+from slmops.contracts.recipe import Recipe
 
 _LICENCES = frozenset({"LICENSE", "LICENCE", "COPYING", "NOTICE"})
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?$", re.DOTALL | re.MULTILINE)
@@ -51,6 +52,14 @@ class Evidence(BaseModel):
             first = error.errors(include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "JSON"
             raise InvalidMessage(f"the evaluation report cannot be read: {where}: {first['msg']}") from error
+
+    @property
+    def anchored_on(self) -> Digest | None:
+        """The variant on whose grids this one was quantized."""
+        try:
+            return Recipe.model_validate(self.recipe).anchored_on
+        except ValidationError:
+            return None
 
     @property
     def licences(self) -> tuple[ModelFile, ...]:

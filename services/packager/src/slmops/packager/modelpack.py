@@ -70,7 +70,7 @@ def build(variant: VariantOptimized, evidence: Evidence | None = None) -> ModelP
     layers.append(_layer(Descriptor.of(bom, DOC), BOM_PATH))
     config = _config(variant, layers)
     manifest = Manifest(
-        config=Descriptor.of(config, MODEL_CONFIG), layers=tuple(layers), annotations=_annotations(variant)
+        config=Descriptor.of(config, MODEL_CONFIG), layers=tuple(layers), annotations=_annotations(variant, evidence)
     )
     return ModelPack(manifest, config, documents | {BOM_PATH: bom})
 
@@ -137,8 +137,9 @@ def _config(variant: VariantOptimized, layers: Iterable[Descriptor]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _annotations(variant: VariantOptimized) -> dict[str, str]:
-    return {
+def _annotations(variant: VariantOptimized, evidence: Evidence) -> dict[str, str]:
+    anchored = {"io.slmops.anchored-on": evidence.anchored_on} if evidence.anchored_on else {}
+    return anchored | {
         "org.opencontainers.image.title": variant.model,
         "org.opencontainers.image.version": variant.version,
         "org.opencontainers.image.created": _created(variant),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +12,8 @@ from slmops.contracts.search import Prefer
 from slmops.optimizer.domain.candidate import Candidate
 from slmops.optimizer.domain.gate import shown
 
+ANCHORED_BYTES = 1.02
+"""Of the smallest that passes: so large may an anchored variant be and still go before it."""
 _NAMED_REFUSALS = 3  # a search may have refused dozens; each variant carries its own reasons
 
 
@@ -24,13 +26,25 @@ class Choice(BaseModel):
     reason: str
 
 
-def choose(candidates: Sequence[Candidate], profile: DeviceProfile, prefer: Prefer = "smallest") -> Choice:
-    """The best by `prefer` of those that passed; the order decides between equals."""
+def choose(
+    candidates: Sequence[Candidate],
+    profile: DeviceProfile,
+    prefer: Prefer = "smallest",
+    anchored: Collection[str] = (),
+) -> Choice:
+    """The best by `prefer` of those that passed; the order decides between equals.
+
+    Of recipes that are `anchored` on a predecessor the update is a fraction of the package: where small is what counts,
+    one that passes goes before what is not smaller by more than `ANCHORED_BYTES`.
+    """
     rank = ranking(prefer)
     passed = [(c.recipe, c.evaluation) for c in candidates if c.verdict.passed and c.evaluation]
     if not passed:
         return Choice(recipe=None, reason="; ".join([f"nothing passes {profile.name}", *_refusals(candidates)]))
     (best, measured), *others = sorted(passed, key=lambda pair: rank(pair[1]))
+    for name, found in [(best, measured), *others] if prefer == "smallest" else []:
+        if name in anchored and found.bytes <= ANCHORED_BYTES * measured.bytes:
+            return Choice(recipe=name, reason=_anchored(name, found, best, measured, profile))
     reason = f"{best}: {_RULES[prefer]} of {len(passed)} that pass {profile.name}, {figures(measured)}"
     if others:
         name, runner_up = others[0]
@@ -52,6 +66,11 @@ def ranking(prefer: Prefer) -> Callable[[Evaluation], tuple[float, ...]]:
         }[prefer]
 
     return key
+
+
+def _anchored(name: str, found: Evaluation, best: str, measured: Evaluation, profile: DeviceProfile) -> str:
+    reason = f"{name}: on its predecessor's grids, so that an update is small; passes {profile.name}, {figures(found)}"
+    return reason if name == best else f"{reason}; {best}, quantized anew, would be {_instead(found, measured)}"
 
 
 _RULES: dict[Prefer, str] = {"smallest": "smallest", "best_quality": "closest to the reference", "fastest": "fastest"}

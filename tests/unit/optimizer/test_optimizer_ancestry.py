@@ -1,0 +1,78 @@
+"""Which version another one replaces."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from slmops.contracts.commands import PackageView, VariantView, VersionView
+from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.optimizer.ancestry import predecessor, recipe_on
+from slmops.optimizer.recipe import check
+
+AT = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def version(
+    name: str, recipe: str | None = "int4", profile: str = "edge-small", state: str = "registered"
+) -> VersionView:
+    """With a package of one variant, or with none."""
+    packages, variants = (), ()
+    if recipe:
+        manifest = Descriptor.of(f"manifest {name}".encode(), "m")
+        variants = (
+            VariantView(
+                model="tiny",
+                version=name,
+                profile=profile,
+                recipe=recipe,
+                digest=digest_of(name.encode()),
+                gate="passed",
+                chosen=True,
+            ),
+        )
+        packages = (
+            PackageView(profile=profile, recipe=recipe, manifest=manifest, signature=manifest, size_bytes=1, at=AT),
+        )
+    return VersionView(
+        model="tiny",
+        version=name,
+        digest=digest_of(name.encode()),
+        format="gguf",
+        architecture="llama",
+        size_bytes=1,
+        state=state,
+        at=AT,
+        variants=variants,
+        packages=packages,
+    )
+
+
+@pytest.mark.parametrize(
+    ("versions", "found"),
+    [
+        ([version("1.0.0"), version("1.0.1"), version("1.0.2", None)], "1.0.1"),
+        ([version("1.0.0"), version("1.0.1", None), version("1.0.2", None)], "1.0.0"),
+        ([version("1.0.0"), version("1.0.1", state="retired"), version("1.0.2", None)], "1.0.0"),
+        ([version("1.0.0"), version("1.0.1", profile="edge-large"), version("1.0.2", None)], "1.0.0"),
+        ([version("1.0.0"), version("1.0.2"), version("1.0.3")], "1.0.0"),
+        ([version("1.0.0"), version("1.0.1")], "1.0.1"),
+        ([version("1.0.2", None)], None),
+        ([], None),
+    ],
+    ids=["the one before", "none packaged", "retired", "other profile", "again", "not listed yet", "first", "none"],
+)
+def test_the_newest_package_before_it_is_what_it_replaces(versions, found):
+    before = predecessor(versions, "1.0.2", "edge-small")
+    assert (before.version if before else None) == found
+
+
+def test_a_line_of_anchored_versions_keeps_its_name():
+    for recipe in ("int4", "int4-anchored"):
+        before = predecessor([version("1.0.0", recipe)], "1.0.1", "edge-small")
+        assert before is not None
+        made = recipe_on(before)
+        assert made.name == "int4-anchored"
+        assert made.anchored_on == before.variant
+        assert check(made)
