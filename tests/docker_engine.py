@@ -42,4 +42,4 @@ def wheels() -> Path:
 
 
 def _skip(why: object) -> NoReturn:
-    pytest.skip(f"containers cannot be tested: {why}; .ci/engine makes what is needed")
+    pytest.skip(f"containers cannot be tested; .ci/engine makes what is needed: {why}")

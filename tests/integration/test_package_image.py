@@ -1,6 +1,6 @@
 """An image with a package inside, on a real engine: built without a network, run without one, answering.
 
-What `.ci/engine` makes is needed: an engine for all of it, a base image for some, the gateway's wheels for the last.
+What `.ci/engine` makes is needed: an engine, and for the slow tests a base image and the gateway's wheels.
 """
 
 from __future__ import annotations
@@ -135,7 +135,15 @@ def test_what_is_no_gateway_or_not_there_is_refused(real: Docker, factory: Facto
         build(real, f"{real.mark}-nowhere:1", factory, real.tag("refused"))
 
 
-def test_a_build_that_fails_says_at_which_step_and_why(real: Docker) -> None:
+def test_a_build_that_fails_says_at_which_step(real: Docker, ground: str) -> None:
+    recipe = f"FROM {ground}\nCOPY nowhere /\n".encode()
+    with pytest.raises(PermanentError, match="nowhere") as failure:
+        real.engine.build(stream({"Dockerfile": recipe}), lambda step: None, network_mode="none")
+    assert failure.value.where == "Step 2/2 : COPY nowhere /"
+
+
+@pytest.mark.slow  # the base image is made for it
+def test_a_build_that_fails_says_what_the_failing_command_said(real: Docker) -> None:
     recipe = f"FROM {base(real.engine)}\nRUN echo no such wheel && exit 3\n".encode()
     with pytest.raises(PermanentError, match="returned a non-zero code: 3") as failure:
         real.engine.build(stream({"Dockerfile": recipe}), lambda step: None, network_mode="none")
