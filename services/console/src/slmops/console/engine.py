@@ -21,6 +21,8 @@ OnStep = Callable[[str], None]
 Said = Iterable[Mapping[str, Any]]
 _LOCAL = "unix:///var/run/docker.sock"
 _STEP_LENGTH = 100
+_BUILDERS_OWN = ("--->", "Removing intermediate container")
+"""Between the lines of what it runs."""
 _FORBIDDEN = ("denied", "unauthorized", "authentication required")
 
 
@@ -95,7 +97,7 @@ def _built(said: Said, on_step: OnStep) -> str:
             if text.startswith("Step "):
                 step, last = " ".join(text.split())[:_STEP_LENGTH], ""
                 on_step(step)
-            else:
+            elif not text.startswith(_BUILDERS_OWN):
                 last = text
     if not image:
         raise PermanentError("the engine stopped before the image was built", where=step or None, fix="See its log.")
