@@ -20,7 +20,7 @@ import pytest
 import yaml
 from docker.models.containers import Container
 from docker_engine import ROOT, base, engine, wheels
-from integration.device import BLUEPRINT, HELLO, tiny_package
+from integration.device import BLUEPRINT, HELLO, new_root, tiny_package
 from unit.console.console_examples import nothing_set_up, slmops
 
 from slmops.console.buildcontext import stream
@@ -73,8 +73,9 @@ def real() -> Iterator[Docker]:
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory, genai_model: Path) -> Factory:
-    package, keys = tiny_package(tmp_path_factory.mktemp("package"), genai_model)
-    return read(package, keys.public, BLUEPRINT)
+    folder = tmp_path_factory.mktemp("package")
+    package, keys = tiny_package(folder, genai_model)
+    return read(package, keys.public, new_root(folder), BLUEPRINT)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,9 @@ def test_a_device_with_the_image_answers_without_a_network(
     (tmp_path / "edge.yaml").write_text(yaml.safe_dump(BLUEPRINT.model_dump(mode="json")))
     (tmp_path / "trusted.pem").write_bytes(factory.trusted_key)
     tag = real.tag("edge")
-    settings = {"--key": tmp_path / "trusted.pem", "--blueprint": tmp_path / "edge.yaml", "--tag": tag}
+    (tmp_path / "root.json").write_bytes(factory.trusted_root)
+    settings = {"--key": tmp_path / "trusted.pem", "--root": tmp_path / "root.json"}
+    settings |= {"--blueprint": tmp_path / "edge.yaml", "--tag": tag}
     settings |= {"--base": base(real.engine), "--source": ROOT, "--wheels": wheels()}
     options = [str(word) for pair in settings.items() for word in pair]
     done = slmops("package", "image", str(factory.package), *options, "--json")

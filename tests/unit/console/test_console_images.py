@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from trust_world import TrustWorld
 from unit.console.console_examples import nothing_set_up, slmops
 from unit.packager.packager_examples import CONTENT, Keys, new_keys, write_package
 
@@ -34,6 +35,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return new_keys(tmp_path_factory.mktemp("keys"))
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TrustWorld(tmp_path_factory.mktemp("trust")).folder.first_root
+
+
 @pytest.fixture
 def package(tmp_path: Path, keys: Keys) -> Path:
     write_package(tmp_path / "package", keys)
@@ -41,8 +47,8 @@ def package(tmp_path: Path, keys: Keys) -> Path:
 
 
 @pytest.fixture
-def factory(package: Path, keys: Keys) -> Factory:
-    return read(package, keys.public, BLUEPRINT)
+def factory(package: Path, keys: Keys, root: Path) -> Factory:
+    return read(package, keys.public, root, BLUEPRINT)
 
 
 def unpacked(data: bytes) -> dict[str, tarfile.TarInfo]:
@@ -124,7 +130,7 @@ def test_an_image_brings_the_package_its_release_and_the_public_key_and_nothing_
 ) -> None:
     files = {path.removeprefix("device/opt/factory/") for path in package_context(factory, None)}
     laid_out = {f"package/{path.relative_to(package).as_posix()}" for path in package.rglob("*") if path.is_file()}
-    assert files == laid_out | {"release.json", "trusted.pem", "Dockerfile"}
+    assert files == laid_out | {"release.json", "trusted.pem", "trusted-root.json", "Dockerfile"}
     data = everything(factory)
     assert keys.public.read_bytes() in data
     assert b"PRIVATE" not in data
@@ -133,11 +139,11 @@ def test_an_image_brings_the_package_its_release_and_the_public_key_and_nothing_
 
 
 def test_the_same_package_makes_the_same_bytes_wherever_it_lies(
-    factory: Factory, keys: Keys, package: Path, tmp_path: Path
+    factory: Factory, keys: Keys, root: Path, package: Path, tmp_path: Path
 ) -> None:
     here = everything(factory)
     moved = shutil.move(package, tmp_path / "elsewhere")
-    assert everything(read(moved, keys.public, BLUEPRINT)) == here
+    assert everything(read(moved, keys.public, root, BLUEPRINT)) == here
     assert {member.mtime for member in unpacked(here).values()} == {factory.created.timestamp()}
 
 
@@ -177,21 +183,21 @@ def test_the_recipe_runs_nothing_and_ends_as_somebody_who_is_not_root(factory: F
     assert b"SLMOPS_BLUEPRINT" not in bytes(package_context(factory, None)["Dockerfile"])
 
 
-def test_nothing_that_is_not_signed_by_the_key_gets_in(package: Path, keys: Keys, tmp_path: Path) -> None:
+def test_nothing_that_is_not_signed_by_the_key_gets_in(package: Path, keys: Keys, root: Path, tmp_path: Path) -> None:
     with pytest.raises(SignatureInvalid):
-        read(package, new_keys(tmp_path / "others").public)
+        read(package, new_keys(tmp_path / "others").public, root)
     (package / "more").write_bytes(b"x")
     with pytest.raises(SignatureInvalid, match="more is not part"):
-        read(package, keys.public)
+        read(package, keys.public, root)
     (package / "more").unlink()
     (package / "model.onnx").write_bytes(b"graph" * 49 + b"graqh")
     with pytest.raises(DigestMismatch, match=r"model\.onnx"):
-        read(package, keys.public)
+        read(package, keys.public, root)
 
 
-def test_a_blueprint_for_another_model_is_refused(package: Path, keys: Keys) -> None:
+def test_a_blueprint_for_another_model_is_refused(package: Path, keys: Keys, root: Path) -> None:
     with pytest.raises(InvalidMessage, match="the package is smollm2 for edge-small"):
-        read(package, keys.public, Blueprint(name="edge-chat", model="other"))
+        read(package, keys.public, root, Blueprint(name="edge-chat", model="other"))
 
 
 # ---- no engine --------------------------------------------------------------------------------------------
@@ -199,11 +205,22 @@ def test_a_blueprint_for_another_model_is_refused(package: Path, keys: Keys) -> 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "unix:///nowhere/docker.sock"])
 def test_without_an_engine_the_error_says_where_and_how_to_start_one(
-    address: str, package: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    address: str, package: Path, keys: Keys, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nothing_set_up(monkeypatch, tmp_path / "nowhere")
     monkeypatch.setenv("DOCKER_HOST", address)
-    done = slmops("package", "image", str(package), "--key", str(keys.public), "--source", str(ROOT), "--json")
+    done = slmops(
+        "package",
+        "image",
+        str(package),
+        "--key",
+        str(keys.public),
+        "--root",
+        str(root),
+        "--source",
+        str(ROOT),
+        "--json",
+    )
     problem = json.loads(done.stderr.splitlines()[-1])
     assert (done.exit_code, problem["code"], problem["where"]) == (75, "unreachable", address)
     assert "no Docker engine answers" in problem["what"]
@@ -211,10 +228,20 @@ def test_without_an_engine_the_error_says_where_and_how_to_start_one(
 
 
 def test_a_package_that_is_bad_is_told_before_an_engine_is_asked_for(
-    package: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    package: Path, keys: Keys, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nothing_set_up(monkeypatch, tmp_path / "nowhere")
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     (package / "model.onnx").unlink()
-    done = slmops("package", "image", str(package), "--key", str(keys.public), "--json")
+    done = slmops("package", "image", str(package), "--key", str(keys.public), "--root", str(root), "--json")
     assert (done.exit_code, json.loads(done.stderr)["code"]) == (1, "signature_invalid")
+
+
+def test_a_root_of_trust_that_is_none_is_refused(package: Path, keys: Keys, root: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "root.json"
+    damaged.write_bytes(root.read_bytes().replace(b'"version": 1', b'"version": 2'))
+    for data in (damaged, keys.public):
+        with pytest.raises(InvalidMessage, match="no root of trust"):
+            read(package, keys.public, data)
+    with pytest.raises(NotFound):
+        read(package, keys.public, tmp_path / "nowhere")
