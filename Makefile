@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTRIB
 SOURCES := shared services deploy tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta clean
+.PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -54,6 +54,10 @@ bench-optimizer: setup  ## every recipe on a real model, beside the builder's ow
 
 bench-delta: setup  ## updates between versions of a real model, beside bsdiff, xdelta3, zstd and casync (half an hour; ARGS="--ours")
 	@PYTHONPATH=tests $(BIN)/python -m bench.delta $(ARGS)
+
+fuzz: setup  ## feed readers what nobody would send (ARGS="delta --seconds 300"); what is new is kept in tests/corpus
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
+	@cd tests && ../$(BIN)/python -m fuzz $(or $(ARGS),delta)
 
 clean:  ## remove what was built and installed
 	rm -rf $(VENV) build

@@ -1,0 +1,6 @@
+from __future__ import annotations
+
+from fuzz import delta
+from fuzz.harness import main
+
+main({"delta": delta.target})
