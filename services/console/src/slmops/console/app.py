@@ -19,6 +19,7 @@ from slmops.console import (
     optimizing,
     recipes,
     rollouts,
+    trust,
 )
 from slmops.console.session import INTERRUPTED, reported
 
@@ -47,7 +48,7 @@ def root(
 def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
     app.callback(epilog="Example: slmops model ls")(root)
-    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deadletters):
+    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deadletters, trust):
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
     optimizing.declare(app)
