@@ -35,6 +35,8 @@ from slmops.kit.trust.keys import key_file, new_key, trusted
 OFFLINE_VALID_FOR: Final = timedelta(days=365)
 ONLINE_ROLES: Final = ("snapshot", "timestamp")
 ROTATED: Final = ("root", "targets", *ONLINE_ROLES, PACKAGES_ROLE, "rollout")
+_KEY_ID: Final = re.compile(r"[0-9a-f]{8,}")
+
 Keys = Mapping[str, CryptoSigner]
 Edited = dict[str, Metadata[Any]]
 """New versions by role."""
@@ -347,6 +349,8 @@ def _known_key(root: Root, targets: Targets, text: str) -> str | None:
 
 def _paths(text: str) -> str | None:
     """The pattern of the targets of `MODEL` or `MODEL:VERSION`; None when it is neither."""
+    if _KEY_ID.fullmatch(text):  # who mistypes a key's id must not be told that something was revoked
+        return None
     model, colon, version = text.partition(":")
     if not re.fullmatch(NAME_PATTERN, model) or (colon and not re.fullmatch(VERSION_PATTERN, version)):
         return None
