@@ -19,7 +19,10 @@ FOLDERS = {
 }
 # Imported only where an extra or another distribution brings them.
 OPTIONAL = {
-    "slmops-shared": {"sqlalchemy", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"},
+    "slmops-shared": {
+        *("sqlalchemy", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
+        *("cryptography", "tuf", "securesystemslib"),
+    },
 }
 
 

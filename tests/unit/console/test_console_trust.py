@@ -212,6 +212,17 @@ def test_after_the_loss_of_a_database_new_online_keys_end_the_rollback(folder: F
     assert world.client.refresh(world.mirror, world.publish(version="1.0.1")) is not None
 
 
+def test_without_a_folder_it_is_that_of_the_system_that_is_meant(tmp_path: Path) -> None:
+    systems = [tmp_path / name for name in ("named", "other")]
+    for system in systems:
+        trust("ceremony", Folder(system / "keys" / "tuf"))
+        (system / "client.json").write_text('{"nats_url": "nats://127.0.0.1:1"}')
+    shown = [json.loads(slmops("trust", "show", "--data", str(s), "--json").stdout) for s in systems]
+    assert shown == [trust("show", Folder(system / "keys" / "tuf")) for system in systems]
+    assert shown[0] != shown[1]
+    assert "nowhere" in slmops("trust", "show").stderr  # the default one, where no ceremony was held
+
+
 def test_what_is_shown_is_what_counts(folder: Folder) -> None:
     shown = trust("show", folder)
     assert [role["role"] for role in shown["roles"]] == ["root", "targets", "snapshot", "timestamp", "packages"]
