@@ -269,6 +269,7 @@ def test_a_network_that_fails_is_no_attack(client: Client) -> None:
     client.web.lies.clear()
     nobody = client("refresh", **{"metadata-url": "http://127.0.0.1:1/"})
     assert (nobody.exit_code, json.loads(nobody.stderr)["code"]) == (75, "unreachable")
+    assert json.loads(nobody.stderr)["what"] == "the repository does not answer: MaxRetryError"
     nowhere = client("refresh", **{"metadata-url": f"{client.web.url}/metadata/nothing/here/"})
     assert (nowhere.exit_code, json.loads(nowhere.stderr)["code"]) == (75, "not_ready")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlparse
 
-from tuf.api.exceptions import DownloadError, LengthOrHashMismatchError, RepositoryError
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import Updater, Urllib3Fetcher
 
@@ -79,10 +79,10 @@ class _Fetcher(Urllib3Fetcher):
     def _fetch(self, url: str) -> Iterator[bytes]:
         try:
             yield from super()._fetch(url)
-        except DownloadError:
+        except DownloadHTTPError:
             raise
         except Exception as error:
-            raise DownloadError(f"no answer, or none to its end ({type(error).__name__})") from error
+            raise DownloadError(type(error.__cause__ or error).__name__) from error
 
 
 def _check_root(metadata: Metadata[Root]) -> None:
