@@ -64,7 +64,8 @@ class TrustWorld:
     def __init__(self, root: Path, now: datetime | None = None) -> None:
         self.now = now or datetime.now(UTC)
         self.folder, self.memory = Folder(root / "tuf"), Memory()
-        ceremony(self.folder, self.now).apply()
+        if not self.folder.first_root.exists():
+            ceremony(self.folder, self.now).apply()
         self.adopt()
         self.mirror = Mirror(self.file)
         self.client = TrustedState(root / "client", self.folder.first_root)

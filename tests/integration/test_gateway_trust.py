@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.keys import new_key, read_key, read_keys
 from slmops.kit.trust.plans import sign_plan
+from slmops.packager import repository
 from slmops.packager.app import build
 from slmops.packager.settings import Settings
 
@@ -86,6 +88,31 @@ async def test_without_a_packager_only_what_is_installed_may_be_taken(site: Site
     site.slots.commit()
     with pytest.raises(Unreachable):
         await site.acquirer.acquire(second)
+
+
+async def test_after_a_freeze_it_keeps_what_it_has_and_installs_nothing_new(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off for longer than a timestamp lasts: whoever answers has yesterday's news only."""
+    first = await site.publish("1.0.0")
+    kept = await site.install(first)
+    site.slots.activate()
+    site.slots.commit()
+    await site.packager.aclose()
+    with monkeypatch.context() as patch:
+        patch.setitem(repository.VALID_FOR, "timestamp", timedelta(seconds=1))
+        site.settings |= {"trust_renew_every": "PT1H"}
+        await site.packager.enter_async_context(running(build(Settings.model_validate(site.settings))))
+        second = await site.publish("1.0.1")
+        await asyncio.sleep(2)
+        assert await site.refused(second) == Attack.FREEZE
+        assert site.slots.state.active == kept.name  # it serves what it served
+        await site.packager.aclose()
+        with pytest.raises(Unreachable):  # nobody answers at all: no attack, and nothing new either
+            await site.acquirer.acquire(second)
+    site.settings |= {"trust_renew_every": "PT0.2S"}
+    await site.packager.enter_async_context(running(build(Settings.model_validate(site.settings))))
+    assert (await site.install(second)).digest == second.manifest.digest  # and goes on by itself
 
 
 async def test_a_packager_that_is_rolled_back_is_found_out(site: Site) -> None:

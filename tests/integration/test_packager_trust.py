@@ -38,6 +38,7 @@ from slmops.kit.trust import ceremony
 from slmops.kit.trust.bus import BusFetcher
 from slmops.kit.trust.client import Target, TrustedState
 from slmops.kit.trust.folder import Folder
+from slmops.kit.trust.http import HttpClient
 from slmops.kit.trust.keys import read_keys
 from slmops.packager.app import build
 from slmops.packager.settings import Settings
@@ -228,6 +229,12 @@ async def test_any_tuf_client_reads_it_over_plain_http(
 
         manifest = await asyncio.to_thread(download)
         assert len(manifest) == package.manifest.size
+        ours = HttpClient(tmp_path / "ours")
+        ours.init(folder.first_root)
+        path = package_target("smollm2", "1.0.0", package.manifest.digest)
+        addresses = f"{url}/tuf/metadata/", f"{url}/tuf/targets/"
+        found = await asyncio.to_thread(ours.download, addresses[0], path, addresses[1], tmp_path / "downloads")
+        assert found is not None and found.read_bytes() == manifest
         async with httpx.AsyncClient() as http:
             for path in ("/tuf/metadata/0.root.json", "/tuf/targets/x/y/z/a.manifest.json", "/tuf/", "/tuf/metadata/"):
                 assert (await http.get(url + path)).status_code == 404

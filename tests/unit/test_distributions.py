@@ -21,7 +21,7 @@ FOLDERS = {
 OPTIONAL = {
     "slmops-shared": {
         *("sqlalchemy", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
-        *("cryptography", "model-signing"),
+        *("cryptography", "model-signing", "tuf", "securesystemslib", "numpy", "zstandard"),
     },
 }
 

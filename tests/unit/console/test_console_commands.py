@@ -24,7 +24,7 @@ EXPECTED = {
     "eval show", "eval verify", "gateway ls", "gateway show", "job cancel", "job ls", "model ls", "model push",
     "model show", "optimize", "package image", "recipe ls", "recipe passes", "recipe show", "rollout abort",
     "rollout ls", "rollout pause", "rollout resume", "rollout rollback", "rollout start", "rollout watch",
-    "variant ls",
+    "trust ceremony", "trust revoke", "trust rotate", "trust show", "trust sign", "variant ls",
 }  # fmt: skip
 
 
@@ -63,8 +63,14 @@ def test_help_has_an_example_and_the_example_parses(path: tuple[str, ...]) -> No
     examples = re.findall(r"Example: (.+)", command.epilog or command.help)
     for example in examples:
         words = shlex.split(example.rpartition("| ")[2])
-        assert words[: len(path) + 1] == ["slmops", *path]
-        command.make_context("slmops", words[len(path) + 1 :])  # raises a usage error
+        command.make_context("slmops", behind(("slmops", *path), words))  # raises a usage error
+
+
+def behind(path: tuple[str, ...], words: list[str]) -> list[str]:
+    """The words after the command's own name; a group may have options before it."""
+    rest = iter(words)
+    assert all(name in rest for name in path)
+    return list(rest)
 
 
 @pytest.mark.parametrize("path", [tuple(name.split()) for name in sorted(EXPECTED)], ids=" ".join)
@@ -113,12 +119,22 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
         (["chat", "gw-1", "hi", "--url", "http://127.0.0.1:1"], "invalid_message", 65),
         (["chat", "hi", "--url", "127.0.0.1:1"], "unreachable", 75),
         (["chat", "hi", "--url", "http://[::1"], "unreachable", 75),
+        (["trust", "show", "--folder", "{folder}"], "not_found", 1),
+        (["trust", "sign", "--folder", "{folder}"], "not_found", 1),
+        (["trust", "rotate", "boss", "--folder", "{folder}"], "invalid_message", 65),
+        (["trust", "ceremony", "--folder", "{folder}", "--threshold", "4"], "invalid_message", 65),
+        (["trust", "revoke", "smollm2", "--folder", "{folder}", "--key", "{text}"], "invalid_message", 65),
+        (["trust", "revoke", "smollm2", "--folder", "{folder}", "--key", "{missing}"], "invalid_message", 65),
         (["model", "ls", "--data", "{folder}"], "not_found", 1),
         (["model", "ls"], "unreachable", 75),
         (["model", "push", "{gguf}", *PUSH], "unreachable", 75),
-        (["package", "image", "{missing}", "--key", "{text}"], "not_found", 1),
-        (["package", "image", "{folder}", "--key", "{text}"], "signature_invalid", 1),
-        (["package", "image", "{folder}", "--key", "{text}", "--blueprint", "{text}"], "invalid_message", 65),
+        (["package", "image", "{missing}", "--key", "{text}", "--root", "{text}"], "not_found", 1),
+        (["package", "image", "{folder}", "--key", "{text}", "--root", "{text}"], "signature_invalid", 1),
+        (
+            ["package", "image", "{folder}", "--key", "{text}", "--root", "{text}", "--blueprint", "{text}"],
+            "invalid_message",
+            65,
+        ),
     ],
 )
 def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:

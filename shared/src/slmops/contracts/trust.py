@@ -65,6 +65,11 @@ def model_paths(model: str) -> str:
     return f"{model}/*/*/manifest.json"
 
 
+def version_paths(model: str, version: str) -> str:
+    """The pattern of all targets of one version: it has one per profile and recipe."""
+    return f"{model}/{version}/*/manifest.json"
+
+
 def package_target(model: str, version: str, manifest: Digest) -> str:
     return f"{model}/{version}/{manifest.removeprefix('sha256:')}/manifest.json"
 

@@ -59,7 +59,7 @@ def find(data: Path | None = None) -> Settings:
         kept = {"nats_url", "nats_creds"} if "nats_url" in given else given & {"nats_creds"}
         for name in kept | (given & {"trace_file", "gateways"}):
             found.pop(name)
-    return settings.model_copy(update=found)
+    return settings.model_copy(update=found | ({"data": data} if data else {}))
 
 
 def _read(path: Path) -> ClientFile | None:

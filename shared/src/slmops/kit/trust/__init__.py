@@ -6,4 +6,7 @@ attacks    which attack a refusal of the library means
 plans      a plan in its signed envelope
 folder     the offline half of a repository as files
 ceremony   making it, rotation, revocation, signing by one keyholder after the other
+overview   what such a folder says
+http       the library's own client over plain HTTP, for the command line
+bus        metadata over the bus, for a gateway
 """

@@ -19,7 +19,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetF
 from tuf.api.serialization.json import JSONSerializer
 
 from slmops.contracts.errors import AlreadyExists, IllegalTransition, InvalidMessage, NotFound
-from slmops.contracts.names import NAME_PATTERN
+from slmops.contracts.names import NAME_PATTERN, VERSION_PATTERN
 from slmops.contracts.trust import (
     ALL_PACKAGES,
     PACKAGES_ROLE,
@@ -27,6 +27,7 @@ from slmops.contracts.trust import (
     ROLLOUT_TARGET,
     RolloutKeys,
     model_paths,
+    version_paths,
 )
 from slmops.kit.trust.folder import OFFLINE_ROLES, Changes, Folder, file_name
 from slmops.kit.trust.keys import key_file, new_key, trusted
@@ -34,6 +35,8 @@ from slmops.kit.trust.keys import key_file, new_key, trusted
 OFFLINE_VALID_FOR: Final = timedelta(days=365)
 ONLINE_ROLES: Final = ("snapshot", "timestamp")
 ROTATED: Final = ("root", "targets", *ONLINE_ROLES, PACKAGES_ROLE, "rollout")
+_KEY_ID: Final = re.compile(r"[0-9a-f]{8,}")
+
 Keys = Mapping[str, CryptoSigner]
 Edited = dict[str, Metadata[Any]]
 """New versions by role."""
@@ -89,7 +92,8 @@ def rotate(
 
 
 def revoke(folder: Folder, what: str, holders: Keys, now: datetime) -> Changes:
-    """Take trust away: from a model by its name, or from a key by its id (or the beginning of it, 8 or more digits).
+    """Take trust away: from a model by its name, one version of it (`smollm2:1.0.0`), or a key by its id (or the
+    beginning of it, 8 or more digits).
 
     Raises `NotFound`, `IllegalTransition` when too few keys would be left, or while something waits for signatures.
     """
@@ -97,25 +101,37 @@ def revoke(folder: Folder, what: str, holders: Keys, now: datetime) -> Changes:
     changes = Changes()
     if keyid := _known_key(root.signed, targets.signed, what):
         edited = _revoke_key(root, targets, keyid, changes)
-    elif _is_name(what):
+    elif paths := _paths(what):
         revoked = folder.newest(REVOKED_ROLE)
         first = Metadata(Targets(expires=_until(now)))
-        edited = _revoke_model(root.signed, targets, what, changes)
+        edited = _revoke_packages(root.signed, targets, what, paths, changes)
         edited |= {REVOKED_ROLE: _next(folder, REVOKED_ROLE, now) if revoked else first}
     else:
-        raise NotFound(f"there is no key {what!r}", fix="slmops trust show lists them. Models are revoked by name.")
+        raise NotFound(f"there is no key {what!r}", fix="slmops trust show lists them. Else: MODEL or MODEL:VERSION.")
     return _signed(folder, changes, _with_revoked(folder, edited, now), holders)
 
 
 def sign(folder: Folder, holders: Keys) -> Changes:
     """Add the signatures of some keyholders to whatever waits for them. Raises `NotFound` when nothing does."""
-    drafts = {role: draft for role in OFFLINE_ROLES if (draft := folder.draft(role)) is not None}
+    drafts = _drafts(folder)
     if not drafts:
         raise NotFound("nothing waits for a signature", where=str(folder.pending))
     changes = _signed(folder, Changes(), drafts, holders)
     if not any("signed by" in line for line in changes.lines):
         raise InvalidMessage("none of these keys may sign what waits", fix="slmops trust show says whose are missing.")
     return changes
+
+
+def waiting(folder: Folder) -> dict[str, tuple[Metadata[Any], int, tuple[str, ...]]]:
+    """What waits for signatures, by role: how many are missing, and the keys that may still give them."""
+    drafts = _drafts(folder)
+    found = {}
+    for role, draft in drafts.items():
+        asked = _delegators(folder, drafts, role)
+        lacking = [(root, of) for root, of in asked if _missing([(root, of)], draft)]
+        keys = {keyid for root, of in lacking for keyid in root.roles[of].keyids} - draft.signatures.keys()
+        found[role] = draft, _missing(asked, draft), tuple(sorted(keys))
+    return found
 
 
 # ---- what is signed by whom -------------------------------------------------------------------------------
@@ -134,6 +150,10 @@ def _signed(folder: Folder, changes: Changes, edited: Edited, holders: Keys) -> 
         # Together or not at all: a root that names new targets keys is no good before these have signed the targets.
         _place(folder, changes, role, metadata, missing[role], complete=not any(missing.values()))
     return changes
+
+
+def _drafts(folder: Folder) -> Edited:
+    return {role: draft for role in OFFLINE_ROLES if (draft := folder.draft(role)) is not None}
 
 
 def _place(
@@ -230,14 +250,14 @@ def _revoke_key(root: Metadata[Root], targets: Metadata[Targets], keyid: str, ch
     return {"root": root, "targets": targets} if "targets" in roles else {"root": root}
 
 
-def _revoke_model(root: Root, targets: Metadata[Targets], model: str, changes: Changes) -> Edited:
+def _revoke_packages(root: Root, targets: Metadata[Targets], what: str, pattern: str, changes: Changes) -> Edited:
     delegations = _delegations(targets.signed)
     role = delegations.get(REVOKED_ROLE)
     paths = list(role.paths or []) if role else []
-    if model_paths(model) in paths:
-        raise AlreadyExists(f"{model} is revoked already")
-    _delegate_revoked(targets.signed, root, [*paths, model_paths(model)])
-    changes.lines.append(f"{model}: no package of it may be installed any more")
+    if {pattern, model_paths(what.partition(":")[0])} & set(paths):
+        raise AlreadyExists(f"{what} is revoked already")
+    _delegate_revoked(targets.signed, root, [*paths, pattern])
+    changes.lines.append(f"{what}: no package of it may be installed any more")
     return {"targets": targets}
 
 
@@ -327,8 +347,14 @@ def _known_key(root: Root, targets: Targets, text: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _is_name(text: str) -> bool:
-    return re.fullmatch(NAME_PATTERN, text) is not None
+def _paths(text: str) -> str | None:
+    """The pattern of the targets of `MODEL` or `MODEL:VERSION`; None when it is neither."""
+    if _KEY_ID.fullmatch(text):  # who mistypes a key's id must not be told that something was revoked
+        return None
+    model, colon, version = text.partition(":")
+    if not re.fullmatch(NAME_PATTERN, model) or (colon and not re.fullmatch(VERSION_PATTERN, version)):
+        return None
+    return version_paths(model, version) if colon else model_paths(model)
 
 
 def _delegations(targets: Targets) -> dict[str, DelegatedRole]:

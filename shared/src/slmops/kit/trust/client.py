@@ -26,7 +26,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import DiskFull, InvalidMessage
+from slmops.contracts.errors import DiskFull, InvalidMessage, SlmopsError
 from slmops.contracts.trust import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack, RolloutKeys, refused
 from slmops.kit.trust.attacks import Recording, check_algorithms, named
 
@@ -147,7 +147,7 @@ def naming(recording: Recording, folder: Path) -> Iterator[None]:
     """Within the block the library's refusals become ours, which name the attack."""
     try:
         yield
-    except OSError:
+    except (OSError, SlmopsError):
         raise
     except Exception as error:
         expired = _root_expired(folder) if isinstance(error, (RepositoryError, DownloadError)) else False

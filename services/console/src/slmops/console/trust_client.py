@@ -1,0 +1,91 @@
+"""`slmops trust client`: a TUF client over plain HTTP, with the interface of TUF's conformance clients.
+
+It keeps what it trusts as the specification says, file by file; a gateway's own client accepts a state as a whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+
+from slmops.console.session import reporting
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.trust import Attack, refused
+
+app = typer.Typer(
+    name="client",
+    help="A TUF client over HTTP: init, refresh, download.",
+    no_args_is_help=True,
+    epilog="Example: slmops trust client --metadata-dir ./trusted --metadata-url http://HOST/tuf/metadata/ refresh",
+)
+_NAMES = ("as_json", "metadata_dir", "metadata_url", "target_name", "target_base_url", "target_dir")
+
+
+class Downloaded(BaseModel):
+    target: str
+    file: Path
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    metadata_dir: Annotated[Path | None, typer.Option(help="Where trusted metadata is kept.")] = None,
+    metadata_url: Annotated[str | None, typer.Option(help="Where metadata is fetched.")] = None,
+    target_name: Annotated[str | None, typer.Option(help="The target to download.")] = None,
+    target_base_url: Annotated[str | None, typer.Option(help="Where targets are fetched.")] = None,
+    target_dir: Annotated[Path | None, typer.Option(help="Where targets are put.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")] = False,
+) -> None:
+    context.obj = dict(
+        zip(_NAMES, (as_json, metadata_dir, metadata_url, target_name, target_base_url, target_dir), strict=True)
+    )
+
+
+@app.command(epilog="Example: slmops trust client --metadata-dir ./trusted init 1.root.json")
+def init(context: typer.Context, trusted_root: Annotated[Path, typer.Argument(help="The root to trust.")]) -> None:
+    """Begin to trust a root."""
+    from slmops.kit.trust.http import HttpClient
+
+    with reporting(as_json=context.obj["as_json"]):
+        HttpClient(Path(_given(context, "metadata_dir"))).init(trusted_root)
+
+
+@app.command(epilog="Example: slmops trust client --metadata-dir ./trusted --metadata-url URL refresh")
+def refresh(context: typer.Context) -> None:
+    """Bring the trusted metadata up to date."""
+    from slmops.kit.trust.http import HttpClient
+
+    with reporting(as_json=context.obj["as_json"]):
+        HttpClient(Path(_given(context, "metadata_dir"))).refresh(_given(context, "metadata_url"))
+
+
+@app.command(
+    epilog="Example: slmops trust client --metadata-dir D --metadata-url U --target-name trust/rollout.json "
+    "--target-base-url T --target-dir . download"
+)
+def download(context: typer.Context) -> None:
+    """Bring the metadata up to date, and fetch a target that it vouches for."""
+    from slmops.kit.trust.http import HttpClient
+
+    with reporting(as_json=context.obj["as_json"]):
+        name = _given(context, "target_name")
+        found = HttpClient(Path(_given(context, "metadata_dir"))).download(
+            _given(context, "metadata_url"),
+            name,
+            _given(context, "target_base_url"),
+            Path(_given(context, "target_dir")),
+        )
+        if found is None:
+            raise refused(Attack.ARBITRARY_PACKAGE, "nobody vouches for this target", where=name)
+        print(Downloaded(target=name, file=found).model_dump_json() if context.obj["as_json"] else found)
+
+
+def _given(context: typer.Context, name: str) -> str:
+    """Raises `InvalidMessage`."""
+    value = context.obj[name]
+    if value is None:
+        raise InvalidMessage(f"--{name.replace('_', '-')} is needed", fix="It goes before the command's name.")
+    return str(value)

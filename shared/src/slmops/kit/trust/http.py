@@ -1,0 +1,120 @@
+"""The library's own client over plain HTTP: it keeps each file as soon as it is verified, as the specification says."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlparse
+
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, LengthOrHashMismatchError, RepositoryError
+from tuf.api.metadata import Metadata, Root
+from tuf.ngclient import Updater, Urllib3Fetcher
+
+from slmops.contracts.errors import Denied, DiskFull, InvalidMessage, NotFound
+from slmops.contracts.trust import Attack, refused
+from slmops.kit.trust.attacks import Recording
+from slmops.kit.trust.client import limits, naming
+
+
+class HttpClient:
+    """`folder` holds what is trusted. Methods raise `InvalidMessage`, `NotFound`, `Denied`, `DiskFull`; those that
+    fetch also `TrustRefused` with the attack's name, `Unreachable` and `NotReady`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def init(self, root: Path) -> None:
+        """Trust a root that its own keys signed. What is known of newer versions still counts against a rollback."""
+        try:
+            data = root.read_bytes()
+            _check_root(Metadata[Root].from_bytes(data))
+        except OSError as error:
+            raise InvalidMessage(f"the root cannot be read: {error.strerror}", where=str(root)) from error
+        except (RepositoryError, ValueError) as error:
+            raise InvalidMessage("this is no root that its own keys signed", where=str(root)) from error
+        with _writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            trusted = self._folder / "root.json"
+            trusted.unlink(missing_ok=True)  # the library makes it a link into its history, which must stay what it is
+            trusted.write_bytes(data)
+
+    def refresh(self, url: str) -> None:
+        with _writing(self._folder):
+            recording, updater = self._updater(url)
+            with naming(recording, self._folder):
+                updater.refresh()
+
+    def download(self, url: str, target: str, base: str, into: Path) -> Path | None:
+        """The file, which is written only when it is what was vouched for; None when nobody vouches for the target."""
+        _check_address(base)
+        with _writing(self._folder):
+            recording, updater = self._updater(url)
+            with naming(recording, self._folder):
+                found = updater.get_targetinfo(target)
+        if found is None:
+            return None
+        file = into / quote(target, safe="")
+        with _writing(into), naming(recording, self._folder), _naming_target(target):
+            into.mkdir(parents=True, exist_ok=True)
+            kept = updater.find_cached_target(found, str(file))
+            return Path(kept or updater.download_target(found, str(file), base))
+
+    def _updater(self, url: str) -> tuple[Recording, Updater]:
+        _check_address(url)
+        recording = Recording(_Fetcher())
+        try:
+            root = (self._folder / "root.json").read_bytes()
+            return recording, Updater(str(self._folder), url, fetcher=recording, config=limits(), bootstrap=root)
+        except FileNotFoundError as error:
+            raise NotFound("nothing is trusted here yet", where=str(self._folder), fix="Begin with init.") from error
+        except RepositoryError as error:
+            raise InvalidMessage("the trusted root is damaged", where=str(self._folder)) from error
+
+
+class _Fetcher(Urllib3Fetcher):
+    """A connection that breaks half way is the network's fault, and no damaged file."""
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        try:
+            yield from super()._fetch(url)
+        except DownloadHTTPError:
+            raise
+        except Exception as error:
+            raise DownloadError(type(error.__cause__ or error).__name__) from error
+
+
+def _check_root(metadata: Metadata[Root]) -> None:
+    """Raises `ValueError` or the library's `RepositoryError`."""
+    if not isinstance(metadata.signed, Root):
+        raise ValueError("metadata of another role")
+    metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
+
+
+def _check_address(url: str) -> None:
+    try:
+        good = urlparse(url).scheme in ("http", "https") and urlparse(url).hostname
+    except ValueError:
+        good = None
+    if not good:
+        raise InvalidMessage("this is no HTTP address", where=url)
+
+
+@contextmanager
+def _naming_target(target: str) -> Iterator[None]:
+    """A file with other bytes than were vouched for was put there by somebody else."""
+    try:
+        yield
+    except LengthOrHashMismatchError as error:
+        raise refused(Attack.ARBITRARY_PACKAGE, "the file is not the one that is vouched for", where=target) from error
+
+
+@contextmanager
+def _writing(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("no room to write", where=str(where), fix="Free disk space.") from error
+        raise Denied(f"cannot be read or written: {error.strerror}", where=str(where)) from error

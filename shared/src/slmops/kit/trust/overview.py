@@ -1,0 +1,71 @@
+"""What a folder of the ceremony says: who may sign what, until when, what is revoked, what waits."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel
+
+from slmops.contracts.trust import PACKAGES_ROLE, REVOKED_ROLE
+from slmops.kit.trust.ceremony import ONLINE_ROLES, rollout_keys, waiting
+from slmops.kit.trust.folder import Folder
+
+
+class RoleView(BaseModel):
+    """Who may sign for a role. What the packager signs has its version and its date there, and none here."""
+
+    role: str
+    version: int | None = None
+    expires: datetime | None = None
+    threshold: int
+    keys: tuple[str, ...]
+
+
+class WaitingView(BaseModel):
+    """A version that does not count yet. `keys` may still sign it; 0 `missing`: it waits for the other files."""
+
+    role: str
+    version: int
+    missing: int
+    keys: tuple[str, ...]
+
+
+class TrustView(BaseModel):
+    roles: tuple[RoleView, ...]
+    rollout_keys: tuple[str, ...]
+    revoked: tuple[str, ...]
+    """Patterns of targets that nobody may vouch for."""
+    waiting: tuple[WaitingView, ...]
+
+
+def overview(folder: Folder) -> TrustView:
+    """Raises `NotFound` when no ceremony was held here, `InvalidMessage` for metadata that cannot be read."""
+    folder.check()
+    newest = {role: metadata.signed for role in ("root", "targets") if (metadata := folder.newest(role))}
+    root, targets = newest["root"], newest["targets"]
+    delegated = dict(targets.delegations.roles)
+    roles = [
+        RoleView(
+            role=role,
+            version=newest[role].version,
+            expires=newest[role].expires,
+            threshold=root.roles[role].threshold,
+            keys=tuple(root.roles[role].keyids),
+        )
+        for role in newest
+    ]
+    for role, named in [
+        *((role, root.roles[role]) for role in ONLINE_ROLES),
+        (PACKAGES_ROLE, delegated[PACKAGES_ROLE]),
+    ]:
+        roles.append(RoleView(role=role, threshold=named.threshold, keys=tuple(named.keyids)))
+    revoked = delegated.get(REVOKED_ROLE)
+    return TrustView(
+        roles=tuple(roles),
+        rollout_keys=tuple(key.keyid for key in rollout_keys(targets).keys),
+        revoked=tuple(revoked.paths or ()) if revoked else (),
+        waiting=tuple(
+            WaitingView(role=role, version=draft.signed.version, missing=missing, keys=keys)
+            for role, (draft, missing, keys) in waiting(folder).items()
+        ),
+    )
