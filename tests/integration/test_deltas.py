@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from slmops.contracts.plan import Release
 from slmops.gateway.acquire import Acquirer
 from slmops.gateway.slots import Slot
 from slmops.kit.clock import utc_now
+from slmops.kit.delta import make
+from slmops.packager import deltas as planning
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer
@@ -182,3 +185,17 @@ async def test_a_route_that_leads_elsewhere_is_not_followed(site: Site, versions
     monkeypatch.setattr(Acquirer, "_ask", lying)
     assert weights(await site.install(second)) == versions.weights[1]
     assert site.acquirer.fetched_bytes >= len(versions.weights[1])
+
+
+async def test_who_asks_while_a_delta_is_made_gets_it(site: Site, versions: Versions, monkeypatch: Any) -> None:
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(1.5)
+        return make(*arguments)
+
+    monkeypatch.setattr(planning, "make", slowly)
+    first = await versions.publish()
+    await installed(site, first)
+    await report(site, first)
+    second = await versions.publish()
+    assert weights(await site.install(second)) == versions.weights[1]
+    assert site.acquirer.fetched_bytes == (await deltas(site, 1))[0].delta.size

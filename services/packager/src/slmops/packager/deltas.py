@@ -9,10 +9,11 @@ import asyncio
 import logging
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import PermanentError
 from slmops.contracts.events import PackageDeltaPublished, PackagePublished
 from slmops.contracts.manifest import DELTA, Manifest, layers_by_path
@@ -26,6 +27,8 @@ from slmops.packager.assemble import disk_full
 from slmops.packager.routes import bases_of, new_bytes
 
 log = logging.getLogger("slmops.packager")
+PATIENCE_S = 10
+"""Of a gateway that asks while a delta is being made: seconds to wait are cheaper than the whole files."""
 MANIFEST_LIMIT_BYTES = 4 << 20  # what OCI registries accept
 
 
@@ -48,11 +51,27 @@ class DeltaPlanner:
         self._work = work
         self._bounds = bounds
         self._clock = clock
+        self._under_way: dict[Digest, asyncio.Event] = {}
 
     async def open(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
 
+    async def settled(self, target: Digest) -> None:
+        """When no delta to that package is being made here any more, or after `PATIENCE_S`."""
+        if (done := self._under_way.get(target)) is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), PATIENCE_S)
+
     async def plan(self, target: PackagePublished) -> None:
+        """As `_plan`, for `settled` to see."""
+        done = self._under_way.setdefault(target.manifest.digest, asyncio.Event())
+        try:
+            await self._plan(target)
+        finally:
+            self._under_way.pop(target.manifest.digest, None)
+            done.set()
+
+    async def _plan(self, target: PackagePublished) -> None:
         """Make and publish the deltas that the fleet needs for `target` and that are not there. Raises `DiskFull`,
         and what storage and journal raise while they cannot be reached."""
         manifest = target.manifest.digest

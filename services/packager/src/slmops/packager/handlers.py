@@ -121,6 +121,7 @@ class Handlers:
         """From what the gateway has. Whether it is worth it is the gateway's to say: it knows what else it has."""
         if not have:
             return ()
+        await self._deltas.settled(package.manifest.digest)
         deltas = await self._journal.read(lambda connection: store.deltas_of(connection, package.model))
         return tuple([await self._step(step) for step in cheapest_route(deltas, have, package.manifest.digest)])
 
