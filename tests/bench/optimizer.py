@@ -57,7 +57,7 @@ JUDGED = tuple(_LICENCES / name for name in ("Apache-2.0", "MPL-2.0"))
 CALIBRATED = tuple(_LICENCES / name for name in ("GPL-3", "LGPL-2.1", "GFDL-1.3", "Artistic", "GPL-1", "CC0-1.0"))
 STOCK = "stock-"
 JOB_WITHIN = timedelta(hours=2)
-ROUNDS = 2
+ROUNDS = 4
 Figures = dict[str, Any]
 
 
