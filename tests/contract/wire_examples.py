@@ -13,7 +13,7 @@ from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation, Figure, Verification
-from slmops.contracts.jobs import JobState, JobView, OptimizeJob
+from slmops.contracts.jobs import JobState, JobView, OptimizeJob, Predecessor
 from slmops.contracts.manifest import (
     DATASET,
     FILE_PATH,
@@ -67,6 +67,7 @@ REPORT = Descriptor(media_type="application/json", digest=digest("c"), size=2048
 MANIFEST = Descriptor(media_type=OCI_MANIFEST, digest=digest("d"), size=1234)
 KEY = TrustedKey(keyid="ab" * 32, keytype="ed25519", scheme="ed25519", keyval=KeyValue(public="cd" * 32))
 DELTA = Descriptor(media_type=DELTA_TYPE, digest=digest("8"), size=675_432)
+CONFIG = Descriptor(media_type=MODEL_CONFIG, digest=digest("1"), size=321)
 SIGNED = Descriptor(media_type=SIGNATURE, digest=digest("e"), size=4321)
 EVALUATION = Evaluation(
     bytes=86_000_000,
@@ -381,6 +382,23 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         c.MetadataFile(file="7.model-smollm2.json", content="eyJzaWduZWQiOiB7fX0="),
     ),
     (
+        c.ExportPackage(manifest=digest("d"), model="smollm2", version=VERSION, profile="edge-small"),
+        c.PackageExport(
+            model="smollm2",
+            version=VERSION,
+            profile="edge-small",
+            recipe="int4",
+            manifest=MANIFEST,
+            signature=SIGNED,
+            size_bytes=86_000_000,
+            at=AT,
+            manifest_file=_file("manifest.json", MANIFEST),
+            config_file=_file("config.json", CONFIG),
+            signature_file=_file("model.sig", SIGNED),
+            files=(_file("golden.jsonl", GOLDEN),),
+        ),
+    ),
+    (
         c.EnrolGateway(
             gateway_id="gw-1",
             blueprint="edge-chat",
@@ -432,6 +450,7 @@ DOCUMENTS: dict[str, BaseModel] = {
         recipes=("int8", "mine"),
         definitions=(RECIPE,),
         search=SEARCH,
+        predecessor=Predecessor(version=BEFORE, recipe="int4", variant=digest("9"), manifest=MANIFEST),
         asked="1d2c3b4a-5968-4776-8594-a3b2c1d0e0f0",
     ),
     "plan": Plan(

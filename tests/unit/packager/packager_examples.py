@@ -10,11 +10,12 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from slmops.contracts.descriptor import Descriptor, Digest, digest_of
+from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.events import VariantOptimized
-from slmops.contracts.manifest import MANIFEST_PATH, SIGNATURE_PATH, Manifest
+from slmops.contracts.manifest import MANIFEST_PATH, OCI_MANIFEST, SIGNATURE, SIGNATURE_PATH, Manifest
 from slmops.contracts.model import ModelFile, files_digest
+from slmops.kit.layout import layout_files
 from slmops.packager.modelpack import EVALUATION_PATH, GOLDEN_PATH, build
 from slmops.packager.sign import sign
 
@@ -85,3 +86,15 @@ def write_package(
 def rewrite_manifest(folder: Path, manifest: Manifest) -> Digest:
     (folder / MANIFEST_PATH).write_bytes(manifest.encode())
     return digest_of(manifest.encode())
+
+
+def write_layout(package: Path, layout: Path) -> Descriptor:
+    """The package in `package` as an OCI layout; the descriptor of its manifest."""
+    manifest = Descriptor.of((package / MANIFEST_PATH).read_bytes(), OCI_MANIFEST)
+    files = [path.read_bytes() for path in package.rglob("*") if path.is_file()]
+    blobs = {blob_key(digest_of(data)): data for data in [*files, build(variant()).config]}
+    signature = Descriptor.of((package / SIGNATURE_PATH).read_bytes(), SIGNATURE)
+    for path, data in (blobs | layout_files(manifest, "1.0.0", signature)).items():
+        (layout / path).parent.mkdir(parents=True, exist_ok=True)
+        (layout / path).write_bytes(data)
+    return manifest

@@ -316,6 +316,28 @@ class FetchMetadata(Command[MetadataFile]):
     file: MetadataName
 
 
+class PackageExport(PackageView):
+    """Every blob of a package. Addresses expire; `config` is a blob that no file of a laid out package holds."""
+
+    model: Name
+    version: Version
+    manifest_file: PackageFile
+    config_file: PackageFile
+    signature_file: PackageFile
+    files: tuple[PackageFile, ...]
+
+
+class ExportPackage(Command[PackageExport]):
+    """The operator asks for a package: by its manifest, or the newest of a version. Raises `NotFound` for none."""
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "export"
+    manifest: Digest | None = None
+    model: Name | None = None
+    version: Version | None = None
+    profile: Name | None = Field(default=None, description="Needed where a version has packages for several")
+
+
 # ---- rollout ----------------------------------------------------------------------------------------------
 
 

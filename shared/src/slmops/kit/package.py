@@ -29,7 +29,7 @@ def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | 
     Raises `DigestMismatch` or `SignatureInvalid`, naming the file, and `InvalidMessage` when the manifest is none or
     the trusted key is no EC public key.
     """
-    files = set(_files(directory))
+    files = set(files_below(directory))
     for path in (MANIFEST_PATH, SIGNATURE_PATH):
         if path not in files:
             raise SignatureInvalid(f"the package has no {path}", where=path)
@@ -39,7 +39,7 @@ def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | 
     wanted = manifest_digest or signed_manifest(signed_files(signature, public_key))
     manifest = _manifest(directory / MANIFEST_PATH, wanted)
     layers = layers_by_path(manifest)
-    _check_same_files(files - {MANIFEST_PATH, SIGNATURE_PATH}, set(layers))
+    check_same_files(files - {MANIFEST_PATH, SIGNATURE_PATH}, set(layers))
     for path, layer in layers.items():
         check_content(directory / path, path, layer)
     check_signed(wanted, layers, signed_files(signature, public_key))
@@ -60,7 +60,7 @@ def check_signed(manifest: Digest, layers: Mapping[str, Descriptor], signed: Map
         raise SignatureInvalid(f"{other[0]} is not what the trusted key signed", where=other[0])
 
 
-def _files(directory: Path) -> Iterator[str]:
+def files_below(directory: Path) -> Iterator[str]:
     """Relative paths of all files. Raises `SignatureInvalid` for a link, a device or whatever else is no file."""
     for folder, folders, files in os.walk(directory, followlinks=False):
         for name in (*folders, *files):
@@ -80,7 +80,8 @@ def _manifest(path: Path, expected: Digest) -> Manifest:
     return Manifest.decode(data)
 
 
-def _check_same_files(there: set[str], named: set[str]) -> None:
+def check_same_files(there: set[str], named: set[str]) -> None:
+    """Raises `SignatureInvalid` with the first file that is too many or missing."""
     if extra := sorted(there - named):
         raise SignatureInvalid(f"{extra[0]} is not part of the package", where=extra[0])
     if missing := sorted(named - there):

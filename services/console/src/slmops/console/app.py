@@ -19,6 +19,7 @@ from slmops.console import (
     jobs,
     models,
     optimizing,
+    packages,
     recipes,
     rollouts,
     trust,
@@ -47,14 +48,28 @@ def root(
     """
 
 
+GROUPS = (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, packages, deltas, trust, deadletters)
+
+
 def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
     app.callback(epilog="Example: slmops model ls")(root)
-    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deltas, trust, deadletters):
+    for group in (
+        models,
+        blueprints,
+        rollouts,
+        gateways,
+        jobs,
+        recipes,
+        evaluations,
+        packages,
+        deltas,
+        trust,
+        deadletters,
+    ):
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
-    app.add_typer(images.app)
-    images.declare(images.app)
+    images.declare(packages.app)
     optimizing.declare(app)
     chat.declare(app)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):

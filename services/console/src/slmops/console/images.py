@@ -21,7 +21,6 @@ from slmops.console.tables import pairs, size
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InvalidMessage
 
-app = typer.Typer(name="package", help="What gateways install.", no_args_is_help=True)
 BASE_IMAGE = "python:3.12-slim"
 _NO_INDEX = {"PIP_NO_INDEX": "1"}
 

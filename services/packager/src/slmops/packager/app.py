@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slmops.contracts.commands import ExportPackage
 from slmops.kit.bus import Bus
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
@@ -11,6 +12,7 @@ from slmops.kit.service import Service
 from slmops.kit.settings import load
 from slmops.packager.assemble import Assembler
 from slmops.packager.deltas import Bounds, DeltaPlanner
+from slmops.packager.export import Exporter
 from slmops.packager.handlers import Handlers, routes
 from slmops.packager.settings import Settings
 from slmops.packager.store import project, schema
@@ -26,6 +28,7 @@ def build(settings: Settings) -> Service:
     deltas = DeltaPlanner(journal, objects, settings.data_dir / "deltas", bounds, utc_now)
     trust = Trust(journal, settings.trust_keys, settings.trust_metadata, utc_now, settings.trust_renew_every)
     routes(bus, Handlers(bus, journal, objects, assembler, deltas, trust, utc_now))
+    bus.serve(ExportPackage, Exporter(journal, objects).export)
     return Service(
         "packager",
         settings,

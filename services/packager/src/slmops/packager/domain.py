@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from slmops.contracts.commands import ExportPackage
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import Denied
+from slmops.contracts.errors import Denied, InvalidMessage, NotFound
 from slmops.contracts.events import Event, PackagePublished, VariantOptimized
 from slmops.contracts.plan import Plan
 
@@ -26,6 +27,23 @@ def published_as(events: Iterable[Event], variant: VariantOptimized) -> PackageP
 def decide(events: Iterable[Event], variant: VariantOptimized, package: PackagePublished) -> list[Event]:
     """A variant is published once, however often it is announced or packaged."""
     return [] if published_as(events, variant) else [package]
+
+
+def newest_of(packages: Sequence[PackagePublished], wanted: ExportPackage) -> PackagePublished:
+    """What the operator means. Raises `NotFound`, and `InvalidMessage` when it could be for several profiles."""
+    asked = {"model": wanted.model, "version": wanted.version, "profile": wanted.profile}
+    named = {name: value for name, value in asked.items() if value is not None}
+    found = [package for package in packages if named.items() <= dict(package).items()]
+    if wanted.manifest is not None:
+        found = [package for package in found if package.manifest.digest == wanted.manifest]
+    elif "model" not in named:
+        raise InvalidMessage("nothing says which package is meant", fix="Name a manifest, or a model and a version.")
+    if not found:
+        what = wanted.manifest or ":".join(named.values())
+        raise NotFound(f"no package {what} was published here", fix="List them: slmops package ls.")
+    if len(profiles := sorted({package.profile for package in found})) > 1:
+        raise InvalidMessage(f"there are packages for {', '.join(profiles)}", fix="Name one with --profile.")
+    return max(found, key=lambda package: package.at)
 
 
 def check_planned(plan: Plan, manifest: Digest, gateway_id: str) -> None:

@@ -1,0 +1,38 @@
+"""Hands a package to the operator: every blob of it with an address, so that nothing passes through here."""
+
+from __future__ import annotations
+
+import asyncio
+
+from slmops.contracts.commands import ExportPackage, PackageExport
+from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, Manifest, PackageFile
+from slmops.kit.journal import Journal
+from slmops.kit.objects import Objects
+from slmops.kit.package import LIMIT_BYTES
+from slmops.packager import store
+from slmops.packager.domain import newest_of
+
+CONFIG_PATH = "config.json"
+
+
+class Exporter:
+    def __init__(self, journal: Journal, objects: Objects) -> None:
+        self._journal = journal
+        self._objects = objects
+
+    async def export(self, command: ExportPackage) -> PackageExport:
+        """Raises `NotFound`, `InvalidMessage`."""
+        package = newest_of(await self._journal.read(store.packages), command)
+        manifest = Manifest.decode(await self._objects.get_bytes(package.manifest.digest, LIMIT_BYTES))
+        layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
+        return PackageExport(
+            **package.model_dump(exclude={"variant"}),
+            manifest_file=await self._file(MANIFEST_PATH, package.manifest),
+            config_file=await self._file(CONFIG_PATH, manifest.config),
+            signature_file=await self._file(SIGNATURE_PATH, package.signature),
+            files=tuple(await asyncio.gather(*layers)),
+        )
+
+    async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
+        return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))

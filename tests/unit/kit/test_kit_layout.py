@@ -1,0 +1,219 @@
+"""An OCI layout of a package: accepted whole, and refused with any bit another, in any file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.packager.packager_examples import Keys, new_keys, write_layout, write_package
+
+from slmops.contracts.descriptor import Descriptor, blob_key, digest_of
+from slmops.contracts.errors import DigestMismatch, InvalidMessage, SignatureInvalid, SlmopsError
+from slmops.contracts.manifest import SIGNATURE_PATH
+from slmops.kit.layout import INDEX_PATH, LAYOUT_PATH, manifest_digest_of, signature_tag, verify_layout
+from slmops.kit.package import verify_package
+
+
+class Written(NamedTuple):
+    folder: Path
+    layout: Path
+    keys: Keys
+    manifest: Descriptor
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    base = tmp_path_factory.mktemp("layout")
+    keys = new_keys(base / "keys")
+    write_package(base / "package", keys)
+    return Written(base / "package", base / "layout", keys, write_layout(base / "package", base / "layout"))
+
+
+@pytest.fixture
+def layout(written: Written, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written.layout, tmp_path / "layout"))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ (1 << bit % 8)]))
+
+
+def test_a_layout_is_accepted_with_and_without_a_plan(written: Written) -> None:
+    manifest = verify_layout(written.layout, written.keys.public, written.manifest.digest)
+    assert verify_layout(written.layout, written.keys.public) == manifest
+    assert manifest_digest_of(written.layout) == written.manifest.digest == digest_of(manifest.encode())
+
+
+@settings(max_examples=200, deadline=None)
+@given(file=st.integers(min_value=0, max_value=10**6), bit=st.integers(min_value=0, max_value=10**9))
+def test_a_flipped_bit_anywhere_in_a_layout_is_refused(written: Written, file: int, bit: int) -> None:
+    files = files_of(written.layout)
+    path = files[file % len(files)]
+    position = bit % (path.stat().st_size * 8)
+    flip(path, position)
+    try:
+        with pytest.raises(SlmopsError) as refusal:
+            verify_layout(written.layout, written.keys.public)
+    finally:
+        flip(path, position)
+    if path.name != INDEX_PATH:  # of which a bit says where other files lie
+        assert refusal.value.where == path.relative_to(written.layout).as_posix()
+
+
+@settings(max_examples=200, deadline=None)
+@given(file=st.integers(min_value=0, max_value=10**6), bit=st.integers(min_value=0, max_value=10**9))
+def test_a_flipped_bit_anywhere_in_a_laid_out_package_is_refused_by_name(written: Written, file: int, bit: int) -> None:
+    files = files_of(written.folder)
+    path = files[file % len(files)]
+    position = bit % (path.stat().st_size * 8)
+    flip(path, position)
+    try:
+        with pytest.raises((DigestMismatch, SignatureInvalid)) as refusal:
+            verify_package(written.folder, written.keys.public)
+    finally:
+        flip(path, position)
+    assert refusal.value.where == path.relative_to(written.folder).as_posix()
+
+
+def test_every_bit_of_the_index_counts(layout: Path, written: Written) -> None:
+    """It is what nothing signs."""
+    for path in (layout / INDEX_PATH, layout / LAYOUT_PATH):
+        for bit in range(path.stat().st_size * 8):
+            flip(path, bit)
+            with pytest.raises(SlmopsError):
+                verify_layout(layout, written.keys.public)
+            flip(path, bit)
+    verify_layout(layout, written.keys.public)
+
+
+def test_another_key_and_another_package_are_refused(written: Written, tmp_path: Path) -> None:
+    with pytest.raises(SignatureInvalid) as refusal:
+        verify_layout(written.layout, new_keys(tmp_path / "other").public)
+    assert refusal.value.where == SIGNATURE_PATH
+    with pytest.raises(DigestMismatch):
+        verify_layout(written.layout, written.keys.public, digest_of(b"another"))
+
+
+def index(layout: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads((layout / INDEX_PATH).read_bytes())
+    change(document)
+    (layout / INDEX_PATH).write_text(json.dumps(document, separators=(",", ":")))
+
+
+def test_a_layout_without_its_signature_is_refused_and_says_how_to_copy_it(layout: Path, written: Written) -> None:
+    index(layout, lambda document: document["manifests"].pop())
+    with pytest.raises(SignatureInvalid) as refusal:
+        verify_layout(layout, written.keys.public)
+    assert signature_tag(written.manifest.digest) in (refusal.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document["manifests"].append(document["manifests"][0]),
+        lambda document: document["manifests"].reverse() or document["manifests"].pop(),
+        lambda document: document["manifests"][0].update(size=1 << 40),
+        lambda document: document["manifests"][0].update(size=0),
+        lambda document: document["manifests"][0].update(digest="sha512:" + "0" * 128),
+        lambda document: document["manifests"][0].update(digest="sha256:../../../etc/passwd"),
+        lambda document: document["manifests"][0].update(
+            mediaType="application/vnd.docker.distribution.manifest.v2+json"
+        ),
+        lambda document: document["manifests"][0].update(urls=["http://elsewhere.example"]),
+        lambda document: document["manifests"][0]["annotations"].update({"org.opencontainers.image.ref.name": "1.0.1"}),
+        lambda document: document["manifests"][0].pop("annotations"),
+        lambda document: document["manifests"].clear(),
+        lambda document: document.update(schemaVersion=3),
+        lambda document: document.update(annotations={"x": "y"}),
+    ],
+)
+def test_an_index_that_says_something_else_is_refused(
+    change: Callable[[dict[str, Any]], None], layout: Path, written: Written
+) -> None:
+    index(layout, change)
+    with pytest.raises((InvalidMessage, SignatureInvalid, DigestMismatch)):
+        verify_layout(layout, written.keys.public)
+
+
+def swap_blobs(layout: Path, written: Written) -> str:
+    """Two layers under each other's names."""
+    layers = [
+        layer for layer in verify_layout(layout, written.keys.public).layers if layer.size > 2
+    ]  # {} is no layer's own
+    names = [blob_key(layer.digest) for layer in layers[:2]]
+    contents = [(layout / name).read_bytes() for name in names]
+    for name, content in zip(names, reversed(contents), strict=True):
+        (layout / name).write_bytes(content)
+    return names[0]
+
+
+def lose(layout: Path, written: Written) -> str:
+    name = blob_key(verify_layout(layout, written.keys.public).layers[0].digest)
+    (layout / name).unlink()
+    return name
+
+
+def add(layout: Path, _written: Written) -> str:
+    name = blob_key(digest_of(b"more"))
+    (layout / name).write_bytes(b"more")
+    return name
+
+
+def add_elsewhere(layout: Path, _written: Written) -> str:
+    (layout / "run.sh").write_bytes(b"#!")
+    return "run.sh"
+
+
+def link(layout: Path, written: Written) -> str:
+    name = blob_key(verify_layout(layout, written.keys.public).layers[0].digest)
+    (layout / name).rename(layout.parent / "elsewhere")
+    (layout / name).symlink_to(layout.parent / "elsewhere")
+    return name
+
+
+def grow(layout: Path, written: Written) -> str:
+    name = blob_key(verify_layout(layout, written.keys.public).layers[1].digest)
+    os.truncate(layout / name, 1 << 40)
+    return name
+
+
+@pytest.mark.parametrize("damage", [swap_blobs, lose, add, add_elsewhere, link, grow], ids=lambda f: f.__name__)
+def test_what_is_swapped_missing_too_many_or_too_large_is_named(
+    damage: Callable[[Path, Written], str], layout: Path, written: Written
+) -> None:
+    path = damage(layout, written)
+    with pytest.raises((DigestMismatch, SignatureInvalid)) as refusal:
+        verify_layout(layout, written.keys.public)
+    assert refusal.value.where == path
+
+
+@pytest.mark.parametrize("path", [INDEX_PATH, LAYOUT_PATH])
+@pytest.mark.parametrize("content", [b"", b"null", b"[" * 100_000, b'{"a":1}', b"\xff\xfe", b"{}" + b" " * 64])
+def test_what_is_no_layout_is_refused(path: str, content: bytes, layout: Path, written: Written) -> None:
+    (layout / path).write_bytes(content)
+    with pytest.raises(InvalidMessage) as refusal:
+        verify_layout(layout, written.keys.public)
+    assert refusal.value.where == path
+
+
+@pytest.mark.parametrize("path", [INDEX_PATH, LAYOUT_PATH])
+def test_what_would_fill_the_memory_is_not_read(path: str, layout: Path, written: Written) -> None:
+    os.truncate(layout / path, 1 << 34)
+    with pytest.raises(DigestMismatch) as refusal:
+        verify_layout(layout, written.keys.public)
+    assert refusal.value.where == path
