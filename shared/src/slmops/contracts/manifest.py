@@ -20,6 +20,7 @@ WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
 WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC = "application/vnd.cncf.model.doc.v1.raw"
 DATASET = "application/vnd.cncf.model.dataset.v1.raw"
+JOB_REPORT = "application/vnd.slmops.optimization.v1+json"
 SIGNATURE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 FILE_PATH = "org.cncf.model.filepath"
 

@@ -21,6 +21,7 @@ from slmops.console import (
     optimizing,
     recipes,
     rollouts,
+    storage,
 )
 from slmops.console.session import INTERRUPTED, reported
 
@@ -49,7 +50,7 @@ def root(
 def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
     app.callback(epilog="Example: slmops model ls")(root)
-    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deltas, deadletters):
+    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deltas, storage, deadletters):
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
     app.add_typer(images.app)
