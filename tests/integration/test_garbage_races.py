@@ -28,6 +28,7 @@ from slmops.kit import sweeps
 from slmops.kit.collecting import Collecting
 from slmops.kit.objects import Objects
 from slmops.kit.sweeps import SWEEPS
+from slmops.optimizer.store import Outcome, Results
 from slmops.registry.garbage import Collector
 
 if TYPE_CHECKING:
@@ -220,6 +221,26 @@ async def test_uploads_that_nobody_registered_go_when_they_are_old(yard: Yard) -
     assert (report.uploads.objects, report.uploads.size_bytes) == (1, 6)
     assert await yard.objects.keys() == [fresh]
     assert [u.upload_id for u in yard.behind._list_multipart_uploads(bucket).uploads] == [going_on]
+
+
+async def test_what_the_optimizer_remembers_of_collected_blobs_is_no_longer_known(yard: Yard) -> None:
+    results = Results(yard.objects, lambda: digest_of(b"here"))
+    report, picture = await yard.put("report"), await yard.put("picture")
+    outcome = Outcome(variants=(), reason="none passed", report=report, pictures=(picture,))
+    await results.put_outcome("work", outcome)
+    yard.live.update({report.digest: 1, picture.digest: 1})
+    yard.store.by = timedelta(hours=1)
+    await yard.collect()
+    assert await results.outcome("work") == outcome
+    yard.live.clear()  # its version is retired
+
+    yard.store.by = timedelta(0)
+    await yard.collect()
+    assert await results.outcome("work") == outcome, "a job that finds it has the grace period to tell of it"
+    yard.store.by = timedelta(hours=1)
+    await yard.collect()
+    assert await yard.objects.keys("blobs/") == []
+    assert await results.outcome("work") is None
 
 
 async def test_as_much_is_removed_as_was_asked_for(yard: Yard) -> None:
