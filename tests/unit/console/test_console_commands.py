@@ -24,7 +24,7 @@ EXPECTED = {
     "eval show", "eval verify", "gateway ls", "gateway show", "job cancel", "job ls", "model ls", "model push",
     "model show", "optimize", "package image", "recipe ls", "recipe passes", "recipe show", "rollout abort",
     "rollout ls", "rollout pause", "rollout resume", "rollout rollback", "rollout start", "rollout watch",
-    "variant ls",
+    "storage gc", "storage usage", "variant ls",
 }  # fmt: skip
 
 
@@ -116,6 +116,8 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
         (["model", "ls", "--data", "{folder}"], "not_found", 1),
         (["model", "ls"], "unreachable", 75),
         (["model", "push", "{gguf}", *PUSH], "unreachable", 75),
+        (["storage", "gc", "--grace", "a week"], "invalid_message", 65),
+        (["storage", "gc", "--dry-run"], "unreachable", 75),
         (["package", "image", "{missing}", "--key", "{text}"], "not_found", 1),
         (["package", "image", "{folder}", "--key", "{text}"], "signature_invalid", 1),
         (["package", "image", "{folder}", "--key", "{text}", "--blueprint", "{text}"], "invalid_message", 65),
