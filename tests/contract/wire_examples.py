@@ -26,6 +26,7 @@ from slmops.contracts.manifest import (
     PackageFile,
 )
 from slmops.contracts.manifest import DELTA as DELTA_TYPE
+from slmops.contracts.manifest import JOB_REPORT as JOB_REPORT_TYPE
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.model import ModelFile
 from slmops.contracts.plan import Candidate, Overlay, Plan, Release
@@ -64,6 +65,7 @@ WEIGHTS = ModelFile(path="onnx/model.onnx", digest=digest("a"), size_bytes=86_00
 QUESTIONS = ModelFile(path="golden.jsonl", digest=digest("b"), size_bytes=120)
 GOLDEN = Descriptor(media_type=DATASET, digest=digest("b"), size=120, annotations={FILE_PATH: "golden.jsonl"})
 REPORT = Descriptor(media_type="application/json", digest=digest("c"), size=2048)
+JOB_REPORT = Descriptor(media_type=JOB_REPORT_TYPE, digest=digest("6"), size=8192)
 MANIFEST = Descriptor(media_type=OCI_MANIFEST, digest=digest("d"), size=1234)
 KEY = TrustedKey(keyid="ab" * 32, keytype="ed25519", scheme="ed25519", keyval=KeyValue(public="cd" * 32))
 DELTA = Descriptor(media_type=DELTA_TYPE, digest=digest("8"), size=675_432)
@@ -149,6 +151,7 @@ EVENTS: tuple[e.Event, ...] = (
         files=(WEIGHTS,),
         evaluation=EVALUATION,
         report=REPORT,
+        job_report=JOB_REPORT,
         golden=GOLDEN,
         chosen=True,
         reason=BECAUSE,
@@ -160,6 +163,7 @@ EVENTS: tuple[e.Event, ...] = (
         digest=digest("f"),
         evaluation=EVALUATION,
         report=REPORT,
+        job_report=JOB_REPORT,
         problem=PROBLEM,
         reason="160 MB are allowed, it has 170 MB",
         at=AT,
@@ -323,6 +327,17 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (c.SetAlias(model="smollm2", alias="stable", version=VERSION), _VERSION_VIEW),
     (c.RetireVersion(model="smollm2", version=VERSION, reason="superseded by 1.0.2"), _VERSION_VIEW),
     (c.ListVersions(model="smollm2", version=VERSION), c.VersionList(versions=(_VERSION_VIEW,))),
+    (
+        c.CollectGarbage(dry_run=True, grace=timedelta(days=2), at_most=500),
+        c.GarbageReport(
+            live=c.Share(objects=42, size_bytes=700_000_000),
+            young=c.Share(objects=3, size_bytes=90_000_000),
+            garbage=c.Share(objects=9, size_bytes=538_000_000),
+            uploads=c.Share(objects=1, size_bytes=98_000_000),
+            removed=c.Share(objects=9, size_bytes=538_000_000),
+            missing=1,
+        ),
+    ),
     (
         c.Optimize(
             model="smollm2",

@@ -24,8 +24,8 @@ EXPECTED = {
     "eval show", "eval verify", "gateway ls", "gateway show", "job cancel", "job ls", "model ls", "model push",
     "model show", "optimize", "package export", "package image", "package ls", "package show", "package verify",
     "recipe ls", "recipe passes", "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume",
-    "rollout rollback", "rollout start", "rollout watch", "trust ceremony", "trust revoke", "trust rotate",
-    "trust show", "trust sign", "variant ls",
+    "rollout rollback", "rollout start", "rollout watch", "storage gc", "storage usage", "trust ceremony",
+    "trust revoke", "trust rotate", "trust show", "trust sign", "variant ls",
 }  # fmt: skip
 
 
@@ -136,6 +136,11 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
             "invalid_message",
             65,
         ),
+        (["storage", "gc", "--grace", "a week"], "invalid_message", 65),
+        (["storage", "gc", "--dry-run"], "unreachable", 75),
+        (["package", "image", "{missing}", "--key", "{text}"], "not_found", 1),
+        (["package", "image", "{folder}", "--key", "{text}"], "signature_invalid", 1),
+        (["package", "image", "{folder}", "--key", "{text}", "--blueprint", "{text}"], "invalid_message", 65),
     ],
 )
 def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:

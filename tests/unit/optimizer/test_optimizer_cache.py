@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.contracts.descriptor import Descriptor, Digest, digest_of
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.jobs import OptimizeJob
 from slmops.contracts.model import ModelFile
@@ -21,7 +21,7 @@ from slmops.optimizer import environment as environment_module
 from slmops.optimizer.environment import environment
 from slmops.optimizer.pipeline import TOOLS
 from slmops.optimizer.restore import restore
-from slmops.optimizer.store import Measured, Outcome, Results
+from slmops.optimizer.store import Measured, Outcome, Results, VariantOutcome
 from slmops.optimizer.texts import Text, Texts, read_texts
 
 PACKAGE = Path(environment_module.__file__).parent
@@ -51,10 +51,16 @@ MEASURED = Measured(
 
 
 class Memory:
-    """An object store that forgets."""
+    """An object store that forgets. `collected`: blobs that somebody removed; every other is there."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self.collected: set[Digest] = set()
+        self.kept: set[Digest] = set()
+
+    async def keep(self, digest: Digest) -> bool:
+        self.kept.add(digest)
+        return digest not in self.collected
 
     async def get_object(self, key: str) -> bytes | None:
         return self.objects.get(key)
@@ -122,6 +128,48 @@ async def test_the_same_work_is_a_hit(job: OptimizeJob) -> None:
     results = Results(Memory(), lambda: digest_of(b"here"))
     await results.put_outcome(JOB.work, OUTCOME)
     assert await results.outcome(job.work) == OUTCOME
+
+
+FILE = ModelFile(path="model.onnx", digest=digest_of(b"made"), size_bytes=4)
+PICTURE = Descriptor.of(b"picture", "image/png")
+OF_VARIANT = Descriptor.of(b"of a variant", "application/json")
+
+
+def variant(*, passed: bool) -> VariantOutcome:
+    told: dict[str, Any] = {"recipe": "int4", "digest": None, "evaluation": None, "chosen": passed, "reason": ""}
+    return VariantOutcome(files=(FILE,), passed=passed, report=OF_VARIANT, **told)
+
+
+@pytest.mark.parametrize("gone", [BLOB.digest, FILE.digest, PICTURE.digest, OF_VARIANT.digest])
+async def test_a_result_of_which_a_blob_was_collected_is_a_miss(gone: Digest) -> None:
+    store = Memory()
+    results = Results(store, lambda: digest_of(b"here"))
+    outcome = OUTCOME.model_copy(update={"variants": (variant(passed=True),), "pictures": (PICTURE,)})
+    await results.put_outcome(JOB.work, outcome)
+    assert await results.outcome(JOB.work) == outcome
+    assert store.kept == {BLOB.digest, FILE.digest, PICTURE.digest, OF_VARIANT.digest}
+    store.collected.add(gone)
+    assert await results.outcome(JOB.work) is None
+
+
+async def test_of_what_was_refused_only_the_report_is_asked_for() -> None:
+    store = Memory()
+    store.collected.add(FILE.digest)  # it never was in the store
+    results = Results(store, lambda: digest_of(b"here"))
+    outcome = OUTCOME.model_copy(update={"variants": (variant(passed=False),)})
+    await results.put_outcome(JOB.work, outcome)
+    assert await results.outcome(JOB.work) == outcome
+    await results.put_measured("source", MEASURED.model_copy(update={"files": (FILE,)}))
+    assert len(await results.measured("source")) == 1
+
+
+async def test_a_variant_of_which_a_blob_was_collected_is_made_again() -> None:
+    store = Memory()
+    results = Results(store, lambda: digest_of(b"here"))
+    await results.put_measured("source", MEASURED.model_copy(update={"files": (FILE,), "stored": True}))
+    assert len(await results.measured("source")) == 1
+    store.collected.add(FILE.digest)
+    assert await results.measured("source") == []
 
 
 def changed_tool(tool: str) -> Callable[[pytest.MonkeyPatch, Path], Path]:

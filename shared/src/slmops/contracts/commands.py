@@ -5,6 +5,7 @@ Answered with a typed result, or with a `Problem`.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
@@ -169,6 +170,41 @@ class ListVersions(Command[VersionList]):
     name: ClassVar[str] = "list_versions"
     model: Name | None = None
     version: Version | None = None
+
+
+class Share(Result):
+    """Of the object store."""
+
+    objects: int = 0
+    size_bytes: int = 0
+
+
+class GarbageReport(Result):
+    """`garbage` is what may be removed, `removed` the part of it that was. Without the latter it is a dry run."""
+
+    live: Share = Field(description="Blobs that a version, variant or package names")
+    young: Share = Field(description="Blobs that nothing names and that were wanted within the grace period")
+    garbage: Share = Field(description="Blobs that nothing names, and nobody wanted within the grace period")
+    uploads: Share = Field(description="Uploads that nobody registered within the grace period")
+    removed: Share | None = Field(default=None, description="Blobs of the garbage")
+    missing: int = Field(default=0, description="Blobs that something names and the store has not: should be none")
+
+
+class CollectGarbage(Command[GarbageReport]):
+    """Remove blobs that nothing names, and what failed uploads left. Repeat it while less is removed than there is.
+
+    Takes a second for some hundred blobs: ask with a long timeout. It may be killed, and run twice at a time.
+    """
+
+    service: ClassVar[str] = "registry"
+    name: ClassVar[str] = "collect_garbage"
+    dry_run: bool = False
+    grace: timedelta = Field(
+        default=timedelta(days=7),
+        ge=timedelta(0),
+        description="How long nobody may have wanted a blob: longer than anything takes from its files to its event",
+    )
+    at_most: int = Field(default=10_000, ge=1, description="Blobs to remove now")
 
 
 # ---- optimizer --------------------------------------------------------------------------------------------

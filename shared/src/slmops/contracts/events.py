@@ -132,6 +132,7 @@ class VariantOptimized(VariantEvent):
     files: tuple[ModelFile, ...]
     evaluation: Evaluation
     report: Descriptor
+    job_report: Descriptor | None = Field(default=None, description="Of the job with all its variants and pictures")
     golden: Descriptor | None = None
     chosen: bool
     reason: str
@@ -146,6 +147,7 @@ class VariantRejected(VariantEvent):
     digest: Digest | None = None
     evaluation: Evaluation | None = None
     report: Descriptor | None = None
+    job_report: Descriptor | None = None
     problem: Problem | None = None
     reason: str
     at: AwareDatetime

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -24,7 +25,9 @@ from slmops.contracts.events import Event
 from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
+log = logging.getLogger("slmops.client")
 R = TypeVar("R", bound=BaseModel)
+E = TypeVar("E", bound=Event)
 PROBLEM_HEADER = "slmops-problem"
 REQUEST_TIMEOUT = timedelta(seconds=30)
 PUBLISH_TIMEOUT_S = 10.0  # the client's default is 0.5 s, which a busy disk exceeds
@@ -118,6 +121,27 @@ class BusClient:
         except (TimeoutError, NatsError, OSError) as error:
             raise Unreachable(f"JetStream did not store the message: {error}", where=subject) from error
 
+    async def recorded(self, kind: type[E], after: int = 0) -> AsyncIterator[tuple[int, E]]:
+        """Events of a kind that are stored now, oldest first, each with its sequence; only those after one.
+
+        One by one, so that a reader that dies leaves nothing on the server. What is no such event is left out. Raises
+        `Unreachable`.
+        """
+        stream = subjects.stream_of(kind.type)
+        assert stream is not None, f"no stream stores {kind.type}"
+        try:
+            last = (await self.js.stream_info(stream)).state.last_seq
+            after = after if after <= last else 0  # it is another stream than the one that was read
+            while after < last:
+                message = await self.js.get_msg(stream, seq=after + 1, subject=kind.type, next=True, direct=True)
+                after = int(message.seq or 0)
+                if after <= last and (event := _event(kind, message.data)):
+                    yield after, event
+        except NotFoundError:
+            return
+        except (TimeoutError, NatsError) as error:
+            raise Unreachable(f"the stored events cannot be read: {error}", where=stream) from error
+
     async def read_desired(self, key: str) -> tuple[bytes, int] | None:
         """A twin document and its revision by direct get; None when there is none."""
         try:
@@ -145,6 +169,14 @@ class BusClient:
 
 async def _quiet(_error: Exception) -> None:
     """Connection errors surface where a call fails; the client's own callback would print each twice."""
+
+
+def _event(kind: type[E], data: bytes | None) -> E | None:
+    try:
+        return kind.model_validate_json(data or b"")
+    except ValidationError as error:
+        log.warning("a message on %s is no such event: %s errors", kind.type, error.error_count())
+        return None
 
 
 def _with_trace(headers: dict[str, str]) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 minio-py has no conditional put (a header passed as metadata overwrites silently), so small blobs go through a presigned
 PUT with `If-None-Match: *`: 412 means that the very same bytes are there already. Large blobs go in parts.
+
+A blob that was put, kept or adopted stays at least for the grace period of collections, also when it was there before
+and nobody named it (`kit.sweeps`). Before that is over, somebody has to have named it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
@@ -16,23 +18,20 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import urllib3
-from minio import Minio
 from minio.commonconfig import CopySource
 from minio.error import S3Error
 
 from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of, digest_of_chunks
-from slmops.contracts.errors import DigestMismatch, DiskFull, NotFound, Unreachable
+from slmops.contracts.errors import DigestMismatch, DiskFull, Unreachable
+from slmops.kit.s3 import DATA, LOOK, answered, minio, pool, stat
 from slmops.kit.settings import ObjectSettings
+from slmops.kit.sweeps import Sweeps
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
 MULTIPART_FROM_BYTES = 64 << 20
 PART_BYTES = 16 << 20
 PRESIGNED_FOR = timedelta(minutes=15)
-_DATA = urllib3.Timeout(connect=5, read=120)  # a store may be silent while it copies gigabytes
-_LOOK = urllib3.Timeout(connect=5, read=5)
-"""For questions about an object: a store that hangs is told to whoever asks before they give up asking us."""
 
 
 class Objects:
@@ -41,9 +40,10 @@ class Objects:
     def __init__(self, settings: ObjectSettings) -> None:
         self.endpoint = settings.s3_endpoint
         self.bucket = settings.s3_bucket
-        self._client = _minio(settings, _DATA, retries=2)
-        self._looking = _minio(settings, _LOOK, retries=1)
-        self._http = _pool(_DATA, retries=2)
+        self._client = minio(settings, DATA, retries=2)
+        self._looking = minio(settings, LOOK, retries=1)
+        self._http = pool(DATA, retries=2)
+        self._sweeps = Sweeps(self._looking, self.bucket)
 
     async def open(self) -> None:
         """Make the bucket if it is missing."""
@@ -61,7 +61,7 @@ class Objects:
     async def put_bytes(self, data: bytes, media_type: str) -> Descriptor:
         """Store a small blob once."""
         found = Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
-        await self._guarded(lambda: self._put_new(blob_key(found.digest), data))
+        await self._guarded(lambda: self._sweeps.put(found.digest, lambda: self._put_new(blob_key(found.digest), data)))
         return found
 
     async def put_file(self, path: Path, media_type: str) -> Descriptor:
@@ -69,12 +69,7 @@ class Objects:
 
         def put() -> Descriptor:
             digest, size = digest_of_path(path)
-            key = blob_key(digest)
-            if self._size(key) is None:
-                if size >= MULTIPART_FROM_BYTES:
-                    self._client.fput_object(self.bucket, key, str(path), part_size=PART_BYTES)
-                else:
-                    self._put_new(key, path.read_bytes())
+            self._sweeps.put(digest, lambda: self._put_new_file(blob_key(digest), path, size))
             return Descriptor(media_type=media_type, digest=digest, size=size)
 
         return await self._guarded(put)
@@ -123,6 +118,10 @@ class Objects:
     async def exists(self, digest: Digest) -> bool:
         return await self._guarded(lambda: self._size(blob_key(digest))) is not None
 
+    async def keep(self, digest: Digest) -> bool:
+        """Whether the blob exists. If so, collections take it for one that was put now."""
+        return await self._guarded(lambda: self._sweeps.keep(digest))
+
     async def presigned_get(self, digest: Digest, valid_for: timedelta = PRESIGNED_FOR) -> str:
         """A URL that fetches the blob, also by range, until it expires."""
         return await self._guarded(lambda: self._client.presigned_get_object(self.bucket, blob_key(digest), valid_for))
@@ -136,28 +135,8 @@ class Objects:
         """Verify uploaded bytes and make them a blob; refused ones are removed. Raises `NotFound`, `DigestMismatch`."""
 
         def adopt() -> None:
-            key, waiting = blob_key(digest), _upload_key(upload, digest)
-            if (known := self._size(key)) is not None:
-                self._client.remove_object(self.bucket, waiting)
-                if known != size_bytes:
-                    raise DigestMismatch(f"{digest} has {known} bytes, not {size_bytes}", fix="Push again.")
-                return
-            etag = self._looking.stat_object(self.bucket, waiting).etag
-            actual, size = self._digest(waiting)
-            if (actual, size) != (digest, size_bytes):
-                self._client.remove_object(self.bucket, waiting)
-                raise DigestMismatch(
-                    f"the uploaded bytes are {actual} ({size} bytes), not {digest} ({size_bytes} bytes)",
-                    fix="Push again; if it repeats, the file changes while it is read.",
-                )
-            try:
-                # The uploader's URL still works: what is copied must be what was verified.
-                self._client.copy_object(self.bucket, key, CopySource(self.bucket, waiting, match_etag=etag))
-            except S3Error as error:
-                if error.code != "PreconditionFailed":
-                    raise
-                self._client.remove_object(self.bucket, waiting)
-                raise DigestMismatch("the upload changed while it was verified", fix="Push again.") from error
+            waiting = _upload_key(upload, digest)
+            self._sweeps.put(digest, lambda: self._adopt_new(waiting, digest, size_bytes))
             self._client.remove_object(self.bucket, waiting)
 
         await self._guarded(adopt)
@@ -186,19 +165,51 @@ class Objects:
             lambda: [o.object_name or "" for o in self._client.list_objects(self.bucket, prefix, recursive=True)]
         )
 
-    def _put_new(self, key: str, data: bytes) -> None:
+    def _put_new(self, key: str, data: bytes) -> bool:
+        """Whether it was not there."""
         url = self._client.presigned_put_object(self.bucket, key, PRESIGNED_FOR)
         answer = self._http.request("PUT", url, body=data, headers={"If-None-Match": "*"})
         if answer.status not in (200, 412):
             raise Unreachable(f"the object store answered {answer.status} to a write", where=self._where(key))
+        return bool(answer.status == 200)
+
+    def _put_new_file(self, key: str, path: Path, size_bytes: int) -> bool:
+        if self._size(key) is not None:
+            return False
+        if size_bytes < MULTIPART_FROM_BYTES:
+            return self._put_new(key, path.read_bytes())
+        self._client.fput_object(self.bucket, key, str(path), part_size=PART_BYTES)
+        return False  # S3 dates it by when it was begun, so that a claim has to say how young it is
+
+    def _adopt_new(self, waiting: str, digest: Digest, size_bytes: int) -> bool:
+        """Whether it was not there. Raises `DigestMismatch`."""
+        key = blob_key(digest)
+        if (known := self._size(key)) is not None:
+            if known != size_bytes:
+                self._client.remove_object(self.bucket, waiting)
+                raise DigestMismatch(f"{digest} has {known} bytes, not {size_bytes}", fix="Push again.")
+            return False
+        etag = self._looking.stat_object(self.bucket, waiting).etag
+        actual, size = self._digest(waiting)
+        if (actual, size) != (digest, size_bytes):
+            self._client.remove_object(self.bucket, waiting)
+            raise DigestMismatch(
+                f"the uploaded bytes are {actual} ({size} bytes), not {digest} ({size_bytes} bytes)",
+                fix="Push again; if it repeats, the file changes while it is read.",
+            )
+        try:
+            # The uploader's URL still works: what is copied must be what was verified.
+            self._client.copy_object(self.bucket, key, CopySource(self.bucket, waiting, match_etag=etag))
+        except S3Error as error:
+            if error.code != "PreconditionFailed":
+                raise
+            self._client.remove_object(self.bucket, waiting)
+            raise DigestMismatch("the upload changed while it was verified", fix="Push again.") from error
+        return True
 
     def _size(self, key: str) -> int | None:
-        try:
-            return self._looking.stat_object(self.bucket, key).size
-        except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchObject"):
-                return None
-            raise
+        found = stat(self._looking, self.bucket, key)
+        return found.size_bytes if found else None
 
     def _digest(self, key: str) -> tuple[Digest, int]:
         response = self._client.get_object(self.bucket, key)
@@ -212,33 +223,7 @@ class Objects:
         return f"{self.endpoint}/{self.bucket}/{key}"
 
     async def _guarded(self, work: Callable[[], T]) -> T:
-        try:
-            return await asyncio.to_thread(work)
-        except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
-                raise NotFound("no such object in the store", where=f"{self.endpoint}{error.resource or ''}") from error
-            raise Unreachable(f"the object store refused: {error.code}", where=self.endpoint) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(
-                f"the object store does not answer: {type(error).__name__}",
-                where=self.endpoint,
-                fix="Check that it runs and that SLMOPS_S3_ENDPOINT names it.",
-            ) from error
-
-
-def _minio(settings: ObjectSettings, timeout: urllib3.Timeout, retries: int) -> Minio:
-    return Minio(
-        endpoint=settings.s3_endpoint,
-        access_key=settings.s3_access_key.get_secret_value(),
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        secure=settings.s3_secure,
-        region="us-east-1",  # given, so that presigning needs no round trip
-        http_client=_pool(timeout, retries),
-    )
-
-
-def _pool(timeout: urllib3.Timeout, retries: int) -> urllib3.PoolManager:
-    return urllib3.PoolManager(timeout=timeout, retries=urllib3.Retry(total=retries, backoff_factor=0.2))
+        return await answered(self.endpoint, work)
 
 
 def _copy(chunks: Iterable[bytes], out: BinaryIO) -> Digest:

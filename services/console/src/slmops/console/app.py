@@ -22,6 +22,7 @@ from slmops.console import (
     packages,
     recipes,
     rollouts,
+    storage,
     trust,
 )
 from slmops.console.session import INTERRUPTED, reported
@@ -48,25 +49,16 @@ def root(
     """
 
 
-GROUPS = (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, packages, deltas, trust, deadletters)
+GROUPS = (
+    *(models, blueprints, rollouts, gateways, jobs, recipes, evaluations),
+    *(packages, deltas, trust, storage, deadletters),
+)
 
 
 def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
     app.callback(epilog="Example: slmops model ls")(root)
-    for group in (
-        models,
-        blueprints,
-        rollouts,
-        gateways,
-        jobs,
-        recipes,
-        evaluations,
-        packages,
-        deltas,
-        trust,
-        deadletters,
-    ):
+    for group in GROUPS:
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
     images.declare(packages.app)

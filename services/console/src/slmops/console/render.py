@@ -30,9 +30,11 @@ from slmops.console.tables import (
 from slmops.contracts.blueprint import Stage
 from slmops.contracts.commands import (
     BlueprintView,
+    GarbageReport,
     GatewayView,
     PackageView,
     RolloutView,
+    Share,
     StageView,
     VariantView,
     VersionView,
@@ -241,6 +243,33 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
     if g.problem is not None:
         parts += ["", problem_text(g.problem)]
     return Group(*parts)
+
+
+# ---- storage ----------------------------------------------------------------------------------------------
+
+
+def garbage(report: GarbageReport) -> RenderableType:
+    rows = [
+        ("in use", report.live, "a version, variant or package names them"),
+        ("young", report.young, "nothing names them yet, or any more; kept for the grace period"),
+        ("garbage", report.garbage, "nothing names them, and nobody wanted them within the grace period"),
+        ("uploads", report.uploads, "never registered within the grace period; they go with the garbage"),
+    ]
+    if report.removed is not None:
+        rows.append(("removed", report.removed, "of the garbage"))
+    columns: list[Column[tuple[str, Share, str]]] = [
+        Column("blobs", lambda r: cell(r[0], "bold")),
+        Column("number", lambda r: str(r[1].objects), right=True),
+        Column("size", lambda r: size(r[1].size_bytes), right=True),
+        Column("why", lambda r: cell(r[2]), fold=True),
+    ]
+    made = table(rows, columns)
+    if not report.missing:
+        return made
+    lost = (
+        f"{report.missing} blobs are named and not in the store. Restore it from a backup, or push and optimize again."
+    )
+    return Group(made, "", cell(lost, "bold red"))
 
 
 # ---- dead letters -----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.golden import dump_golden
-from slmops.contracts.manifest import FILE_PATH
+from slmops.contracts.manifest import FILE_PATH, JOB_REPORT
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.kit.objects import Objects, digest_of_path
 from slmops.optimizer.domain.front import front
@@ -22,7 +22,6 @@ from slmops.optimizer.tasks import bundled_tasks
 from slmops.optimizer.texts import read_texts
 
 REPORT = "application/vnd.slmops.evaluation.v1+json"
-JOB_REPORT = "application/vnd.slmops.optimization.v1+json"
 _FILE = "application/octet-stream"
 _MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -61,6 +60,7 @@ class Keeper:
             variants=tuple(variants),
             reason=self._result.choice.reason,
             report=await self._put(report.model_dump_json(indent=2, by_alias=True), JOB_REPORT),
+            pictures=tuple(pictures),
         )
 
     async def _variant(self, variant: Variant) -> VariantOutcome:

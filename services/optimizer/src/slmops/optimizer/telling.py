@@ -62,7 +62,7 @@ class Telling:
     async def ended(self, outcome: Outcome) -> None:
         """What passed first, the chosen one before all: nobody is to think for a moment that everything is refused."""
         for variant in sorted(outcome.variants, key=lambda v: (not v.chosen, not v.passed)):
-            await self._publish(self._event(variant), variant.recipe)
+            await self._publish(self._event(variant, outcome), variant.recipe)
         passed = any(variant.passed for variant in outcome.variants)
         state = JobState.DONE if passed else JobState.REFUSED
         await self._change(state=state, reason=outcome.reason, report=outcome.report, done=self._view.of)
@@ -80,13 +80,14 @@ class Telling:
         """It will be delivered again."""
         await self._change(state=JobState.QUEUED, reason=error.what)
 
-    def _event(self, variant: VariantOutcome) -> Event:
+    def _event(self, variant: VariantOutcome, outcome: Outcome) -> Event:
         common: Mapping[str, Any] = {
             **self._of,
             "recipe": variant.recipe,
             "digest": variant.digest,
             "evaluation": variant.evaluation,
             "report": variant.report,
+            "job_report": outcome.report,
             "reason": variant.reason,
             "at": self._clock(),
         }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 
 from slmops.kit.bus import Bus
 from slmops.kit.clock import utc_now
+from slmops.kit.collecting import Collecting
 from slmops.kit.journal import Journal
 from slmops.kit.objects import Objects
 from slmops.kit.relay import run_relay
 from slmops.kit.service import Service
 from slmops.kit.settings import load
+from slmops.registry.garbage import Collector
 from slmops.registry.handlers import Handlers, routes
+from slmops.registry.marker import Marker
 from slmops.registry.settings import Settings
 from slmops.registry.store import project, schema
 
@@ -19,7 +23,9 @@ from slmops.registry.store import project, schema
 def build(settings: Settings) -> Service:
     bus, objects = Bus("registry", settings), Objects(settings)
     journal = Journal(settings.database_url, service="registry", metadata=schema(), project=project)
-    routes(bus, Handlers(journal, objects, utc_now, lambda: secrets.token_hex(16)))
+    collector = Collector(Collecting(settings), Marker(journal, objects, lambda: bus.client).mark)
+    new_upload = partial(secrets.token_hex, 16)
+    routes(bus, Handlers(journal, objects, collector, utc_now, new_upload, settings.shortest_grace))
     return Service(
         "registry",
         settings,

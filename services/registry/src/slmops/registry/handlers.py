@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from slmops.contracts.commands import (
     BeginUpload,
+    CollectGarbage,
+    GarbageReport,
     ListVersions,
     RegisterVersion,
     RetireVersion,
@@ -18,14 +20,7 @@ from slmops.contracts.commands import (
     VersionView,
 )
 from slmops.contracts.errors import InvalidMessage, NotFound
-from slmops.contracts.events import (
-    Event,
-    PackagePublished,
-    VariantOptimized,
-    VariantProgressed,
-    VariantRejected,
-    VariantStarted,
-)
+from slmops.contracts.events import Event, VariantProgressed, VariantStarted
 from slmops.contracts.golden import GOLDEN_FILE, parse_golden
 from slmops.contracts.model import ModelFile
 from slmops.kit.bus import Bus, Delivered
@@ -33,7 +28,9 @@ from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.objects import Objects
 from slmops.registry import store
+from slmops.registry.domain.roots import OWN, RULES
 from slmops.registry.domain.versions import Model, check_files, holds, register, retire, set_alias
+from slmops.registry.garbage import Collector
 
 C = TypeVar("C", RegisterVersion, SetAlias, RetireVersion)
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
@@ -43,9 +40,19 @@ GOLDEN_LIMIT_BYTES = 1 << 20
 class Handlers:
     """`new_upload` draws an upload's id: unguessable, so that nobody writes into another's upload."""
 
-    def __init__(self, journal: Journal, objects: Objects, clock: Clock, new_upload: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        objects: Objects,
+        collector: Collector,
+        clock: Clock,
+        new_upload: Callable[[], str],
+        shortest_grace: timedelta,
+    ) -> None:
         self._journal = journal
         self._objects = objects
+        self._collector = collector
+        self._shortest_grace = shortest_grace
         self._clock = clock
         self._new_upload = new_upload
 
@@ -57,6 +64,7 @@ class Handlers:
         def work(unit: Unit) -> None:
             if unit.first_time("registry", delivered.id):
                 store.project(unit.connection, event)
+                store.name(unit.connection, event)
 
         await self._journal.transact(work)
 
@@ -69,7 +77,7 @@ class Handlers:
         if holds(await self._model(command.model), command.version, command.files):
             return UploadTicket(upload=upload, urls={})
         wanted = dict.fromkeys(file.digest for file in command.files)
-        missing = [digest for digest in wanted if not await self._objects.exists(digest)]
+        missing = [digest for digest in wanted if not await self._objects.keep(digest)]
         urls = {digest: await self._objects.presigned_upload(upload, digest) for digest in missing}
         return UploadTicket(upload=upload, urls=urls)
 
@@ -89,6 +97,16 @@ class Handlers:
     async def list_versions(self, query: ListVersions) -> VersionList:
         found = await self._journal.read(lambda connection: store.views(connection, query.model, query.version))
         return VersionList(versions=tuple(found))
+
+    async def collect_garbage(self, command: CollectGarbage) -> GarbageReport:
+        """Raises `InvalidMessage` for a grace period in which nobody could finish, `Unreachable`."""
+        if command.grace < self._shortest_grace:
+            raise InvalidMessage(
+                f"a grace period of {command.grace} is shorter than {self._shortest_grace}",
+                where="grace",
+                fix="What is being pushed, optimized or packaged must be named before it is over. Give it longer.",
+            )
+        return await self._collector.collect(command)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -120,7 +138,7 @@ class Handlers:
             await self._objects.adopt(upload, file.digest, file.size_bytes)
         except NotFound as error:
             # A command that is repeated while its first copy still works finds the upload moved.
-            if not await self._objects.exists(file.digest):
+            if not await self._objects.keep(file.digest):
                 raise NotFound(
                     f"the file {file.path} was not uploaded",
                     where=file.digest,
@@ -140,13 +158,12 @@ class Handlers:
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
-    bus.on(VariantStarted, handlers.on_lineage)
-    bus.on(VariantProgressed, handlers.on_lineage)
-    bus.on(VariantOptimized, handlers.on_lineage)
-    bus.on(VariantRejected, handlers.on_lineage)
-    bus.on(PackagePublished, handlers.on_lineage)
+    heard: list[type[Event]] = [VariantStarted, VariantProgressed, *(kind for kind in RULES if kind not in OWN)]
+    for kind in heard:
+        bus.on(kind, handlers.on_lineage)
     bus.serve(BeginUpload, handlers.begin_upload)
     bus.serve(RegisterVersion, handlers.register_version)
     bus.serve(SetAlias, handlers.set_alias)
     bus.serve(RetireVersion, handlers.retire_version)
     bus.serve(ListVersions, handlers.list_versions)
+    bus.serve(CollectGarbage, handlers.collect_garbage)

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
+    Boolean,
     Column,
     Connection,
     Double,
@@ -39,6 +41,8 @@ from slmops.contracts.events import (
 )
 from slmops.kit.journal import Unit
 from slmops.registry.domain.lifecycle import State
+from slmops.registry.domain.roots import Key, Named
+from slmops.registry.domain.roots import named as named_by
 from slmops.registry.domain.stage import PASSED, REFUSED, Optimization, progress_of, stage_of
 from slmops.registry.domain.versions import Model, replay
 
@@ -91,9 +95,22 @@ _packages = Table(
     Column("at", Double, nullable=False),
     Column("view", Text, nullable=False),
 )
+_named = Table(
+    "named_blobs",
+    _TABLES,
+    Column("kind", String(120), primary_key=True),
+    Column("model", _MODEL, primary_key=True),
+    Column("version", _VERSION, primary_key=True),
+    Column("digest", String(80), primary_key=True),
+    Column("document", Boolean, nullable=False),
+)
+_heard = Table(
+    "named_until",
+    _TABLES,
+    Column("kind", String(120), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),  # of the stream
+)
 
-Key = tuple[str, str]
-"""Model and version."""
 _BEFORE_EVERYTHING = datetime.fromtimestamp(0, UTC)
 
 
@@ -113,6 +130,15 @@ def load(unit: Unit, model: str) -> tuple[Model, int]:
     """A model as its events left it, and the version of its stream."""
     events, version = unit.load(stream(model))
     return replay(model, events), version
+
+
+def named(connection: Connection) -> list[Named]:
+    """All that events of others ever named."""
+    return [Named(**row._mapping) for row in connection.execute(select(_named))]
+
+
+def heard(connection: Connection, kind: str) -> int:
+    return connection.execute(select(_heard.c.sequence).where(_heard.c.kind == kind)).scalar() or 0
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -143,6 +169,21 @@ def project(connection: Connection, event: Event) -> None:
             key = {"manifest": event.manifest.digest}
             values = {"model": event.model, "version": event.version, "view": _package_view(event).model_dump_json()}
             _put(connection, _packages, key, values, newest="at", at=event.at)
+
+
+def name(connection: Connection, event: Event) -> None:
+    """Remember what blobs an event names."""
+    for one in named_by(event):
+        row = vars(one)
+        there = [_named.c[column] == row[column] for column in ("kind", "model", "version", "digest")]
+        if connection.execute(select(_named.c.kind).where(*there)).first() is None:
+            connection.execute(insert(_named), row)
+
+
+def set_heard(connection: Connection, kind: str, sequence: int) -> None:
+    """Events of a kind were read up to that sequence of their stream."""
+    if connection.execute(update(_heard).where(_heard.c.kind == kind).values(sequence=sequence)).rowcount == 0:
+        connection.execute(insert(_heard).values(kind=kind, sequence=sequence))
 
 
 def _job(event: VariantStarted | VariantProgressed | VariantOptimized | VariantRejected) -> dict[str, str]:

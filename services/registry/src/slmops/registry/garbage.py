@@ -1,0 +1,74 @@
+"""A collection: the time, then what lives, then what there is, then sweeps.
+
+The order is what makes it safe. Somebody who puts a blob names it within the grace period. So a blob that nobody wanted
+since a grace period before the time was taken either was named before that, and the marker knows it, or never will be.
+Whether somebody wants it meanwhile is looked at again in its sweep (`slmops.kit.sweeps`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+
+from slmops.contracts.commands import CollectGarbage, GarbageReport, Share
+from slmops.contracts.descriptor import Digest
+from slmops.kit.collecting import SWEEP_OF, Collecting
+from slmops.kit.s3 import Stored
+
+log = logging.getLogger("slmops.registry")
+SECOND = timedelta(seconds=1)
+"""S3's clock ticks in seconds, rounded down: what seems a second older may have been written just now."""
+Mark = Callable[[datetime], Awaitable[Collection[Digest]]]
+"""All that is named and, if its version was retired, was retired since then."""
+
+
+class Collector:
+    def __init__(self, store: Collecting, mark: Mark) -> None:
+        self._store = store
+        self._mark = mark
+
+    async def collect(self, command: CollectGarbage) -> GarbageReport:
+        """Raises `Unreachable`, and what the marker raises; what was removed until then was garbage."""
+        now = await self._store.now()
+        before = now - command.grace - SECOND
+        live = frozenset(await self._mark(before))
+        blobs, claims, uploads = await asyncio.gather(self._store.blobs(), self._store.claims(), self._store.uploads())
+        old = {digest for digest in blobs.keys() - live if _wanted(digest, blobs, claims) < before}
+        forgotten = [upload for upload in uploads if upload.modified < before]
+        report = GarbageReport(
+            live=_share(blobs[digest] for digest in blobs.keys() & live),
+            young=_share(blobs[digest] for digest in blobs.keys() - live - old),
+            garbage=_share(blobs[digest] for digest in old),
+            uploads=_share(forgotten),
+            missing=len(live - blobs.keys()),
+        )
+        if report.missing:
+            log.error("%s blobs are named and not in the store, such as %s", report.missing, min(live - blobs.keys()))
+        if command.dry_run:
+            return report
+        await self._store.end_dead_sweeps(now)
+        await self._store.remove_uploads([upload.key for upload in forgotten])
+        await self._store.abort_parts(before)
+        removed = await self._sweep(sorted(old)[: command.at_most], live, before)
+        stale = [digest for digest, claim in claims.items() if claim.modified < before and digest not in old]
+        await self._sweep(sorted(stale)[: command.at_most], live, before)
+        return report.model_copy(update={"removed": _share(blobs[digest] for digest in removed)})
+
+    async def _sweep(self, condemned: list[Digest], live: Collection[Digest], before: datetime) -> list[Digest]:
+        removed: list[Digest] = []
+        for start in range(0, len(condemned), SWEEP_OF):
+            removed += await self._store.sweep(condemned[start : start + SWEEP_OF], live, before)
+        return removed
+
+
+def _wanted(digest: Digest, blobs: Mapping[Digest, Stored], claims: Mapping[Digest, Stored]) -> datetime:
+    """When somebody last did."""
+    blob, claim = blobs[digest], claims.get(digest)
+    return max(blob.modified, claim.modified) if claim else blob.modified
+
+
+def _share(stored: Iterable[Stored]) -> Share:
+    sizes = [one.size_bytes for one in stored]
+    return Share(objects=len(sizes), size_bytes=sum(sizes))

@@ -1,0 +1,90 @@
+"""Which blobs are named, by all that was ever said: our own events in the journal, those of others on the bus.
+
+Events of others are read from their stream and not only as they arrive, so that what waits to be delivered, was given
+up as a dead letter or is older than this table counts, too. How far a kind was read is kept per kind: one that becomes
+known with a release is read from its beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import NotFound
+from slmops.contracts.events import Event, ModelVersionRetired
+from slmops.kit.client import BusClient
+from slmops.kit.journal import Journal, Unit
+from slmops.kit.objects import Objects
+from slmops.registry import store
+from slmops.registry.domain.roots import OWN, RULES, Key, Named, living, named, named_in
+
+log = logging.getLogger("slmops.registry")
+_PAGE = 500
+
+
+class Marker:
+    """`client` is there once the bus has started."""
+
+    def __init__(self, journal: Journal, objects: Objects, client: Callable[[], BusClient]) -> None:
+        self._journal = journal
+        self._objects = objects
+        self._client = client
+        self._read: dict[Digest, frozenset[Digest]] = {}
+        """What documents name: they never change."""
+
+    async def mark(self, before: datetime) -> set[Digest]:
+        """Raises `Unreachable`, `DigestMismatch`, `InvalidMessage`."""
+        for kind in RULES.keys() - OWN:
+            await self._catch_up(kind)
+        everything = await self._journal.read(store.named)
+        retired: dict[Key, datetime] = {}
+        async for event in self._own():
+            everything += named(event)
+            if isinstance(event, ModelVersionRetired):
+                retired[event.model, event.version] = event.at
+        return await self._followed(living(everything, retired, before))
+
+    async def _catch_up(self, kind: type[Event]) -> None:
+        """Up to what is on the bus now."""
+        after = await self._journal.read(lambda connection: store.heard(connection, kind.type))
+        page: list[Event] = []
+        async for sequence, event in self._client().recorded(kind, after):
+            page.append(event)
+            if len(page) >= _PAGE:
+                await self._keep(kind, page, sequence)
+                page = []
+            after = sequence
+        if page:
+            await self._keep(kind, page, after)
+
+    async def _keep(self, kind: type[Event], events: list[Event], sequence: int) -> None:
+        def work(unit: Unit) -> None:
+            for event in events:
+                store.name(unit.connection, event)
+            store.set_heard(unit.connection, kind.type, sequence)
+
+        await self._journal.transact(work)
+
+    async def _own(self) -> AsyncIterator[Event]:
+        after = 0
+        while page := await self._journal.history(after):
+            for recorded in page:
+                yield recorded.event
+            after = page[-1].position
+
+    async def _followed(self, roots: list[Named]) -> set[Digest]:
+        live = {one.digest for one in roots}
+        for document in {one.digest for one in roots if one.document}:
+            live |= await self._named_in(document)
+        return live
+
+    async def _named_in(self, document: Digest) -> frozenset[Digest]:
+        if document not in self._read:
+            try:
+                self._read[document] = frozenset(named_in(await self._objects.get_bytes(document)))
+            except NotFound:  # it counts as missing, and what it named is of no use without it
+                log.warning("the document %s is named and not in the store", document)
+                return frozenset()
+        return self._read[document]

@@ -1,0 +1,82 @@
+"""The connection to an S3 server, and what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+
+from slmops.contracts.errors import NotFound, Unreachable
+from slmops.kit.settings import ObjectSettings
+
+T = TypeVar("T")
+DATA = urllib3.Timeout(connect=5, read=120)  # a store may be silent while it copies gigabytes
+LOOK = urllib3.Timeout(connect=5, read=5)
+"""For questions about an object: a store that hangs is told to whoever asks before they give up asking us."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object. S3 tells `modified` in whole seconds, rounded down, by its own clock."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
+
+
+def minio(settings: ObjectSettings, timeout: urllib3.Timeout, retries: int) -> Minio:
+    return Minio(
+        endpoint=settings.s3_endpoint,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        secure=settings.s3_secure,
+        region="us-east-1",  # given, so that presigning needs no round trip
+        http_client=pool(timeout, retries),
+    )
+
+
+def pool(timeout: urllib3.Timeout, retries: int) -> urllib3.PoolManager:
+    return urllib3.PoolManager(maxsize=16, timeout=timeout, retries=urllib3.Retry(total=retries, backoff_factor=0.2))
+
+
+def stat(client: Minio, bucket: str, key: str) -> Stored | None:
+    """None when there is no such object."""
+    try:
+        found = client.stat_object(bucket, key)
+    except S3Error as error:
+        if error.code in ("NoSuchKey", "NoSuchObject"):
+            return None
+        raise
+    assert found.last_modified is not None and found.size is not None, "the server tells both"
+    return Stored(key, found.size, found.last_modified)
+
+
+def listed(client: Minio, bucket: str, prefix: str) -> list[Stored]:
+    """Every object below `prefix`."""
+    return [
+        Stored(found.object_name, found.size or 0, found.last_modified)
+        for found in client.list_objects(bucket, prefix, recursive=True)
+        if found.object_name and found.last_modified
+    ]
+
+
+async def answered(endpoint: str, work: Callable[[], T]) -> T:
+    """`work` in a thread. Raises `NotFound`, `Unreachable`."""
+    try:
+        return await asyncio.to_thread(work)
+    except S3Error as error:
+        if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
+            raise NotFound("no such object in the store", where=f"{endpoint}{error.resource or ''}") from error
+        raise Unreachable(f"the object store refused: {error.code}", where=endpoint) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise Unreachable(
+            f"the object store does not answer: {type(error).__name__}",
+            where=endpoint,
+            fix="Check that it runs and that SLMOPS_S3_ENDPOINT names it.",
+        ) from error

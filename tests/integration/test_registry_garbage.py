@@ -1,0 +1,201 @@
+"""A registry collects garbage: what its events and those of others name stays, and the command line tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from integration.artifact_world import GOLDEN, Operator, Optimizer, running, settings_of
+from integration.console_cli import Cli
+from integration.kit_world import World, envelope, world_on
+
+from slmops.contracts.commands import CollectGarbage, GarbageReport, RetireVersion
+from slmops.contracts.descriptor import Descriptor, Digest, digest_of
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.events import PackagePublished, VariantOptimized
+from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE, Manifest
+from slmops.kit.clock import utc_now
+from slmops.kit.journal import Journal
+from slmops.kit.objects import Objects
+from slmops.kit.settings import ObjectSettings
+from slmops.registry.app import build
+from slmops.registry.marker import Marker
+from slmops.registry.settings import Settings
+from slmops.registry.store import project, schema
+
+if TYPE_CHECKING:
+    from servers import S3, NatsServer
+
+GRACE = timedelta(seconds=1)
+OLD_S = 3.1
+
+
+@dataclass
+class Site:
+    """A registry that runs, on a bucket of its own, and what others put there."""
+
+    world: World
+    objects: Objects
+    operator: Operator
+
+    async def collect(self, **how: Any) -> GarbageReport:
+        return await self.operator.client.request(CollectGarbage(**({"grace": GRACE} | how)))
+
+    async def variant(self, version: str, data: bytes) -> VariantOptimized:
+        """Announced, with the report of its job and a picture."""
+        picture = await self.objects.put_bytes(b"picture " + data, "image/png")
+        told = json.dumps({"pictures": [picture.model_dump(mode="json", by_alias=True)], "of": version})
+        report = await self.objects.put_bytes(told.encode(), JOB_REPORT)
+        optimizer = Optimizer(self.world, self.objects)
+        made = await optimizer.variant({"model.onnx": data}, version=version, job_report=report)
+        await optimizer.announce(made)
+        return made
+
+    async def package(self, variant: VariantOptimized) -> PackagePublished:
+        config = await self.objects.put_bytes(f"config {variant.digest}".encode(), MODEL_CONFIG)
+        layers = tuple(Descriptor(media_type="x/y", digest=f.digest, size=f.size_bytes) for f in variant.files)
+        manifest = Manifest(config=config, layers=layers)
+        package = PackagePublished(
+            **variant.model_dump(include={"model", "version", "profile", "recipe"}),
+            variant=variant.digest,
+            manifest=await self.objects.put_bytes(manifest.encode(), OCI_MANIFEST),
+            signature=await self.objects.put_bytes(f"signed {variant.digest}".encode(), SIGNATURE),
+            size_bytes=1,
+            at=utc_now(),
+        )
+        await self.world.publish(package)
+        return package
+
+    async def there(self, *digests: Digest) -> list[bool]:
+        return [await self.objects.exists(digest) for digest in digests]
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+@pytest.fixture
+def settings(world: World, s3: S3, tmp_path: Path) -> Settings:
+    own = {"s3_bucket": f"registry-{uuid4().hex}", "shortest_grace": GRACE}
+    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path) | own)
+
+
+@pytest.fixture
+async def site(world: World, settings: Settings) -> AsyncIterator[Site]:
+    async with running(build(settings)):
+        objects = Objects(ObjectSettings.model_validate(settings.model_dump()))
+        yield Site(world, objects, Operator(await world.connect("console")))
+
+
+async def test_what_is_named_stays_and_what_is_retired_goes_but_for_its_packages(site: Site) -> None:
+    shared, own = b"GGUF shared", b"GGUF of 1.0.1"
+    await site.operator.push("1.0.0", {"model.gguf": shared}, GOLDEN)
+    await site.operator.push("1.0.1", {"model.gguf": own, "tokenizer.json": shared})
+    packed, unpacked = await site.variant("1.0.1", b"packed"), await site.variant("1.0.1", b"unpacked")
+    package = await site.package(packed)
+    orphan = (await site.objects.put_bytes(b"nobody's", "x/y")).digest
+    await asyncio.sleep(OLD_S)
+
+    report = await site.collect()
+    assert report.removed == report.garbage
+    assert (report.garbage.objects, report.garbage.size_bytes, report.missing) == (1, 8, 0)
+    assert not await site.objects.exists(orphan)
+    kept = await site.objects.keys("blobs/")
+    assert report.live.objects == len(kept)
+
+    await site.operator.client.request(RetireVersion(model="smollm2", version="1.0.1"))
+    assert (await site.collect()).garbage.objects == 0, "a package of it may be in the making"
+    await asyncio.sleep(OLD_S)
+    assert (await site.collect()).missing == 0
+    files = [variant.files[0].digest for variant in (packed, unpacked)]
+    assert await site.there(digest_of(own), digest_of(shared), *files) == [False, True, True, False]
+    manifest = Manifest.decode(await site.objects.get_bytes(package.manifest.digest))
+    assert all(await site.there(package.signature.digest, manifest.config.digest, manifest.layers[0].digest))
+    assert await site.there(digest_of(b"picture packed"), packed.report.digest) == [False, False]
+    left = {digest_of(shared), digest_of(GOLDEN), manifest.config.digest, manifest.layers[0].digest}
+    left |= {package.signature.digest, package.manifest.digest}
+    assert {f"sha256:{key.rpartition('/')[2]}" for key in await site.objects.keys()} == left
+
+    again = await site.operator.push("1.0.2", {"model.gguf": own, "tokenizer.json": shared})
+    assert await site.objects.get_bytes(again.files[0].digest) == own
+
+
+async def test_events_that_never_reached_the_registry_count(site: Site, tmp_path: Path) -> None:
+    """They wait, are dead letters, or were there before this table was."""
+    variant = await site.variant("1.0.0", b"made")
+    package = await site.package(variant)
+    await site.world.client.store(VariantOptimized.type, b"{}", envelope(variant, id="broken").headers())
+    journal = Journal(f"sqlite:///{tmp_path}/new.db", service="registry", metadata=schema(), project=project)
+    await journal.open()
+    client = await site.world.connect("registry")
+    marker = Marker(journal, site.objects, lambda: client)
+    live = await marker.mark(utc_now())
+    assert variant.job_report
+    named = {variant.files[0].digest, variant.report.digest, variant.job_report.digest, package.manifest.digest}
+    assert named | {package.signature.digest, digest_of(b"picture made")} <= live
+    later = await site.variant("1.0.0", b"made later")
+    assert await marker.mark(utc_now()) > live | {later.files[0].digest}
+    await journal.close()
+
+
+async def test_pushes_go_on_while_garbage_is_collected(site: Site) -> None:
+    removed, done = 0, asyncio.Event()
+    patient = timedelta(seconds=3)  # on a busy machine a push takes longer than one
+
+    async def collecting() -> None:
+        nonlocal removed
+        while not done.is_set():
+            report = await site.collect(grace=patient)
+            removed += report.removed.objects if report.removed else 0
+
+    async def push(model: str) -> None:
+        operator = Operator(await site.world.connect("console"), model)
+        for number in range(5):
+            content = {"model.gguf": f"GGUF {model} {number}".encode(), "tokenizer.json": f"{number % 3}".encode()}
+            view = await operator.push(f"1.0.{number}", content)
+            assert all(await site.there(*(file.digest for file in view.files)))
+            await operator.client.request(RetireVersion(model=model, version=f"1.0.{number}"))
+            await asyncio.sleep(1)
+
+    async def pushing() -> None:
+        try:
+            await asyncio.gather(*(push(model) for model in ("one", "two", "three")))
+        finally:
+            done.set()
+
+    await asyncio.gather(pushing(), collecting())
+    await asyncio.sleep(OLD_S)
+    last = await site.collect()
+    assert removed, "nothing was collected while they pushed"
+    assert last.removed and removed + last.removed.objects >= 15
+    assert await site.objects.keys() == []
+
+
+async def test_a_grace_period_in_which_nobody_could_finish_is_refused(site: Site) -> None:
+    with pytest.raises(InvalidMessage, match="shorter than"):
+        await site.collect(grace=timedelta(0))
+
+
+async def test_the_command_line_collects_and_tells(site: Site) -> None:
+    slmops = Cli(site.world)
+    await site.operator.push("1.0.0", {"model.gguf": b"GGUF x"})
+    await asyncio.gather(*(site.objects.put_bytes(f"nobody's {n}".encode(), "x/y") for n in range(3)))
+    written = time.monotonic()
+    assert (await slmops("storage", "usage", "--json")).json["young"]["objects"] == 3
+    await asyncio.sleep(OLD_S - (time.monotonic() - written))
+    dry = await slmops("storage", "gc", "--grace", "1s", "--dry-run")
+    assert "garbage" in dry.out and "removed" not in dry.out
+    done = await slmops("storage", "gc", "--grace", "1s", "--json")
+    report = GarbageReport.model_validate_json(done.out)
+    assert report.removed and (report.removed.objects, report.live.objects) == (3, 1)
+    assert (await slmops("storage", "gc", "--grace", "soon")).exit_code == InvalidMessage.exit_code

@@ -1,0 +1,87 @@
+"""What keeps a blob."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from contract.wire_examples import EVENTS
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from unit.registry.registry_examples import at
+
+from slmops.contracts.descriptor import Descriptor, Digest
+from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.events import Event, PackagePublished, VariantOptimized
+from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, WEIGHT, Manifest
+from slmops.contracts.model import ModelFile
+from slmops.registry.domain.roots import RULES, Named, living, named, named_in
+
+
+def blobs_in(value: Any) -> set[Digest]:
+    """Every blob that a model speaks of, wherever."""
+    if isinstance(value, Descriptor | ModelFile):
+        return {value.digest}
+    if isinstance(value, BaseModel):
+        return blobs_in([getattr(value, field) for field in type(value).model_fields])
+    if isinstance(value, list | tuple):
+        return set().union(*map(blobs_in, value)) if value else set()
+    return set()
+
+
+def of_a_version(event: Event) -> bool:
+    return {"model", "version"} <= type(event).model_fields.keys()
+
+
+@pytest.mark.parametrize("event", [e for e in EVENTS if of_a_version(e)], ids=lambda e: e.type)
+def test_every_blob_that_an_event_of_a_version_speaks_of_is_named(event: Event) -> None:
+    """An event that brings blobs needs its line in `RULES`."""
+    assert {one.digest for one in named(event)} == blobs_in(event)
+    assert {(one.kind, one.model, one.version) for one in named(event)} <= {(event.type, "smollm2", event.version)}  # type: ignore[attr-defined]
+
+
+def test_other_events_speak_of_packages_only() -> None:
+    packages = set().union(*(blobs_in(e) for e in EVENTS if isinstance(e, PackagePublished)))
+    for event in EVENTS:
+        if not of_a_version(event):
+            assert {one.digest for one in named(event)} == set()
+            assert blobs_in(event) <= packages | {"sha256:" + "9" * 64}, "the package before, in the examples"
+
+
+def test_a_manifest_and_a_jobs_report_are_documents() -> None:
+    documents = {one.digest for event in EVENTS for one in named(event) if one.document}
+    [optimized] = [event for event in EVENTS if isinstance(event, VariantOptimized)]
+    [published] = [event for event in EVENTS if isinstance(event, PackagePublished)]
+    assert optimized.job_report
+    assert documents == {optimized.job_report.digest, published.manifest.digest}
+    assert {published.manifest.media_type, optimized.job_report.media_type} == {OCI_MANIFEST, JOB_REPORT}
+
+
+def test_a_manifest_names_its_config_and_layers_and_a_jobs_report_its_pictures() -> None:
+    config, layer = Descriptor.of(b"{}", MODEL_CONFIG), Descriptor.of(b"weights", WEIGHT)
+    assert named_in(Manifest(config=config, layers=(layer,)).encode()) == {config.digest, layer.digest}
+    picture = Descriptor.of(b"picture", "image/png")
+    report = {"variants": [], "pictures": [picture.model_dump(mode="json", by_alias=True)]}
+    assert named_in(json.dumps(report).encode()) == {picture.digest}
+    with pytest.raises(InvalidMessage):
+        named_in(b"not json")
+
+
+_KINDS = st.sampled_from([kind.type for kind in RULES])
+_VERSIONS = st.sampled_from(["1.0.0", "1.0.1", "2.0.0"])
+_NAMED = st.builds(Named, kind=_KINDS, model=st.just("smollm2"), version=_VERSIONS, digest=st.sampled_from("abcdef"))
+
+
+@given(st.lists(_NAMED), st.dictionaries(_VERSIONS, st.integers(0, 20)), st.integers(0, 20))
+def test_a_blob_lives_while_anything_that_is_not_long_retired_names_it(
+    everything: list[Named], retired: dict[str, int], before: int
+) -> None:
+    when = {("smollm2", version): at(seconds) for version, seconds in retired.items()}
+    live = {one.digest for one in living(everything, when, at(before))}
+    for digest in {one.digest for one in everything}:
+        names = [one for one in everything if one.digest == digest]
+        in_use = any(retired.get(one.version, before) >= before for one in names)
+        packaged = any(one.kind == PackagePublished.type for one in names)
+        assert (digest in live) == (in_use or packaged)
