@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from contract.wire_examples import AT, COMMANDS, DOCUMENTS, EVENTS, TRACEPARENT
+from contract.wire_commands import COMMANDS
+from contract.wire_examples import AT, DOCUMENTS, EVENTS, TRACEPARENT
 from pydantic import BaseModel
 
 from slmops.contracts.cloudevent import Envelope, event_id

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from contract import wire_commands
 from contract import wire_examples as examples
 from contract.golden_files import FOLDER, all_golden, command_file, envelope_of, render, wire
 from pydantic import BaseModel
@@ -19,7 +20,7 @@ HOW_TO_MAKE = "make it with: cd tests && python -m contract.golden_files"
 DOCUMENTS = [pytest.param(name, model, id=name) for name, model in examples.DOCUMENTS.items()]
 by_type = pytest.mark.parametrize("event", examples.EVENTS, ids=lambda e: e.type)
 by_command = pytest.mark.parametrize(
-    ("command", "result"), examples.COMMANDS, ids=lambda m: m.name if isinstance(m, Command) else ""
+    ("command", "result"), wire_commands.COMMANDS, ids=lambda m: m.name if isinstance(m, Command) else ""
 )
 
 
@@ -65,7 +66,7 @@ def test_every_event_has_one_example_and_one_golden_file() -> None:
 
 
 def test_every_command_has_one_example_and_one_golden_file() -> None:
-    assert sorted(type(command).subject_template() for command, _ in examples.COMMANDS) == sorted(COMMANDS)
+    assert sorted(type(command).subject_template() for command, _ in wire_commands.COMMANDS) == sorted(COMMANDS)
     assert {path.name for path in FOLDER.glob("cmd.*")} == {command_file(kind) for kind in COMMANDS.values()}, (
         HOW_TO_MAKE
     )
@@ -89,7 +90,7 @@ def test_a_command_has_one_name_end_to_end(kind: type[Command[Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [*examples.EVENTS, *(m for pair in examples.COMMANDS for m in pair)], ids=lambda m: ""
+    "model", [*examples.EVENTS, *(m for pair in wire_commands.COMMANDS for m in pair)], ids=lambda m: ""
 )
 def test_an_example_sets_every_field(model: BaseModel) -> None:
     assert model.model_fields_set == set(type(model).model_fields)

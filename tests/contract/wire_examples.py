@@ -7,13 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from slmops.contracts import commands as c
 from slmops.contracts import events as e
 from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
-from slmops.contracts.evaluation import Evaluation, Figure, Verification
-from slmops.contracts.jobs import JobState, JobView, OptimizeJob, Predecessor
+from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.jobs import OptimizeJob, Predecessor
 from slmops.contracts.manifest import (
     DATASET,
     FILE_PATH,
@@ -21,9 +20,7 @@ from slmops.contracts.manifest import (
     OCI_MANIFEST,
     SIGNATURE,
     WEIGHT,
-    DeltaStep,
     Manifest,
-    PackageFile,
 )
 from slmops.contracts.manifest import DELTA as DELTA_TYPE
 from slmops.contracts.manifest import JOB_REPORT as JOB_REPORT_TYPE
@@ -127,7 +124,7 @@ _VARIANT: dict[str, Any] = {
     "profile": "edge-small",
 }
 _ROLLOUT: dict[str, Any] = {"blueprint": "edge-chat", "rollout": "edge-chat-2", "at": AT}
-_MEASURED = {"tokens_per_s": 80.5, "ttft_s": 0.15}
+MEASURED = {"tokens_per_s": 80.5, "ttft_s": 0.15}
 
 EVENTS: tuple[e.Event, ...] = (
     e.ModelVersionRegistered(
@@ -211,227 +208,10 @@ EVENTS: tuple[e.Event, ...] = (
         target=digest("d"),
         problem=PROBLEM,
         plan_generation=3,
-        measured=_MEASURED,
+        measured=MEASURED,
         at=AT,
     ),
     e.CohortMeasured(blueprint="edge-chat", window=WINDOW, at=AT),
-)
-
-_VARIANT_VIEW = c.VariantView(
-    model="smollm2",
-    version=VERSION,
-    profile="edge-small",
-    recipe="int4",
-    digest=digest("f"),
-    gate="passed",
-    chosen=True,
-    reason=BECAUSE,
-    evaluation=EVALUATION,
-    report=REPORT,
-)
-_PACKAGE_VIEW = c.PackageView(
-    profile="edge-small", recipe="int4", manifest=MANIFEST, signature=SIGNED, size_bytes=86_000_120, at=AT
-)
-_VERSION_VIEW = c.VersionView(
-    model="smollm2",
-    version=VERSION,
-    digest=digest("f"),
-    format="gguf",
-    architecture="llama",
-    size_bytes=86_000_120,
-    files=(WEIGHTS,),
-    golden=GOLDEN,
-    state="registered",
-    stage="packaged",
-    progress="4 of 4",
-    at=AT,
-    aliases=("stable",),
-    variants=(_VARIANT_VIEW,),
-    packages=(_PACKAGE_VIEW,),
-)
-_JOB_VIEW = JobView(
-    job=JOB,
-    work="0e1d2c3b-4a59-5687-9a0b-1c2d3e4f5a6b",
-    model="smollm2",
-    version=VERSION,
-    profile="edge-small",
-    recipes=("int4", "mine"),
-    search=SEARCH,
-    state=JobState.RUNNING,
-    step="best so far: int4, 93.7 MB, KL 0.17, 80 tokens/s; 2 of 4 on the front, 0:21:00 left",
-    done=6,
-    of=15,
-    worker="edge-lab/4711",
-    reason=BECAUSE,
-    problem=PROBLEM,
-    report=REPORT,
-    queued_at=AT,
-    at=LATER,
-)
-_BLUEPRINT_VIEW = c.BlueprintView(revision=2, spec=BLUEPRINT, stable=release(BEFORE, "9"), at=AT)
-_ROLLOUT_VIEW = c.RolloutView(
-    rollout="edge-chat-2",
-    blueprint="edge-chat",
-    state="running",
-    version=VERSION,
-    model="smollm2",
-    stage=0,
-    stages=(
-        c.StageView(name="canary", targets=1, committed=0, failed=0, waiting="gw-1 soaks"),
-        c.StageView(name="fleet"),
-    ),
-    reason="asked by the operator",
-    started_at=AT,
-    ended_at=LATER,
-    candidate_window=WINDOW,
-    stable_window=WINDOW,
-)
-_GATEWAY_VIEW = c.GatewayView(
-    gateway_id="gw-1",
-    blueprint="edge-chat",
-    labels={"ring": "canary"},
-    phase=e.UpdatePhase.FAILED,
-    running=digest("9"),
-    running_version=BEFORE,
-    target=digest("d"),
-    desired=digest("d"),
-    desired_because={"release": "plan: stage canary of rollout edge-chat-2"},
-    problem=PROBLEM,
-    measured=_MEASURED,
-    plan_generation=3,
-    last_seen=AT,
-)
-
-
-def _file(path: str, descriptor: Descriptor) -> PackageFile:
-    return PackageFile(path=path, descriptor=descriptor, url=f"http://s3.example/slmops/{path}?X-Amz-Expires=900")
-
-
-COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
-    (
-        c.BeginUpload(model="smollm2", version=VERSION, files=(WEIGHTS, QUESTIONS)),
-        c.UploadTicket(upload="u-1", urls={digest("a"): "http://s3.example/slmops/uploads/u-1/a"}),
-    ),
-    (
-        c.RegisterVersion(
-            model="smollm2",
-            version=VERSION,
-            upload="u-1",
-            format="gguf",
-            architecture="llama",
-            files=(WEIGHTS, QUESTIONS),
-            golden=QUESTIONS,
-        ),
-        _VERSION_VIEW,
-    ),
-    (c.SetAlias(model="smollm2", alias="stable", version=VERSION), _VERSION_VIEW),
-    (c.RetireVersion(model="smollm2", version=VERSION, reason="superseded by 1.0.2"), _VERSION_VIEW),
-    (c.ListVersions(model="smollm2", version=VERSION), c.VersionList(versions=(_VERSION_VIEW,))),
-    (
-        c.CollectGarbage(dry_run=True, grace=timedelta(days=2), at_most=500),
-        c.GarbageReport(
-            live=c.Share(objects=42, size_bytes=700_000_000),
-            young=c.Share(objects=3, size_bytes=90_000_000),
-            garbage=c.Share(objects=9, size_bytes=538_000_000),
-            uploads=c.Share(objects=1, size_bytes=98_000_000),
-            removed=c.Share(objects=9, size_bytes=538_000_000),
-            missing=1,
-        ),
-    ),
-    (
-        c.Optimize(
-            model="smollm2",
-            version=VERSION,
-            profile="edge-small",
-            recipes=("int4",),
-            definitions=(RECIPE,),
-            search=SEARCH,
-        ),
-        _JOB_VIEW,
-    ),
-    (c.CancelJob(job=JOB, by="alice"), _JOB_VIEW),
-    (c.ListJobs(job=JOB, model="smollm2"), c.JobList(jobs=(_JOB_VIEW,))),
-    (
-        c.ListRecipes(),
-        c.RecipeList(
-            recipes=(RECIPE,),
-            passes=(
-                c.PassView(
-                    name="quantize",
-                    description="Weight quantization.",
-                    takes="float",
-                    gives="coded",
-                    parameters=(
-                        c.ParameterView(
-                            name="bits", kind="4 or 8", default=4, required=False, description="Bits of a weight"
-                        ),
-                    ),
-                ),
-            ),
-        ),
-    ),
-    (
-        c.FetchEvaluation(job=JOB, model="smollm2", version=VERSION, profile="edge-small", recipe="int4"),
-        c.EvaluationFiles(report=_file("job.json", REPORT), pictures=(_file("front.png", REPORT),)),
-    ),
-    (
-        c.VerifyEvaluation(report=digest("c"), model="smollm2", version=VERSION, profile="edge-small", recipe="int4"),
-        Verification(
-            agrees=False,
-            figures=(Figure(name="kl", reported=0.12, found=0.15, agrees=False),),
-            differing=("text/evaluation.txt",),
-            tools=("torch 2.13.0 → 2.14.0",),
-        ),
-    ),
-    (
-        c.FetchPackage(gateway_id="gw-1", manifest=digest("d"), have=(digest("9"),)),
-        c.PackageFiles(
-            manifest=_file("manifest.json", MANIFEST),
-            signature=_file("model.sig", SIGNED),
-            files=(_file("golden.jsonl", GOLDEN),),
-            route=(DeltaStep(base=digest("9"), target=digest("d"), delta=DELTA, url="http://s3.example/delta"),),
-        ),
-    ),
-    (
-        c.FetchMetadata(gateway_id="gw-1", file="7.model-smollm2.json"),
-        c.MetadataFile(file="7.model-smollm2.json", content="eyJzaWduZWQiOiB7fX0="),
-    ),
-    (
-        c.ExportPackage(manifest=digest("d"), model="smollm2", version=VERSION, profile="edge-small"),
-        c.PackageExport(
-            model="smollm2",
-            version=VERSION,
-            profile="edge-small",
-            recipe="int4",
-            manifest=MANIFEST,
-            signature=SIGNED,
-            size_bytes=86_000_000,
-            at=AT,
-            manifest_file=_file("manifest.json", MANIFEST),
-            config_file=_file("config.json", CONFIG),
-            signature_file=_file("model.sig", SIGNED),
-            files=(_file("golden.jsonl", GOLDEN),),
-        ),
-    ),
-    (
-        c.EnrolGateway(
-            gateway_id="gw-1",
-            blueprint="edge-chat",
-            labels={"ring": "canary"},
-            public_key=PUBLIC_KEY,
-            token="site-token",
-        ),
-        c.Enrolment(gateway_id="gw-1", blueprint="edge-chat", jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln"),
-    ),
-    (c.ApplyBlueprint(spec=BLUEPRINT), _BLUEPRINT_VIEW),
-    (c.StartRollout(blueprint="edge-chat", version=VERSION, stages=BLUEPRINT.stages), _ROLLOUT_VIEW),
-    (c.PauseRollout(blueprint="edge-chat", reason="lunch"), _ROLLOUT_VIEW),
-    (c.ResumeRollout(blueprint="edge-chat", reason="lunch is over"), _ROLLOUT_VIEW),
-    (c.AbortRollout(blueprint="edge-chat", reason="wrong version"), _ROLLOUT_VIEW),
-    (c.RollbackRollout(blueprint="edge-chat", reason="users complain"), _ROLLOUT_VIEW),
-    (c.ListRollouts(blueprint="edge-chat"), c.RolloutList(rollouts=(_ROLLOUT_VIEW,))),
-    (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
-    (c.ListGateways(gateway_id="gw-1"), c.GatewayList(gateways=(_GATEWAY_VIEW,))),
 )
 
 DOCUMENTS: dict[str, BaseModel] = {

@@ -138,9 +138,6 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
         ),
         (["storage", "gc", "--grace", "a week"], "invalid_message", 65),
         (["storage", "gc", "--dry-run"], "unreachable", 75),
-        (["package", "image", "{missing}", "--key", "{text}"], "not_found", 1),
-        (["package", "image", "{folder}", "--key", "{text}"], "signature_invalid", 1),
-        (["package", "image", "{folder}", "--key", "{text}", "--blueprint", "{text}"], "invalid_message", 65),
     ],
 )
 def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:

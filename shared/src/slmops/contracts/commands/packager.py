@@ -1,0 +1,71 @@
+"""Asked of the packager."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from slmops.contracts.commands.base import Command, Result
+from slmops.contracts.commands.registry import PackageView
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.manifest import DeltaStep, PackageFile
+from slmops.contracts.names import Name, Version
+from slmops.contracts.trust import METADATA_LIMIT_BYTES, MetadataName
+
+
+class PackageFiles(Result):
+    manifest: PackageFile
+    signature: PackageFile
+    files: tuple[PackageFile, ...]
+    route: tuple[DeltaStep, ...] = Field(
+        default=(), description="Deltas that lead here from a package the gateway has, in order, where that is cheaper"
+    )
+
+
+class FetchPackage(Command[PackageFiles]):
+    """A gateway asks for the files of the package that its plan names. Refused for any other package."""
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "fetch"
+    per_gateway: ClassVar[bool] = True
+    gateway_id: Name
+    manifest: Digest
+    have: tuple[Digest, ...] = Field(default=(), max_length=8, description="Manifests of packages in its slots")
+
+
+class MetadataFile(Result):
+    file: MetadataName
+    content: str = Field(max_length=METADATA_LIMIT_BYTES * 4 // 3 + 4, description="Base64")
+
+
+class FetchMetadata(Command[MetadataFile]):
+    """A gateway asks for a file of the TUF repository. Public, and worth nothing until it was verified."""
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "fetch_metadata"
+    per_gateway: ClassVar[bool] = True
+    gateway_id: Name
+    file: MetadataName
+
+
+class PackageExport(PackageView):
+    """Every blob of a package. Addresses expire; `config` is a blob that no file of a laid out package holds."""
+
+    model: Name
+    version: Version
+    manifest_file: PackageFile
+    config_file: PackageFile
+    signature_file: PackageFile
+    files: tuple[PackageFile, ...]
+
+
+class ExportPackage(Command[PackageExport]):
+    """The operator asks for a package: by its manifest, or the newest of a version. Raises `NotFound` for none."""
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "export"
+    manifest: Digest | None = None
+    model: Name | None = None
+    version: Version | None = None
+    profile: Name | None = Field(default=None, description="Needed where a version has packages for several")

@@ -1,0 +1,157 @@
+"""Asked of the rollout service."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import AwareDatetime, Field
+
+from slmops.contracts.blueprint import Blueprint, Stage
+from slmops.contracts.commands.base import Command, Result
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import Problem
+from slmops.contracts.events import UpdatePhase
+from slmops.contracts.measurement import CohortWindow
+from slmops.contracts.names import Name, Version
+from slmops.contracts.plan import Release
+
+
+class Enrolment(Result):
+    """`jwt` makes the gateway's own nkey a user of the bus; it holds no secret."""
+
+    gateway_id: Name
+    blueprint: Name
+    jwt: str
+
+
+class EnrolGateway(Command[Enrolment]):
+    """First contact. `token` is the site's enrolment secret; `public_key` the gateway's own user nkey (`U…`)."""
+
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "enrol"
+    gateway_id: Name
+    blueprint: Name
+    labels: dict[str, str] = Field(default_factory=dict)
+    public_key: str = Field(pattern=r"^U[A-Z2-7]{55}$")
+    token: str = Field(repr=False, min_length=1)
+
+
+class BlueprintView(Result):
+    revision: int
+    spec: Blueprint
+    stable: Release | None = None
+    at: AwareDatetime
+
+
+class ApplyBlueprint(Command[BlueprintView]):
+    """Make this the newest revision. Applying what is already the newest changes nothing."""
+
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "apply_blueprint"
+    spec: Blueprint
+
+
+class StageView(Result):
+    name: str
+    targets: int = 0
+    committed: int = 0
+    failed: int = 0
+    waiting: str = Field(default="", description="What the gate still waits for")
+
+
+class RolloutView(Result):
+    rollout: str
+    blueprint: Name
+    state: str
+    version: Version
+    model: Name
+    stage: int
+    stages: tuple[StageView, ...]
+    reason: str = ""
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None = None
+    candidate_window: CohortWindow | None = None
+    stable_window: CohortWindow | None = None
+
+
+class StartRollout(Command[RolloutView]):
+    """Move a blueprint to a published package. Without a version: the newest one published."""
+
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "start"
+    blueprint: Name
+    version: Version | None = None
+    stages: tuple[Stage, ...] = ()
+
+
+class _OnRollout(Command[RolloutView]):
+    service: ClassVar[str] = "rollout"
+    blueprint: Name
+    reason: str = "asked by the operator"
+
+
+class PauseRollout(_OnRollout):
+    name: ClassVar[str] = "pause"
+
+
+class ResumeRollout(_OnRollout):
+    name: ClassVar[str] = "resume"
+
+
+class AbortRollout(_OnRollout):
+    name: ClassVar[str] = "abort"
+
+
+class RollbackRollout(_OnRollout):
+    """Take back the rollout under way, or the last completed one: the gateways return to the release before it."""
+
+    name: ClassVar[str] = "rollback"
+
+
+class RolloutList(Result):
+    rollouts: tuple[RolloutView, ...]
+
+
+class ListRollouts(Command[RolloutList]):
+    """All rollouts, or one blueprint's; newest last."""
+
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "list_rollouts"
+    blueprint: Name | None = None
+
+
+class BlueprintList(Result):
+    blueprints: tuple[BlueprintView, ...]
+
+
+class ListBlueprints(Command[BlueprintList]):
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "list_blueprints"
+
+
+class GatewayView(Result):
+    gateway_id: Name
+    blueprint: Name
+    labels: dict[str, str]
+    phase: UpdatePhase
+    running: Digest | None = None
+    running_version: Version | None = None
+    target: Digest | None = None
+    desired: Digest | None = None
+    desired_because: dict[str, str] = Field(default_factory=dict)
+    problem: Problem | None = None
+    measured: dict[str, float] = Field(default_factory=dict)
+    plan_generation: int = 0
+    last_seen: AwareDatetime
+
+
+class GatewayList(Result):
+    gateways: tuple[GatewayView, ...]
+
+
+class ListGateways(Command[GatewayList]):
+    """The fleet, or one gateway of it, with what each should run and why."""
+
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "list_gateways"
+    gateway_id: Name | None = None
