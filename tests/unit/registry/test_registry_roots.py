@@ -14,7 +14,7 @@ from unit.registry.registry_examples import at
 
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage
-from slmops.contracts.events import Event, PackagePublished, VariantOptimized
+from slmops.contracts.events import Event, PackageDeltaPublished, PackagePublished, VariantOptimized
 from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, WEIGHT, Manifest
 from slmops.contracts.model import ModelFile
 from slmops.registry.domain.roots import RULES, Named, living, named, named_in
@@ -83,5 +83,5 @@ def test_a_blob_lives_while_anything_that_is_not_long_retired_names_it(
     for digest in {one.digest for one in everything}:
         names = [one for one in everything if one.digest == digest]
         in_use = any(retired.get(one.version, before) >= before for one in names)
-        packaged = any(one.kind == PackagePublished.type for one in names)
+        packaged = any(one.kind in (PackagePublished.type, PackageDeltaPublished.type) for one in names)
         assert (digest in live) == (in_use or packaged)
