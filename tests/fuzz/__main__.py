@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fuzz import delta
+from fuzz import delta, manifest
 from fuzz.harness import main
 
-main({"delta": delta.target})
+main({"delta": delta.target, "manifest": manifest.target})
