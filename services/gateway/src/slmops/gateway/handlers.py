@@ -58,9 +58,9 @@ class Agent:
         log.info("desired: %s, %s", desired.side, "; ".join(desired.explain.values()))
         self._changed.set()
 
-    def plan_refused(self, error: PermanentError) -> None:
-        """The newest plan is not trusted: what was desired before stays, and the operator hears of it."""
-        log.error("the plan is refused: %s", error)
+    def plan_refused(self, error: SlmopsError) -> None:
+        """The newest plan is not followed: what was desired before stays, and the operator hears of it."""
+        log.error("the plan is not followed: %s", error)
         self._refused = Problem.of(error)
         if self.started:
             self.report()

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from slmops.contracts import subjects
-from slmops.contracts.errors import PermanentError, TemporaryError
+from slmops.contracts.errors import DiskFull, PermanentError, SlmopsError, TemporaryError
 from slmops.contracts.plan import Desired, Identity, Overlay, Plan, resolve
 from slmops.kit.client import BusClient
 
@@ -29,8 +29,8 @@ OpenPlan = Callable[[bytes], Awaitable[Plan]]
 class Follower(Protocol):
     def desired_changed(self, desired: Desired, plan: Plan) -> None: ...
 
-    def plan_refused(self, error: PermanentError) -> None:
-        """The newest plan may not be trusted; the one before stays."""
+    def plan_refused(self, error: SlmopsError) -> None:
+        """The newest plan may not be trusted, or cannot be kept; the one before stays."""
 
 
 class Twin:
@@ -100,6 +100,9 @@ class Twin:
                 # Not seen: the next read asks again, for its key may have been named by then.
                 self._follower.plan_refused(error)
                 return
+            except DiskFull as error:
+                self._follower.plan_refused(error)
+                raise
             self._seen[key] = sequence
             if self._plan is not None:
                 overlays = [self._overlay] if self._overlay else []
