@@ -10,6 +10,7 @@ import typer
 
 from slmops.console import (
     blueprints,
+    bundles,
     chat,
     deadletters,
     deltas,
@@ -49,7 +50,7 @@ def root(
 def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
     app.callback(epilog="Example: slmops model ls")(root)
-    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deltas, deadletters):
+    for group in (models, blueprints, rollouts, gateways, jobs, recipes, evaluations, deltas, bundles, deadletters):
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
     app.add_typer(images.app)
