@@ -330,7 +330,7 @@ class PrepareBundle(Command[BundleContents]):
     """The operator asks for everything that gateways of a blueprint need when they have no network."""
 
     service: ClassVar[str] = "packager"
-    name: ClassVar[str] = "bundle"
+    name: ClassVar[str] = "prepare_bundle"
     blueprint: Name
     have: tuple[Digest, ...] = Field(default=(), max_length=8, description="Manifests from which deltas may start")
 
