@@ -240,6 +240,20 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         ),
     ),
     (
+        c.PrepareBundle(blueprint="edge-chat", have=(digest("9"),)),
+        c.BundleContents(
+            blueprint="edge-chat",
+            plan="eyJwYXlsb2FkIjogIiJ9",
+            timestamp="eyJzaWduZWQiOiB7fX0=",
+            metadata=("1.root.json", "7.model-smollm2.json"),
+            packages=(
+                c.PackageFiles(
+                    manifest=_file("manifest.json", MANIFEST), signature=_file("model.sig", SIGNED), files=()
+                ),
+            ),
+        ),
+    ),
+    (
         c.EnrolGateway(
             gateway_id="gw-1",
             blueprint="edge-chat",

@@ -76,10 +76,10 @@ class Device:
             "SLMOPS_ENROLMENT_TOKEN": str(self.root / "no-token"),
             "SLMOPS_TRUSTED_KEY": str(self.factory / "trusted.pem"),
             "SLMOPS_TRUSTED_ROOT": str(self.factory / "trusted-root.json"),
-            "SLMOPS_FACTORY": str(self.factory),
             "SLMOPS_DATA_DIR": str(self.root / "data"),
             "SLMOPS_API_PORT": str(self.ports["api"]),
             "SLMOPS_HTTP_PORT": str(self.ports["health"]),
+            **({"SLMOPS_FACTORY": str(self.factory)} if (self.factory / "release.json").exists() else {}),
             **self.settings,
         }
         process = self._start(environment)

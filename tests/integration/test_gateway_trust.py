@@ -196,7 +196,7 @@ async def test_the_generation_never_goes_back_until_its_key_is_revoked(site: Sit
 
     async def recovered() -> bool | None:
         try:
-            await site.trust._refreshed()
+            await site.trust.refresh(site.bus)
             return (await site.trust.plan(beyond)).generation == 1
         except TrustRefused:
             return None

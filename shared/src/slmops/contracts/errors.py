@@ -19,6 +19,7 @@
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           bytes are not the bytes that were named
         ├── InvalidDelta             a delta that is damaged, hostile, or of another version
+        ├── InvalidBundle            a bundle that is damaged, hostile, or of another format
         ├── SignatureInvalid         no valid signature by a trusted key
         │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with its name
         ├── Denied                   the caller may not do or have this
@@ -155,6 +156,11 @@ class DigestMismatch(PermanentError):
 
 class InvalidDelta(PermanentError):
     code = "invalid_delta"
+    exit_code = 65
+
+
+class InvalidBundle(PermanentError):
+    code = "invalid_bundle"
     exit_code = 65
 
 

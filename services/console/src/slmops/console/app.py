@@ -10,6 +10,7 @@ import typer
 
 from slmops.console import (
     blueprints,
+    bundles,
     chat,
     deadletters,
     deltas,
@@ -51,7 +52,7 @@ def root(
 
 GROUPS = (
     *(models, blueprints, rollouts, gateways, jobs, recipes, evaluations),
-    *(packages, deltas, trust, storage, deadletters),
+    *(packages, deltas, bundles, trust, storage, deadletters),
 )
 
 

@@ -22,6 +22,7 @@ from slmops.contracts.errors import InvalidMessage, PermanentError, SlmopsError,
 from slmops.contracts.plan import Identity
 from slmops.gateway.acquire import Acquirer
 from slmops.gateway.api import create_api
+from slmops.gateway.bundles import Bundles
 from slmops.gateway.factory import Factory
 from slmops.gateway.handlers import Agent
 from slmops.gateway.identity import Credentials, enrol
@@ -39,6 +40,7 @@ from slmops.kit.client import BusClient
 from slmops.kit.clock import utc_now
 from slmops.kit.service import log_as_json
 from slmops.kit.settings import load
+from slmops.kit.trust.asking import Answers
 
 log = logging.getLogger("slmops.gateway")
 
@@ -54,6 +56,13 @@ class Gateway:
     reporter: Reporter
     servers: list[ApiServer] = field(default_factory=list)
     client: BusClient | None = None
+    bundles: Bundles | None = None
+
+    def source(self) -> Answers | None:
+        """Who answers: the bus while it is there, else the last bundle that was accepted."""
+        if self.client is not None and self.client.connection.is_connected:
+            return self.client
+        return (self.bundles.source if self.bundles else None) or self.client
 
     async def run(self) -> None:
         """Until SIGTERM or Ctrl-C. Raises what made it stop: `PortTaken`, `Denied`, …"""
@@ -67,6 +76,7 @@ class Gateway:
             self.agent.stay_reported(settings.report_every),
             self.agent.keep_measuring(),
             self._network(),
+            *([self.bundles.watch()] if self.bundles else []),
             _until_stopped(),
             api.serve([sockets[0]]),
             health.serve([sockets[1]]),
@@ -139,14 +149,25 @@ def build(settings: Settings) -> Gateway:
     reporter = Reporter(identity, _spool(home / "spool.db"), home / "report.sequence", utc_now)
     gateway: Gateway
     factory = _factory(settings)
-    trust = Trust(identity, lambda: gateway.client, home / "trust", settings.trusted_root, utc_now)
+    trust = Trust(
+        identity,
+        lambda: gateway.source(),
+        home / "trust",
+        settings.trusted_root,
+        utc_now,
+        settings.disconnected_grace,
+    )
     acquirer = Acquirer(
-        identity.gateway_id, lambda: gateway.client, slots, home / "blobs", settings.trusted_key, trust, factory
+        identity.gateway_id, lambda: gateway.source(), slots, home / "blobs", settings.trusted_key, trust, factory
     )
     updater = Updater(slots, acquirer, serving, home / "releases")
     agent = Agent(slots, updater, serving, reporter, settings.retry_every, factory.release if factory else None)
     twin = Twin(identity, trust.plan, agent, settings.refresh_every)
     gateway = Gateway(settings, agent, twin, serving, reporter)
+    if settings.bundles:
+        gateway.bundles = Bundles(
+            settings.bundles, home / "blobs", identity.blueprint, trust, twin, settings.bundles_every
+        )
     return gateway
 
 

@@ -24,6 +24,17 @@ class Settings(BusSettings):
     factory: Path | None = Field(
         default=None, description="Folder with the release that came with the device; None: it came with none"
     )
+    bundles: Path | None = Field(
+        default=None,
+        description="Folder into which bundles are put where there is no network; None: none are looked for",
+    )
+    bundles_every: timedelta = Field(default=timedelta(seconds=5), description="How often that folder is looked into")
+    disconnected_grace: timedelta = Field(
+        default=timedelta(),
+        ge=timedelta(),
+        le=timedelta(days=90),
+        description="So long past their dates timestamp, snapshot and plan of a bundle may be; over the bus never",
+    )
     api_host: str = Field(default="127.0.0.1", description="Where the OpenAI-compatible API listens")
     api_port: int = Field(default=8080, ge=0, le=65535)
     report_every: timedelta = Field(default=timedelta(seconds=30), description="A sign of life at least this often")

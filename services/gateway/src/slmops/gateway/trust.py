@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +25,15 @@ from slmops.contracts.trust import Attack, RolloutKeys, package_target, refused
 from slmops.gateway.room import needs_room
 from slmops.kit.client import BusClient
 from slmops.kit.clock import Clock
+from slmops.kit.trust.asking import Answers
 
 if TYPE_CHECKING:
     from slmops.kit.trust.client import Target, TrustedState
 
 log = logging.getLogger(__name__)
 _PLAN_FILE = "plan.json"
-ClientSource = Callable[[], BusClient | None]
+ClientSource = Callable[[], Answers | None]
+"""The bus, or a bundle where there is none."""
 
 
 class _Accepted(BaseModel):
@@ -43,26 +46,42 @@ class _Accepted(BaseModel):
 
 
 class Trust:
-    """`pinned` is the root of trust that this gateway was given out of band."""
+    """`pinned` is the root of trust that this gateway was given out of band. `grace`: so long past its date may be what
+    must be renewed online, when it comes with a bundle; what comes over the bus has none."""
 
-    def __init__(self, identity: Identity, client: ClientSource, home: Path, pinned: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        client: ClientSource,
+        home: Path,
+        pinned: Path,
+        clock: Clock,
+        grace: timedelta = timedelta(),
+    ) -> None:
         self._identity = identity
         self._client = client
         self._home = home
         self._pinned = pinned
         self._clock = clock
+        self._grace = grace
         self._plan = b""
 
-    async def plan(self, data: bytes) -> Plan:
-        """The plan of a signed envelope, if it may be followed. Raises `TrustRefused`, and what fetching raises."""
+    async def refresh(self, source: Answers) -> None:
+        """Bring what is trusted up to date from `source`. Raises `TrustRefused`, and what `source` raises."""
+        await self._refreshed(source)
+
+    async def plan(self, data: bytes, source: Answers | None = None) -> Plan:
+        """The plan of a signed envelope, if it may be followed; `source` brought it, else the one of now. Raises
+        `TrustRefused`, and what fetching raises."""
+        source = source or self._client()
         keys = await asyncio.to_thread(lambda: self._state.rollout_keys())  # the first time it loads a library
         try:
-            statement, keyid = self._open(data, keys)
+            statement, keyid = self._open(data, keys, source)
         except TrustRefused:
             # Perhaps it is signed by a key that was named since.
-            await self._refreshed()
+            await self._refreshed(source)
             keys = self._state.rollout_keys()
-            statement, keyid = self._open(data, keys)
+            statement, keyid = self._open(data, keys, source)
         self._check_newest(statement.plan, keyid, keys)
         self._remember(_Accepted(keyid=keyid, generation=statement.plan.generation))
         self._plan = data
@@ -75,9 +94,10 @@ class Trust:
         fleet can go back although the packager is down. Raises `TrustRefused`, which names the attack, and what
         fetching raises.
         """
+        source = self._client()
         path = package_target(release.model, release.version, release.manifest.digest)
         try:
-            found = await self._refreshed(path)
+            found = await self._refreshed(source, path)
         except TemporaryError as error:
             if not installed:
                 raise
@@ -85,7 +105,7 @@ class Trust:
             return
         if self._plan or not installed:
             # Once more, for the key that signed the plan may have been revoked since it was read.
-            self._open(self._plan, self._state.rollout_keys())
+            self._open(self._plan, self._state.rollout_keys(), source)
         if found is None:
             raise refused(
                 Attack.ARBITRARY_PACKAGE,
@@ -97,7 +117,7 @@ class Trust:
             what = f"plan and repository disagree about {release.model}:{release.version}"
             raise refused(Attack.ARBITRARY_PACKAGE, what, where=release.manifest.digest)
 
-    def _open(self, data: bytes, keys: RolloutKeys | None) -> tuple[PlanStatement, str]:
+    def _open(self, data: bytes, keys: RolloutKeys | None, source: Answers | None) -> tuple[PlanStatement, str]:
         from slmops.kit.trust.plans import open_plan
 
         if keys is None:
@@ -105,7 +125,7 @@ class Trust:
         statement, keyid = open_plan(data, keys)
         if statement.plan.blueprint != self._identity.blueprint:
             raise refused(Attack.MIX_AND_MATCH, f"this is the plan of {statement.plan.blueprint}", where="plan")
-        if statement.expires_at <= self._clock():
+        if statement.expires_at + self._grace_of(source) <= self._clock():
             what = f"the newest plan that we are given is past its date ({statement.expires_at:%Y-%m-%d})"
             raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service, which signs it anew.")
         return statement, keyid
@@ -140,14 +160,16 @@ class Trust:
                 os.fsync(out.fileno())
             new.replace(self._home / _PLAN_FILE)
 
-    async def _refreshed(self, path: str | None = None) -> Target | None:
-        client = self._client()
-        if client is None:
+    async def _refreshed(self, source: Answers | None, path: str | None = None) -> Target | None:
+        if source is None:
             raise NotReady("no network: what is trusted cannot be brought up to date yet")
         from slmops.kit.trust.bus import BusFetcher
 
-        fetcher = BusFetcher(client, self._identity.gateway_id, asyncio.get_running_loop())
-        return await asyncio.to_thread(self._state.refresh, fetcher, path)
+        fetcher = BusFetcher(source, self._identity.gateway_id, asyncio.get_running_loop())
+        return await asyncio.to_thread(self._state.refresh, fetcher, path, self._grace_of(source))
+
+    def _grace_of(self, source: Answers | None) -> timedelta:
+        return timedelta() if source is None or isinstance(source, BusClient) else self._grace
 
     @cached_property
     def _state(self) -> TrustedState:

@@ -65,6 +65,16 @@ class Twin:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._again.wait(), pause.total_seconds() * random.uniform(0.75, 1.25))
 
+    async def adopt(self, plan: Plan) -> None:
+        """A plan that came by another way than the bus, and may be followed."""
+        async with self._applying:
+            self._plan = plan
+            self._tell(plan)
+
+    def refused(self, error: PermanentError) -> None:
+        """What came by another way may not be followed."""
+        self._follower.plan_refused(error)
+
     async def _read(self, client: BusClient) -> None:
         for key in self._keys:
             found = await client.read_desired(key)
@@ -105,5 +115,8 @@ class Twin:
                 raise
             self._seen[key] = sequence
             if self._plan is not None:
-                overlays = [self._overlay] if self._overlay else []
-                self._follower.desired_changed(resolve(self._plan, overlays, self._identity), self._plan)
+                self._tell(self._plan)
+
+    def _tell(self, plan: Plan) -> None:
+        overlays = [self._overlay] if self._overlay else []
+        self._follower.desired_changed(resolve(plan, overlays, self._identity), plan)

@@ -46,10 +46,15 @@ def newest_of(packages: Sequence[PackagePublished], wanted: ExportPackage) -> Pa
     return max(found, key=lambda package: package.at)
 
 
+def planned(plan: Plan) -> set[Digest]:
+    """The manifests of the packages that the plan names."""
+    releases = [plan.stable, plan.candidate.release if plan.candidate else None]
+    return {release.manifest.digest for release in releases if release}
+
+
 def check_planned(plan: Plan, manifest: Digest, gateway_id: str) -> None:
     """Raises `Denied` for a package that the plan of the gateway's blueprint does not name."""
-    releases = [plan.stable, plan.candidate.release if plan.candidate else None]
-    if manifest not in {release.manifest.digest for release in releases if release}:
+    if manifest not in planned(plan):
         raise Denied(
             f"the plan of {plan.blueprint} does not name this package for {gateway_id}",
             where=manifest,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from slmops.contracts import subjects
-from slmops.contracts.commands import FetchMetadata, FetchPackage, PackageFiles
+from slmops.contracts.commands import BundleContents, FetchMetadata, FetchPackage, PackageFiles, PrepareBundle
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import NotFound, NotReady
 from slmops.contracts.events import (
@@ -25,8 +25,9 @@ from slmops.kit.objects import Objects
 from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
+from slmops.packager.bundle import base64_text, state_of_trust
 from slmops.packager.deltas import MANIFEST_LIMIT_BYTES, DeltaPlanner
-from slmops.packager.domain import check_planned, decide, published_as
+from slmops.packager.domain import check_planned, decide, planned, published_as
 from slmops.packager.routes import cheapest_route
 from slmops.packager.trust import Trust
 
@@ -105,16 +106,32 @@ class Handlers:
     async def fetch(self, command: FetchPackage) -> PackageFiles:
         """Raises `Denied` for a package that the gateway's plan does not name, `NotReady` while that is not known."""
         check_planned(await self._plan(command.gateway_id), command.manifest, command.gateway_id)
-        package = await self._journal.read(lambda connection: store.package(connection, command.manifest))
+        return await self._files(command.manifest, command.have)
+
+    async def bundle(self, command: PrepareBundle) -> BundleContents:
+        """Raises `NotReady` while there is no plan, `NotFound` for a package that was not published here."""
+        envelope, plan = await self._plan_of(command.blueprint)
+        timestamp, names = await self._journal.read(state_of_trust)
+        packages = [await self._files(manifest, command.have) for manifest in sorted(planned(plan))]
+        return BundleContents(
+            blueprint=command.blueprint,
+            plan=base64_text(envelope),
+            timestamp=base64_text(timestamp),
+            metadata=names,
+            packages=tuple(packages),
+        )
+
+    async def _files(self, digest: Digest, have: tuple[Digest, ...]) -> PackageFiles:
+        package = await self._journal.read(lambda connection: store.package(connection, digest))
         if package is None:
-            raise NotFound("this package was not published here", where=command.manifest)
+            raise NotFound("this package was not published here", where=digest)
         manifest = Manifest.decode(await self._objects.get_bytes(package.manifest.digest, MANIFEST_LIMIT_BYTES))
         layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageFiles(
             manifest=await self._file(MANIFEST_PATH, package.manifest),
             signature=await self._file(SIGNATURE_PATH, package.signature),
             files=tuple(await asyncio.gather(*layers)),
-            route=await self._route(package, command.have),
+            route=await self._route(package, have),
         )
 
     async def _route(self, package: PackagePublished, have: tuple[Digest, ...]) -> tuple[DeltaStep, ...]:
@@ -133,11 +150,15 @@ class Handlers:
         blueprint = await self._journal.read(lambda connection: store.blueprint_of(connection, gateway_id))
         if blueprint is None:
             raise NotReady(f"the enrolment of {gateway_id} has not arrived yet", where="packager")
+        return (await self._plan_of(blueprint))[1]
+
+    async def _plan_of(self, blueprint: str) -> tuple[bytes, Plan]:
+        """The envelope and what it says."""
         found = await self._bus.client.read_desired(subjects.blueprint_key(blueprint))
         if found is None:
             raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")
         statement, _ = open_plan(found[0], await self.trust.rollout_keys())
-        return statement.plan
+        return found[0], statement.plan
 
     async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
         return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
@@ -149,4 +170,5 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(GatewayEnrolled, handlers.on_gateway_enrolled)
     bus.on(GatewayReported, handlers.on_gateway_reported)
     bus.serve(FetchPackage, handlers.fetch)
+    bus.serve(PrepareBundle, handlers.bundle)
     bus.serve(FetchMetadata, handlers.trust.fetch)

@@ -163,6 +163,11 @@ def metadata(connection: Connection, role: str, version: int | None) -> bytes | 
     return bytes(found) if found is not None else None
 
 
+def root_versions(connection: Connection) -> list[int]:
+    query = select(_metadata.c.version).where(_metadata.c.role == "root").order_by(_metadata.c.version)
+    return list(connection.execute(query).scalars())
+
+
 def forget_metadata(connection: Connection, before: datetime) -> None:
     """Remove versions that a newer one replaced before that time. Roots stay: each leads to the next."""
     newer = _metadata.alias()

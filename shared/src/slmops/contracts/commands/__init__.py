@@ -24,12 +24,14 @@ from slmops.contracts.commands.optimizer import (
     VerifyEvaluation,
 )
 from slmops.contracts.commands.packager import (
+    BundleContents,
     ExportPackage,
     FetchMetadata,
     FetchPackage,
     MetadataFile,
     PackageExport,
     PackageFiles,
+    PrepareBundle,
 )
 from slmops.contracts.commands.registry import (
     BeginUpload,
@@ -74,6 +76,7 @@ __all__ = [
     "BeginUpload",
     "BlueprintList",
     "BlueprintView",
+    "BundleContents",
     "CancelJob",
     "CollectGarbage",
     "Command",
@@ -102,6 +105,7 @@ __all__ = [
     "ParameterView",
     "PassView",
     "PauseRollout",
+    "PrepareBundle",
     "RecipeList",
     "RegisterVersion",
     "Result",

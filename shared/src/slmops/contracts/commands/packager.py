@@ -49,6 +49,25 @@ class FetchMetadata(Command[MetadataFile]):
     file: MetadataName
 
 
+class BundleContents(Result):
+    """What crosses an air gap. The other metadata files are fetched by name: a version never changes."""
+
+    blueprint: Name
+    plan: str = Field(description="The signed envelope, base64")
+    timestamp: str = Field(max_length=METADATA_LIMIT_BYTES * 4 // 3 + 4, description="timestamp.json, base64")
+    metadata: tuple[MetadataName, ...] = Field(description="Every root, and what the timestamp leads to")
+    packages: tuple[PackageFiles, ...] = Field(description="Of the stable release and of the candidate")
+
+
+class PrepareBundle(Command[BundleContents]):
+    """The operator asks for everything that gateways of a blueprint need when they have no network."""
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "prepare_bundle"
+    blueprint: Name
+    have: tuple[Digest, ...] = Field(default=(), max_length=8, description="Manifests from which deltas may start")
+
+
 class PackageExport(PackageView):
     """Every blob of a package. Addresses expire; `config` is a blob that no file of a laid out package holds."""
 

@@ -2,6 +2,7 @@
 
 keys       private keys as PEM files
 client     what one client trusts, on disk: metadata verified and accepted as a whole or not at all
+asking     who answers a client's questions
 attacks    which attack a refusal of the library means
 plans      a plan in its signed envelope
 folder     the offline half of a repository as files

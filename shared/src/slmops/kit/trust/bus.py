@@ -12,7 +12,7 @@ from tuf.ngclient import FetcherInterface
 
 from slmops.contracts.commands import FetchMetadata
 from slmops.contracts.errors import NotFound
-from slmops.kit.client import BusClient
+from slmops.kit.trust.asking import Answers
 
 _PATIENCE_S = 60.0  # the client has its own, shorter one: this is for a loop that no longer runs
 
@@ -20,7 +20,7 @@ _PATIENCE_S = 60.0  # the client has its own, shorter one: this is for a loop th
 class BusFetcher(FetcherInterface):
     """Used by the library in a thread, while `loop` runs in another."""
 
-    def __init__(self, client: BusClient, gateway_id: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: Answers, gateway_id: str, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
         self._gateway_id = gateway_id
         self._loop = loop

@@ -17,6 +17,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -77,8 +78,12 @@ class TrustedState:
         except FileNotFoundError:
             return None
 
-    def refresh(self, fetcher: FetcherInterface, path: str | None = None) -> Target | None:
+    def refresh(
+        self, fetcher: FetcherInterface, path: str | None = None, grace: timedelta = timedelta()
+    ) -> Target | None:
         """Bring the state up to date and look up a target; None: nobody vouches for `path`.
+
+        Timestamp and snapshot may be past their date by `grace`; what says who may sign what may not.
 
         Blocks. Raises `TrustRefused` with the attack's name, `InvalidMessage` for a pinned root that is none,
         `DiskFull`, and what the fetcher raises.
@@ -86,11 +91,13 @@ class TrustedState:
         with self._one_at_a_time, self._staged() as staging:
             recording = Recording(fetcher)
             updater = self._updater(staging, recording)
+            updater._trusted_set.reference_time -= grace  # the library has no other place for it
             with naming(recording, staging):
                 updater.refresh()
                 rollout = updater.get_targetinfo(ROLLOUT_TARGET)
                 found = updater.get_targetinfo(path) if path else None
             _check_digests(staging)
+            _check_in_time(updater)
             (staging / _ROLLOUT).write_text(_keys_in(rollout).model_dump_json())
             return _target(found)
 
@@ -159,6 +166,14 @@ def _root_expired(folder: Path) -> bool:
         return Metadata[Root].from_file(str(folder / "root.json")).signed.is_expired()
     except Exception:  # it is only asked to find the better word
         return False
+
+
+def _check_in_time(updater: Updater) -> None:
+    """What the library let pass for the grace, and has none."""
+    for signed in updater._trusted_set:  # a mapping whose iteration gives the values
+        if not isinstance(signed, Timestamp | Snapshot) and signed.is_expired():
+            fix = "Have it signed anew, and bring what is exported afterwards."
+            raise refused(Attack.EXPIRED, f"metadata of type {signed.type} is past its date", fix=fix)
 
 
 def _check_digests(folder: Path) -> None:

@@ -1,0 +1,91 @@
+"""What crosses an air gap: one file with the plan of a blueprint, its packages or deltas, and the metadata of trust.
+
+Nothing in it is trusted for being in it. It is a transport in the place of the bus and of the object storage, and
+what reads it relies on the same signatures as with a network.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from slmops.contracts.descriptor import Descriptor, Digest
+from slmops.contracts.errors import InvalidBundle
+from slmops.contracts.names import Name
+from slmops.contracts.trust import METADATA_NAME_PATTERN
+
+BUNDLE_SUFFIX: Final = ".slmops"
+INDEX_NAME: Final = "bundle.json"
+PLAN_NAME: Final = "plan.json"
+INDEX_LIMIT_BYTES: Final = 1 << 20
+MAX_MEMBERS: Final = 4096
+_BLOBS, _METADATA = "blobs/sha256/", "metadata/"
+_NAME = rf"^(plan\.json|blobs/sha256/[0-9a-f]{{64}}|metadata/{METADATA_NAME_PATTERN.strip('^')[:-1]})$"
+
+
+def blob_name(digest: Digest) -> str:
+    return _BLOBS + digest.removeprefix("sha256:")
+
+
+def metadata_name(file: str) -> str:
+    return _METADATA + file
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Member(_Strict):
+    """A file of the bundle. The grammar has no name that climbs."""
+
+    name: Annotated[str, StringConstraints(pattern=_NAME, max_length=100)]
+    digest: Digest
+    size: int = Field(ge=0, le=1 << 40)
+
+    @model_validator(mode="after")
+    def _named_by_digest(self) -> Self:
+        if self.name.startswith(_BLOBS) and self.name != blob_name(self.digest):
+            raise ValueError("a blob is named by its digest")
+        return self
+
+
+class BundledDelta(_Strict):
+    base: Digest
+    target: Digest
+    delta: Descriptor
+
+
+class BundledPackage(_Strict):
+    """With a route, the whole files may be missing: then it is for gateways that have the route's first base."""
+
+    manifest: Descriptor
+    signature: Descriptor
+    route: tuple[BundledDelta, ...] = Field(default=(), max_length=8)
+
+
+class BundleIndex(_Strict):
+    """The first member. The others follow in its order, which is that of their names; so none is there twice."""
+
+    format: Literal[1] = 1
+    blueprint: Name
+    created_at: AwareDatetime
+    packages: tuple[BundledPackage, ...] = Field(max_length=8)
+    members: tuple[Member, ...] = Field(max_length=MAX_MEMBERS)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if any(one.name >= other.name for one, other in pairwise(self.members)):
+            raise ValueError("members are in the order of their names, each of them once")
+        return self
+
+    @classmethod
+    def decode(cls, data: bytes) -> BundleIndex:
+        """Raises `InvalidBundle`."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+            raise InvalidBundle(f"the index is not valid: {why}", where=INDEX_NAME) from error

@@ -1,0 +1,152 @@
+"""Bundles as files: an uncompressed tar with exactly one form for its content, so that nothing can hide in it.
+
+Each header is compared with the one that we would write. So there are no links, devices, extended headers, owners or
+paths to be careful about, any tar can still unpack it, and the index alone says where everything lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from slmops.contracts.bundle import INDEX_LIMIT_BYTES, INDEX_NAME, BundleIndex, Member
+from slmops.contracts.errors import InvalidBundle
+
+_BLOCK: Final = 512
+_END: Final = bytes(2 * _BLOCK)
+_CHUNK_BYTES: Final = 1 << 18
+
+
+def write_bundle(out: Path, index: BundleIndex, content: Mapping[str, bytes | Path]) -> None:
+    """`content` by the members' names. Whole or not at all. Raises `InvalidBundle` when content is not what it says."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with part.open("wb") as file:
+            data = index.model_dump_json().encode()
+            _put(file, INDEX_NAME, len(data), iter([data]))
+            for member in index.members:
+                _put(file, member.name, member.size, _checked(member, _chunks_of(content[member.name])))
+            file.write(_END)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class BundleFile:
+    """A bundle whose form was checked when it was opened: one pass over the headers. Content is checked when read."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `InvalidBundle`, and `OSError` for a file that cannot be read."""
+        self.path = path
+        self._offsets: dict[str, tuple[int, Member]] = {}
+        with path.open("rb") as file:
+            self.index = _index(file)
+            self._locate(file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._offsets
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """Raises `InvalidBundle` when it is not there, longer than `limit_bytes`, or not what the index says."""
+        with self.chunks(name) as (member, chunks):
+            if member.size > limit_bytes:
+                raise InvalidBundle(f"a file of {member.size} bytes where {limit_bytes} are allowed", where=name)
+            return b"".join(chunks)
+
+    @contextmanager
+    def chunks(self, name: str) -> Iterator[tuple[Member, Iterator[bytes]]]:
+        """The content as it is read; after the last chunk it was what the index says, else `InvalidBundle`."""
+        if name not in self._offsets:
+            raise InvalidBundle("the bundle has no such file", where=name)
+        offset, member = self._offsets[name]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            yield member, _checked(member, _exactly(file, member.size))
+
+    def check(self) -> None:
+        """Read everything. Raises `InvalidBundle` for the first file that is not what the index says."""
+        for name in self._offsets:
+            with self.chunks(name) as (_, chunks):
+                for _chunk in chunks:
+                    pass
+
+    def _locate(self, file: BinaryIO) -> None:
+        length = os.fstat(file.fileno()).st_size
+        for member in self.index.members:
+            if file.read(_BLOCK) != _header(member.name, member.size):
+                raise InvalidBundle("the tar and its index disagree", where=member.name)
+            self._offsets[member.name] = file.tell(), member
+            if file.tell() + _padded(member.size) > length:
+                raise InvalidBundle("the file is cut off", where=member.name, fix="Copy it again, whole.")
+            file.seek(member.size, os.SEEK_CUR)
+            if file.read(_padded(member.size) - member.size).strip(b"\0"):
+                raise InvalidBundle("there is something between two files", where=member.name)
+        if file.read(len(_END) + 1) != _END:
+            raise InvalidBundle("it does not end where its index says", where=INDEX_NAME)
+
+
+def _index(file: BinaryIO) -> BundleIndex:
+    header = file.read(_BLOCK)
+    try:
+        size = int(header[124:135], 8)  # eleven octal digits
+    except ValueError:
+        size = -1
+    if not 0 <= size <= INDEX_LIMIT_BYTES or header != _header(INDEX_NAME, size):
+        raise InvalidBundle("this is no bundle", where=INDEX_NAME, fix="Make one: slmops bundle export.")
+    data = file.read(_padded(size))
+    if len(data) < _padded(size):
+        raise InvalidBundle("the file is cut off", where=INDEX_NAME, fix="Copy it again, whole.")
+    if data[size:].strip(b"\0"):
+        raise InvalidBundle("there is something between two files", where=INDEX_NAME)
+    return BundleIndex.decode(data[:size])
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")  # of its extensions only sizes over 8 GiB are used
+
+
+def _put(file: BinaryIO, name: str, size: int, chunks: Iterator[bytes]) -> None:
+    file.write(_header(name, size))
+    for chunk in chunks:
+        file.write(chunk)
+    file.write(bytes(_padded(size) - size))
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _chunks_of(content: bytes | Path) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+        return
+    with content.open("rb") as file:
+        yield from iter(lambda: file.read(_CHUNK_BYTES), b"")
+
+
+def _exactly(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size:
+        chunk = file.read(min(size, _CHUNK_BYTES))
+        if not chunk:
+            return  # the digest tells
+        size -= len(chunk)
+        yield chunk
+
+
+def _checked(member: Member, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    found, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        found.update(chunk)
+        size += len(chunk)
+        yield chunk
+    if (f"sha256:{found.hexdigest()}", size) != (member.digest, member.size):
+        raise InvalidBundle("its bytes are others than the index says", where=member.name)

@@ -1,0 +1,127 @@
+"""Across an air gap: exported by the command line, carried as a file, installed by a gateway that has no network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from integration.artifact_world import published, release
+from integration.console_cli import Cli
+from integration.device import ANYTHING, HELLO, Device
+from integration.gateway_site import Site, site_on
+from integration.test_deltas import Versions, deltas, installed, report, weights
+
+from slmops.console.bundles import write
+from slmops.contracts.blueprint import SoakPolicy
+from slmops.contracts.errors import TemporaryError
+from slmops.contracts.plan import Release
+from slmops.gateway.acquire import Acquirer
+from slmops.gateway.bundles import BundleSource
+from slmops.gateway.slots import Slots
+from slmops.kit.bundle import BundleFile
+
+if TYPE_CHECKING:
+    from servers import S3, NatsServer
+
+
+@pytest.fixture
+async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator[Site]:
+    async with site_on(nats_server, s3, tmp_path, delta_bases=1) as site:
+        yield site
+
+
+@pytest.fixture
+def device(site: Site, tmp_path: Path) -> Device:
+    """It knows its keys and its folder for bundles, and nothing came with it."""
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "trusted.pem").write_bytes(site.keys.public.read_bytes())
+    (given / "trusted-root.json").write_bytes(site.folder.first_root.read_bytes())
+    drop = tmp_path / "drop"
+    drop.mkdir()
+    root = tmp_path / "device"
+    root.mkdir()
+    return Device(root, given, {"SLMOPS_BUNDLES": str(drop), "SLMOPS_BUNDLES_EVERY": "PT0.2S"})
+
+
+async def publish(site: Site, model: Path, version: str) -> Release:
+    """The tiny model as a release, wanted by the plan."""
+    content = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    content["README.md"] = f"{site.home} {version}".encode()  # another test's package has other bytes
+    before = len(await published(site.rollout.world, 0))
+    golden = await site.optimizer.objects.put_bytes(ANYTHING, "application/jsonl")
+    await site.optimizer.announce(
+        (await site.optimizer.variant(content, version=version)).model_copy(update={"golden": golden})
+    )
+    made = release((await published(site.rollout.world, before + 1))[-1])
+    wanted = made.model_copy(update={"soak": SoakPolicy(seconds=0.1, golden_every_s=0.05)})
+    await site.rollout.plan(wanted)
+    return wanted
+
+
+async def answers_with(api: httpx.AsyncClient, digest: str, log: Device) -> None:
+    try:
+        async with asyncio.timeout(30):
+            while True:
+                answer = await api.post("/v1/chat/completions", json=HELLO)
+                if answer.status_code == 200 and answer.json()["system_fingerprint"] == digest:
+                    return
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        pytest.fail(log.log)
+
+
+async def test_a_gateway_that_has_no_network_is_updated_by_files(
+    site: Site, device: Device, genai_model: Path, tmp_path: Path
+) -> None:
+    console, drop = Cli(site.rollout.world), device.settings["SLMOPS_BUNDLES"]
+    file = tmp_path / "edge-chat.slmops"
+    first = await publish(site, genai_model, "1.0.0")
+    async with device.on() as api:
+        assert (await api.post("/v1/chat/completions", json=HELLO)).status_code == 503
+        for number, wanted in enumerate((first, None), start=1):
+            wanted = wanted or await publish(site, genai_model, "1.0.1")
+            done = await console("bundle", "export", "--for", "edge-chat", "--out", str(file), "--json")
+            assert done.exit_code == 0, done.err
+            assert done.json["generation"] == number
+            assert [package["manifest"]["digest"] for package in done.json["packages"]] == [wanted.manifest.digest]
+            done = await console("bundle", "import", str(file), "--to", drop)
+            assert done.exit_code == 0, done.err
+            await answers_with(api, wanted.manifest.digest, device)
+    async with device.on() as api:  # from its slot, and the bundle still lies there
+        await answers_with(api, wanted.manifest.digest, device)
+    refused = await console("bundle", "export", "--for", "kiosk", "--out", str(file), "--json")
+    assert refused.problem["code"] == "not_ready"
+    half = tmp_path / "half.slmops"
+    half.write_bytes(file.read_bytes()[:-5000])
+    done = await console("bundle", "import", str(half), "--to", drop, "--json")
+    assert (done.exit_code, done.problem["code"]) == (65, "invalid_bundle")
+    assert not (Path(drop) / half.name).exists()
+
+
+async def test_a_bundle_of_deltas_is_for_those_that_have_the_base(site: Site, tmp_path: Path) -> None:
+    versions = Versions(site)
+    first = await versions.publish()
+    await installed(site, first)
+    await report(site, first)
+    second = await versions.publish()
+    [made] = await deltas(site, 1)
+    await site.rollout.plan(second)
+    await site.trust.plan(await site.written())
+    console = await site.rollout.world.connect("console")
+    file = tmp_path / "deltas.slmops"
+    await write(console, "edge-chat", (first.manifest.digest,), file)
+    assert made.delta.size < file.stat().st_size < len(versions.weights[1]) / 4
+    for home, slots in ((tmp_path, site.slots), (tmp_path / "other", Slots(tmp_path / "other"))):
+        source = BundleSource(BundleFile(file), home / "blobs")
+        acquirer = Acquirer("gw-1", lambda source=source: source, slots, home / "blobs", site.keys.public, site.trust)
+        if slots is site.slots:
+            assert weights(await acquirer.acquire(second)) == versions.weights[1]
+            assert acquirer.fetched_bytes == made.delta.size
+        else:
+            with pytest.raises(TemporaryError, match="does not hold what this gateway lacks"):
+                await acquirer.acquire(second)
