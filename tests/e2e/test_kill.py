@@ -127,6 +127,7 @@ async def meanwhile(deaths: Coroutine[None, None, None]) -> AsyncIterator[asynci
         killing.cancel()
 
 
+@pytest.mark.slow
 async def test_the_loop_survives_the_death_of_each_while_it_is_at_work(
     operator: Operator, tiny: Path, tmp_path: Path
 ) -> None:

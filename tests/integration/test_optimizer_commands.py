@@ -77,6 +77,7 @@ async def test_the_same_work_is_done_once(factory: Factory) -> None:
     assert asked.digest == first.digest  # and the same variant, byte for byte
 
 
+@pytest.mark.slow
 async def test_a_report_can_be_fetched_and_measured_again(factory: Factory) -> None:
     await factory.start("one")
     await factory.push("1.0.0", seed=141)
@@ -99,6 +100,7 @@ async def test_a_report_can_be_fetched_and_measured_again(factory: Factory) -> N
         await client.request(VerifyEvaluation(model="tiny", version="1.0.0", recipe="int4"))
 
 
+@pytest.mark.slow
 async def test_a_search_ends_in_a_front_with_its_picture_and_is_not_made_twice(factory: Factory) -> None:
     await factory.start("one")
     await factory.push("1.0.0", seed=143)

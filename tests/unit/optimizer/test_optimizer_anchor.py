@@ -20,7 +20,7 @@ from slmops.optimizer.passes import quantize as quantizing
 from slmops.optimizer.passes.quantize import Quantize
 
 TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, size=(8, 48))
-ANCHOR = anchor.Anchor(predecessor="sha256:" + "0" * 64)
+ANCHOR = anchor.Anchor(predecessor="sha256:" + "0" * 64, max_changed=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,10 @@ def test_a_predecessor_that_is_not_there_is_named(llama, tmp_path):
     for given in (context, replace(context, predecessor=tmp_path)):
         with pytest.raises(OptimizationFailed, match=r"sha256:0000.* is not here"):
             anchor.run(llama, tmp_path / "out", ANCHOR, given)
+
+
+def test_a_version_that_is_too_far_away_is_refused_before_it_is_measured(predecessor, tmp_path):
+    other = make_tiny_llama(tmp_path / "other", seed=9)
+    with pytest.raises(OptimizationFailed, match=r"\d\d% of the codes would change"):
+        anchor.run(other, tmp_path / "out", ANCHOR, context_of(other, tmp_path, predecessor))
+    assert not (tmp_path / "out").exists()

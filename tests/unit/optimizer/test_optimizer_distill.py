@@ -71,6 +71,7 @@ def test_a_model_without_some_of_the_layers_learns_too(teacher, tmp_path):
     assert lost(teacher, tmp_path / "out") < 0.9 * lost(teacher, tmp_path / "given")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_others(teacher, pruned, tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         distill.run(pruned, tmp_path / name, SHORT, context(teacher, seed=seed))
@@ -112,6 +113,7 @@ def test_time_is_a_budget_that_a_kill_does_not_refill(teacher, pruned, tmp_path,
     assert 0.5 < again[0] < again[-1] < 1
 
 
+@pytest.mark.slow
 def test_zeros_stay_zero_and_the_others_make_up_for_them(teacher, tmp_path):
     sparsify.run(teacher, tmp_path / "given", Sparsify(pattern="2:4"), context(teacher))
     distill.run(tmp_path / "given", tmp_path / "out", LONGER, context(teacher))
@@ -121,6 +123,7 @@ def test_zeros_stay_zero_and_the_others_make_up_for_them(teacher, tmp_path):
     assert lost(teacher, tmp_path / "out") < 0.9 * lost(teacher, tmp_path / "given")
 
 
+@pytest.mark.slow
 def test_embedding_and_head_stay_one_and_as_they_were(teacher, pruned, tmp_path):
     distill.run(pruned, tmp_path / "out", SHORT, context(teacher))
     before, after = decoder.load(pruned), decoder.load(tmp_path / "out")

@@ -18,7 +18,11 @@ from slmops.optimizer.passes.prune_heads import PruneHeads
 from slmops.optimizer.passes.prune_vocabulary import PruneVocabulary
 from slmops.optimizer.passes.prune_width import PruneWidth
 
-everywhere = pytest.mark.parametrize("architecture", ARCHITECTURES)
+_QUICK = ("llama", "gemma3_text")  # the plain one, and the one that differs most
+everywhere = pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in ARCHITECTURES],
+)
 HALF = torch.arange(0, 128, 2)
 HALF_WIDTH = PruneWidth(share=0.5, tokens=3072)
 ONE_GROUP = PruneHeads(groups=1, tokens=3072)

@@ -48,13 +48,20 @@ class Anchor(Params):
         description="The same for an embedding in 8 bits: its steps are fine, and its codes half of an update",
     )
 
+    max_changed: float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="Share of codes that may change; a version that is further away is another model, not an update",
+    )
+
     @property
     def calibrated(self) -> bool:
         return False
 
 
 def run(given: Path, out: Path, params: Anchor, context: Context) -> None:
-    """Raises `OptimizationFailed` for a predecessor that is not there, or is not the same architecture."""
+    """Raises `OptimizationFailed` for a predecessor that is not there, is another architecture, or is too far away."""
     import onnx_ir as ir
 
     before = context.predecessor
@@ -93,6 +100,7 @@ class _Anchored:
     def __init__(self, before: ir.Model, after: ir.Model, params: Anchor) -> None:
         self._before, self._after = before.graph.initializers, after.graph.initializers
         self._params = params
+        self._codes = self._changed = 0
         self._coded = list(_coded(before.graph))
         self._by_row = {node.inputs[0].name for node in after.graph if node.op_type == "Gather" and node.inputs[0]}
         self._embeddings = self._by_row | {  # tied to the head, which is transposed
@@ -104,9 +112,17 @@ class _Anchored:
         for matrix in dict.fromkeys(coded.matrix for coded in self._coded):
             self._matrix(matrix, sorted((c for c in self._coded if c.matrix == matrix), key=lambda c: c.part))
             done.add(matrix)
+        self._check_near()
         for name, value in self._after.items():
             if name not in done and name not in ("cos_cache", "sin_cache"):
                 self._plain(name, value)
+
+    def _check_near(self) -> None:
+        if (share := self._changed / max(self._codes, 1)) > self._params.max_changed:
+            raise OptimizationFailed(
+                f"{share:.0%} of the codes would change: this is no small update of its predecessor",
+                fix="Use a recipe without anchor, or raise max_changed.",
+            )
 
     def _matrix(self, name: str, parts: list[_Coded]) -> None:
         values = self._after.get(name)
@@ -132,8 +148,10 @@ class _Anchored:
         loose = part.bits == 8 and part.matrix in self._embeddings
         within = self._params.keep_embedding if loose else self._params.keep
         near = np.abs(steps.reshape(count, columns) - old) <= within
-        chosen = to_bytes(np.where(near, old, nearest), part.bits)
-        _replace(part.codes, chosen.reshape(self._array(part.codes.name or "").shape))
+        kept = np.where(near, old, nearest)
+        self._codes += old.size
+        self._changed += int(np.count_nonzero(kept != old))
+        _replace(part.codes, to_bytes(kept, part.bits).reshape(self._array(part.codes.name or "").shape))
         return int(count)
 
     def _grid(self, part: _Coded) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
