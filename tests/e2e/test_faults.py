@@ -182,6 +182,7 @@ def large_gguf(files: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_is_said_soon_and_no_push_leaves_a_half(up: Up, files: Path, tmp_path: Path) -> None:
     names = ("interrupted", "killed", "waiting")
     pushes = {

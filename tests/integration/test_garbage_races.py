@@ -330,7 +330,7 @@ async def settle(yard: Yard) -> None:
 
 
 async def test_pushers_and_collectors_at_once_lose_no_live_blob_and_leave_no_orphan(yard: Yard) -> None:
-    assert await press(yard, seconds=16, pushers=8, collectors=2, universe=250) > 150
+    assert await press(yard, seconds=8, pushers=8, collectors=2, universe=150) > 60
     await settle(yard)
 
 

@@ -53,6 +53,7 @@ async def process_in(folder: Path) -> int:
     return await eventually(look, within_s=60)
 
 
+@pytest.mark.slow
 async def test_two_workers_share_the_queue_and_do_nothing_twice(factory: Factory) -> None:
     workers = [await factory.start(name) for name in ("one", "two")]
     versions = ["1.0.0", "1.0.1", "1.0.2"]

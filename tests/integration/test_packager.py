@@ -214,6 +214,7 @@ async def test_a_variant_is_published_once_however_often_it_is_announced(
     assert len(await published(world)) == 1
 
 
+@pytest.mark.slow
 async def test_a_packager_that_is_killed_again_and_again_publishes_everything_once(
     world: World, settings: dict[str, Any], optimizer: Optimizer, objects: Objects, keys: Keys, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ class Measured:
         return (await self.client.js.stream_info("DLQ", subjects_filter=">")).state.subjects or {}
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 async def measured(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Measured]:
     databases = _new_databases(request.getfixturevalue("postgres")) if request.param == "postgres" else None
     async with AsyncExitStack() as stack:

@@ -20,7 +20,6 @@ from slmops.contracts.names import check_name, check_version
 from slmops.contracts.plan import Release
 from slmops.contracts.profile import PROFILES
 from slmops.kit.package import verify_package
-from slmops.kit.trust.folder import read_root
 
 _OCI = "org.opencontainers.image."
 _OURS = "io.slmops."
@@ -66,6 +65,8 @@ def read(package: Path, trusted_key: Path, trusted_root: Path, blueprint: Bluepr
 
     Raises what `verify_package` raises, `InvalidMessage` when package and blueprint do not belong together, `NotFound`.
     """
+    from slmops.kit.trust.folder import read_root  # brings tuf
+
     if not package.is_dir():
         raise NotFound("there is no such folder", where=str(package), fix="Name the folder of a package.")
     manifest = verify_package(package, trusted_key)

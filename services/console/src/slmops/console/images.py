@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -13,13 +13,15 @@ from rich.table import Table
 
 from slmops.console import blueprints
 from slmops.console.buildcontext import Content, source_files, stream, wheels
-from slmops.console.engine import Engine, OnStep
 from slmops.console.factory import Factory, read
 from slmops.console.progress import Teller
 from slmops.console.session import Session, command
 from slmops.console.tables import pairs, size
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InvalidMessage
+
+if TYPE_CHECKING:
+    from slmops.console.engine import Engine, OnStep
 
 BASE_IMAGE = "python:3.12-slim"
 _NO_INDEX = {"PIP_NO_INDEX": "1"}
@@ -155,6 +157,8 @@ async def image(
     A device with it answers before it has seen a network. The package is verified before it goes in, and again on the
     device, which trusts the same key and root afterwards.
     """
+    from slmops.console.engine import Engine  # brings docker and requests: no other command waits for them
+
     spec = blueprints.read(blueprint) if blueprint else None
     factory = await asyncio.to_thread(read, directory, key, root, spec)
     name = tag or f"slmops-{factory.release.model}:{factory.release.version}"
