@@ -168,6 +168,7 @@ def test_a_completed_rollout_is_taken_back(up: Up) -> None:
     assert up.json("blueprint", "ls")["blueprints"][0]["stable"]["version"] == "1.0.0"
 
 
+@pytest.mark.slow
 def test_a_rollout_is_paused_resumed_and_aborted(up: Up) -> None:
     with up.frozen(CANARY):  # else it could be done before we say anything
         up.json("rollout", "start", BLUEPRINT, "--version", "1.1.0")
@@ -243,6 +244,7 @@ def serves(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_new_version_is_rolled_out_after_a_restart(up: Up) -> None:
     assert roll_out(up, "1.1.0").exit_code == 0
     assert running(up) == {CANARY: "1.1.0", OTHER: "1.1.0"}

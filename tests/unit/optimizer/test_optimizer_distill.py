@@ -65,6 +65,7 @@ def test_what_was_lost_comes_back_on_a_text_that_was_not_trained_on(teacher, pru
     assert all(what.startswith("distilling, KL 0.") and 0 <= share < 1 for what, share in told)
 
 
+@pytest.mark.slow
 def test_a_model_without_some_of_the_layers_learns_too(teacher, tmp_path):
     prune_depth.run(teacher, tmp_path / "given", PruneDepth(layers=1), context(teacher))
     distill.run(tmp_path / "given", tmp_path / "out", LONGER, context(teacher))
@@ -133,6 +134,7 @@ def test_embedding_and_head_stay_one_and_as_they_were(teacher, pruned, tmp_path)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
 
 
+@pytest.mark.slow
 def test_a_smaller_vocabulary_is_compared_with_what_the_teacher_says_of_it(teacher, tmp_path, monkeypatch):
     """Nothing else was cut, so that only a mistaken token could make a difference."""
     seen = [*range(3, 259), *range(290, VOCABULARY, 3)]  # bytes, and some words: numbers change

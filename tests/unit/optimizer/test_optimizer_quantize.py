@@ -159,6 +159,7 @@ def test_a_packed_variant_has_the_bytes_of_its_codes(llama, tmp_path, context):
     assert bits / 8 < (tmp_path / "variant" / "model.onnx.data").stat().st_size < bits / 8 + norms_and_rotations
 
 
+@pytest.mark.slow
 def test_quantizing_twice_gives_the_same_bytes(llama, tmp_path, context):
     first, second = (
         quantized(llama, tmp_path / name, context, method="gptq", upgraded_share=0.2) for name in ("first", "second")
