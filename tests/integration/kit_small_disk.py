@@ -80,8 +80,11 @@ async def objects(folder: Path) -> None:
     assert list(folder.iterdir()) == [], "the room that it took is free again"
 
 
-def run_on_a_small_disk(folder: Path, *arguments: str, stdin: str = "") -> None:
-    """For a test: this file as a process, in a mount namespace."""
+SAID = "said, and nothing half left"
+
+
+def run_on_a_small_disk(folder: Path, *arguments: str, stdin: str = "") -> str:
+    """For a test: this file as a process, in a mount namespace; what it says at its end."""
     folder.mkdir(exist_ok=True)
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     argv = [*unshare, sys.executable, __file__, str(folder), *arguments]
@@ -90,12 +93,14 @@ def run_on_a_small_disk(folder: Path, *arguments: str, stdin: str = "") -> None:
     if done.returncode == CANNOT_MOUNT or "unshare:" in done.stderr:
         pytest.skip("this machine lets nobody mount a small disk")
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     mount(folder, "-t", "tmpfs", "-o", "size=800k", "tmpfs")
     asyncio.run({"journal": journal, "objects": objects}[sys.argv[2]](folder))
+    print(SAID)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,11 @@ async def packaging(folder: Path, key: Path) -> None:
     assert list((folder / "work").iterdir()) == [], "the room that it took is free again"
 
 
-def run_on_a_small_disk(folder: Path, key: Path, given: dict[str, object]) -> None:
-    """For a test: this file as a process, in a mount namespace."""
+SAID = "said, and nothing half left"
+
+
+def run_on_a_small_disk(folder: Path, key: Path, given: dict[str, object]) -> str:
+    """For a test: this file as a process, in a mount namespace; what it says at its end."""
     folder.mkdir()
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     argv = [*unshare, sys.executable, __file__, str(folder), str(key)]
@@ -47,6 +50,7 @@ def run_on_a_small_disk(folder: Path, key: Path, given: dict[str, object]) -> No
     if done.returncode == CANNOT_MOUNT or "unshare:" in done.stderr:
         pytest.skip("this machine lets nobody mount a small disk")
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def main() -> None:
@@ -55,6 +59,7 @@ def main() -> None:
     if subprocess.run(mount, capture_output=True).returncode:
         sys.exit(CANNOT_MOUNT)
     asyncio.run(packaging(folder, Path(sys.argv[2])))
+    print(SAID)
 
 
 if __name__ == "__main__":

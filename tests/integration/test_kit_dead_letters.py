@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -136,7 +137,8 @@ async def test_a_failing_message_does_not_hold_up_the_next_one(world: World) -> 
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("permanent"), moved("temporary"), moved("stable"))
     await until(lambda: optimizer.done == ["stable"])
-    await world.dead(2)
+    letters = await world.dead(2)
+    assert [json.loads(letter.data)["alias"] for letter in letters] == ["permanent", "temporary"]
 
 
 GOOD = moved("stable").model_dump_json().encode()
@@ -213,7 +215,9 @@ async def test_a_message_that_is_given_up_twice_is_kept_once(world: World) -> No
     (message,) = await world.stored("EVENTS")
     for _ in range(2):  # as when a service dies between the dead letter and the rejection
         await dead_letter(world.client, message, "optimizer/x", NotFound("gone"))
-    await world.dead(1)
+    (letter,) = await world.dead(1)
+    assert letter.data == message.data
+    assert (letter.headers or {})[CONSUMER_HEADER] == "optimizer/x"
 
 
 async def test_a_message_is_kept_while_the_dead_letters_cannot_be_stored(world: World) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from integration import kit_counter
 from integration.kit_counter import Counter, moved
-from integration.kit_world import World, until, world_on
+from integration.kit_world import World, world_on
 from sqlalchemy import create_engine, text, update
 
 from slmops.contracts.errors import Conflict, InternalError, Unreachable
@@ -284,4 +284,4 @@ async def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(url: s
 async def test_the_relay_is_woken_by_an_append(counter: Counter) -> None:
     counter.journal.appended.clear()
     await counter.step()
-    await until(counter.journal.appended.is_set)
+    assert counter.journal.appended.is_set()

@@ -29,7 +29,7 @@ async def test_whoever_runs_the_bus_is_told_when_the_connection_is_lost_for_good
     bus, lost = await started(nats_server), asyncio.Event()
     bus.on_lost = lost.set
     await bus.client.connection.close()
-    await asyncio.wait_for(lost.wait(), 5)
+    assert await asyncio.wait_for(lost.wait(), 5)
     await asyncio.wait_for(asyncio.sleep(0.5), 5)  # a consumer that spins would let nothing else run
     with suppress(ExceptionGroup):  # there is nobody to say goodbye to
         await bus.stop()

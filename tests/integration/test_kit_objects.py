@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from integration.kit_small_disk import run_on_a_small_disk
+from integration.kit_small_disk import SAID, run_on_a_small_disk
 from minio import Minio
 
 from slmops.contracts.descriptor import Digest, blob_key, digest_of
@@ -282,4 +282,6 @@ async def test_a_disk_without_room_is_said_and_leaves_no_half_file(objects: Obje
     put = await objects.put_bytes(bytes(2 << 20), KIND)
     keys = {"s3_access_key": s3.access_key, "s3_secret_key": s3.secret_key}
     settings = json.dumps({"s3_endpoint": s3.endpoint, "s3_bucket": objects.bucket} | keys)
-    await asyncio.to_thread(run_on_a_small_disk, tmp_path / "disk", "objects", put.digest, stdin=settings)
+    disk = tmp_path / "disk"
+    done = await asyncio.to_thread(run_on_a_small_disk, disk, "objects", put.digest, stdin=settings)
+    assert done.strip() == SAID

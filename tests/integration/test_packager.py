@@ -29,7 +29,7 @@ from integration.artifact_world import (
     store_of,
 )
 from integration.kit_world import World, world_on
-from integration.packager_small_disk import run_on_a_small_disk
+from integration.packager_small_disk import SAID, run_on_a_small_disk
 from unit.packager.packager_examples import Keys, new_keys
 
 from slmops.contracts.commands import FetchPackage, ListVersions, VersionView
@@ -269,7 +269,8 @@ async def test_a_full_disk_is_said_and_leaves_nothing(s3: S3, optimizer: Optimiz
     variant = await optimizer.variant(model(1_000_000))
     store = {"s3_endpoint": s3.endpoint, "s3_access_key": s3.access_key, "s3_secret_key": s3.secret_key}
     given = {"objects": store | {"s3_bucket": s3.bucket}, "variant": variant.model_dump(mode="json", by_alias=True)}
-    await asyncio.to_thread(run_on_a_small_disk, tmp_path / "small", keys.private, given)
+    done = await asyncio.to_thread(run_on_a_small_disk, tmp_path / "small", keys.private, given)
+    assert done.strip() == SAID
 
 
 async def test_a_gateway_gets_what_its_plan_names_and_nothing_else(
