@@ -24,15 +24,13 @@ from typing import Any
 from bench import delta_tools
 from bench.comparison import Place
 from bench.delta_pairs import Pair, Pairs
-from bench.run import OUT, machine
+from bench.run import OUT, ended, machine
 from bench.variant import weights
 from rich.console import Console
 from rich.table import Table
 
-from slmops.contracts.errors import SlmopsError
 from slmops.kit.delta import apply, by_digest, make
 from slmops.local.demo.story import Story
-from slmops.local.signals import cancelled_by_signals
 
 Figures = dict[str, Any]
 _ROUNDS = 3
@@ -176,9 +174,11 @@ async def main(arguments: argparse.Namespace) -> int:
     scratch = OUT / "scratch-delta"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    story, found = Story(console), []
-    try:
-        with cancelled_by_signals(), story.step("delta", "Measuring: deltas") as step:
+    story = Story(console)
+    found: list[Figures] = []
+
+    async def work() -> None:
+        with story.step("delta", "Measuring: deltas") as step:
             place = Place(scratch, OUT / "cache", step)
             pairs = Pairs(await weights(place), place)
             for pair in pairs.made(arguments.only):
@@ -191,18 +191,14 @@ async def main(arguments: argparse.Namespace) -> int:
                 if pair.name[0] in "abgh":
                     found[-1]["fidelity"] = asdict(pairs.faithful(pair))
                 _report(found)
-    except asyncio.CancelledError:
-        console.print("[yellow]Interrupted; run it again: what was made is kept.[/]")
-        return 130
-    except SlmopsError as error:
-        console.print(f"[red]✗ {error}[/]", highlight=False)
-        return error.exit_code
+        draw(found, OUT)
+
+    try:
+        return await ended(work(), console, "run it again: what was made is kept.")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if found:
             show(found, console)
-    draw(found, OUT)
-    return 0
 
 
 def _report(pairs: Sequence[Figures]) -> None:

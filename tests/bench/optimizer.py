@@ -20,17 +20,15 @@ from typing import Any
 from bench.comparison import Place
 from bench.optimizer_bare import ask, dequantize_and_build
 from bench.optimizer_service import job_twice
-from bench.run import OUT, machine
+from bench.run import OUT, ended, machine
 from bench.variant import weights
 from rich.console import Console
 from rich.table import Table
 
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.errors import SlmopsError
 from slmops.contracts.profile import DeviceProfile
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.local.demo.story import Story
-from slmops.local.signals import cancelled_by_signals
 from slmops.optimizer.benchmark import Questions, benchmark
 from slmops.optimizer.domain.candidate import Variant
 from slmops.optimizer.plot import draw
@@ -248,20 +246,16 @@ async def main(arguments: argparse.Namespace) -> int:
         last.update(_complete(figures))
         (OUT / "optimizer.json").write_text(json.dumps(last, indent=2) + "\n")
 
-    try:
-        with cancelled_by_signals(), story.step("optimizer", "Measuring: optimizer") as step:
+    async def work() -> None:
+        with story.step("optimizer", "Measuring: optimizer") as step:
             await measure(Place(scratch, OUT / "cache", step), arguments.minutes, report)
-    except asyncio.CancelledError:
-        console.print("[yellow]Interrupted; run it again to continue.[/]")
-        return 130
-    except SlmopsError as error:
-        console.print(f"[red]✗ {error}[/]", highlight=False)
-        return error.exit_code
+
+    try:
+        return await ended(work(), console, "run it again to continue.")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if last:
             show(last, console)
-    return 0
 
 
 def _complete(figures: Mapping[str, Any]) -> Figures:

@@ -88,21 +88,28 @@ def show(name: str, measured: Measured, load_before: float, console: Console) ->
         console.print(f"  {what}: {listed}", highlight=False)
 
 
-async def main(names: Sequence[str]) -> int:
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a log has no width of its own
+async def ended(work: Awaitable[None], console: Console, interrupted: str) -> int:
+    """The exit code of a bench, whose end is told."""
     try:
         with cancelled_by_signals():
-            await run(names, Story(console))
+            await work
     except asyncio.CancelledError:
-        console.print("[yellow]Interrupted; everything that was started is stopped.[/]")
+        console.print(f"[yellow]Interrupted; {interrupted}[/]")
         return 130
     except SlmopsError as error:
         console.print(f"[red]✗ {error}[/]", highlight=False)
         return error.exit_code
-    console.print(f"figures: {OUT}", highlight=False)
     return 0
+
+
+async def main(names: Sequence[str]) -> int:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a log has no width of its own
+    code = await ended(run(names, Story(console)), console, "everything that was started is stopped.")
+    if not code:
+        console.print(f"figures: {OUT}", highlight=False)
+    return code
 
 
 if __name__ == "__main__":

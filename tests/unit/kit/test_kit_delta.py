@@ -139,7 +139,7 @@ def refused(delta: Path, base: Path, out: Path) -> SlmopsError:
     with pytest.raises((InvalidDelta, DigestMismatch, NotFound)) as caught:
         applied(delta, base, out)
     left = contents(out)
-    assert not [path for path in left if path.endswith(".part")]
+    assert not [path for path in left if path.endswith((".part", ".new"))]
     return caught.value
 
 

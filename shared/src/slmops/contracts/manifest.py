@@ -25,6 +25,9 @@ SIGNATURE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 DELTA = "application/vnd.slmops.delta.v1"
 FILE_PATH = "org.cncf.model.filepath"
 
+MANIFEST_LIMIT_BYTES: Final = 4 << 20
+"""OCI registries accept no more. A signature is held to it, too."""
+
 GOLDEN_PATH = "golden.jsonl"
 MANIFEST_PATH = "manifest.json"
 SIGNATURE_PATH = "model.sig"

@@ -19,9 +19,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slmops.contracts.blueprint import ProbePolicy, RuntimeSettings, SoakPolicy, Stage, TelemetryPolicy
+from slmops.contracts.blueprint import Blueprint, ProbePolicy, RuntimeSettings, SoakPolicy, Stage, TelemetryPolicy
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.names import Name, Version
+from slmops.contracts.profile import DeviceProfile
 
 __all__ = [
     "Desired",
@@ -57,6 +58,21 @@ class Release(_Frozen):
     soak: SoakPolicy = SoakPolicy()
     runtime: RuntimeSettings = RuntimeSettings()
     telemetry: TelemetryPolicy = TelemetryPolicy()
+
+    @classmethod
+    def under(cls, spec: Blueprint, profile: DeviceProfile, **package: Any) -> Release:
+        """What the blueprint and its device profile demand of a package; `package` are the fields that it brings."""
+        return cls(
+            model=spec.model,
+            role=spec.role,
+            min_tokens_per_s=profile.min_tokens_per_s,
+            max_rss_bytes=profile.ram_bytes,
+            probe=spec.probe,
+            soak=spec.soak,
+            runtime=spec.runtime,
+            telemetry=spec.telemetry,
+            **package,
+        )
 
 
 class Candidate(_Frozen):

@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 
 from slmops.contracts.bundle import INDEX_LIMIT_BYTES, INDEX_NAME, BundleIndex, Member
 from slmops.contracts.errors import InvalidBundle
+from slmops.kit.whole import whole
 
 _BLOCK: Final = 512
 _END: Final = bytes(2 * _BLOCK)
@@ -24,19 +25,12 @@ _CHUNK_BYTES: Final = 1 << 18
 
 def write_bundle(out: Path, index: BundleIndex, content: Mapping[str, bytes | Path]) -> None:
     """`content` by the members' names. Whole or not at all. Raises `InvalidBundle` when content is not what it says."""
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with part.open("wb") as file:
-            data = index.model_dump_json().encode()
-            _put(file, INDEX_NAME, len(data), iter([data]))
-            for member in index.members:
-                _put(file, member.name, member.size, _checked(member, _chunks_of(content[member.name])))
-            file.write(_END)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(out) as file:
+        data = index.model_dump_json().encode()
+        _put(file, INDEX_NAME, len(data), iter([data]))
+        for member in index.members:
+            _put(file, member.name, member.size, _checked(member, _chunks_of(content[member.name])))
+        file.write(_END)
 
 
 class BundleFile:

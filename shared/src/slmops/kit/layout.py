@@ -19,9 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of
 from slmops.contracts.errors import DigestMismatch, InvalidMessage, SignatureInvalid
-from slmops.contracts.manifest import OCI_MANIFEST, SIGNATURE, Manifest, layers_by_path
+from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES, OCI_MANIFEST, SIGNATURE, Manifest, layers_by_path
 from slmops.kit.package import (
-    LIMIT_BYTES,
     check_content,
     check_same_files,
     check_signed,
@@ -166,17 +165,17 @@ def _blob(directory: Path, descriptor: Descriptor) -> bytes:
     path = blob_key(descriptor.digest)
     if not (directory / path).is_file():
         raise SignatureInvalid(f"{path} of the package is missing", where=path)
-    if descriptor.size > LIMIT_BYTES:
-        raise DigestMismatch(f"{path} has more than {LIMIT_BYTES} bytes", where=path)
+    if descriptor.size > MANIFEST_LIMIT_BYTES:
+        raise DigestMismatch(f"{path} has more than {MANIFEST_LIMIT_BYTES} bytes", where=path)
     check_content(directory / path, path, descriptor)
     return (directory / path).read_bytes()
 
 
 def _read(directory: Path, path: str) -> bytes:
     with (directory / path).open("rb") as source:
-        data = source.read(LIMIT_BYTES + 1)
-    if len(data) > LIMIT_BYTES:
-        raise DigestMismatch(f"{path} has more than {LIMIT_BYTES} bytes", where=path)
+        data = source.read(MANIFEST_LIMIT_BYTES + 1)
+    if len(data) > MANIFEST_LIMIT_BYTES:
+        raise DigestMismatch(f"{path} has more than {MANIFEST_LIMIT_BYTES} bytes", where=path)
     return data
 
 

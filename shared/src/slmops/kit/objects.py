@@ -23,6 +23,7 @@ from minio.error import S3Error
 
 from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of, digest_of_chunks
 from slmops.contracts.errors import DigestMismatch, DiskFull, Unreachable
+from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES, Manifest
 from slmops.kit.s3 import DATA, LOOK, answered, minio, pool, stat
 from slmops.kit.settings import ObjectSettings
 from slmops.kit.sweeps import Sweeps
@@ -89,6 +90,10 @@ class Objects:
             return data
 
         return await self._guarded(get)
+
+    async def get_manifest(self, digest: Digest) -> Manifest:
+        """Of a package. Raises what `get_bytes` raises, and `InvalidMessage`."""
+        return Manifest.decode(await self.get_bytes(digest, MANIFEST_LIMIT_BYTES))
 
     async def get_file(self, digest: Digest, target: Path) -> None:
         """Fetch a blob, verified before it is called `target`. Raises `NotFound`, `DigestMismatch`, `DiskFull`."""

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from slmops.contracts.descriptor import Descriptor, Digest, digest_of, digest_of_chunks
 from slmops.contracts.errors import DigestMismatch, SignatureInvalid
-from slmops.contracts.manifest import MANIFEST_PATH, SIGNATURE_PATH, Manifest, layers_by_path
+from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES, MANIFEST_PATH, SIGNATURE_PATH, Manifest, layers_by_path
 from slmops.kit.signature import signed_files
 
-LIMIT_BYTES = 4 << 20  # of the manifest and of the signature, which are read whole; OCI registries allow no more
 _CHUNK_BYTES = 1 << 20
 
 
@@ -33,8 +32,8 @@ def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | 
     for path in (MANIFEST_PATH, SIGNATURE_PATH):
         if path not in files:
             raise SignatureInvalid(f"the package has no {path}", where=path)
-        if (directory / path).stat().st_size > LIMIT_BYTES:
-            raise DigestMismatch(f"{path} has more than {LIMIT_BYTES} bytes", where=path)
+        if (directory / path).stat().st_size > MANIFEST_LIMIT_BYTES:
+            raise DigestMismatch(f"{path} has more than {MANIFEST_LIMIT_BYTES} bytes", where=path)
     signature = directory / SIGNATURE_PATH
     wanted = manifest_digest or signed_manifest(signed_files(signature, public_key))
     manifest = _manifest(directory / MANIFEST_PATH, wanted)

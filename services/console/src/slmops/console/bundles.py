@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from base64 import b64decode
@@ -17,6 +16,7 @@ import typer
 from pydantic import AwareDatetime, BaseModel
 from rich.table import Table
 
+from slmops.console.export import TIMEOUT, fetch
 from slmops.console.session import Session, command
 from slmops.console.tables import size
 from slmops.contracts.bundle import (
@@ -30,16 +30,17 @@ from slmops.contracts.bundle import (
     metadata_name,
 )
 from slmops.contracts.commands import BundleContents, FetchMetadata, PackageFiles, PrepareBundle
-from slmops.contracts.descriptor import Descriptor, Digest, digest_of
-from slmops.contracts.errors import Denied, InvalidMessage, NotFound, Unreachable
+from slmops.contracts.descriptor import Digest, digest_of
+from slmops.contracts.errors import Denied, InvalidMessage, NotFound
+from slmops.contracts.manifest import PackageFile
 from slmops.contracts.signed import PLAN_LIMIT_BYTES, SignedPlan
 from slmops.kit.bundle import BundleFile, write_bundle
 from slmops.kit.clock import utc_now
 from slmops.kit.trust.asking import Answers
+from slmops.kit.whole import whole
 
 app = typer.Typer(name="bundle", help="Updates for gateways that have no network.", no_args_is_help=True)
 _ASKS_AS = "console"
-_TIMEOUT = httpx.Timeout(60, connect=10)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="What `slmops bundle export` wrote.")]
 
 
@@ -112,11 +113,13 @@ async def write(client: Answers, blueprint: str, have: tuple[Digest, ...], out: 
         if isinstance(data, bytes)
     ]
     with _readable(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:
-        blobs = {d.digest: (d, url) for package in contents.packages for d, url in _wanted(package)}
-        async with httpx.AsyncClient(timeout=_TIMEOUT) as http:
-            for digest, (descriptor, url) in blobs.items():
-                content[blob_name(digest)] = await _download(http, url, Path(folder) / digest.removeprefix("sha256:"))
-                members.append(Member(name=blob_name(digest), digest=digest, size=descriptor.size))
+        blobs = {file.descriptor.digest: file for package in contents.packages for file in _wanted(package)}
+        async with httpx.AsyncClient(timeout=TIMEOUT) as http:
+            for digest, file in blobs.items():
+                path = Path(folder) / digest.removeprefix("sha256:")
+                await fetch(http, file, path)
+                content[blob_name(digest)] = path
+                members.append(Member(name=blob_name(digest), digest=digest, size=file.descriptor.size))
         index = BundleIndex(
             blueprint=blueprint,
             created_at=utc_now(),
@@ -134,10 +137,10 @@ async def _metadata(client: Answers, contents: BundleContents) -> dict[str, byte
     return found
 
 
-def _wanted(package: PackageFiles) -> list[tuple[Descriptor, str]]:
+def _wanted(package: PackageFiles) -> list[PackageFile]:
     """By a route its deltas, else the whole files; manifest and signature always."""
-    files = [package.manifest, package.signature, *(() if package.route else package.files)]
-    return [(file.descriptor, file.url) for file in files] + [(step.delta, step.url) for step in package.route]
+    deltas = [PackageFile(path=step.delta.digest, descriptor=step.delta, url=step.url) for step in package.route]
+    return [package.manifest, package.signature, *(deltas or package.files)]
 
 
 def _package(package: PackageFiles) -> BundledPackage:
@@ -146,19 +149,6 @@ def _package(package: PackageFiles) -> BundledPackage:
         signature=package.signature.descriptor,
         route=tuple(BundledDelta.model_validate(step.model_dump(exclude={"url"})) for step in package.route),
     )
-
-
-async def _download(http: httpx.AsyncClient, url: str, to: Path) -> Path:
-    """Whether it is what was asked for is found when it is written into the bundle."""
-    try:
-        async with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as answer:
-            answer.raise_for_status()
-            with to.open("wb") as out:
-                async for chunk in answer.aiter_raw():
-                    out.write(chunk)
-    except httpx.HTTPError as error:
-        raise Unreachable(f"a file cannot be downloaded: {error or type(error).__name__}", where=to.name) from error
-    return to
 
 
 def _view(file: Path) -> BundleView:
@@ -179,14 +169,8 @@ def _view(file: Path) -> BundleView:
 
 
 def _copy(file: Path, to: Path) -> None:
-    part = to / f".{file.name}.part"
-    try:
-        shutil.copyfile(file, part)
-        with part.open("rb+") as copied:
-            os.fsync(copied.fileno())
-        part.replace(to / file.name)
-    finally:
-        part.unlink(missing_ok=True)
+    with file.open("rb") as source, whole(to / file.name) as out:
+        shutil.copyfileobj(source, out)
 
 
 @contextmanager

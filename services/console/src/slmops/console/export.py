@@ -20,7 +20,7 @@ from slmops.kit.layout import layout_files
 
 OnBytes = Callable[[str, int, int], None]
 """Step, bytes done, bytes in all."""
-_TIMEOUT = httpx.Timeout(60, connect=10)
+TIMEOUT = httpx.Timeout(60, connect=10)
 _CHUNK_BYTES = 1 << 20
 
 
@@ -32,11 +32,11 @@ async def write_layout(package: PackageExport, directory: Path, on_progress: OnB
         _check_empty(directory, {*written, *blobs})
         (directory / "blobs/sha256").mkdir(parents=True, exist_ok=True)
         done, of = 0, sum(file.descriptor.size for file in blobs.values())
-        async with httpx.AsyncClient(timeout=_TIMEOUT) as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT) as http:
             for path, file in blobs.items():
                 on_progress("fetch", done, of)
                 if not await asyncio.to_thread(_whole, directory / path, file.descriptor):
-                    await _fetch(http, file, directory / path)
+                    await fetch(http, file, directory / path)
                 done += file.descriptor.size
         on_progress("fetch", done, of)
         for path, data in written.items():
@@ -63,10 +63,11 @@ def _whole(path: Path, descriptor: Descriptor) -> bool:
         return digest_of_chunks(iter(lambda: source.read(_CHUNK_BYTES), b""))[0] == descriptor.digest
 
 
-async def _fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> None:
+async def fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> None:
+    """One blob by its address, verified. Raises `Unreachable`, `DigestMismatch`."""
     part, where = target.with_name(target.name + ".part"), file.url.partition("?")[0]  # what follows is a signature
     try:
-        async with http.stream("GET", file.url) as answer:
+        async with http.stream("GET", file.url, headers={"Accept-Encoding": "identity"}) as answer:
             if not answer.is_success:
                 raise Unreachable(f"the object store answered {answer.status_code}", where=where, fix="Try again.")
             with part.open("wb") as out:

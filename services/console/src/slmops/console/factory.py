@@ -88,21 +88,14 @@ def read(package: Path, trusted_key: Path, trusted_root: Path, blueprint: Bluepr
 def _release(package: Path, manifest: Manifest, version: str, spec: Blueprint) -> Release:
     if spec.profile not in PROFILES:
         raise NotFound(f"no device profile named {spec.profile}", fix=f"Profiles: {', '.join(sorted(PROFILES))}.")
-    profile = PROFILES[spec.profile]
-    return Release(
+    return Release.under(
+        spec,
+        PROFILES[spec.profile],
         revision=1,
-        model=spec.model,
         version=version,
-        role=spec.role,
         manifest=Descriptor.of((package / MANIFEST_PATH).read_bytes(), OCI_MANIFEST),
         signature=Descriptor.of((package / SIGNATURE_PATH).read_bytes(), SIGNATURE),
         size_bytes=sum(layer.size for layer in manifest.layers),
-        min_tokens_per_s=profile.min_tokens_per_s,
-        max_rss_bytes=profile.ram_bytes,
-        probe=spec.probe,
-        soak=spec.soak,
-        runtime=spec.runtime,
-        telemetry=spec.telemetry,
     )
 
 

@@ -50,7 +50,7 @@ class Acquirer:
             await self._verify(there.path, digest)
             return there
         # What came with the device was vouched for when it was made, and must serve before there is a network.
-        await self._trust.check(release, installed=self._came_with_device(digest))
+        await self._trust.check(release, installed=self._brought(digest) is not None)
         slot = await asyncio.to_thread(self._slots.install, digest, await self._bring(digest))
         try:
             await self._verify(slot.path, digest)
@@ -61,8 +61,8 @@ class Acquirer:
 
     async def _bring(self, digest: Digest) -> list[tuple[Path, str]]:
         """Every file, on this device, and its path in the package."""
-        if self._factory is not None and self._came_with_device(digest):
-            return self._factory.files()
+        if brought := self._brought(digest):
+            return brought.files()
         package = await self._ask(digest)
         files = [package.manifest, package.signature, *package.files]
         urls = _urls(package)
@@ -73,8 +73,10 @@ class Acquirer:
             await fetch(file.descriptor, self._url(file.descriptor.digest, digest, urls), self._blobs)
         return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
 
-    def _came_with_device(self, digest: Digest) -> bool:
-        return self._factory is not None and self._factory.release.manifest.digest == digest
+    def _brought(self, digest: Digest) -> Factory | None:
+        """Where the release lies, if it came with the device."""
+        came = self._factory is not None and self._factory.release.manifest.digest == digest
+        return self._factory if came else None
 
     def prune(self) -> None:
         """Delete blobs that no slot holds a link to, and downloads of releases that nobody wants any more."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from base64 import b64encode
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,15 @@ from slmops.contracts.bundle import BUNDLE_SUFFIX, PLAN_NAME, BundledPackage, bl
 from slmops.contracts.commands import Command, FetchMetadata, FetchPackage, MetadataFile, PackageFiles
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidBundle, NotFound, PermanentError, TemporaryError, Unreachable
-from slmops.contracts.manifest import MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, Manifest, PackageFile, layers_by_path
+from slmops.contracts.manifest import (
+    MANIFEST_LIMIT_BYTES,
+    MANIFEST_PATH,
+    SIGNATURE_PATH,
+    DeltaStep,
+    Manifest,
+    PackageFile,
+    layers_by_path,
+)
 from slmops.contracts.plan import Plan
 from slmops.contracts.signed import PLAN_LIMIT_BYTES
 from slmops.contracts.trust import METADATA_LIMIT_BYTES, Attack, refused
@@ -29,10 +36,10 @@ from slmops.gateway.room import needs_room
 from slmops.gateway.trust import Trust
 from slmops.gateway.twin import Twin
 from slmops.kit.bundle import BundleFile
+from slmops.kit.whole import whole
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=BaseModel)
-_MANIFEST_LIMIT_BYTES = 4 << 20
 _NOWHERE = "bundle:"
 """In the place of a URL. What is asked for has been laid among the blobs before, and needs none."""
 
@@ -80,7 +87,7 @@ class BundleSource:
             raise Unreachable(f"the bundle can no longer be read: {error}", where=where) from error
 
     def _laid_out(self, package: BundledPackage, have: tuple[Digest, ...]) -> PackageFiles:
-        manifest = Manifest.decode(self._bundle.read(blob_name(package.manifest.digest), _MANIFEST_LIMIT_BYTES))
+        manifest = Manifest.decode(self._bundle.read(blob_name(package.manifest.digest), MANIFEST_LIMIT_BYTES))
         layers = layers_by_path(manifest)
         route = package.route if package.route and package.route[0].base in have else ()
         for blob in (package.manifest, package.signature, *layers.values(), *(step.delta for step in route)):
@@ -100,16 +107,9 @@ class BundleSource:
         if path.exists() or blob_name(blob.digest) not in self._bundle:
             return
         self._blobs.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".bundle")
-        try:
-            with self._bundle.chunks(blob_name(blob.digest)) as (_, chunks), part.open("wb") as out:
-                for chunk in chunks:
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole(path) as out, self._bundle.chunks(blob_name(blob.digest)) as (_, chunks):
+            for chunk in chunks:
+                out.write(chunk)
 
     def _lacks(self, what: Digest) -> TemporaryError:
         return TemporaryError(

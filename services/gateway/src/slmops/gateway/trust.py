@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
@@ -26,6 +25,7 @@ from slmops.gateway.room import needs_room
 from slmops.kit.client import BusClient
 from slmops.kit.clock import Clock
 from slmops.kit.trust.asking import Answers
+from slmops.kit.whole import whole
 
 if TYPE_CHECKING:
     from slmops.kit.trust.client import Target, TrustedState
@@ -153,12 +153,8 @@ class Trust:
             return
         with needs_room("to remember a plan", self._home):
             self._home.mkdir(parents=True, exist_ok=True)
-            new = self._home / f"{_PLAN_FILE}.new"
-            with new.open("w") as out:
-                out.write(accepted.model_dump_json())
-                out.flush()
-                os.fsync(out.fileno())
-            new.replace(self._home / _PLAN_FILE)
+            with whole(self._home / _PLAN_FILE) as out:
+                out.write(accepted.model_dump_json().encode())
 
     async def _refreshed(self, source: Answers | None, path: str | None = None) -> Target | None:
         if source is None:

@@ -11,14 +11,13 @@ from pathlib import Path
 from slmops.contracts.commands import ListVersions, VersionView
 from slmops.contracts.errors import NotFound, SlmopsError
 from slmops.contracts.jobs import OptimizeJob, Predecessor
-from slmops.contracts.manifest import WEIGHT, WEIGHT_CONFIG, Manifest, layers_by_path
+from slmops.contracts.manifest import WEIGHT, WEIGHT_CONFIG, layers_by_path
 from slmops.contracts.recipe import ANCHOR, PassSpec, Recipe
 from slmops.kit.bus import Bus
 from slmops.kit.objects import Objects
 
 log = logging.getLogger(__name__)
 ANCHORED = "-anchored"
-_MANIFEST_LIMIT_BYTES = 4 << 20
 
 
 class Ancestry:
@@ -55,10 +54,9 @@ class Ancestry:
         """Its variant as a genai folder. None when it is not in the store any more."""
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         try:
-            manifest = Manifest.decode(await self._objects.get_bytes(before.manifest.digest, _MANIFEST_LIMIT_BYTES))
+            manifest = await self._objects.get_manifest(before.manifest.digest)
             for path, layer in layers_by_path(manifest).items():
                 if layer.media_type in (WEIGHT, WEIGHT_CONFIG):
-                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
                     await self._objects.get_file(layer.digest, folder / path)
         except NotFound as error:
             log.warning("the predecessor %s cannot be fetched: %s", before.version, error)

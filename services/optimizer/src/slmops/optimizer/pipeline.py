@@ -7,7 +7,6 @@ beginning share it, and a process that was killed starts again at the first pass
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -17,6 +16,7 @@ from pathlib import Path
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.recipe import Recipe
 from slmops.kit.modelfile import inspect
+from slmops.kit.whole import whole
 from slmops.optimizer.export import check_parity, export
 from slmops.optimizer.intake import materialize
 from slmops.optimizer.passes import Context, Tokens
@@ -114,9 +114,5 @@ class Pipeline:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".part")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    with whole(path) as file:
+        file.write(text.encode())

@@ -29,7 +29,6 @@ from slmops.packager.routes import bases_of, new_bytes
 log = logging.getLogger("slmops.packager")
 PATIENCE_S = 10
 """Of a gateway that asks while a delta is being made: seconds to wait are cheaper than the whole files."""
-MANIFEST_LIMIT_BYTES = 4 << 20  # what OCI registries accept
 
 
 @dataclass(frozen=True)
@@ -75,26 +74,23 @@ class DeltaPlanner:
         """Make and publish the deltas that the fleet needs for `target` and that are not there. Raises `DiskFull`,
         and what storage and journal raise while they cannot be reached."""
         manifest = target.manifest.digest
-        running, known = await self._journal.read(
+        running, known, made = await self._journal.read(
             lambda connection: (
                 store.running(connection),
                 {p.manifest.digest: p for p in store.packages(connection) if p.model == target.model},
+                {d.base for d in store.deltas_of(connection, target.model) if d.target == manifest},
             )
         )
         for base in bases_of(running, manifest, known.keys(), self._bounds.most):
-            made = await self._journal.read(lambda connection: store.deltas(connection, manifest))
-            if base in {delta.base for delta in made}:
-                continue  # of a delivery before this one, which was interrupted
+            if base in made:
+                continue  # by a delivery before this one, which was interrupted
             try:
                 await self._between(known[base], target)
             except PermanentError as error:
                 log.warning("no delta to %s:%s from %s: %s", target.model, target.version, base, error)
 
     async def _between(self, base: PackagePublished, target: PackagePublished) -> None:
-        before, after = [
-            Manifest.decode(await self._objects.get_bytes(package.manifest.digest, MANIFEST_LIMIT_BYTES))
-            for package in (base, target)
-        ]
+        before, after = [await self._objects.get_manifest(package.manifest.digest) for package in (base, target)]
         full = new_bytes(before, after)
         with span("delta", model=target.model, base=base.version, version=target.version):
             delta = await self._made(before, after, full)
@@ -140,6 +136,4 @@ class DeltaPlanner:
     async def _lay_out(self, manifest: Manifest, folder: Path) -> None:
         """By paths, for the same path in both packages is where likeness is looked for first."""
         for path, layer in layers_by_path(manifest).items():
-            with disk_full(folder):
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
             await self._objects.get_file(layer.digest, folder / path)

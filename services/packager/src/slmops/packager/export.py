@@ -6,10 +6,9 @@ import asyncio
 
 from slmops.contracts.commands import ExportPackage, PackageExport
 from slmops.contracts.descriptor import Descriptor
-from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, Manifest, PackageFile
+from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, PackageFile
 from slmops.kit.journal import Journal
 from slmops.kit.objects import Objects
-from slmops.kit.package import LIMIT_BYTES
 from slmops.packager import store
 from slmops.packager.domain import newest_of
 
@@ -24,7 +23,7 @@ class Exporter:
     async def export(self, command: ExportPackage) -> PackageExport:
         """Raises `NotFound`, `InvalidMessage`."""
         package = newest_of(await self._journal.read(store.packages), command)
-        manifest = Manifest.decode(await self._objects.get_bytes(package.manifest.digest, LIMIT_BYTES))
+        manifest = await self._objects.get_manifest(package.manifest.digest)
         layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageExport(
             **package.model_dump(exclude={"variant"}),

@@ -16,7 +16,7 @@ from slmops.contracts.events import (
     PackagePublished,
     VariantOptimized,
 )
-from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, Manifest, PackageFile
+from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
 from slmops.contracts.plan import Plan
 from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
@@ -26,7 +26,7 @@ from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
 from slmops.packager.bundle import base64_text, state_of_trust
-from slmops.packager.deltas import MANIFEST_LIMIT_BYTES, DeltaPlanner
+from slmops.packager.deltas import DeltaPlanner
 from slmops.packager.domain import check_planned, decide, planned, published_as
 from slmops.packager.routes import cheapest_route
 from slmops.packager.trust import Trust
@@ -125,7 +125,7 @@ class Handlers:
         package = await self._journal.read(lambda connection: store.package(connection, digest))
         if package is None:
             raise NotFound("this package was not published here", where=digest)
-        manifest = Manifest.decode(await self._objects.get_bytes(package.manifest.digest, MANIFEST_LIMIT_BYTES))
+        manifest = await self._objects.get_manifest(package.manifest.digest)
         layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageFiles(
             manifest=await self._file(MANIFEST_PATH, package.manifest),

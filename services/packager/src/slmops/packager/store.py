@@ -120,12 +120,6 @@ def running(connection: Connection) -> dict[Digest, int]:
     return {manifest: int(count) for manifest, count in connection.execute(query.group_by(_running.c.manifest))}
 
 
-def deltas(connection: Connection, target: Digest) -> list[PackageDeltaPublished]:
-    """Those that lead to a package at once."""
-    found = connection.execute(select(_deltas.c.data).where(_deltas.c.target == target)).scalars()
-    return [PackageDeltaPublished.model_validate_json(data) for data in found]
-
-
 def deltas_of(connection: Connection, model: str) -> list[PackageDeltaPublished]:
     """All between packages of a model."""
     found = connection.execute(select(_deltas.c.data).where(_deltas.c.model == model)).scalars()
@@ -133,7 +127,7 @@ def deltas_of(connection: Connection, model: str) -> list[PackageDeltaPublished]
 
 
 def forget_oldest_deltas(connection: Connection, space_bytes: int) -> None:
-    """Until the rest has no more than `space_bytes`. Their blobs are then nobody's."""
+    """Until the rest has no more than `space_bytes`: they are offered no more. Their blobs stay: events name them."""
     query = select(_deltas.c.target, _deltas.c.base, _deltas.c.size_bytes).order_by(_deltas.c.at.desc())
     kept = 0
     for target, base, size in connection.execute(query).all():

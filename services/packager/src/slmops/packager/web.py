@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import NotFound, TemporaryError
+from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES
 from slmops.contracts.trust import ROLLOUT_TARGET
 from slmops.kit.journal import Journal
 from slmops.kit.objects import Objects
 from slmops.packager import store
 from slmops.packager.trust import Trust
 
-_LIMIT_BYTES = 4 << 20
 _METADATA, _TARGETS = "/tuf/metadata/", "/tuf/targets/"
 _MANIFEST = re.compile(r"([0-9a-f]{64})/\1\.manifest\.json$")
 
@@ -27,7 +27,7 @@ _MANIFEST = re.compile(r"([0-9a-f]{64})/\1\.manifest\.json$")
 def serve(trust: Trust, journal: Journal, objects: Objects) -> ASGIApp:
     async def manifest(digest: str) -> bytes | None:
         package = await journal.read(lambda connection: store.package(connection, digest))
-        return await objects.get_bytes(package.manifest.digest, _LIMIT_BYTES) if package else None
+        return await objects.get_bytes(package.manifest.digest, MANIFEST_LIMIT_BYTES) if package else None
 
     async def target(path: str) -> bytes | None:
         if found := _MANIFEST.search(path):

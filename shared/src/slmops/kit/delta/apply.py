@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,6 +24,7 @@ from slmops.kit.delta.format import (
     read_header,
     read_record,
 )
+from slmops.kit.whole import whole
 
 _CHUNK_BYTES = 1 << 20
 
@@ -119,19 +119,11 @@ def _file(source: BinaryIO, header: Header, bases: _Bases, file: DeltaFile, wher
             left -= read_record(source, header, left).target_bytes
         return
     where.parent.mkdir(parents=True, exist_ok=True)
-    part = where.with_name(where.name + ".part")
-    try:
-        with part.open("wb") as out:
-            actual = _fill(source, header, bases, file.size_bytes, out)
-            if actual != file.digest:
-                bases.check()
-                raise DigestMismatch(f"the delta makes {actual} of {file.path}, not {file.digest}", where=file.path)
-            if durable:
-                out.flush()
-                os.fsync(out.fileno())
-        part.replace(where)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(where, durable=durable) as out:
+        actual = _fill(source, header, bases, file.size_bytes, out)
+        if actual != file.digest:
+            bases.check()
+            raise DigestMismatch(f"the delta makes {actual} of {file.path}, not {file.digest}", where=file.path)
 
 
 def _fill(source: BinaryIO, header: Header, bases: _Bases, size: int, out: BinaryIO) -> Digest:

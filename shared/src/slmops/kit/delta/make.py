@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from slmops.kit.delta.format import (
 from slmops.kit.delta.match import Matcher
 from slmops.kit.delta.stat import Stat
 from slmops.kit.delta.tensors import Part, parts
+from slmops.kit.whole import whole
 
 _LEVEL, _ALONE_LEVEL = 9, 19
 """Of zstd: for what is left of a base, where there is nothing to find, and for what has no base."""
@@ -43,16 +43,8 @@ def make(base: Path, target: Path, out: Path, progress: Progress = lambda done, 
     Whatever they are, there is a delta: at worst a compressed copy. Raises `OSError`.
     """
     maker = _Maker(base, target)
-    part = out.with_name(out.name + ".part")
-    try:
-        with part.open("wb") as file:
-            stat = maker.write(file, progress)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-    return stat
+    with whole(out) as file:
+        return maker.write(file, progress)
 
 
 def files_of(path: Path) -> tuple[Path, list[str]]:

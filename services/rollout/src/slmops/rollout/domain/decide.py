@@ -149,21 +149,14 @@ def _package(revision: BlueprintApplied, version: str | None, packages: Sequence
 
 
 def _release(revision: BlueprintApplied, package: PackagePublished) -> Release:
-    spec, profile = revision.spec, PROFILES[revision.spec.profile]
-    return Release(
+    return Release.under(
+        revision.spec,
+        PROFILES[revision.spec.profile],
         revision=revision.revision,
-        model=package.model,
         version=package.version,
-        role=spec.role,
         manifest=package.manifest,
         signature=package.signature,
         size_bytes=package.size_bytes,
-        min_tokens_per_s=profile.min_tokens_per_s,
-        max_rss_bytes=profile.ram_bytes,
-        probe=spec.probe,
-        soak=spec.soak,
-        runtime=spec.runtime,
-        telemetry=spec.telemetry,
     )
 
 
