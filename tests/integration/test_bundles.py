@@ -9,20 +9,25 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from integration.artifact_world import published, release
+from integration.artifact_world import eventually, published, release
 from integration.console_cli import Cli
 from integration.device import ANYTHING, HELLO, Device
 from integration.gateway_site import Site, site_on
+from integration.kit_world import envelope
 from integration.test_deltas import Versions, deltas, installed, report, weights
 
 from slmops.console.bundles import write
 from slmops.contracts.blueprint import SoakPolicy
 from slmops.contracts.errors import TemporaryError
+from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
 from slmops.contracts.plan import Release
 from slmops.gateway.acquire import Acquirer
 from slmops.gateway.bundles import BundleSource
 from slmops.gateway.slots import Slots
 from slmops.kit.bundle import BundleFile
+from slmops.kit.clock import utc_now
+from slmops.kit.nats_auth import new_user_seed, public_key
+from slmops.kit.results import ResultsFile
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer
@@ -101,6 +106,53 @@ async def test_a_gateway_that_has_no_network_is_updated_by_files(
     done = await console("bundle", "import", str(half), "--to", drop, "--json")
     assert (done.exit_code, done.problem["code"]) == (65, "invalid_bundle")
     assert not (Path(drop) / half.name).exists()
+
+
+async def test_what_it_has_to_tell_is_carried_back_under_its_own_seal(
+    site: Site, device: Device, genai_model: Path, tmp_path: Path
+) -> None:
+    device.settings |= {"SLMOPS_GATEWAY_ID": "gw-9", "SLMOPS_RESULTS_EVERY": "PT0.2S"}
+    console, drop = Cli(site.rollout.world), Path(device.settings["SLMOPS_BUNDLES"])
+    wanted = await publish(site, genai_model, "1.0.0")
+    done = await console("bundle", "export", "--for", "edge-chat", "--out", str(drop / "edge-chat.slmops"))
+    assert done.exit_code == 0, done.err
+    file = drop / "gw-9.slmops-results"
+    async with device.on() as api:
+        await answers_with(api, wanted.manifest.digest, device)
+
+        async def committed() -> bool | None:
+            return (file.exists() and b'"phase\\":\\"committed' in file.read_bytes()) or None
+
+        await eventually(committed)
+    refused = await console("bundle", "results", str(file), "--json")
+    assert (refused.exit_code, refused.problem["code"]) == (77, "denied")
+    assert not await told(site)
+    key = ResultsFile(file).seal.public_key
+    assert key in refused.problem["fix"]
+    for vouched in (["--trust-key", key], []):
+        if not vouched:
+            await enrolled(site, key)
+        done = await console("bundle", "results", str(file), *vouched, "--json")
+        assert done.exit_code == 0, done.err
+        [found] = done.json["results"]
+        assert (found["gateway_id"], found["running"]) == ("gw-9", wanted.manifest.digest)
+        reports = await told(site)
+        assert len(reports) == found["reports"]
+        assert UpdatePhase.COMMITTED in {one.phase for one in reports}
+    await enrolled(site, public_key(new_user_seed()))
+    other = await console("bundle", "results", str(file), "--trust-key", key, "--json")
+    assert (other.exit_code, other.problem["code"]) == (77, "denied")
+
+
+async def enrolled(site: Site, key: str) -> None:
+    event = GatewayEnrolled(gateway_id="gw-9", blueprint="edge-chat", public_key=key, at=utc_now())
+    await (await site.rollout.world.connect("rollout")).publish(event, envelope(event))
+
+
+async def told(site: Site) -> list[GatewayReported]:
+    stored = await site.rollout.world.stored("GATEWAYS")
+    data = [m.data for m in stored if m.subject == f"{GatewayReported.type}.gw-9"]
+    return [GatewayReported.model_validate_json(one) for one in data]
 
 
 async def test_a_bundle_of_deltas_is_for_those_that_have_the_base(site: Site, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ FILE_PATH = "org.cncf.model.filepath"
 MANIFEST_LIMIT_BYTES: Final = 4 << 20
 """OCI registries accept no more. A signature is held to it, too."""
 
+ADAPTER_PATH = "adapter.onnx_adapter"
+"""A LoRA that the package's graph is run with; its other files are those of the base alone."""
 GOLDEN_PATH = "golden.jsonl"
 MANIFEST_PATH = "manifest.json"
 SIGNATURE_PATH = "model.sig"

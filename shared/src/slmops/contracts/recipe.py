@@ -13,6 +13,9 @@ _DIGEST: TypeAdapter[Digest] = TypeAdapter(Digest)
 ANCHOR = "anchor"
 """The pass that keeps the grids of the variant that its parameter `predecessor` names."""
 
+ADAPTERS = "adapters"
+"""The parameter of `pack` that names the projections at which the graph takes a LoRA."""
+
 
 class PassSpec(BaseModel):
     """One step: the pass by name, and its parameters; those that are absent have the pass's defaults."""
@@ -37,6 +40,11 @@ class Recipe(BaseModel):
         """The variant whose grids it keeps."""
         found = [step.params.get("predecessor") for step in self.passes if step.pass_ == ANCHOR]
         return _DIGEST.validate_python(found[0]) if found else None
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether what it makes can be run with a LoRA beside it, so that an adapter is not merged into its base."""
+        return any(step.params.get(ADAPTERS) for step in self.passes)
 
     @property
     def digest(self) -> Digest:

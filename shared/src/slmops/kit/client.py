@@ -142,6 +142,19 @@ class BusClient:
         except (TimeoutError, NatsError) as error:
             raise Unreachable(f"the stored events cannot be read: {error}", where=stream) from error
 
+    async def latest(self, kind: type[E], key: str) -> E | None:
+        """The last stored event of a kind that is stored by keys, like a gateway's. Raises `Unreachable`."""
+        subject = f"{kind.type}.{key}"
+        stream = subjects.stream_of(subject)
+        assert stream is not None, f"no stream stores {subject}"
+        try:
+            message = await self.js.get_msg(stream, subject=subject, direct=True)
+        except NotFoundError:
+            return None
+        except (TimeoutError, NatsError) as error:
+            raise Unreachable(f"the stored events cannot be read: {error}", where=stream) from error
+        return _event(kind, message.data)
+
     async def read_desired(self, key: str) -> tuple[bytes, int] | None:
         """A twin document and its revision by direct get; None when there is none."""
         try:

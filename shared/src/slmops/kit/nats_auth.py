@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import nkeys
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.names import check_name
@@ -49,6 +51,22 @@ def public_key(seed: str) -> str:
     return key.decode()
 
 
+def sign(seed: str, data: bytes) -> bytes:
+    """By ed25519, as NATS signs."""
+    signature: bytes = nkeys.from_seed(seed.encode()).sign(data)
+    return signature
+
+
+def is_signed(public_key: str, data: bytes, signature: bytes) -> bool:
+    """Whether the private half of a user's public nkey signed it. Raises `InvalidMessage` for what is no such key."""
+    _check_public_user_key(public_key)
+    try:
+        Ed25519PublicKey.from_public_bytes(base64.b32decode(public_key)[1:-2]).verify(signature, data)
+    except InvalidSignature:
+        return False
+    return True
+
+
 def new_user_seed() -> str:
     """A private key for a NATS user. It stays where it was made."""
     return _new_seed(nkeys.PREFIX_BYTE_USER)
@@ -64,8 +82,7 @@ def _jwt(issuer_seed: str, subject: str, name: str, nats: dict[str, Any]) -> str
     claims["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
     head = {"typ": "JWT", "alg": "ed25519-nkey"}
     signed = ".".join(_base64(json.dumps(part, separators=(",", ":")).encode()) for part in (head, claims))
-    signature: bytes = nkeys.from_seed(issuer_seed.encode()).sign(signed.encode())
-    return f"{signed}.{_base64(signature)}"
+    return f"{signed}.{_base64(sign(issuer_seed, signed.encode()))}"
 
 
 def _claims(permissions: Permissions) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from slmops.console import (
     optimizing,
     packages,
     recipes,
+    results,
     rollouts,
     storage,
     trust,
@@ -63,6 +64,7 @@ def build() -> typer.Typer:
         app.add_typer(group.app)
     app.add_typer(models.variant_app)
     images.declare(packages.app)
+    results.declare(bundles.app)
     optimizing.declare(app)
     chat.declare(app)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):

@@ -97,7 +97,7 @@ async def import_(
 ) -> None:
     """Check a bundle's form and put it, whole or not at all, into a folder that a gateway looks into."""
     view = await asyncio.to_thread(_view, file)
-    with _readable(to):
+    with readable(to):
         await asyncio.to_thread(_copy, file, to)
     session.show(view, f"{file.name} is in {to}. The gateway takes it when it looks next, and its log says so.")
 
@@ -112,7 +112,7 @@ async def write(client: Answers, blueprint: str, have: tuple[Digest, ...], out: 
         for name, data in content.items()
         if isinstance(data, bytes)
     ]
-    with _readable(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:
+    with readable(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:
         blobs = {file.descriptor.digest: file for package in contents.packages for file in _wanted(package)}
         async with httpx.AsyncClient(timeout=TIMEOUT) as http:
             for digest, file in blobs.items():
@@ -152,7 +152,7 @@ def _package(package: PackageFiles) -> BundledPackage:
 
 
 def _view(file: Path) -> BundleView:
-    with _readable(file):
+    with readable(file):
         bundle = BundleFile(file)
         bundle.check()
         statement = SignedPlan.decode(bundle.read(PLAN_NAME, PLAN_LIMIT_BYTES)).statement()
@@ -174,7 +174,7 @@ def _copy(file: Path, to: Path) -> None:
 
 
 @contextmanager
-def _readable(where: Path) -> Iterator[None]:
+def readable(where: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:

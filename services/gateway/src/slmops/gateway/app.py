@@ -25,9 +25,10 @@ from slmops.gateway.api import create_api
 from slmops.gateway.bundles import Bundles
 from slmops.gateway.factory import Factory
 from slmops.gateway.handlers import Agent
-from slmops.gateway.identity import Credentials, enrol
+from slmops.gateway.identity import Credentials, enrol, own_seed
 from slmops.gateway.listen import ApiServer, listen
 from slmops.gateway.reporter import Reporter
+from slmops.gateway.results import Results
 from slmops.gateway.serving import Serving
 from slmops.gateway.settings import Settings
 from slmops.gateway.slots import Slots
@@ -57,6 +58,7 @@ class Gateway:
     servers: list[ApiServer] = field(default_factory=list)
     client: BusClient | None = None
     bundles: Bundles | None = None
+    results: Results | None = None
 
     def source(self) -> Answers | None:
         """Who answers: the bus while it is there, else the last bundle that was accepted."""
@@ -77,6 +79,7 @@ class Gateway:
             self.agent.keep_measuring(),
             self._network(),
             *([self.bundles.watch()] if self.bundles else []),
+            *([self.results.watch()] if self.results else []),
             _until_stopped(),
             api.serve([sockets[0]]),
             health.serve([sockets[1]]),
@@ -146,7 +149,8 @@ def build(settings: Settings) -> Gateway:
     home.mkdir(parents=True, exist_ok=True)
     identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
     slots, serving = Slots(home), Serving()
-    reporter = Reporter(identity, _spool(home / "spool.db"), home / "report.sequence", utc_now)
+    spool = _spool(home / "spool.db")
+    reporter = Reporter(identity, spool, home / "report.sequence", utc_now)
     gateway: Gateway
     factory = _factory(settings)
     trust = Trust(
@@ -168,6 +172,7 @@ def build(settings: Settings) -> Gateway:
         gateway.bundles = Bundles(
             settings.bundles, home / "blobs", identity.blueprint, trust, twin, settings.bundles_every
         )
+        gateway.results = Results(settings.bundles, identity, own_seed(home), spool, settings.results_every, utc_now)
     return gateway
 
 

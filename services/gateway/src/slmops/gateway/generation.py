@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime_genai as og
 
 from slmops.contracts.errors import InferenceFailed, PromptRefused
+from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.gateway.inference import Done, FinishReason, InferenceRequest
 from slmops.gateway.stopwords import StopWords
 
@@ -30,6 +31,9 @@ class LoadedModel:
             config.overlay(json.dumps(_session(threads or len(os.sched_getaffinity(0)))))
             self.model = og.Model(config)
             self.tokenizer = og.Tokenizer(self.model)
+            self.adapters = og.Adapters(self.model) if (folder / ADAPTER_PATH).exists() else None
+            if self.adapters:
+                self.adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
             trained = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             raise InferenceFailed(f"the model does not load: {error}", where=folder.name) from error
@@ -62,7 +66,8 @@ class LoadedModel:
 def _session(threads: int) -> dict[str, object]:
     # The library's own default is half of the processors. Without spinning, a second runner (the one that is
     # being probed while this one serves) costs what it computes and not a processor.
-    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
+    # Of what an adapter's inputs make the runtime warn, a gateway's log would fill up.
+    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0", "log_severity_level": 3}
     return {"model": {"decoder": {"session_options": options}}}
 
 
@@ -76,6 +81,8 @@ class Generation:
         params = og.GeneratorParams(model.model)
         params.set_search_options(**_search(request, len(self._prompt), model.context_tokens))
         self._generator = og.Generator(model.model, params)
+        if model.adapters:
+            self._generator.set_active_adapter(model.adapters, ADAPTER_PATH)
         self._stream = model.tokenizer.create_stream()
         self._stops = StopWords(request.stop)
         self._completion_tokens = 0

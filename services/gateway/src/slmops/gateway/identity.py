@@ -42,12 +42,7 @@ async def enrol(settings: Settings) -> Credentials:
     """The credentials of this gateway, asked for once and kept. Raises `Unreachable`, `NotReady`, `Denied`,
     `InvalidMessage`."""
     identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
-    home = settings.data_dir
-    home.mkdir(parents=True, exist_ok=True)
-    seed_file, jwt_file = home / "nkey.seed", home / "user.jwt"
-    if not seed_file.exists():
-        _write_private(seed_file, new_user_seed())
-    seed = seed_file.read_text().strip()
+    seed, jwt_file = own_seed(settings.data_dir), settings.data_dir / "user.jwt"
     if jwt_file.exists():
         return Credentials(identity, seed, jwt_file.read_text().strip())
     command = EnrolGateway(
@@ -70,6 +65,15 @@ async def enrol(settings: Settings) -> Credentials:
         await client.close()
     _write_private(jwt_file, answer.jwt)
     return Credentials(identity, seed, answer.jwt)
+
+
+def own_seed(home: Path) -> str:
+    """The private key of this gateway, made when it is first asked for."""
+    seed_file = home / "nkey.seed"
+    if not seed_file.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        _write_private(seed_file, new_user_seed())
+    return seed_file.read_text().strip()
 
 
 def _token(path: Path) -> str:

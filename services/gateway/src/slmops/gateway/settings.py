@@ -29,6 +29,9 @@ class Settings(BusSettings):
         description="Folder into which bundles are put where there is no network; None: none are looked for",
     )
     bundles_every: timedelta = Field(default=timedelta(seconds=5), description="How often that folder is looked into")
+    results_every: timedelta = Field(
+        default=timedelta(minutes=1), description="How often what waits for a network is written there to be carried"
+    )
     disconnected_grace: timedelta = Field(
         default=timedelta(),
         ge=timedelta(),

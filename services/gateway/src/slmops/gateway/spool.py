@@ -69,10 +69,11 @@ class Spool:
             rows, size = self._make_room(self._rows + added, self._bytes + added * size_bytes)
         self._rows, self._bytes = rows, size
 
-    def pending(self, limit: int = 100) -> list[Spooled]:
-        """The oldest first."""
+    def pending(self, limit: int = 100, after: int = 0) -> list[Spooled]:
+        """The oldest first; only those after an id."""
         rows = self._db.execute(
-            "SELECT id, subject, headers, payload, message_id FROM message ORDER BY id LIMIT ?", (limit,)
+            "SELECT id, subject, headers, payload, message_id FROM message WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit),
         )
         return [Spooled(id, subject, json.loads(headers), payload, mid) for id, subject, headers, payload, mid in rows]
 
@@ -81,6 +82,12 @@ class Spool:
         with self._transaction():
             rows, size = self._delete(ids)
         self._rows, self._bytes = self._rows - rows, self._bytes - size
+
+    @property
+    def newest(self) -> int:
+        """The id of the newest message; 0 while it is empty."""
+        found: int = self._db.execute("SELECT ifnull(max(id), 0) FROM message").fetchone()[0]
+        return found
 
     def __len__(self) -> int:
         return self._rows

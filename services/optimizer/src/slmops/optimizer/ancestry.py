@@ -15,6 +15,7 @@ from slmops.contracts.manifest import WEIGHT, WEIGHT_CONFIG, layers_by_path
 from slmops.contracts.recipe import ANCHOR, PassSpec, Recipe
 from slmops.kit.bus import Bus
 from slmops.kit.objects import Objects
+from slmops.optimizer.recipe import bundled
 
 log = logging.getLogger(__name__)
 ANCHORED = "-anchored"
@@ -31,7 +32,7 @@ class Ancestry:
     async def anchored(self, job: OptimizeJob) -> OptimizeJob:
         """The job, with a recipe more where the version has a predecessor. That is worth no waiting: a registry that
         does not answer is a version that is quantized anew, as it is in any case."""
-        if not self._wanted:
+        if not self._wanted or _beside_its_base(job):
             return job
         try:
             versions = (await self._bus.client.request(ListVersions(model=job.model))).versions
@@ -62,6 +63,12 @@ class Ancestry:
             log.warning("the predecessor %s cannot be fetched: %s", before.version, error)
             return None
         return folder
+
+
+def _beside_its_base(job: OptimizeJob) -> bool:
+    """An adapter that is not merged: its base is on the devices already, and changes by nothing."""
+    meant = dict(bundled()) | {recipe.name: recipe for recipe in job.definitions}
+    return job.format == "adapter" and any(meant[name].takes_adapters for name in job.recipes if name in meant)
 
 
 def predecessor(versions: Sequence[VersionView], version: str, profile: str) -> Predecessor | None:

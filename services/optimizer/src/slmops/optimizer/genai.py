@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slmops.contracts.manifest import ADAPTER_PATH
+
 
 class GenaiModel:
     """A genai folder, loaded into this process. The library's own errors, all `RuntimeError`, come through."""
@@ -18,6 +20,9 @@ class GenaiModel:
         import onnxruntime_genai as og
 
         self._model = og.Model(str(folder))
+        self._adapters = og.Adapters(self._model) if (folder / ADAPTER_PATH).exists() else None
+        if self._adapters:
+            self._adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
         self._tokenizer = og.Tokenizer(self._model)
         self._has_chat = _has_chat_template(folder)
         configured = json.loads((folder / "genai_config.json").read_bytes())["model"]
@@ -90,6 +95,8 @@ class GenaiModel:
         capacity = max(length, self._window)  # a cache smaller than its sliding window is refused when it runs
         params.set_search_options(do_sample=False, min_length=min_length, max_length=capacity)
         generator = og.Generator(self._model, params)
+        if self._adapters:
+            generator.set_active_adapter(self._adapters, ADAPTER_PATH)
         generator.append_tokens(list(prompt))
         return generator
 

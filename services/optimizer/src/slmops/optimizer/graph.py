@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmops.contracts.errors import OptimizationFailed
+from slmops.contracts.manifest import ADAPTER_PATH
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -30,9 +31,15 @@ class Graph:
         self._folder = folder
         options = ort.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as OMP_WAIT_POLICY in the job
+        options.log_severity_level = 3  # it warns of each input that an adapter may come in by
         try:
             decoder = json.loads((folder / "genai_config.json").read_bytes())["model"]["decoder"]
             self._session = ort.InferenceSession(folder / decoder["filename"], options, ["CPUExecutionProvider"])
+            self._run = ort.RunOptions()
+            if (folder / ADAPTER_PATH).exists():
+                self._adapter = ort.LoraAdapter()  # lives as long as the options that name it
+                self._adapter.Load(str(folder / ADAPTER_PATH))
+                self._run.add_active_adapter(self._adapter)
             self._empty = {
                 node.name: _empty_cache(node, decoder)
                 for node in self._session.get_inputs()
@@ -50,7 +57,7 @@ class Graph:
         }
         try:
             feed = {node.name: known[node.name] for node in self._session.get_inputs()}
-            logits: npt.NDArray[np.float32] = self._session.run(["logits"], feed)[0][0]
+            logits: npt.NDArray[np.float32] = self._session.run(["logits"], feed, self._run)[0][0]
         except Exception as error:
             raise self._failed("run", error) from error
         return logits.astype(np.float32, copy=False)

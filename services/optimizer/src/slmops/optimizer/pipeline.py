@@ -15,7 +15,7 @@ from pathlib import Path
 
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.recipe import Recipe
-from slmops.kit.modelfile import inspect
+from slmops.kit.modelfile import adapter_base, inspect
 from slmops.kit.whole import whole
 from slmops.optimizer.export import check_parity, export
 from slmops.optimizer.intake import materialize
@@ -45,7 +45,7 @@ class Pipeline:
         claim, text = self.work / "claim.json", json.dumps(self._root, sort_keys=True)
         if claim.exists() and claim.read_text() == text:
             return
-        for name in ("reference", "exports", "passes", "evaluations"):
+        for name in ("reference", "base", "exports", "passes", "evaluations"):
             shutil.rmtree(self.work / name, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomically(claim, text)
@@ -62,6 +62,13 @@ class Pipeline:
             materialize(self.source, full)
         return full
 
+    def _base(self) -> Path:
+        """What the adapter that the version is was trained on, likewise."""
+        base = self.work / "base"
+        if not base.exists():
+            materialize(adapter_base(self.source), base)
+        return base
+
     def export(self, model: Path) -> Path:
         """The float32 graph of a float directory, proved equal. Raises `OptimizationFailed`."""
         model = model.resolve()
@@ -76,8 +83,13 @@ class Pipeline:
         return out
 
     def variant(self, recipe: Recipe, on_pass: Callable[[str], None]) -> Path:
-        """The genai folder that the recipe makes. Raises `InvalidRecipe`, and what its passes raise."""
-        made, key = self.read(), digest_of(json.dumps(self._root, sort_keys=True).encode())
+        """The genai folder that the recipe makes. Raises `InvalidRecipe`, and what its passes raise.
+
+        An adapter is merged into its base before, or laid beside what a recipe that takes adapters makes of the base.
+        """
+        beside = recipe.takes_adapters and self._adapter is not None
+        made = self._base() if beside else self.read()
+        key = digest_of((json.dumps(self._root, sort_keys=True) + (" base" if beside else "")).encode())
         for step in check(recipe):
             on_pass(step.name)
             text = self._texts.calibration.digest if step.params.calibrated else ""
@@ -96,8 +108,19 @@ class Pipeline:
 
     @cached_property
     def _context(self) -> Context:
-        calibration, before = lambda: self._calibration, self.spec.predecessor
-        return Context(self.read(), self.export, calibration, self.spec.seed, self.tell, before)
+        return Context(
+            reference=self.read(),
+            export=self.export,
+            calibration=lambda: self._calibration,
+            seed=self.spec.seed,
+            tell=self.tell,
+            predecessor=self.spec.predecessor,
+            adapter=self._adapter,
+        )
+
+    @property
+    def _adapter(self) -> Path | None:
+        return self.source if self.facts.format == "adapter" else None
 
     @cached_property
     def _texts(self) -> Texts:

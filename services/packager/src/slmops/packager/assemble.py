@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import DigestMismatch, DiskFull
 from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import DOC, MANIFEST_PATH, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE
@@ -51,9 +51,11 @@ class Assembler:
         check_signing_key(self._signing_key)
         await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
 
-    async def assemble(self, variant: VariantOptimized) -> Assembled:
-        """Raises `NotFound`, `DigestMismatch`, `DiskFull`, `InvalidMessage`."""
-        pack = build(variant, await self._evidence(variant))
+    async def assemble(self, variant: VariantOptimized, base: Digest | None = None) -> Assembled:
+        """`base`: the package that an adapter belongs to. Raises `NotFound`, `DigestMismatch`, `DiskFull`,
+        `InvalidMessage`."""
+        evidence = await self._evidence(variant)
+        pack = build(variant, evidence.model_copy(update={"base": base}))
         with self._workspace() as workspace:
             # The directory's name is the signature's subject.
             directory, signature = workspace / f"{variant.model}-{variant.version}", workspace / "signature"

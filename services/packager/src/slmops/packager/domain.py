@@ -8,6 +8,7 @@ from slmops.contracts.commands import ExportPackage
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Denied, InvalidMessage, NotFound
 from slmops.contracts.events import Event, PackagePublished, VariantOptimized
+from slmops.contracts.manifest import ADAPTER_PATH, Manifest, layers_by_path
 from slmops.contracts.plan import Plan
 
 
@@ -44,6 +45,15 @@ def newest_of(packages: Sequence[PackagePublished], wanted: ExportPackage) -> Pa
     if len(profiles := sorted({package.profile for package in found})) > 1:
         raise InvalidMessage(f"there are packages for {', '.join(profiles)}", fix="Name one with --profile.")
     return max(found, key=lambda package: package.at)
+
+
+def is_base(manifest: Manifest, variant: VariantOptimized) -> bool:
+    """Whether the package has every file of an adapter's variant but the adapter, and none itself."""
+    here = layers_by_path(manifest)
+    below = [file for file in variant.files if file.path != ADAPTER_PATH]
+    return ADAPTER_PATH not in here and all(
+        file.path in here and here[file.path].digest == file.digest for file in below
+    )
 
 
 def planned(plan: Plan) -> set[Digest]:

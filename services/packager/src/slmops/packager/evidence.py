@@ -42,6 +42,7 @@ class Evidence(BaseModel):
     seed: int | None = None
     tools: dict[str, str] = Field(default_factory=dict)
     licence: str | None = Field(default=None, exclude=True, description="Its name in the version's model card")
+    base: Digest | None = Field(default=None, exclude=True, description="Package that an adapter was published beside")
 
     @classmethod
     def decode(cls, report: bytes) -> Evidence:

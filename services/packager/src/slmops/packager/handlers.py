@@ -16,7 +16,7 @@ from slmops.contracts.events import (
     PackagePublished,
     VariantOptimized,
 )
-from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
+from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
 from slmops.contracts.plan import Plan
 from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
@@ -27,7 +27,7 @@ from slmops.packager import store
 from slmops.packager.assemble import Assembler
 from slmops.packager.bundle import base64_text, state_of_trust
 from slmops.packager.deltas import DeltaPlanner
-from slmops.packager.domain import check_planned, decide, planned, published_as
+from slmops.packager.domain import check_planned, decide, is_base, planned, published_as
 from slmops.packager.routes import cheapest_route
 from slmops.packager.trust import Trust
 
@@ -65,7 +65,7 @@ class Handlers:
         if await self._journal.transact(lambda unit: published_as(unit.load(stream)[0], variant)):
             return  # delivered again after it was done
         async with delivered.kept_alive():
-            made = await self._assembler.assemble(variant)
+            made = await self._assembler.assemble(variant, await self._base(variant))
         package = PackagePublished(
             model=variant.model,
             version=variant.version,
@@ -100,6 +100,18 @@ class Handlers:
         """Our own event, so that planning outlives a restart and keeps nobody from publishing."""
         async with delivered.kept_alive():
             await self._deltas.plan(package)
+
+    async def _base(self, variant: VariantOptimized) -> Digest | None:
+        """The package with all of an adapter's files but the adapter, if there is one and it is an adapter."""
+        if all(file.path != ADAPTER_PATH for file in variant.files):
+            return None
+        for package in reversed(await self._journal.read(store.packages)):
+            if (package.profile, package.recipe) != (variant.profile, variant.recipe):
+                continue
+            if is_base(await self._objects.get_manifest(package.manifest.digest), variant):
+                return package.manifest.digest
+        log.warning("the adapter %s:%s is published with a base of its own", variant.model, variant.version)
+        return None
 
     # ---- commands -----------------------------------------------------------------------------------------
 

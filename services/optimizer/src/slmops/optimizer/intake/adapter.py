@@ -12,7 +12,13 @@ from slmops.optimizer.intake.huggingface import load, save
 
 
 def merge(adapter: Path, base: Path, target: Path) -> None:
-    """Write the merged model. The tokenizer is the adapter's if it brings one. Raises `InvalidModel`.
+    """Write the merged model. The tokenizer is the adapter's if it brings one. Raises `InvalidModel`."""
+    wrapped = attached(adapter, base)
+    save(wrapped.merge_and_unload(), adapter if (adapter / "tokenizer.json").is_file() else base, target)
+
+
+def attached(adapter: Path, base: Path) -> Any:
+    """PEFT's model of both. Raises `InvalidModel`.
 
     Only what decides the arithmetic is taken from the adapter's configuration: PEFT would also import modules that it
     names, or fetch what it points to.
@@ -29,4 +35,4 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
             where=str(adapter),
             fix="Save the adapter again: model.save_pretrained(DIRECTORY).",
         )
-    save(wrapped.merge_and_unload(), adapter if (adapter / "tokenizer.json").is_file() else base, target)
+    return wrapped

@@ -46,6 +46,8 @@ class Context:
     """Progress for a person: what is happening, and the share of this pass that is done."""
     predecessor: Path | None = None
     """The genai folder of the variant that is replaced, if the job knows one."""
+    adapter: Path | None = None
+    """The LoRA as PEFT wrote it, with its base in `base`, if the version is one. `reference` is both merged."""
 
 
 class Function(Protocol):

@@ -18,8 +18,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from slmops.contracts.errors import OptimizationFailed
+from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.optimizer import codes
 from slmops.optimizer.codes import Coded
+from slmops.optimizer.lora import Branches, Part, read_lora
 from slmops.optimizer.origin import Rows
 from slmops.optimizer.passes import Context, Params
 
@@ -33,6 +35,12 @@ _MODEL = "model.onnx"
 class Pack(Params):
     accuracy_level: int = Field(
         default=4, ge=0, le=4, description="4: activations are rounded to int8 in the kernel, the only fast one on CPUs"
+    )
+
+    adapters: tuple[str, ...] = Field(
+        default=(),
+        description="Projections at which the graph takes a LoRA, like q_proj. A version that is an adapter then comes "
+        "as a file beside its quantized base instead of merged into it",
     )
 
     @property
@@ -50,19 +58,26 @@ def run(given: Path, out: Path, params: Pack, context: Context) -> None:
     shutil.copytree(exported, out, ignore=shutil.ignore_patterns(f"{_MODEL}*"))
     model = ir.load(exported / _MODEL)
     context.tell("packing", 0.5)
-    packer = _Packer(model, Rows(given / codes.MODEL_FOLDER, coded), coded, params.accuracy_level)
+    beside = context.adapter if params.adapters else None
+    lora = read_lora(beside, given / codes.MODEL_FOLDER) if beside else None
+    branches = Branches(model.graph, params.adapters, lora)
+    packer = _Packer(model, Rows(given / codes.MODEL_FOLDER, coded), coded, params.accuracy_level, branches)
     packer.replace_all()
     packer.halve_rotations()
     packer.finish()
     ir.save(model, out / _MODEL, external_data=f"{_MODEL}.data")
+    branches.write(out / ADAPTER_PATH)
     _minify(out / "tokenizer.json")
 
 
 class _Packer:
     """Rewrites one graph."""
 
-    def __init__(self, model: ir.Model, rows: Rows, coded: Mapping[str, Coded], accuracy_level: int) -> None:
+    def __init__(
+        self, model: ir.Model, rows: Rows, coded: Mapping[str, Coded], accuracy_level: int, branches: Branches
+    ) -> None:
         self._graph, self._rows, self._coded, self._level = model.graph, rows, coded, accuracy_level
+        self._branches = branches
         self._shared: dict[str, tuple[Coded, list[ir.Value]]] = {}
         self._used: set[str] = set()
         self._preamble: list[ir.Node] = []  # what constants are computed by, in order
@@ -97,9 +112,10 @@ class _Packer:
     def _matmul(self, node: ir.Node) -> None:
         """A matrix whose parts have codes of different kinds becomes one node for each, and their outputs joined."""
         weight = node.inputs[1]
-        parts = self._coded_of(weight, transposed=True)
-        if not parts or weight is None:
+        origin = self._origin(weight, transposed=True)
+        if not origin or weight is None:
             return
+        parts = self._coded_of(origin)
         nodes = []
         for number, part in enumerate(parts):
             inputs = self._initializers(f"{weight.name}_q{number}", part)
@@ -113,7 +129,7 @@ class _Packer:
             for new in nodes:
                 new.outputs[0].name = f"{new.name}/output_0"
             nodes.append(self._node("Concat", [new.outputs[0] for new in nodes], {"axis": -1}, node, domain=""))
-        self._swap(node, nodes[-1])
+        self._swap(node, self._branches.added(node, nodes[-1], origin))
 
     def _gather(self, node: ir.Node) -> None:
         """An embedding: `Gather(matrix)`, or tied to the head, `Gather(Transpose(head))`."""
@@ -123,7 +139,7 @@ class _Packer:
         if tied is not None and tied.name in self._shared:
             found, inputs = self._shared[tied.name]
         else:
-            parts = self._coded_of(data, transposed=False)
+            parts = self._coded_of(self._origin(data, transposed=False))
             if len(parts) != 1 or data is None:
                 return
             found, inputs = parts[0], self._initializers(f"{data.name}_q", parts[0])
@@ -137,13 +153,15 @@ class _Packer:
         if producer is not None and not producer.outputs[0].uses():
             self._graph.remove(producer, safe=True)
 
-    def _coded_of(self, weight: ir.Value | None, *, transposed: bool) -> list[Coded]:
+    def _origin(self, weight: ir.Value | None, *, transposed: bool) -> list[Part]:
         if weight is None or weight.const_value is None or weight.name not in self._graph.initializers:
             return []
         values = weight.const_value.numpy()
         if values.ndim != 2 or values.dtype != np.float32:
             return []
-        parts = self._rows.origin(np.ascontiguousarray(values.T) if transposed else values)
+        return self._rows.origin(np.ascontiguousarray(values.T) if transposed else values)
+
+    def _coded_of(self, parts: Sequence[Part]) -> list[Coded]:
         self._used |= {name for name, _, _ in parts}
         return _joined([(self._coded[name], row, count) for name, row, count in parts])
 

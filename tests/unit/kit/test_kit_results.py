@@ -1,0 +1,112 @@
+"""Results as files: whole and sealed, or refused; nothing that the gateway could not have told itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope
+from slmops.contracts.errors import InvalidBundle, InvalidMessage, SignatureInvalid, SlmopsError
+from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.plan import Identity
+from slmops.contracts.results import ResultMessage
+from slmops.kit.nats_auth import new_user_seed, public_key, sign
+from slmops.kit.results import ResultsFile, writing
+
+AT = datetime(2026, 11, 26, tzinfo=UTC)
+WHO = Identity(gateway_id="gw-1", blueprint="edge-chat")
+SEED = new_user_seed()
+
+
+def report(sequence: int, gateway: str = "gw-1") -> ResultMessage:
+    event = GatewayReported(
+        gateway_id=gateway, blueprint="edge-chat", sequence=sequence, phase=UpdatePhase.COMMITTED, at=AT
+    )
+    envelope = Envelope(id=f"{gateway}-{sequence}", source="s", type=event.type, time=AT, subject=gateway)
+    return ResultMessage(subject=event.subject, headers=envelope.headers(), payload=event.model_dump_json())
+
+
+def write(out: Path, messages: Sequence[ResultMessage], seed: str = SEED) -> Path:
+    with writing(out, WHO, seed, AT) as add:
+        for message in messages:
+            add(message)
+    return out
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return write(tmp_path / "gw-1.slmops-results", [report(1), report(2)])
+
+
+def test_what_was_written_is_read(file):
+    found = ResultsFile(file)
+    assert list(found.messages()) == [report(1), report(2)]
+    assert (found.seal.public_key, found.seal.messages, found.seal.created_at) == (public_key(SEED), 2, AT)
+
+
+def test_no_bit_of_it_can_be_another(file):
+    data = file.read_bytes()
+    for position in range(0, len(data), 3):
+        harmed = bytearray(data)
+        harmed[position] ^= 1 << position % 8
+        file.write_bytes(harmed)
+        with pytest.raises((InvalidBundle, InvalidMessage, SignatureInvalid)):
+            ResultsFile(file)
+
+
+def _lines(*order: int) -> Callable[[list[bytes]], bytes]:
+    return lambda lines: b"".join(lines[number] for number in order)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (_lines(0, 2), "others than the seal says"),
+        (_lines(1, 0, 2), "others than the seal says"),
+        (_lines(0, 1, 1, 2), "others than the seal says"),
+        (_lines(0, 1), "no seal"),
+        (_lines(), "no seal"),
+        (lambda lines: b"".join(lines)[:-1], "cut off"),
+        (lambda lines: b"x" * (2 << 20) + b"\n" + lines[2], "longer than a gateway writes"),
+    ],
+)
+def test_what_is_left_out_doubled_moved_or_too_long_is_refused(file, harm, said):
+    file.write_bytes(harm(file.read_bytes().splitlines(keepends=True)))
+    with pytest.raises(InvalidBundle, match=said):
+        ResultsFile(file)
+
+
+def test_a_seal_by_another_key_than_it_names_is_refused(file):
+    *messages, last = file.read_bytes().splitlines(keepends=True)
+    seal = ResultsFile(file).seal
+    signature = base64.b64encode(sign(new_user_seed(), seal.statement)).decode()
+    forged = json.loads(last) | {"signature": signature}
+    file.write_bytes(b"".join(messages) + json.dumps(forged).encode() + b"\n")
+    with pytest.raises(SignatureInvalid):
+        ResultsFile(file)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        report(1, "gw-2"),
+        report(1).model_copy(update={"subject": report(1, "gw-2").subject}),
+        report(1).model_copy(update={"payload": report(1, "gw-2").payload}),
+        report(1).model_copy(update={"subject": "slmops.rollout.completed.v1"}),
+        report(1).model_copy(update={"subject": subjects.measurements("gw-1")}),
+        report(1).model_copy(update={"headers": {}}),
+        report(1).model_copy(update={"headers": report(1).headers | {MESSAGE_ID_HEADER: "another"}}),
+        report(1).model_copy(update={"headers": report(1).headers | {"Nats-Rollup": "all"}}),
+    ],
+)
+def test_a_gateway_cannot_tell_more_by_a_file_than_over_the_bus(tmp_path, message):
+    found = ResultsFile(write(tmp_path / "file", [message]))
+    with pytest.raises(SlmopsError) as error:
+        list(found.messages())
+    assert isinstance(error.value, InvalidBundle | InvalidMessage)
