@@ -33,7 +33,7 @@ up: setup  ## keep the system running for your own use
 test: setup  ## all tests but the slow ones (ARGS="-n 0 -x": one at a time, until the first failure)
 	@$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: setup  ## the tests that take minutes: containers, each process killed again and again
+test-slow: setup  ## the tests that take minutes: the demo, containers, each process killed again and again
 	@$(BIN)/pytest -m slow $(ARGS)
 
 check: setup  ## format, lint, types, layers, generated documents

@@ -28,6 +28,7 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow  # the loop with a tiny model is in test_loop.py
 @pytest.mark.timeout(900)
 def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
     done = subprocess.run([SLMOPS, "demo", "--out", tmp_path], capture_output=True, text=True, timeout=840)

@@ -75,7 +75,6 @@ async def refuse_a_bad_version(operator: Operator, source: Path, tmp_path: Path)
     assert not [view for view in others if (home(view.gateway_id) / release).exists()]
 
 
-@pytest.mark.slow
 async def test_the_loop(system: System, tmp_path: Path) -> None:
     trace.set_tracer_provider(TracerProvider())
     traffic: list[bytes] = []

@@ -28,6 +28,7 @@ from slmops.contracts.model import ModelFile, files_digest
 from slmops.contracts.plan import Plan, Release
 from slmops.kit.client import BusClient
 from slmops.kit.clock import utc_now
+from slmops.kit.ending import ended
 from slmops.kit.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
 from slmops.kit.objects import Objects
 from slmops.kit.service import Service
@@ -56,9 +57,7 @@ async def running(service: Service) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)
         await service.bus.broker.stop()
         for step in service.closing:
             await step()

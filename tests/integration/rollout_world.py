@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +40,7 @@ from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Plan, Release, resolve
 from slmops.contracts.signed import plan_in
 from slmops.kit.client import BusClient
+from slmops.kit.ending import ended
 from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
 from slmops.kit.settings import BusSettings
 from slmops.local.layout import Layout
@@ -308,7 +309,7 @@ class World:
         self.stack.push_async_callback(gateway.client.close)
         if run:
             task = asyncio.create_task(gateway.run())
-            self.stack.push_async_callback(_ended, task)
+            self.stack.push_async_callback(ended, [task])
         return gateway
 
     async def release(self, version: str) -> RolloutView:
@@ -316,12 +317,6 @@ class World:
         await self.operator.publish_package(version)
         await self.operator.start(version)
         return await self.operator.reached("completed")
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 async def _world(folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None) -> World:

@@ -100,10 +100,10 @@ def test_a_killed_run_continues_and_ends_where_it_would_have(teacher, pruned, tm
 
 
 def test_time_is_a_budget_that_a_kill_does_not_refill(teacher, pruned, tmp_path, monkeypatch):
-    params = Distill(minutes=2 / 60, step_tokens=STEP, checkpoint_s=0)
+    params = Distill(minutes=3 / 60, step_tokens=STEP, checkpoint_s=0)
 
     def kill(what: str, share: float) -> None:
-        if share > 0.7:
+        if share > 0.6:
             raise Killed
 
     monkeypatch.setattr(distill, "TELL_S", 0)
@@ -111,7 +111,7 @@ def test_time_is_a_budget_that_a_kill_does_not_refill(teacher, pruned, tmp_path,
         distill.run(pruned, tmp_path / "out", params, context(teacher, tell=kill))
     again: list[float] = []
     distill.run(pruned, tmp_path / "out", params, context(teacher, tell=lambda what, share: again.append(share)))
-    assert 0.5 < again[0] < again[-1] < 1
+    assert 0.5 < again[0] <= again[-1] < 1
 
 
 @pytest.mark.slow

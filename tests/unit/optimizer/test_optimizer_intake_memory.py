@@ -12,14 +12,15 @@ from slmops.optimizer.intake import needed_bytes
 
 SMOLLM2 = ModelFacts("llama", 134_515_008, 98_362_432, "gguf")
 _JOB = """
-import resource, sys
+import sys
 from pathlib import Path
+from slmops.optimizer.benchmark import peak_rss_bytes
 from slmops.optimizer.export import check_parity, export
 from slmops.optimizer.intake import materialize
 source, work = map(Path, sys.argv[1:])
 model = materialize(source, work / "reference")
 check_parity(model, export(model, work / "exported"))
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", peak_rss_bytes())
 """
 
 

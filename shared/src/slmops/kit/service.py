@@ -23,6 +23,7 @@ from prometheus_client import make_asgi_app
 from slmops.contracts.errors import PortTaken, SlmopsError, TemporaryError
 from slmops.kit import tracing
 from slmops.kit.bus import Bus
+from slmops.kit.ending import ended
 from slmops.kit.settings import BusSettings
 
 log = logging.getLogger("slmops.service")
@@ -65,9 +66,7 @@ class Service:
             try:
                 yield
             finally:
-                for task in running:
-                    task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
+                await ended(running)
                 await self.bus.stop()
                 for step in self.closing:
                     await step()

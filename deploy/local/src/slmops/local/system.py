@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from slmops.contracts.errors import Conflict, Unreachable
+from slmops.kit.ending import ended
 from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
@@ -164,7 +165,5 @@ async def _together(*starts: Awaitable[None]) -> None:
     try:
         await asyncio.gather(*tasks)
     except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)
         raise

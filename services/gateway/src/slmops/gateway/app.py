@@ -39,6 +39,7 @@ from slmops.gateway.updater import Updater
 from slmops.kit import tracing
 from slmops.kit.client import BusClient
 from slmops.kit.clock import utc_now
+from slmops.kit.ending import ended
 from slmops.kit.service import log_as_json
 from slmops.kit.settings import load
 from slmops.kit.trust.asking import Answers
@@ -128,9 +129,7 @@ class Gateway:
         for server in self.servers:
             server.should_exit = True
         await asyncio.wait(tasks[-2:], timeout=3)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)
         await self.serving.stop()
         if self.client is not None:
             await self.client.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,6 +14,7 @@ from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, Ru
 from slmops.gateway.inference import Done, InferenceRequest, Release, Token
 from slmops.gateway.measurements import Measurements, ReleaseMeasurement
 from slmops.gateway.runner import Runner
+from slmops.kit.ending import ended
 
 _log = logging.getLogger(__name__)
 
@@ -129,9 +130,7 @@ class Serving:
             self._keeper = asyncio.create_task(self._keep(new), name="runner keeper")
         self._available.set()  # with nothing active, whoever waits learns it at once
         if keeper:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+            await ended([keeper])
         return old
 
     async def _keep(self, runner: Runner) -> None:

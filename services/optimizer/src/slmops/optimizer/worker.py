@@ -12,6 +12,7 @@ from slmops.contracts.cloudevent import event_id
 from slmops.contracts.errors import JobCancelled, PermanentError, TemporaryError
 from slmops.contracts.golden import parse_golden
 from slmops.contracts.jobs import OptimizeJob
+from slmops.kit.ending import ended
 from slmops.kit.objects import Objects
 from slmops.kit.tracing import span
 from slmops.optimizer.ancestry import Ancestry
@@ -111,9 +112,7 @@ class Worker:
                 return working.result()
             raise _cancelled(watching.result())
         finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)  # the process is dead before we go on
+            await ended([working, watching])  # the process is dead before we go on
 
     async def _cancellation(self, job: str) -> str:
         """By whom, when somebody wants it. Asked and not heard, so that nothing is missed while the bus is away."""

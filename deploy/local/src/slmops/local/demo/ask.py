@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from slmops.kit.ending import ended
 from slmops.kit.tracing import span, traceparent
 
 QUESTION = "What is the capital of France?"
@@ -56,8 +57,7 @@ class Traffic:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended([self._task])
 
     async def _run(self) -> None:
         async with httpx.AsyncClient(timeout=60) as client:

@@ -1,0 +1,23 @@
+"""An end for tasks that run for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+_AGAIN_S = 1.0
+
+
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended, however they end.
+
+    They are cancelled again every second. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes in the
+    moment in which what it waits for is done (python/cpython#86296), nats-py awaits every acknowledgement with it, and
+    a loop around it would go on for ever.
+    """
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN_S)
