@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fuzz import delta, manifest
+from fuzz import bundle, delta, manifest, results
 from fuzz.harness import main
 
-main({"delta": delta.target, "manifest": manifest.target})
+main({"bundle": bundle.target, "delta": delta.target, "manifest": manifest.target, "results": results.target})
