@@ -55,7 +55,7 @@ bench-optimizer: setup  ## every recipe on a real model, beside the builder's ow
 bench-delta: setup  ## updates between versions of a real model, beside bsdiff, xdelta3, zstd and casync (half an hour; ARGS="--ours")
 	@PYTHONPATH=tests $(BIN)/python -m bench.delta $(ARGS)
 
-fuzz: setup  ## feed readers what nobody would send (ARGS="delta --seconds 300"); what is new is kept in tests/corpus
+fuzz: setup  ## feed readers what nobody would send (ARGS="bundle --seconds 300"); what is new is kept in tests/corpus
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
 	@cd tests && ../$(BIN)/python -m fuzz $(or $(ARGS),delta)
 

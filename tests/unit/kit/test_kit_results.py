@@ -19,6 +19,7 @@ from slmops.contracts.results import ResultMessage
 from slmops.kit.nats_auth import new_user_seed, public_key, sign
 from slmops.kit.results import ResultsFile, writing
 
+CORPUS = Path(__file__).parents[2] / "corpus" / "results"
 AT = datetime(2026, 11, 26, tzinfo=UTC)
 WHO = Identity(gateway_id="gw-1", blueprint="edge-chat")
 SEED = new_user_seed()
@@ -90,6 +91,13 @@ def test_a_seal_by_another_key_than_it_names_is_refused(file):
     file.write_bytes(b"".join(messages) + json.dumps(forged).encode() + b"\n")
     with pytest.raises(SignatureInvalid):
         ResultsFile(file)
+
+
+def test_what_the_fuzzer_found_is_refused_by_name():
+    for kept in CORPUS.iterdir():
+        with pytest.raises(SlmopsError) as error:
+            list(ResultsFile(kept).messages())
+        assert error.value.what, kept.name
 
 
 @pytest.mark.parametrize(
