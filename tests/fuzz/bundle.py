@@ -29,9 +29,8 @@ def build(raw: bytes) -> bytes:
     index = _index(chosen, files)
     if chosen.ConsumeBool():
         index[chosen.PickValueInList(list(index))] = chosen.PickValueInList([None, [], {}, "", 1, -1, 1 << 70])
-    return b"".join(_member(chosen, *file) for file in [(INDEX_NAME, json.dumps(index).encode()), *files]) + _end(
-        chosen
-    )
+    members = [(INDEX_NAME, json.dumps(index).encode()), *files]
+    return b"".join(_member(chosen, *member) for member in members) + _end(chosen)
 
 
 def _index(chosen: atheris.FuzzedDataProvider, files: list[tuple[str, bytes]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from slmops.contracts.errors import InvalidBundle, SignatureInvalid
 from slmops.contracts.plan import Identity
@@ -30,7 +30,7 @@ def writing(out: Path, who: Identity, seed: str, at: datetime) -> Iterator[Add]:
 
         def add(message: ResultMessage) -> None:
             nonlocal count
-            line = message.model_dump_json().encode() + b"\n"
+            line = _line(message)
             body.update(line)
             file.write(line)
             count += 1
@@ -45,7 +45,7 @@ def writing(out: Path, who: Identity, seed: str, at: datetime) -> Iterator[Add]:
             digest=f"sha256:{body.hexdigest()}",
         )
         signature = base64.b64encode(sign(seed, seal.statement)).decode()
-        file.write(seal.model_copy(update={"signature": signature}).model_dump_json().encode() + b"\n")
+        file.write(_line(seal.model_copy(update={"signature": signature})))
 
 
 class ResultsFile:
@@ -94,6 +94,8 @@ class ResultsFile:
             signature = base64.b64decode(seal.signature, validate=True)
         except (ValidationError, binascii.Error) as error:
             raise self._invalid("its last line is no seal", error) from error
+        if line != _line(seal) or base64.b64encode(signature).decode() != seal.signature:
+            raise InvalidBundle("its seal is written in another way than gateways write it", where=str(self.path))
         if not is_signed(seal.public_key, seal.statement, signature):
             raise SignatureInvalid("the seal is not by the key that it names", where=str(self.path))
         return seal
@@ -103,3 +105,8 @@ class ResultsFile:
         return InvalidBundle(
             f"{what}: {why}", where=str(self.path), fix="Take the file that a gateway wrote, and copy it whole."
         )
+
+
+def _line(said: BaseModel) -> bytes:
+    """The one way to write it, so that not even a blank can be another."""
+    return said.model_dump_json().encode() + b"\n"
