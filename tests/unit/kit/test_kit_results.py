@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,11 +83,11 @@ def test_what_is_left_out_doubled_moved_or_too_long_is_refused(file, harm, said)
 
 
 def test_a_seal_by_another_key_than_it_names_is_refused(file):
-    *messages, last = file.read_bytes().splitlines(keepends=True)
+    *messages, _seal = file.read_bytes().splitlines(keepends=True)
     seal = ResultsFile(file).seal
     signature = base64.b64encode(sign(new_user_seed(), seal.statement)).decode()
-    forged = json.loads(last) | {"signature": signature}
-    file.write_bytes(b"".join(messages) + json.dumps(forged).encode() + b"\n")
+    forged = seal.model_copy(update={"signature": signature})
+    file.write_bytes(b"".join(messages) + forged.model_dump_json().encode() + b"\n")
     with pytest.raises(SignatureInvalid):
         ResultsFile(file)
 
