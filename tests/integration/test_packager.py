@@ -334,10 +334,10 @@ async def test_the_bus_hears_that_long_work_goes_on(
     begun: list[str] = []
     assemble = Assembler.assemble
 
-    async def slowly(self: Assembler, variant: VariantOptimized) -> Any:
+    async def slowly(self: Assembler, variant: VariantOptimized, *base: Any) -> Any:
         begun.append(variant.recipe)
         await asyncio.sleep(ACK_WAIT_S + 3)
-        return await assemble(self, variant)
+        return await assemble(self, variant, *base)
 
     monkeypatch.setattr(Assembler, "assemble", slowly)
     async with running(build(Settings.model_validate(settings))):

@@ -55,7 +55,7 @@ def zeros(folder: Path):
     return {name: weight == 0 for name, weight in decoder.load(folder).named_parameters() if weight.ndim == 2}
 
 
-@pytest.mark.parametrize("hidden", [0.0, 1.0])
+@pytest.mark.parametrize("hidden", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_what_was_lost_comes_back_on_a_text_that_was_not_trained_on(teacher, pruned, tmp_path, hidden):
     told = []
     longer = LONGER.model_copy(update={"hidden": hidden})
