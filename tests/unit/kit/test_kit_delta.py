@@ -230,7 +230,8 @@ def test_a_hostile_delta_is_refused_with_its_reason(tmp_path, name):
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*")), ids=lambda path: path.name)
 def test_what_a_fuzzer_found_stays_refused(tmp_path, path):
     (tmp_path / "a.bin").write_bytes(b"0123456789")
-    refused(path, tmp_path / "a.bin", tmp_path / "out")
+    assert refused(path, tmp_path / "a.bin", tmp_path / "out").what
+    assert (tmp_path / "a.bin").read_bytes() == b"0123456789"
 
 
 def test_making_one_leaves_nothing_behind_when_the_disk_is_full(pair, monkeypatch, tmp_path):

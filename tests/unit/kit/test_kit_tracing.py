@@ -50,5 +50,8 @@ def test_outside_of_a_trace_there_is_no_parent() -> None:
 
 
 def test_a_malformed_parent_starts_a_trace_of_its_own() -> None:
+    with span("work", parent=PARENT):
+        assert PARENT.split("-")[1] in (traceparent() or "")
     with span("work", parent="garbage"):
-        pass
+        assert "garbage" not in (found := traceparent() or "")
+        assert PARENT.split("-")[1] not in found

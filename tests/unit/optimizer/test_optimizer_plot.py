@@ -94,7 +94,9 @@ def test_the_same_result_gives_the_same_picture(tmp_path):
 
 
 def test_a_result_without_any_figure_can_be_drawn(tmp_path):
-    draw(result(variant("broken", 94, math.nan)), EDGE_SMALL, [tmp_path / "front.png"])
+    picture = tmp_path / "front.png"
+    draw(result(variant("broken", 94, math.nan)), EDGE_SMALL, [picture])
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_of_a_crowd_lie_on_no_point_and_on_no_other_name():

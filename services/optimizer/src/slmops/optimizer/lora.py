@@ -19,7 +19,7 @@ from slmops.optimizer.intake.adapter import attached
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_MERGED = "Use a recipe without adapters: it merges them."
+_MERGED = "A recipe without adapters merges them."
 Matrix = npt.NDArray[np.float32]
 Part = tuple[str, int, int]
 """Rows of a graph's matrix: parameter, first row, number of rows."""
@@ -69,7 +69,7 @@ class Branches:
         if not wanted or weight is None or weight.const_value is None:
             return new
         self._used |= wanted
-        stacked = self._stacked([part if part[0] in wanted else ("", *part[1:]) for part in parts])
+        stacked = self._stacked(parts)
         flow, nodes = old.inputs[0], []
         for side, size, values in zip("AB", weight.const_value.shape.numpy(), stacked, strict=True):
             wide = ir.node("Cast", [self._input(f"{weight.name}.lora_{side}", int(size), side, values)], {"to": 1})
@@ -126,7 +126,7 @@ class Branches:
             raise OptimizationFailed(
                 f"the adapter changes {', '.join(left)} too, and the recipe's graph takes one only at "
                 f"{', '.join(sorted(self._targets))}",
-                fix="Name them in the recipe, and make the base with it again; or " + _MERGED[0].lower() + _MERGED[1:],
+                fix=f"Name them in the recipe and make the base with it again. {_MERGED}",
             )
         # The library keeps no reference to numpy's memory: `_tensors` has to outlive the export.
         file = ort.AdapterFormat()

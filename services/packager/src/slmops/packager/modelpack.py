@@ -138,22 +138,17 @@ def _config(variant: VariantOptimized, layers: Iterable[Descriptor]) -> bytes:
 
 
 def _annotations(variant: VariantOptimized, evidence: Evidence) -> dict[str, str]:
-    anchored = {"io.slmops.anchored-on": evidence.anchored_on} if evidence.anchored_on else {}
-    base = {"io.slmops.adapter-of": evidence.base} if evidence.base else {}
-    return (
-        anchored
-        | base
-        | {
-            "org.opencontainers.image.title": variant.model,
-            "org.opencontainers.image.version": variant.version,
-            "org.opencontainers.image.created": _created(variant),
-            "org.opencontainers.image.description": f"{variant.recipe} variant for {variant.profile}",
-            "io.slmops.profile": variant.profile,
-            "io.slmops.recipe": variant.recipe,
-            "io.slmops.variant": variant.digest,
-            "io.slmops.job": variant.job,
-        }
-    )
+    origin = {"io.slmops.anchored-on": evidence.anchored_on, "io.slmops.adapter-of": evidence.base}
+    return {name: digest for name, digest in origin.items() if digest} | {
+        "org.opencontainers.image.title": variant.model,
+        "org.opencontainers.image.version": variant.version,
+        "org.opencontainers.image.created": _created(variant),
+        "org.opencontainers.image.description": f"{variant.recipe} variant for {variant.profile}",
+        "io.slmops.profile": variant.profile,
+        "io.slmops.recipe": variant.recipe,
+        "io.slmops.variant": variant.digest,
+        "io.slmops.job": variant.job,
+    }
 
 
 def _created(variant: VariantOptimized) -> str:
