@@ -8,8 +8,11 @@ import pytest
 
 from slmops.contracts.commands import PackageView, VariantView, VersionView
 from slmops.contracts.descriptor import Descriptor, digest_of
-from slmops.optimizer.ancestry import predecessor, recipe_on
-from slmops.optimizer.recipe import check
+from slmops.contracts.jobs import OptimizeJob
+from slmops.contracts.model import ModelFile
+from slmops.contracts.profile import EDGE_SMALL
+from slmops.optimizer.ancestry import _beside_its_base, predecessor, recipe_on
+from slmops.optimizer.recipe import check, recipe_named
 
 AT = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -76,3 +79,21 @@ def test_a_line_of_anchored_versions_keeps_its_name():
         assert made.name == "int4-anchored"
         assert made.anchored_on == before.variant
         assert check(made)
+
+
+@pytest.mark.parametrize(
+    ("format_", "recipe", "beside"),
+    [("adapter", "int4-adaptable", True), ("adapter", "int4", False), ("hf", "int4-adaptable", False)],
+)
+def test_an_adapter_beside_its_base_is_not_merged_onto_a_predecessors_grids(format_, recipe, beside):
+    job = OptimizeJob(
+        model="tiny",
+        version="1.0.1",
+        digest=digest_of(b"files"),
+        format=format_,
+        files=(ModelFile(path="x", digest=digest_of(b"x"), size_bytes=1),),
+        profile=EDGE_SMALL,
+        recipes=(recipe,),
+        definitions=(recipe_named(recipe),),
+    )
+    assert _beside_its_base(job) is beside

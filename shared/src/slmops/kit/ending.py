@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-_AGAIN_S = 1.0
+_AGAIN_S = 5.0
+"""Longer than a task cleans up, which a second cancellation would tear; shorter than a container is given to stop."""
 
 
 async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended, however they end.
 
-    They are cancelled again every second. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes in the
+    They are cancelled again every few seconds. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes in the
     moment in which what it waits for is done (python/cpython#86296), nats-py awaits every acknowledgement with it, and
     a loop around it would go on for ever.
     """

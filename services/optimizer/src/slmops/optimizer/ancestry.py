@@ -15,7 +15,6 @@ from slmops.contracts.manifest import WEIGHT, WEIGHT_CONFIG, layers_by_path
 from slmops.contracts.recipe import ANCHOR, PassSpec, Recipe
 from slmops.kit.bus import Bus
 from slmops.kit.objects import Objects
-from slmops.optimizer.recipe import bundled
 
 log = logging.getLogger(__name__)
 ANCHORED = "-anchored"
@@ -67,8 +66,7 @@ class Ancestry:
 
 def _beside_its_base(job: OptimizeJob) -> bool:
     """An adapter that is not merged: its base is on the devices already, and changes by nothing."""
-    meant = dict(bundled()) | {recipe.name: recipe for recipe in job.definitions}
-    return job.format == "adapter" and any(meant[name].takes_adapters for name in job.recipes if name in meant)
+    return job.format == "adapter" and any(recipe.takes_adapters for recipe in job.definitions)
 
 
 def predecessor(versions: Sequence[VersionView], version: str, profile: str) -> Predecessor | None:
