@@ -13,7 +13,7 @@ _AGAIN_S = 5.0
 async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended, however they end.
 
-    They are cancelled again every few seconds. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes in the
+    They are cancelled again after a while. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes in the
     moment in which what it waits for is done (python/cpython#86296), nats-py awaits every acknowledgement with it, and
     a loop around it would go on for ever.
     """
