@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTRIB
 SOURCES := shared services deploy tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta fuzz clean
+.PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta fuzz tuf-conformance clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -53,11 +53,19 @@ bench-optimizer: setup  ## every recipe on a real model, beside the builder's ow
 	@PYTHONPATH=tests $(BIN)/python -m bench.optimizer $(ARGS)
 
 bench-delta: setup  ## updates between versions of a real model, beside bsdiff, xdelta3, zstd and casync (half an hour; ARGS="--ours")
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	@PYTHONPATH=tests $(BIN)/python -m bench.delta $(ARGS)
 
 fuzz: setup  ## feed readers what nobody would send (ARGS="bundle --seconds 300"); what is new is kept in tests/corpus
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
 	@cd tests && ../$(BIN)/python -m fuzz $(or $(ARGS),delta)
+
+tuf-conformance: setup  ## TUF's own suite against `slmops trust client` (SUITE=a checkout of theupdateframework/tuf-conformance)
+	@test -d "$(SUITE)" || { echo "say where the suite is: make tuf-conformance SUITE=FOLDER" >&2; exit 2; }
+	@command -v faketime >/dev/null || { echo "the suite needs faketime (Debian: apt-get install faketime)" >&2; exit 2; }
+	@test -x build/tuf-conformance/bin/python || $(PYTHON) -m venv build/tuf-conformance
+	@build/tuf-conformance/bin/python -m pip install --quiet "$(SUITE)"
+	@cd "$(SUITE)" && $(CURDIR)/build/tuf-conformance/bin/pytest tuf_conformance --entrypoint=$(CURDIR)/tests/conformance/tuf-client -q $(ARGS)
 
 clean:  ## remove what was built and installed
 	rm -rf $(VENV) build

@@ -240,6 +240,31 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         ),
     ),
     (
+        c.WithdrawPackage(
+            manifest=digest("d"),
+            model="smollm2",
+            version=VERSION,
+            profile="edge-small",
+            reason="superseded by 1.0.2",
+            even_if_running=True,
+            dry_run=True,
+        ),
+        c.Withdrawal(
+            model="smollm2",
+            version=VERSION,
+            profile="edge-small",
+            recipe="int4",
+            manifest=MANIFEST,
+            signature=SIGNED,
+            size_bytes=86_000_000,
+            at=AT,
+            deltas=2,
+            deltas_bytes=1_400_000,
+            running=1,
+            dry_run=True,
+        ),
+    ),
+    (
         c.PrepareBundle(blueprint="edge-chat", have=(digest("9"),)),
         c.BundleContents(
             blueprint="edge-chat",

@@ -185,6 +185,18 @@ EVENTS: tuple[e.Event, ...] = (
         full_bytes=86_000_120,
         at=AT,
     ),
+    e.PackageWithdrawn(
+        model="smollm2",
+        version=BEFORE,
+        profile="edge-small",
+        manifest=digest("9"),
+        signature=digest("8"),
+        reason="superseded by 1.0.1",
+        at=AT,
+    ),
+    e.PackageDeltaWithdrawn(
+        model="smollm2", version=VERSION, base=digest("9"), target=MANIFEST.digest, delta=DELTA.digest, at=AT
+    ),
     e.BlueprintApplied(blueprint="edge-chat", revision=2, spec=BLUEPRINT, at=AT),
     e.RolloutStarted(**_ROLLOUT, candidate=release(), stable=release(BEFORE, "9"), stages=BLUEPRINT.stages),
     e.RolloutStageAdvanced(**_ROLLOUT, stage=1, reason="1 of 1 gateways committed"),
@@ -253,6 +265,7 @@ DOCUMENTS: dict[str, BaseModel] = {
         generation=3,
         stable=release(BEFORE, "9"),
         candidate=Candidate(rollout="edge-chat-2", release=release(), stages=BLUEPRINT.stages, stage=1),
+        previous=release("0.9.0", "8"),
         traceparent=TRACEPARENT,
     ),
     "plan-statement": PlanStatement(

@@ -265,13 +265,13 @@ def test_what_nobody_vouches_for_is_an_arbitrary_package(client: Client, world: 
 def test_a_network_that_fails_is_no_attack(client: Client) -> None:
     client.web.lies["timestamp.json"] = None
     broken = client("refresh")
-    assert (broken.exit_code, json.loads(broken.stderr)["code"]) == (75, "unreachable")
+    assert (broken.exit_code, json.loads(broken.stderr)["code"]) == (1, "unreachable")
     client.web.lies.clear()
     nobody = client("refresh", **{"metadata-url": "http://127.0.0.1:1/"})
-    assert (nobody.exit_code, json.loads(nobody.stderr)["code"]) == (75, "unreachable")
+    assert (nobody.exit_code, json.loads(nobody.stderr)["code"]) == (1, "unreachable")
     assert json.loads(nobody.stderr)["what"] == "the repository does not answer: MaxRetryError"
     nowhere = client("refresh", **{"metadata-url": f"{client.web.url}/metadata/nothing/here/"})
-    assert (nowhere.exit_code, json.loads(nowhere.stderr)["code"]) == (75, "not_ready")
+    assert (nowhere.exit_code, json.loads(nowhere.stderr)["code"]) == (1, "not_ready")
 
 
 def test_wrong_calls_are_typed_errors(client: Client, world: TrustWorld, tmp_path: Path) -> None:
@@ -283,13 +283,13 @@ def test_wrong_calls_are_typed_errors(client: Client, world: TrustWorld, tmp_pat
     for name, content in roots.items():
         (tmp_path / name).write_text(content)
         done = client("init", str(tmp_path / name))
-        assert (done.exit_code, json.loads(done.stderr)["code"]) == (65, "invalid_message"), name
-    assert client("init", str(tmp_path / "missing")).exit_code == 65
+        assert (done.exit_code, json.loads(done.stderr)["code"]) == (1, "invalid_message"), name
+    assert client("init", str(tmp_path / "missing")).exit_code == 1
     assert everything_below(client.trusted) == before
     for url in ("ftp://x/", "http://[::1", "nothing"):
         assert json.loads(client("refresh", **{"metadata-url": url}).stderr)["code"] == "invalid_message"
     fresh = client("refresh", **{"metadata-dir": str(tmp_path / "fresh")})
     assert (fresh.exit_code, json.loads(fresh.stderr)["code"]) == (1, "not_found")
     taken = client("init", str(world.folder.first_root), **{"metadata-dir": str(tmp_path / "text")})
-    assert (taken.exit_code, json.loads(taken.stderr)["code"]) == (77, "denied")
+    assert (taken.exit_code, json.loads(taken.stderr)["code"]) == (1, "denied")
     assert json.loads(slmops("trust", "client", "--json", "refresh").stderr)["what"] == "--metadata-dir is needed"

@@ -16,7 +16,7 @@ from integration.gateway_site import Site, site_on
 from integration.kit_world import envelope
 
 from slmops.contracts.descriptor import blob_key
-from slmops.contracts.events import GatewayReported, PackageDeltaPublished, UpdatePhase
+from slmops.contracts.events import GatewayReported, PackageDeltaPublished, PackageDeltaWithdrawn, UpdatePhase
 from slmops.contracts.plan import Release
 from slmops.gateway.acquire import Acquirer
 from slmops.gateway.slots import Slot
@@ -140,6 +140,32 @@ async def test_a_gateway_that_missed_a_version_follows_a_chain(site: Site, versi
     assert (two.base, two.target) == (second.manifest.digest, third.manifest.digest)
     assert weights(await site.install(third)) == versions.weights[2]
     assert site.acquirer.fetched_bytes == one.delta.size + two.delta.size
+
+
+async def test_of_too_many_deltas_the_oldest_is_offered_no_more(
+    nats_server: NatsServer, s3: S3, tmp_path: Path
+) -> None:
+    """And said to be garbage."""
+    async with site_on(nats_server, s3, tmp_path, delta_bases=1, delta_space_bytes=3000) as site:
+        versions = Versions(site)
+        first = await versions.publish()
+        await installed(site, first)
+        await report(site, first)
+        await versions.publish()
+        [one] = await deltas(site, 1)
+        await report(site, versions.published[1], "gw-2")
+        await report(site, versions.published[1], "gw-3")
+        third = await versions.publish()
+        await deltas(site, 2)
+        assert 1500 < one.delta.size < 3000, "two do not fit"
+
+        async def taken_back() -> PackageDeltaWithdrawn | None:
+            stored = [m for m in await site.rollout.world.stored("EVENTS") if m.subject == PackageDeltaWithdrawn.type]
+            return PackageDeltaWithdrawn.model_validate_json(stored[0].data) if stored else None
+
+        assert (await eventually(taken_back)).delta == one.delta.digest
+        assert weights(await site.install(third)) == versions.weights[2]
+        assert site.acquirer.fetched_bytes >= len(versions.weights[2]), "no chain leads there any more"
 
 
 @pytest.mark.parametrize("harm", ["the delta is another", "the delta is gone", "the base was changed on the device"])

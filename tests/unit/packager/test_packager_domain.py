@@ -6,11 +6,22 @@ import pytest
 from unit.packager.packager_examples import T0, variant
 
 from slmops.contracts.blueprint import Stage
+from slmops.contracts.commands import ExportPackage, WithdrawPackage
 from slmops.contracts.descriptor import Descriptor, digest_of
-from slmops.contracts.errors import Denied
+from slmops.contracts.errors import Denied, IllegalTransition, InvalidMessage, NotFound
 from slmops.contracts.events import PackagePublished
 from slmops.contracts.plan import Candidate, Plan, Release
-from slmops.packager.domain import check_planned, decide, published_as
+from slmops.packager.domain import (
+    check_planned,
+    check_unneeded,
+    decide,
+    needed,
+    newest_of,
+    only_of,
+    planned,
+    published_as,
+    withdrawn,
+)
 
 BLOB = Descriptor.of(b"signature", "application/json")
 
@@ -56,3 +67,39 @@ def test_a_gateway_may_have_what_its_plan_names() -> None:
         check_planned(plan, digest_of(b"older"), "gw-1")
     with pytest.raises(Denied):
         check_planned(Plan(blueprint="edge-chat", generation=1), digest_of(b"old"), "gw-1")
+
+
+def test_a_withdrawn_package_is_not_published_again() -> None:
+    first = package()
+    assert decide([first, withdrawn(first, "", T0)], variant(), first) == []
+
+
+def test_a_plan_needs_also_what_a_rollback_returns_to() -> None:
+    plan = Plan(blueprint="edge-chat", generation=1, stable=release(b"new"), previous=release(b"old"))
+    assert planned(plan) == {digest_of(b"new")}
+    assert needed(plan) == {digest_of(b"new"), digest_of(b"old")}
+    with pytest.raises(Denied):
+        check_planned(plan, digest_of(b"old"), "gw-1")
+
+
+def test_a_package_that_somebody_needs_is_not_withdrawn() -> None:
+    check_unneeded(package(), [], 0)
+    with pytest.raises(IllegalTransition, match=r"smollm2:1\.0\.0 is needed by the plan of edge-chat, edge-tiny"):
+        check_unneeded(package(), ["edge-tiny", "edge-chat"], 0)
+    with pytest.raises(IllegalTransition, match="2 gateways"):
+        check_unneeded(package(), [], 2)
+
+
+def test_what_is_withdrawn_is_named_so_that_the_command_given_again_means_the_same() -> None:
+    first, second = package(), package(b"optimized again")
+    by_version = {"model": "smollm2", "version": "1.0.0"}
+    assert only_of([first], WithdrawPackage(**by_version)) == first
+    with pytest.raises(InvalidMessage, match="2 packages") as refusal:
+        only_of([first, second], WithdrawPackage(**by_version))
+    assert second.manifest.digest in str(refusal.value.fix)
+    assert only_of([first, second], WithdrawPackage(manifest=second.manifest.digest)) == second
+    assert newest_of([first, second], ExportPackage(**by_version)) == first, "of the same age the first"
+    with pytest.raises(NotFound):
+        only_of([first], WithdrawPackage(manifest=digest_of(b"nobody's")))
+    with pytest.raises(InvalidMessage, match="nothing says"):
+        only_of([first], WithdrawPackage(profile="edge-small"))

@@ -14,10 +14,17 @@ from unit.registry.registry_examples import at
 
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage
-from slmops.contracts.events import Event, PackageDeltaPublished, PackagePublished, VariantOptimized
+from slmops.contracts.events import (
+    Event,
+    PackageDeltaPublished,
+    PackageDeltaWithdrawn,
+    PackagePublished,
+    PackageWithdrawn,
+    VariantOptimized,
+)
 from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, WEIGHT, Manifest
 from slmops.contracts.model import ModelFile
-from slmops.registry.domain.roots import RULES, Named, living, named, named_in
+from slmops.registry.domain.roots import RULES, Named, living, named, named_in, withdrawn
 
 
 def blobs_in(value: Any) -> set[Digest]:
@@ -74,14 +81,36 @@ _VERSIONS = st.sampled_from(["1.0.0", "1.0.1", "2.0.0"])
 _NAMED = st.builds(Named, kind=_KINDS, model=st.just("smollm2"), version=_VERSIONS, digest=st.sampled_from("abcdef"))
 
 
-@given(st.lists(_NAMED), st.dictionaries(_VERSIONS, st.integers(0, 20)), st.integers(0, 20))
-def test_a_blob_lives_while_anything_that_is_not_long_retired_names_it(
-    everything: list[Named], retired: dict[str, int], before: int
+@given(
+    st.lists(_NAMED),
+    st.dictionaries(_VERSIONS, st.integers(0, 20)),
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 20)),
+    st.integers(0, 20),
+)
+def test_a_blob_lives_while_anything_that_is_not_long_retired_or_withdrawn_names_it(
+    everything: list[Named], retired: dict[str, int], taken_back: dict[str, int], before: int
 ) -> None:
     when = {("smollm2", version): at(seconds) for version, seconds in retired.items()}
-    live = {one.digest for one in living(everything, when, at(before))}
+    back = {digest: at(seconds) for digest, seconds in taken_back.items()}
+    live = {one.digest for one in living(everything, when, back, at(before))}
     for digest in {one.digest for one in everything}:
         names = [one for one in everything if one.digest == digest]
-        in_use = any(retired.get(one.version, before) >= before for one in names)
-        packaged = any(one.kind in (PackagePublished.type, PackageDeltaPublished.type) for one in names)
-        assert (digest in live) == (in_use or packaged)
+        packaged = {one for one in names if one.kind in (PackagePublished.type, PackageDeltaPublished.type)}
+        in_use = any(retired.get(one.version, before) >= before for one in names if one not in packaged)
+        assert (digest in live) == (in_use or (bool(packaged) and taken_back.get(digest, before) >= before))
+
+
+def test_a_withdrawal_takes_back_all_that_the_publication_named() -> None:
+    by_type = {type(event): event for event in EVENTS}
+    published = by_type[PackagePublished]
+    assert isinstance(published, PackagePublished)
+    event = PackageWithdrawn(
+        **published.model_dump(include={"model", "version", "profile", "at"}),
+        manifest=published.manifest.digest,
+        signature=published.signature.digest,
+    )
+    assert set(withdrawn(event)) == {one.digest for one in named(published)}
+    assert set(withdrawn(by_type[PackageDeltaWithdrawn])) == {
+        one.digest for one in named(by_type[PackageDeltaPublished])
+    }
+    assert withdrawn(published) == []

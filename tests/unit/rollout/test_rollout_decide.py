@@ -228,6 +228,17 @@ def test_rolling_back_a_completed_rollout_restores_the_release_before_it() -> No
     assert operate(state, RollbackRollout(blueprint=NAME), T0) == [], "a retry goes back no further"
 
 
+def test_the_plan_names_what_a_rollback_would_return_to_as_long_as_there_is_one() -> None:
+    assert plan_of(completed()).previous is None, "the first has nothing before it"
+    state = completed("1.0.1", completed())
+    previous = plan_of(state).previous
+    assert previous is not None and previous.version == "1.0.0"
+    [event] = operate(state, RollbackRollout(blueprint=NAME), T0)
+    assert isinstance(event, RolloutRolledBack) and event.restored == previous
+    assert plan_of(told(state, event)).previous is None
+    assert plan_of(started("1.0.2", state)).previous is None, "then a rollback returns to what is stable"
+
+
 def test_a_completed_rollout_is_rolled_back_only_while_it_is_the_latest() -> None:
     state = completed("1.0.1", completed())
     state = told(started("1.0.2", state))

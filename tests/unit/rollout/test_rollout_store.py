@@ -10,8 +10,8 @@ import pytest
 from unit.rollout.rollout_examples import NAME, T0, at, digest, failure, package, report, window
 
 from slmops.contracts.errors import Denied
-from slmops.contracts.events import CohortMeasured, GatewayReported, UpdatePhase
-from slmops.kit.journal import Journal
+from slmops.contracts.events import CohortMeasured, GatewayReported, PackageWithdrawn, UpdatePhase
+from slmops.kit.journal import Journal, Unit
 from slmops.rollout import store
 from slmops.rollout.domain.fleet import Member
 
@@ -73,6 +73,26 @@ async def test_packages_are_listed_by_when_they_were_published_and_the_newest_of
         await journal.transact(lambda unit, event=event: store.record_package(unit.connection, event))
     found = await journal.read(lambda connection: store.packages(connection, "smollm2"))
     assert [(p.version, p.recipe) for p in found] == [("2.0.0", "int4"), ("1.0.0", "int8")]
+
+
+@pytest.mark.parametrize("first", ["the package", "its withdrawal"])
+async def test_a_withdrawn_package_is_released_no_more(journal: Journal, first: str) -> None:
+    kept, gone = package("1.0.0", 1), package("1.0.1", 2)
+    withdrawal = PackageWithdrawn(
+        **gone.model_dump(include={"model", "version", "profile", "at"}),
+        manifest=gone.manifest.digest,
+        signature=gone.signature.digest,
+    )
+
+    def hear(unit: Unit) -> None:
+        for event in [kept, gone] if first == "the package" else [kept]:
+            store.record_package(unit.connection, event)
+        store.record_withdrawal(unit.connection, withdrawal)
+        store.record_withdrawal(unit.connection, withdrawal)
+        store.record_package(unit.connection, gone)
+
+    await journal.transact(hear)
+    assert await journal.read(lambda connection: store.packages(connection, "smollm2")) == [kept]
 
 
 async def test_the_same_window_twice_is_one(journal: Journal) -> None:

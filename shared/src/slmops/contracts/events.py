@@ -192,6 +192,39 @@ class PackageDeltaPublished(Event):
         return f"{self.model}:{self.version}"
 
 
+class PackageWithdrawn(Event):
+    """Nobody vouches for the package any more, no plan needed it, and it may be removed. It is not published again."""
+
+    type: ClassVar[str] = "slmops.package.withdrawn.v1"
+    model: Name
+    version: Version
+    profile: Name
+    manifest: Digest
+    signature: Digest
+    reason: str = ""
+    at: AwareDatetime
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
+class PackageDeltaWithdrawn(Event):
+    """A delta is offered no more: a package of it was withdrawn, or there were too many. It may be removed."""
+
+    type: ClassVar[str] = "slmops.package.delta_withdrawn.v1"
+    model: Name
+    version: Version = Field(description="The target's")
+    base: Digest
+    target: Digest
+    delta: Digest
+    at: AwareDatetime
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
 # ---- blueprint and rollout --------------------------------------------------------------------------------
 
 

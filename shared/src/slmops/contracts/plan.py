@@ -91,6 +91,9 @@ class Plan(_Frozen):
     generation: int = Field(ge=1)
     stable: Release | None = None
     candidate: Candidate | None = None
+    previous: Release | None = Field(
+        default=None, description="What a rollback of the last, completed rollout returns to: nobody runs it for that"
+    )
     traceparent: str | None = Field(default=None, description="Trace of the decision, continued by the gateways")
 
 

@@ -166,6 +166,15 @@ class BusClient:
             raise Unreachable(f"the twin cannot be read: {error}", where=key) from error
         return bytes(message.data or b""), int(message.seq or 0)
 
+    async def desired_keys(self, pattern: str) -> list[str]:
+        """The keys of the twin that a subject pattern fits, sorted."""
+        prefix = f"$KV.{subjects.DESIRED_BUCKET}."
+        try:
+            found = await self.js.stream_info(f"KV_{subjects.DESIRED_BUCKET}", subjects_filter=prefix + pattern)
+        except (TimeoutError, NatsError) as error:
+            raise Unreachable(f"the twin cannot be listed: {error}", where=pattern) from error
+        return sorted(subject.removeprefix(prefix) for subject in found.state.subjects or {})
+
     async def write_desired(self, key: str, data: bytes) -> int:
         """Write a twin document; returns its revision. Only the service that owns the plan may."""
         try:

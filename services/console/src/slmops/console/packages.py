@@ -15,7 +15,7 @@ from slmops.console.export import write_layout
 from slmops.console.models import find_versions, query
 from slmops.console.progress import Teller
 from slmops.console.session import Session, command
-from slmops.contracts.commands import ExportPackage
+from slmops.contracts.commands import ExportPackage, WithdrawPackage
 from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.manifest import MANIFEST_PATH, Manifest
@@ -24,7 +24,7 @@ from slmops.kit.clock import utc_now
 from slmops.kit.layout import is_layout, manifest_digest_of, verify_layout
 from slmops.kit.package import verify_package
 
-app = typer.Typer(name="package", help="Signed packages: list, export, verify.", no_args_is_help=True)
+app = typer.Typer(name="package", help="Signed packages: list, export, verify, withdraw.", no_args_is_help=True)
 Reference = Annotated[str, typer.Argument(metavar="MODEL:VERSION|DIGEST", help="A version, or a manifest.")]
 _DIGEST: TypeAdapter[Digest] = TypeAdapter(Digest)
 Profile = Annotated[str | None, typer.Option(help="Of several device profiles.", show_default=False)]
@@ -119,6 +119,33 @@ async def verify(
     else:
         view = await asyncio.to_thread(verified, Path(what), key, wanted)
     session.show(view, render.verified(view.digest, view.manifest))
+
+
+@command(
+    app,
+    "withdraw",
+    "slmops package withdraw smollm2:1.0.0 --dry-run",
+    "slmops package withdraw sha256:… --reason 'superseded by 1.0.2' --json",
+)
+async def withdraw(
+    session: Session,
+    reference: Reference,
+    profile: Profile = None,
+    reason: Annotated[str, typer.Option(help="Kept with the event.")] = "",
+    even_if_running: Annotated[
+        bool, typer.Option("--even-if-running", help="Although gateways said last that they run it: they are lost.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and change nothing.")] = False,
+) -> None:
+    """Take back a package that nobody needs. No gateway installs it again, and `slmops storage gc` removes its files.
+
+    Refused while a plan names it: as stable, as candidate, or as what a rollback returns to. To forbid a package at
+    once and for ever, whoever has our keys, let keyholders revoke it: slmops trust revoke.
+    """
+    wanted = asked(reference, profile).model_dump()
+    rest = {"reason": reason, "even_if_running": even_if_running, "dry_run": dry_run}
+    answer = await (await session.client()).request(WithdrawPackage(**wanted, **rest))
+    session.show(answer, render.withdrawn(answer))
 
 
 def verified(folder: Path, key: Path, digest: Digest | None = None) -> Verified:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 
 from slmops.console.tables import Column, cell, duration, moment, or_else, pairs, short, size, table
-from slmops.contracts.commands import PackageExport, PackageView
+from slmops.contracts.commands import PackageExport, PackageView, Withdrawal
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.manifest import FILE_PATH, Manifest, PackageFile
 from slmops.contracts.names import Name, Version
@@ -73,6 +73,18 @@ def verified(digest: Digest, manifest: Manifest) -> RenderableType:
     version = f"{named.get('org.opencontainers.image.title')}:{named.get('org.opencontainers.image.version')}"
     layers = [(layer.annotations[FILE_PATH], size(layer.size)) for layer in manifest.layers]
     return pairs([("verified", version), ("manifest", digest), *layers])
+
+
+def withdrawn(view: Withdrawal) -> RenderableType:
+    return pairs(
+        [
+            ("would be withdrawn" if view.dry_run else "withdrawn", f"{view.model}:{view.version}"),
+            ("profile", view.profile),
+            ("manifest", view.manifest.digest),
+            ("deltas with it", f"{view.deltas}, {size(view.deltas_bytes)}" if view.deltas else "none"),
+            ("gateways that run it", str(view.running)),
+        ]
+    )
 
 
 def _kind(media_type: str) -> str:

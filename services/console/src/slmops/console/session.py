@@ -142,8 +142,9 @@ async def _in_session(
 
 
 @contextmanager
-def reporting(*, as_json: bool = False) -> Iterator[None]:
-    """Within the block an error of the tree becomes a message and an exit code, Ctrl-C a quiet 130."""
+def reporting(*, as_json: bool = False, exit_code: int | None = None) -> Iterator[None]:
+    """Within the block an error of the tree becomes a message and an exit code, its own or `exit_code`; Ctrl-C a
+    quiet 130."""
     try:
         yield
     except SlmopsError as error:
@@ -152,7 +153,7 @@ def reporting(*, as_json: bool = False) -> Iterator[None]:
             print(problem.model_dump_json(), file=sys.stderr)
         else:
             Console(stderr=True, highlight=False).print(problem_text(problem), soft_wrap=True)
-        raise typer.Exit(error.exit_code) from error
+        raise typer.Exit(exit_code or error.exit_code) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         print("Interrupted.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from error

@@ -1,6 +1,7 @@
 """`slmops trust client`: a TUF client over plain HTTP, with the interface of TUF's conformance clients.
 
 It keeps what it trusts as the specification says, file by file; a gateway's own client accepts a state as a whole.
+Theirs end with 1 whatever failed, and so does it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def init(context: typer.Context, trusted_root: Annotated[Path, typer.Argument(he
     """Begin to trust a root."""
     from slmops.kit.trust.http import HttpClient
 
-    with reporting(as_json=context.obj["as_json"]):
+    with reporting(as_json=context.obj["as_json"], exit_code=1):
         HttpClient(Path(_given(context, "metadata_dir"))).init(trusted_root)
 
 
@@ -58,7 +59,7 @@ def refresh(context: typer.Context) -> None:
     """Bring the trusted metadata up to date."""
     from slmops.kit.trust.http import HttpClient
 
-    with reporting(as_json=context.obj["as_json"]):
+    with reporting(as_json=context.obj["as_json"], exit_code=1):
         HttpClient(Path(_given(context, "metadata_dir"))).refresh(_given(context, "metadata_url"))
 
 
@@ -70,7 +71,7 @@ def download(context: typer.Context) -> None:
     """Bring the metadata up to date, and fetch a target that it vouches for."""
     from slmops.kit.trust.http import HttpClient
 
-    with reporting(as_json=context.obj["as_json"]):
+    with reporting(as_json=context.obj["as_json"], exit_code=1):
         name = _given(context, "target_name")
         found = HttpClient(Path(_given(context, "metadata_dir"))).download(
             _given(context, "metadata_url"),

@@ -9,8 +9,10 @@ import asyncio
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from slmops.contracts.descriptor import Descriptor, Digest
@@ -24,6 +26,7 @@ from slmops.kit.objects import Objects
 from slmops.kit.tracing import span
 from slmops.packager import store
 from slmops.packager.assemble import disk_full
+from slmops.packager.domain import offered_no_more
 from slmops.packager.routes import bases_of, new_bytes
 
 log = logging.getLogger("slmops.packager")
@@ -81,6 +84,8 @@ class DeltaPlanner:
                 {d.base for d in store.deltas_of(connection, target.model) if d.target == manifest},
             )
         )
+        if manifest not in known:
+            return  # withdrawn meanwhile
         for base in bases_of(running, manifest, known.keys(), self._bounds.most):
             if base in made:
                 continue  # by a delivery before this one, which was interrupted
@@ -112,9 +117,11 @@ class DeltaPlanner:
     def _publish(self, unit: Unit, event: PackageDeltaPublished, profile: str) -> None:
         stream = store.stream(event.model, event.version, profile)
         events, version = unit.load(stream)
-        if not any(isinstance(e, PackageDeltaPublished) and e.base == event.base for e in events):
+        there = [store.package(unit.connection, manifest) for manifest in (event.base, event.target)]
+        made = any(isinstance(e, PackageDeltaPublished) and e.base == event.base for e in events)
+        if all(there) and not made:
             unit.append(stream, version, [event])
-            store.forget_oldest_deltas(unit.connection, self._bounds.space_bytes)
+            withdraw_deltas(unit, store.oldest_deltas(unit.connection, self._bounds.space_bytes), self._clock())
 
     async def _made(self, before: Manifest, after: Manifest, full: int) -> Descriptor | None:
         """In the store, if it is worth it."""
@@ -137,3 +144,8 @@ class DeltaPlanner:
         """By paths, for the same path in both packages is where likeness is looked for first."""
         for path, layer in layers_by_path(manifest).items():
             await self._objects.get_file(layer.digest, folder / path)
+
+
+def withdraw_deltas(unit: Unit, deltas: Iterable[PackageDeltaPublished], now: datetime) -> None:
+    for event in offered_no_more(deltas, now):
+        unit.emit(f"delta:{event.delta}", [event])

@@ -6,7 +6,15 @@ import asyncio
 import logging
 
 from slmops.contracts import subjects
-from slmops.contracts.commands import BundleContents, FetchMetadata, FetchPackage, PackageFiles, PrepareBundle
+from slmops.contracts.commands import (
+    BundleContents,
+    FetchMetadata,
+    FetchPackage,
+    PackageFiles,
+    PrepareBundle,
+    Withdrawal,
+    WithdrawPackage,
+)
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import NotFound, NotReady
 from slmops.contracts.events import (
@@ -26,8 +34,18 @@ from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
 from slmops.packager.bundle import base64_text, state_of_trust
-from slmops.packager.deltas import DeltaPlanner
-from slmops.packager.domain import check_planned, decide, is_base, planned, published_as
+from slmops.packager.deltas import DeltaPlanner, withdraw_deltas
+from slmops.packager.domain import (
+    check_planned,
+    check_unneeded,
+    decide,
+    is_base,
+    needed,
+    only_of,
+    planned,
+    published_as,
+    withdrawn,
+)
 from slmops.packager.routes import cheapest_route
 from slmops.packager.trust import Trust
 
@@ -133,6 +151,41 @@ class Handlers:
             packages=tuple(packages),
         )
 
+    async def withdraw(self, command: WithdrawPackage) -> Withdrawal:
+        """Raises what the command says, and `SignatureInvalid` for a plan that cannot be believed."""
+        plans = [await self._plan_of(key) for key in await self._blueprints()]
+
+        def work(unit: Unit) -> Withdrawal:
+            package = only_of(store.all_packages(unit.connection), command)
+            manifest = package.manifest.digest
+            deltas = store.deltas_with(unit.connection, manifest)
+            running = store.running(unit.connection).get(manifest, 0)
+            if store.package(unit.connection, manifest) is not None:
+                needing = [plan.blueprint for _, plan in plans if manifest in needed(plan)]
+                check_unneeded(package, needing, 0 if command.even_if_running else running)
+                if not command.dry_run:
+                    self._withdraw(unit, package, command.reason)
+                    withdraw_deltas(unit, deltas, self._clock())
+            return Withdrawal(
+                **package.model_dump(exclude={"variant"}),
+                deltas=len(deltas),
+                deltas_bytes=sum(delta.delta.size for delta in deltas),
+                running=running,
+                dry_run=command.dry_run,
+            )
+
+        return await self._journal.transact(work)
+
+    def _withdraw(self, unit: Unit, package: PackagePublished, reason: str) -> None:
+        unit.emit(
+            store.stream(package.model, package.version, package.profile), [withdrawn(package, reason, self._clock())]
+        )
+        self.trust.disown(unit, package)
+
+    async def _blueprints(self) -> list[str]:
+        prefix = subjects.blueprint_key("")
+        return [key.removeprefix(prefix) for key in await self._bus.client.desired_keys(subjects.blueprint_key("*"))]
+
     async def _files(self, digest: Digest, have: tuple[Digest, ...]) -> PackageFiles:
         package = await self._journal.read(lambda connection: store.package(connection, digest))
         if package is None:
@@ -183,4 +236,5 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(GatewayReported, handlers.on_gateway_reported)
     bus.serve(FetchPackage, handlers.fetch)
     bus.serve(PrepareBundle, handlers.bundle)
+    bus.serve(WithdrawPackage, handlers.withdraw)
     bus.serve(FetchMetadata, handlers.trust.fetch)

@@ -31,7 +31,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage, NotReady
 from slmops.contracts.trust import (
     METADATA_LIMIT_BYTES,
@@ -128,6 +128,15 @@ class Repository:
         custom = {"custom": {"profile": profile}}
         metadata.signed.targets[path] = TargetFile(manifest.size, hashes, path, custom)
         self._sign(role, metadata, self._model_signer(model))
+        return True
+
+    def remove(self, model: str, version: str, manifest: Digest) -> bool:
+        """Vouch for a package no more; False when we do not."""
+        role, path = model_role(model), package_target(model, version, manifest)
+        known = self._find(Targets, role)
+        if known is None or known.signed.targets.pop(path, None) is None:
+            return False
+        self._sign(role, known, self._model_signer(model))
         return True
 
     def _model_signer(self, model: str) -> CryptoSigner:
@@ -247,7 +256,7 @@ class Repository:
         if len(data) > METADATA_LIMIT_BYTES:
             raise InvalidMessage(
                 f"the metadata of {role} would have {len(data)} bytes, and gateways read {METADATA_LIMIT_BYTES}",
-                fix="Give the model a new name: its packages no longer fit into one role.",
+                fix="Withdraw packages that nobody needs: slmops package withdraw. All of a model's fit into one role.",
             )
         self._files.put(role, metadata.signed.version, data)
         self._known[role] = metadata

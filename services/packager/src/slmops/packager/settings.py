@@ -23,7 +23,7 @@ class Settings(BusSettings, DatabaseSettings, ObjectSettings):
         default=0.3, ge=0, lt=1, description="Share of what it replaces that a delta must save to be kept"
     )
     delta_space_bytes: int = Field(
-        default=20_000_000_000, ge=0, description="Of all deltas; beyond it the oldest are forgotten"
+        default=20_000_000_000, ge=0, description="Of all deltas; beyond it the oldest are withdrawn"
     )
     trust_renew_every: timedelta = Field(
         default=timedelta(seconds=30), description="How often it is looked whether metadata must be signed anew"

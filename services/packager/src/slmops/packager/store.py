@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Select,
     String,
     Table,
     Text,
@@ -21,16 +22,31 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    or_,
     select,
     update,
 )
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.events import Event, GatewayEnrolled, GatewayReported, PackageDeltaPublished, PackagePublished
+from slmops.contracts.events import (
+    Event,
+    GatewayEnrolled,
+    GatewayReported,
+    PackageDeltaPublished,
+    PackageDeltaWithdrawn,
+    PackagePublished,
+    PackageWithdrawn,
+)
 
 _TABLES = MetaData()
 _packages = Table(
     "packages", _TABLES, Column("manifest", String(80), primary_key=True), Column("data", Text, nullable=False)
+)
+_withdrawn = Table(
+    "withdrawn",
+    _TABLES,
+    Column("manifest", String(80), primary_key=True),
+    Column("at", Double, nullable=False),  # Unix seconds
 )
 _gateways = Table(
     "gateways",
@@ -101,17 +117,34 @@ def project(connection: Connection, event: Event) -> None:
             values = {"model": event.model, "size_bytes": event.delta.size, "at": event.at.timestamp()}
             names = {"base": event.base, "target": event.target, "data": event.model_dump_json()}
             connection.execute(insert(_deltas).values(values | names))
+        case PackageWithdrawn():
+            _put(connection, _withdrawn, "manifest", event.manifest, {"at": event.at.timestamp()})
+        case PackageDeltaWithdrawn():
+            connection.execute(delete(_deltas).where(_deltas.c.target == event.target, _deltas.c.base == event.base))
 
 
 def package(connection: Connection, manifest: Digest) -> PackagePublished | None:
-    data = connection.execute(select(_packages.c.data).where(_packages.c.manifest == manifest)).scalar()
+    """None also for one that was withdrawn."""
+    data = connection.execute(_vouched().where(_packages.c.manifest == manifest)).scalar()
     return PackagePublished.model_validate_json(data) if data else None
 
 
 def packages(connection: Connection) -> list[PackagePublished]:
-    """All that were published here."""
-    found = connection.execute(select(_packages.c.data)).scalars()
-    return [PackagePublished.model_validate_json(data) for data in found]
+    """All that were published here and not withdrawn."""
+    return _read(connection, _vouched())
+
+
+def all_packages(connection: Connection) -> list[PackagePublished]:
+    """Also those that were withdrawn."""
+    return _read(connection, select(_packages.c.data))
+
+
+def _vouched() -> Select[Any]:
+    return select(_packages.c.data).where(_packages.c.manifest.not_in(select(_withdrawn.c.manifest)))
+
+
+def _read(connection: Connection, query: Select[Any]) -> list[PackagePublished]:
+    return [PackagePublished.model_validate_json(data) for data in connection.execute(query).scalars()]
 
 
 def running(connection: Connection) -> dict[Digest, int]:
@@ -126,14 +159,21 @@ def deltas_of(connection: Connection, model: str) -> list[PackageDeltaPublished]
     return [PackageDeltaPublished.model_validate_json(data) for data in found]
 
 
-def forget_oldest_deltas(connection: Connection, space_bytes: int) -> None:
-    """Until the rest has no more than `space_bytes`: they are offered no more. Their blobs stay: events name them."""
-    query = select(_deltas.c.target, _deltas.c.base, _deltas.c.size_bytes).order_by(_deltas.c.at.desc())
-    kept = 0
-    for target, base, size in connection.execute(query).all():
+def deltas_with(connection: Connection, manifest: Digest) -> list[PackageDeltaPublished]:
+    """Those that lead to a package or start from it."""
+    ends = or_(_deltas.c.target == manifest, _deltas.c.base == manifest)
+    found = connection.execute(select(_deltas.c.data).where(ends)).scalars()
+    return [PackageDeltaPublished.model_validate_json(data) for data in found]
+
+
+def oldest_deltas(connection: Connection, space_bytes: int) -> list[PackageDeltaPublished]:
+    """Those without which the rest has no more than `space_bytes`."""
+    found, kept = [], 0
+    for size, data in connection.execute(select(_deltas.c.size_bytes, _deltas.c.data).order_by(_deltas.c.at.desc())):
         kept += size
         if kept > space_bytes:
-            connection.execute(delete(_deltas).where(_deltas.c.target == target, _deltas.c.base == base))
+            found.append(PackageDeltaPublished.model_validate_json(data))
+    return found
 
 
 def blueprint_of(connection: Connection, gateway_id: str) -> str | None:

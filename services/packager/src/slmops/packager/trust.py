@@ -73,6 +73,12 @@ class Trust:
         repository.add(package.model, package.version, package.profile, package.manifest)
         repository.settle()
 
+    def disown(self, unit: Unit, package: PackagePublished) -> None:
+        """The package may be installed no more, as soon as `unit` commits."""
+        repository = self._repository(unit)
+        repository.remove(package.model, package.version, package.manifest.digest)
+        repository.settle()
+
     async def fetch(self, command: FetchMetadata) -> MetadataFile:
         """Raises `NotFound`."""
         data = await self.file(command.file)

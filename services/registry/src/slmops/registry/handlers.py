@@ -28,7 +28,7 @@ from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.objects import Objects
 from slmops.registry import store
-from slmops.registry.domain.roots import OWN, RULES
+from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS
 from slmops.registry.domain.versions import Model, check_files, holds, register, retire, set_alias
 from slmops.registry.garbage import Collector
 
@@ -158,7 +158,8 @@ class Handlers:
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
-    heard: list[type[Event]] = [VariantStarted, VariantProgressed, *(kind for kind in RULES if kind not in OWN)]
+    naming = [kind for kind in RULES if kind not in OWN]
+    heard: list[type[Event]] = [VariantStarted, VariantProgressed, *naming, *WITHDRAWALS]
     for kind in heard:
         bus.on(kind, handlers.on_lineage)
     bus.serve(BeginUpload, handlers.begin_upload)

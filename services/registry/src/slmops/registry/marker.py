@@ -18,7 +18,7 @@ from slmops.kit.client import BusClient
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.objects import Objects
 from slmops.registry import store
-from slmops.registry.domain.roots import OWN, RULES, Key, Named, living, named, named_in
+from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS, Key, Named, living, named, named_in
 
 log = logging.getLogger("slmops.registry")
 _PAGE = 500
@@ -36,15 +36,17 @@ class Marker:
 
     async def mark(self, before: datetime) -> set[Digest]:
         """Raises `Unreachable`, `DigestMismatch`, `InvalidMessage`."""
-        for kind in RULES.keys() - OWN:
+        for kind in (RULES.keys() | WITHDRAWALS.keys()) - OWN:
             await self._catch_up(kind)
-        everything = await self._journal.read(store.named)
+        everything, withdrawn = await self._journal.read(
+            lambda connection: (store.named(connection), store.withdrawn(connection))
+        )
         retired: dict[Key, datetime] = {}
         async for event in self._own():
             everything += named(event)
             if isinstance(event, ModelVersionRetired):
                 retired[event.model, event.version] = event.at
-        return await self._followed(living(everything, retired, before))
+        return await self._followed(living(everything, retired, withdrawn, before))
 
     async def _catch_up(self, kind: type[Event]) -> None:
         """Up to what is on the bus now."""

@@ -28,12 +28,15 @@ from sqlalchemy import (
 )
 
 from slmops.contracts.commands import PackageView, VariantView, VersionView
+from slmops.contracts.descriptor import Digest
 from slmops.contracts.events import (
     Event,
     ModelAliasMoved,
     ModelVersionRegistered,
     ModelVersionRetired,
+    PackageDeltaWithdrawn,
     PackagePublished,
+    PackageWithdrawn,
     VariantOptimized,
     VariantProgressed,
     VariantRejected,
@@ -43,6 +46,7 @@ from slmops.kit.journal import Unit
 from slmops.registry.domain.lifecycle import State
 from slmops.registry.domain.roots import Key, Named
 from slmops.registry.domain.roots import named as named_by
+from slmops.registry.domain.roots import withdrawn as withdrawn_by
 from slmops.registry.domain.stage import PASSED, REFUSED, Optimization, progress_of, stage_of
 from slmops.registry.domain.versions import Model, replay
 
@@ -104,6 +108,12 @@ _named = Table(
     Column("digest", String(80), primary_key=True),
     Column("document", Boolean, nullable=False),
 )
+_withdrawn = Table(
+    "withdrawn_blobs",
+    _TABLES,
+    Column("digest", String(80), primary_key=True),
+    Column("at", Double, nullable=False),
+)
 _heard = Table(
     "named_until",
     _TABLES,
@@ -135,6 +145,11 @@ def load(unit: Unit, model: str) -> tuple[Model, int]:
 def named(connection: Connection) -> list[Named]:
     """All that events of others ever named."""
     return [Named(**row._mapping) for row in connection.execute(select(_named))]
+
+
+def withdrawn(connection: Connection) -> dict[Digest, datetime]:
+    """What was taken back, and when."""
+    return {row.digest: datetime.fromtimestamp(row.at, UTC) for row in connection.execute(select(_withdrawn))}
 
 
 def heard(connection: Connection, kind: str) -> int:
@@ -172,7 +187,10 @@ def project(connection: Connection, event: Event) -> None:
 
 
 def name(connection: Connection, event: Event) -> None:
-    """Remember what blobs an event names."""
+    """Remember what blobs an event names, or takes back."""
+    if isinstance(event, PackageWithdrawn | PackageDeltaWithdrawn):
+        for digest in withdrawn_by(event):
+            _put(connection, _withdrawn, {"digest": digest}, {"at": event.at.timestamp()})
     for one in named_by(event):
         row = vars(one)
         there = [_named.c[column] == row[column] for column in ("kind", "model", "version", "digest")]
@@ -236,13 +254,16 @@ def _package_view(event: PackagePublished) -> PackageView:
 def views(connection: Connection, model: str | None = None, version: str | None = None) -> list[VersionView]:
     """Registered and retired versions in the order of their registration."""
 
+    gone = set(connection.execute(select(_withdrawn.c.digest)).scalars())
+
     def rows(table: Table, order: str) -> list[Row[Any]]:
         wanted = {"model": model, "version": version}
         where = [table.c[column] == value for column, value in wanted.items() if value is not None]
         return list(connection.execute(select(table).where(*where).order_by(table.c[order])))
 
     aliases, jobs = _by_version(rows(_aliases, "alias")), _by_version(rows(_jobs, "profile"))
-    variants, packages = _by_version(rows(_variants, "recipe")), _by_version(rows(_packages, "at"))
+    variants = _by_version(rows(_variants, "recipe"))
+    packages = _by_version([row for row in rows(_packages, "at") if row.manifest not in gone])
     found = []
     for row in rows(_versions, "id"):
         key = (row.model, row.version)

@@ -30,6 +30,7 @@ from slmops.contracts.events import (
     GatewayEnrolled,
     GatewayReported,
     PackagePublished,
+    PackageWithdrawn,
     UpdatePhase,
 )
 from slmops.kit.bus import Bus, Delivered
@@ -59,6 +60,9 @@ class Handlers:
 
     async def on_package_published(self, event: PackagePublished, delivered: Delivered) -> None:
         await self._journal.transact(lambda unit: store.record_package(unit.connection, event))
+
+    async def on_package_withdrawn(self, event: PackageWithdrawn, delivered: Delivered) -> None:
+        await self._journal.transact(lambda unit: store.record_withdrawal(unit.connection, event))
 
     async def on_gateway_reported(self, event: GatewayReported, delivered: Delivered) -> None:
         """Raises `PermanentError` for a report on another gateway's subject."""
@@ -172,6 +176,7 @@ def _check_same(known: GatewayEnrolled, command: EnrolGateway) -> None:
 
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(PackagePublished, handlers.on_package_published)
+    bus.on(PackageWithdrawn, handlers.on_package_withdrawn)
     bus.on(GatewayReported, handlers.on_gateway_reported)
     bus.on(CohortMeasured, handlers.on_cohort_measured)
     bus.serve(ApplyBlueprint, handlers.apply_blueprint)

@@ -36,6 +36,7 @@ from slmops.contracts.events import (
     GatewayEnrolled,
     GatewayReported,
     PackagePublished,
+    PackageWithdrawn,
     RolloutEvent,
     UpdatePhase,
 )
@@ -59,6 +60,12 @@ _packages = Table(
     Column("profile", String(63), primary_key=True),
     Column("at", Double, nullable=False),
     Column("data", Text, nullable=False),
+)
+_withdrawn = Table(
+    "withdrawn",
+    _TABLES,
+    Column("manifest", String(80), primary_key=True),
+    Column("at", Double, nullable=False),
 )
 _gateways = Table(
     "gateways",
@@ -179,10 +186,17 @@ def record_package(connection: Connection, event: PackagePublished) -> None:
         _put(connection, _packages, key, {"at": event.at.timestamp(), "data": event.model_dump_json()})
 
 
+def record_withdrawal(connection: Connection, event: PackageWithdrawn) -> None:
+    """It may be heard before the package is."""
+    _put(connection, _withdrawn, {"manifest": event.manifest}, {"at": event.at.timestamp()})
+
+
 def packages(connection: Connection, model: str) -> list[PackagePublished]:
-    """Of every profile, oldest first."""
+    """Of every profile, oldest first, without what was withdrawn."""
     query = select(_packages.c.data).where(_packages.c.model == model).order_by(_packages.c.at)
-    return [PackagePublished.model_validate_json(data) for data in connection.execute(query).scalars()]
+    found = [PackagePublished.model_validate_json(data) for data in connection.execute(query).scalars()]
+    gone = set(connection.execute(select(_withdrawn.c.manifest)).scalars())
+    return [package for package in found if package.manifest.digest not in gone]
 
 
 # ---- gateways ---------------------------------------------------------------------------------------------

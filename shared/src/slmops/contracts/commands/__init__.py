@@ -32,6 +32,8 @@ from slmops.contracts.commands.packager import (
     PackageExport,
     PackageFiles,
     PrepareBundle,
+    Withdrawal,
+    WithdrawPackage,
 )
 from slmops.contracts.commands.registry import (
     BeginUpload,
@@ -123,4 +125,6 @@ __all__ = [
     "VerifyEvaluation",
     "VersionList",
     "VersionView",
+    "WithdrawPackage",
+    "Withdrawal",
 ]

@@ -88,3 +88,32 @@ class ExportPackage(Command[PackageExport]):
     model: Name | None = None
     version: Version | None = None
     profile: Name | None = Field(default=None, description="Needed where a version has packages for several")
+
+
+class Withdrawal(PackageView):
+    """What is vouched for no more, or would be. `deltas` lead to the package or start from it."""
+
+    model: Name
+    version: Version
+    deltas: int = Field(ge=0)
+    deltas_bytes: int = Field(ge=0)
+    running: int = Field(ge=0, description="Gateways that said last that they run it")
+    dry_run: bool
+
+
+class WithdrawPackage(Command[Withdrawal]):
+    """The operator takes back a package that nobody needs: nobody vouches for it any more, and it becomes garbage.
+
+    Raises `NotFound`, `InvalidMessage` when several are meant, `IllegalTransition` while a plan names it or, but for
+    `even_if_running`, while gateways run it. Of one that was withdrawn nothing happens.
+    """
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "withdraw"
+    manifest: Digest | None = None
+    model: Name | None = None
+    version: Version | None = None
+    profile: Name | None = Field(default=None, description="Needed where a version has packages for several")
+    reason: str = Field(default="", max_length=500)
+    even_if_running: bool = Field(default=False, description="Gateways that are lost say for ever that they run it")
+    dry_run: bool = False

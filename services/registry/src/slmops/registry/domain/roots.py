@@ -4,7 +4,8 @@ Rules it keeps
 1. What an event of a version names stays for as long as the version, and for the grace period after its retirement:
    a package of it may be in the making.
 2. Packages and what updates to them stay also when their version is retired. Gateways may run them, a rollback may
-   return to them, and the packager's metadata vouches for them.
+   return to them, and the packager's metadata vouches for them. They stay until they are withdrawn, and for the grace
+   period after it: who was given their addresses may still be fetching.
 3. A blob stays as long as anything names it, whatever else is retired.
 """
 
@@ -23,7 +24,9 @@ from slmops.contracts.events import (
     Event,
     ModelVersionRegistered,
     PackageDeltaPublished,
+    PackageDeltaWithdrawn,
     PackagePublished,
+    PackageWithdrawn,
     VariantOptimized,
     VariantRejected,
 )
@@ -52,6 +55,11 @@ RULES: Final[dict[type[Event], Rule]] = {
     PackageDeltaPublished: Rule(lambda e: [e.delta], outlives=True),
 }
 """Every event that names a blob."""
+WITHDRAWALS: Final[dict[type[Event], Callable[[Any], Iterable[Digest]]]] = {
+    PackageWithdrawn: lambda e: [e.manifest, e.signature],
+    PackageDeltaWithdrawn: lambda e: [e.delta],
+}
+"""Every event that takes back what an event that outlives its version named. Nothing is named again after it."""
 OWN: Final = frozenset({ModelVersionRegistered})
 """Those of the registry itself, which are in its journal."""
 _OUTLIVING: Final = frozenset(kind.type for kind, rule in RULES.items() if rule.outlives)
@@ -80,10 +88,26 @@ def _named(event: Any, one: Descriptor | ModelFile) -> Named:
     return Named(event.type, event.model, event.version, one.digest, document)
 
 
-def living(everything: Iterable[Named], retired: Mapping[Key, datetime], before: datetime) -> list[Named]:
-    """What still counts of all that was ever named; `retired` says when."""
-    gone = {key for key, at in retired.items() if at < before}
-    return [one for one in everything if one.kind in _OUTLIVING or (one.model, one.version) not in gone]
+def withdrawn(event: Event) -> list[Digest]:
+    """What an event takes back."""
+    rule = WITHDRAWALS.get(type(event))
+    return list(rule(event)) if rule else []
+
+
+def living(
+    everything: Iterable[Named],
+    retired: Mapping[Key, datetime],
+    withdrawn: Mapping[Digest, datetime],
+    before: datetime,
+) -> list[Named]:
+    """What still counts of all that was ever named; `retired` and `withdrawn` say when."""
+    ended = {key for key, at in retired.items() if at < before}
+    gone = {digest for digest, at in withdrawn.items() if at < before}
+
+    def lives(one: Named) -> bool:
+        return one.digest not in gone if one.kind in _OUTLIVING else (one.model, one.version) not in ended
+
+    return [one for one in everything if lives(one)]
 
 
 class _Document(BaseModel):

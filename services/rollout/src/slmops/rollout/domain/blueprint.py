@@ -110,6 +110,7 @@ def plan_of(state: BlueprintState, traceparent: str | None = None) -> Plan:
         generation=state.version,
         stable=state.stable,
         candidate=candidate_of(rollout, rollout.stage) if rollout else None,
+        previous=state.latest.previous if state.latest and state.latest.state is State.COMPLETED else None,
         traceparent=traceparent,
     )
 

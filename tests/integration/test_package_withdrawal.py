@@ -1,0 +1,99 @@
+"""A package that nobody needs is taken back: from the command line to the last blob, on real NATS and S3."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from integration.artifact_world import eventually, running, settings_of
+from integration.console_cli import Cli
+from integration.gateway_site import Site, site_on
+from integration.test_deltas import Versions, deltas, installed, report
+
+from slmops.contracts.commands import CollectGarbage, GarbageReport
+from slmops.contracts.errors import IllegalTransition, NotFound, TrustRefused
+from slmops.contracts.events import Event, PackageDeltaWithdrawn, PackageWithdrawn
+from slmops.contracts.trust import Attack
+from slmops.registry.app import build as build_registry
+from slmops.registry.settings import Settings as RegistrySettings
+
+if TYPE_CHECKING:
+    from servers import S3, NatsServer
+
+GRACE = timedelta(seconds=1)
+OLD_S = 3.1
+
+
+@pytest.fixture
+async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator[Site]:
+    """On a bucket of its own, with a registry that collects."""
+    bucket = f"withdrawal-{uuid4().hex}"
+    own = type(s3)(**(vars(s3) | {"bucket": bucket}))
+    async with AsyncExitStack() as stack:
+        site = await stack.enter_async_context(site_on(nats_server, own, tmp_path, delta_bases=1))
+        settings = settings_of(site.rollout.world, own, "registry", tmp_path) | {"shortest_grace": GRACE}
+        await stack.enter_async_context(running(build_registry(RegistrySettings.model_validate(settings))))
+        yield site
+
+
+async def told(site: Site, kind: type[Event]) -> list[Any]:
+    return [
+        kind.model_validate_json(m.data) for m in await site.rollout.world.stored("EVENTS") if m.subject == kind.type
+    ]
+
+
+async def test_from_the_command_to_the_last_blob(site: Site) -> None:
+    slmops, versions, objects = Cli(site.rollout.world), Versions(site), site.optimizer.objects
+    first = await versions.publish()
+    await installed(site, first)
+    await report(site, first)
+    second = await versions.publish()
+    [delta] = await deltas(site, 1)
+    names = ("package", "withdraw", "smollm2:1.0.0", "--json")
+
+    stable = await slmops(*names)
+    assert (stable.exit_code, stable.problem["code"]) == (1, IllegalTransition.code)
+    assert "needed by the plan of edge-chat" in stable.problem["what"]
+    await installed(site, second)
+    running_it = await slmops(*names)
+    assert "1 gateways said last that they run smollm2:1.0.0" in running_it.problem["what"]
+
+    dry = await slmops(*names, "--even-if-running", "--dry-run")
+    found = {"running": 1, "deltas": 1, "deltas_bytes": delta.delta.size, "dry_run": True}
+    assert found.items() <= dry.json.items()
+    assert await told(site, PackageWithdrawn) == []
+    await report(site, second)
+    done = await slmops(*names, "--reason", "superseded")
+    assert (done.exit_code, done.json["running"], done.json["dry_run"]) == (0, 0, False)
+    again = await slmops(*names)
+    assert (again.exit_code, again.json["manifest"]["digest"]) == (0, first.manifest.digest)
+
+    async def both() -> tuple[list[Any], list[Any]] | None:
+        package, delta = [await told(site, kind) for kind in (PackageWithdrawn, PackageDeltaWithdrawn)]
+        return (package, delta) if package and delta else None
+
+    [event], [of_delta] = await eventually(both)
+    assert (event.manifest, event.signature) == (first.manifest.digest, first.signature.digest)
+    assert (event.reason, of_delta.delta) == ("superseded", delta.delta.digest)
+    await site.rollout.plan(first)
+    with pytest.raises(TrustRefused) as refusal:
+        await site.acquirer.acquire(first)
+    assert refusal.value.attack == Attack.ARBITRARY_PACKAGE
+    with pytest.raises(NotFound):
+        await site.acquirer._ask(first.manifest.digest)
+    assert (await slmops("package", "show", "smollm2:1.0.0")).exit_code == 1
+
+    kept = [layer.digest for layer in (await objects.get_manifest(second.manifest.digest)).layers]
+    await asyncio.sleep(OLD_S)
+    client = await site.rollout.world.connect("console")
+    collected: GarbageReport = await client.request(CollectGarbage(grace=GRACE))
+    assert collected.missing == 0
+    gone = [first.manifest.digest, first.signature.digest, delta.delta.digest]
+    assert [await objects.exists(digest) for digest in gone] == [False, False, False]
+    assert all([await objects.exists(digest) for digest in (second.manifest.digest, second.signature.digest, *kept)])
