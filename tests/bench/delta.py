@@ -23,6 +23,7 @@ from typing import Any
 
 from bench import delta_tools
 from bench.comparison import Place
+from bench.delta_floor import entropy_bytes
 from bench.delta_pairs import Pair, Pairs
 from bench.run import OUT, ended, machine
 from bench.variant import weights
@@ -46,6 +47,7 @@ def measure(pair: Pair, scratch: Path) -> Figures:
         "pair": pair.name,
         "target_bytes": target_bytes,
         "ours_bytes": delta.stat().st_size,
+        "entropy_bytes": entropy_bytes(delta),
         "exact": _same(pair.target, scratch / "out"),
         "make_s": round(median(seconds), 2),
         "apply_mb_per_s": round(target_bytes / 1e6 / median(took for took, _ in applied)),
@@ -115,7 +117,19 @@ def show(pairs: Sequence[Figures], console: Console) -> None:
     table = Table(title="SmolLM2-135M-Instruct: bytes of an update, MB", title_justify="left")
     names = [name for figures in pairs for name in figures.get("tools", {})]
     tools = list(dict.fromkeys(names))
-    columns = ("target", "zstd 19", "ours", "exact", "make s", "apply MB/s", "peak MB", *tools, "KL", "top-1")
+    columns = (
+        "target",
+        "zstd 19",
+        "ours",
+        "entropy",
+        "exact",
+        "make s",
+        "apply MB/s",
+        "peak MB",
+        *tools,
+        "KL",
+        "top-1",
+    )
     for column in ("pair", *columns):
         table.add_column(column, justify="left" if column == "pair" else "right", no_wrap=column == "pair")
     for figures in pairs:
@@ -135,6 +149,7 @@ def _row(figures: Mapping[str, Any], tools: Sequence[str]) -> list[str]:
         mb(figures["target_bytes"]),
         mb(figures.get("full_zstd19_bytes")),
         f"[bold]{mb(figures['ours_bytes'])}[/]",
+        mb(figures["entropy_bytes"]),
         "yes" if figures["exact"] else "[red]no[/]",
         f"{figures['make_s']:.1f}",
         str(figures["apply_mb_per_s"]),

@@ -152,6 +152,8 @@ def _planes(data: Bytes, width: int, compress: Compress) -> tuple[bytes, ...]:
 
 def _joined(record: Record) -> npt.NDArray[np.unsignedinteger]:
     count = record.target_bytes // record.width
+    if record.width == 1:
+        return np.frombuffer(_sized(inflate(record.streams[0], limit=count), count), np.uint8)
     found = np.empty((count, record.width), np.uint8)
     for number, stream in enumerate(record.streams):
         found[:, number] = np.frombuffer(_sized(inflate(stream, limit=count), count), np.uint8)
