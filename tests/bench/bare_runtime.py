@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_ADAPTER = "adapter.onnx_adapter"
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -62,14 +64,20 @@ def main(folder: str, settings: str) -> None:
     config = og.Config(folder)
     if settings != "defaults":
         threads = {"intra_op_num_threads": len(os.sched_getaffinity(0)), "session.intra_op.allow_spinning": "0"}
+        threads["log_severity_level"] = 3  # of an adapter's inputs the runtime warns
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
     model = og.Model(config)
     tokenizer = og.Tokenizer(model)
+    adapters = og.Adapters(model) if os.path.exists(f"{folder}/{_ADAPTER}") else None
+    if adapters:
+        adapters.load(f"{folder}/{_ADAPTER}", _ADAPTER)
     for line in sys.stdin:
-        print(json.dumps(_answer(og, model, tokenizer, **json.loads(line))), flush=True)
+        print(json.dumps(_answer(og, model, tokenizer, adapters, **json.loads(line))), flush=True)
 
 
-def _answer(og: Any, model: Any, tokenizer: Any, prompt: str, max_tokens: int, clients: int) -> dict[str, Any]:
+def _answer(
+    og: Any, model: Any, tokenizer: Any, adapters: Any, prompt: str, max_tokens: int, clients: int
+) -> dict[str, Any]:
     start = time.perf_counter()
     messages = json.dumps([{"role": "user", "content": prompt}])
     running, tokens = [], 0
@@ -79,6 +87,8 @@ def _answer(og: Any, model: Any, tokenizer: Any, prompt: str, max_tokens: int, c
         params = og.GeneratorParams(model)
         params.set_search_options(max_length=len(ids) + max_tokens, do_sample=False)
         generator = og.Generator(model, params)
+        if adapters:
+            generator.set_active_adapter(adapters, _ADAPTER)
         generator.append_tokens(ids)
         running.append((client, generator, tokenizer.create_stream()))
     while running:

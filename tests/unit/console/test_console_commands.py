@@ -22,12 +22,11 @@ PUSH = ("--name", "tiny", "--version", "1.0.0")
 EXPECTED = {
     "blueprint apply", "blueprint ls", "bundle export", "bundle import", "bundle results", "bundle show", "chat",
     "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay", "eval show", "eval verify", "gateway ls",
-    "gateway show",
-    "job cancel", "job ls", "model ls", "model push", "model show", "optimize", "package export", "package image",
-    "package ls", "package show", "package verify", "package withdraw", "recipe ls", "recipe passes", "recipe show", "rollout abort",
-    "rollout ls", "rollout pause", "rollout resume", "rollout rollback", "rollout start", "rollout watch",
-    "storage gc", "storage usage", "trust ceremony", "trust revoke", "trust rotate", "trust show", "trust sign",
-    "variant ls",
+    "gateway show", "job cancel", "job ls", "model ls", "model push", "model show", "optimize", "package export",
+    "package image", "package ls", "package show", "package verify", "package withdraw", "recipe ls", "recipe passes",
+    "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume", "rollout rollback",
+    "rollout start", "rollout watch", "storage gc", "storage usage", "trust ceremony", "trust lock", "trust revoke",
+    "trust rotate", "trust show", "trust sign", "variant ls",
 }  # fmt: skip
 
 

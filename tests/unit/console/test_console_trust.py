@@ -10,7 +10,7 @@ import pytest
 from trust_world import TrustWorld, everything_below
 from unit.console.console_examples import nothing_set_up, slmops
 
-from slmops.contracts.errors import TrustRefused
+from slmops.contracts.errors import InvalidMessage, TrustRefused
 from slmops.contracts.plan import Plan
 from slmops.contracts.trust import Attack
 from slmops.kit.trust.folder import Folder
@@ -231,3 +231,30 @@ def test_what_is_shown_is_what_counts(folder: Folder) -> None:
     text = slmops("trust", "show", "--folder", str(folder.root))
     assert text.exit_code == 0
     assert shown["rollout_keys"][0][:8] in text.stderr
+
+
+def test_a_locked_key_signs_for_whoever_knows_its_passphrase(folder: Folder, world: TrustWorld, tmp_path: Path) -> None:
+    keys = taken_away("targets", folder, tmp_path / "away")
+    before = read_key(keys[0])
+    done = slmops("trust", "lock", str(keys[0]), "--json", stdin="open sesame\nopen sesame\n")
+    assert done.exit_code == 0, done.stderr
+    assert b"ENCRYPTED" in keys[0].read_bytes() and before.private_bytes not in keys[0].read_bytes()
+    assert keys[0].stat().st_mode & 0o077 == 0
+    assert "open sesame" not in done.stdout + done.stderr
+    trust("rotate", folder, "targets", "--keep-keys")
+    sign = ("trust", "sign", "--key", str(keys[0]), "--key", str(keys[1]), "--folder", str(folder.root), "--json")
+    for said, what in (("sesame\n", "does not open"), (None, "")):
+        wrong = slmops(*sign, stdin=said)
+        assert wrong.exit_code != 0 and what in wrong.stderr
+    right = slmops(*sign, stdin="open sesame\n")
+    assert "complete" in ending(json.loads(right.stdout))
+    world.adopt()
+    assert world.client.refresh(world.mirror, world.publish(version="1.0.1")) is not None
+
+    changed = slmops("trust", "lock", str(keys[0]), stdin="open sesame\nanother\nanother\n")
+    assert changed.exit_code == 0
+    assert read_key(keys[0], lambda _: b"another").public_key == before.public_key
+    with pytest.raises(InvalidMessage, match="is locked"):
+        read_key(keys[0])
+    assert slmops("trust", "lock", str(keys[1]), stdin="one\ntwo\n").exit_code != 0
+    assert read_key(keys[1])

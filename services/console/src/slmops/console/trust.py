@@ -104,6 +104,24 @@ async def sign(session: Session, folder: FolderOption = None, key: KeyOption = N
     _edit(session, folder, key, engine.sign, dry_run)
 
 
+@command(app, "lock", "slmops trust lock /media/stick/root-1a2b3c4d.pem")
+async def lock(
+    session: Session, key: Annotated[Path, typer.Argument(metavar="KEY", help="A keyholder's key file.")]
+) -> None:
+    """Lock a key file with a passphrase, or with another one. Whoever signs with it is asked for the passphrase.
+
+    For keyholders' keys alone. The open file is replaced; copies of it, and what the medium keeps of it, are not.
+    """
+    from slmops.kit.trust.folder import Changes
+    from slmops.kit.trust.keys import locked, read_key
+
+    signer = read_key(key, passphrase)
+    new = typer.prompt(f"New passphrase of {key.name}", hide_input=True, confirmation_prompt=True, err=True)
+    changes = Changes(lines=[f"{key.name}: locked"], write={key: locked(signer, new.encode())})
+    changes.apply()
+    session.show(Done(dry_run=False, folder=key.parent, changes=tuple(changes.lines)), cell(changes.lines[0]))
+
+
 @command(app, "show", "slmops trust show", "slmops trust show --folder ./trust --json")
 async def show(session: Session, folder: FolderOption = None) -> None:
     """Roles, keys and dates, what is revoked, and what waits for signatures."""
@@ -134,6 +152,12 @@ def _short(keys: tuple[str, ...]) -> str:
     return " ".join(keyid[:8] for keyid in keys)
 
 
+def passphrase(key: Path) -> bytes:
+    """Asked at the terminal, or read from standard input, a line for each locked key."""
+    asked: str = typer.prompt(f"Passphrase of {key.name}", hide_input=True, err=True)
+    return asked.encode()
+
+
 def _folder(session: Session, folder: Path | None) -> Folder:
     from slmops.kit.trust.folder import Folder
 
@@ -150,7 +174,7 @@ def _edit(
     from slmops.kit.trust.keys import read_keys
 
     where = _folder(session, folder)
-    holders = read_keys(key or where.offline.glob("*.pem"))
+    holders = read_keys(key or where.offline.glob("*.pem"), passphrase)
     _finish(session, where, work(where, holders), dry_run)
 
 

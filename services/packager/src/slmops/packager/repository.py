@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from cryptography.hazmat.primitives import serialization
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
@@ -41,7 +40,7 @@ from slmops.contracts.trust import (
     model_role,
     package_target,
 )
-from slmops.kit.trust.keys import load_key, new_key
+from slmops.kit.trust.keys import load_key, locked, new_key
 
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 VALID_FOR = {"timestamp": timedelta(days=1), "snapshot": timedelta(days=7)}
@@ -148,7 +147,7 @@ class Repository:
         if signer is not None and delegated is not None and signer.public_key.keyid in delegated.keyids:
             return signer
         signer = new_key()
-        self._files.put_model_key(model, _encrypted(signer, self._password()))
+        self._files.put_model_key(model, locked(signer, self._password()))
         self._delegate(packages, model, signer)
         return signer
 
@@ -303,9 +302,3 @@ def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> Non
         delegator.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, ValueError) as error:
         raise InvalidMessage(f"{role} {metadata.signed.version} is not signed by those who must: {error}") from error
-
-
-def _encrypted(signer: CryptoSigner, password: bytes) -> bytes:
-    key = serialization.load_pem_private_key(signer.private_bytes, None)
-    encryption = serialization.BestAvailableEncryption(password)
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)

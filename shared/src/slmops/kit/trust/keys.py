@@ -1,16 +1,25 @@
-"""Private keys as PEM files (PKCS#8, Ed25519), read and used through `securesystemslib`."""
+"""Private keys as PEM files (PKCS#8, Ed25519), read and used through `securesystemslib`. Keyholders' may be locked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from securesystemslib.signer import CryptoSigner, Key
 
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.trust import KeyValue, TrustedKey
+
+Ask = Callable[[Path], bytes]
+"""For the passphrase of a key file."""
+_LOCKED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
 def new_key() -> CryptoSigner:
@@ -24,25 +33,44 @@ def key_file(role: str, keyid: str) -> str:
 
 def load_key(pem: bytes, where: str, password: bytes | None = None) -> CryptoSigner:
     """Raises `InvalidMessage`, without any part of the key."""
-    fix = "Point to a private key as `slmops trust ceremony` makes them: PEM, PKCS#8, without a passphrase."
+    fix = "Point to a private key as `slmops trust ceremony` makes them: PEM, PKCS#8."
     try:
         return CryptoSigner(load_pem_private_key(pem, password))
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise InvalidMessage("this is no private key that can sign", where=where, fix=fix) from None
 
 
-def read_key(path: Path) -> CryptoSigner:
-    """Raises `InvalidMessage`."""
+def is_locked(pem: bytes) -> bool:
+    return pem.lstrip().startswith(_LOCKED)
+
+
+def locked(key: CryptoSigner, passphrase: bytes) -> bytes:
+    """The private key as PEM that only the passphrase opens."""
+    private = load_pem_private_key(key.private_bytes, None)
+    return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase))
+
+
+def read_key(path: Path, ask: Ask | None = None) -> CryptoSigner:
+    """`ask` is called for the passphrase of a locked key; without it one is refused. Raises `InvalidMessage`."""
     try:
         pem = path.read_bytes()
     except OSError as error:
         raise InvalidMessage(f"the key cannot be read: {error.strerror}", where=str(path)) from error
-    return load_key(pem, str(path))
+    if not is_locked(pem):
+        return load_key(pem, str(path))
+    if ask is None:
+        fix = "Only keyholders' keys may be locked: a service starts without anybody there to unlock it."
+        raise InvalidMessage("the key is locked with a passphrase", where=str(path), fix=fix)
+    passphrase = ask(path)
+    try:
+        return load_key(pem, str(path), passphrase)
+    except InvalidMessage as error:
+        raise InvalidMessage("the passphrase does not open this key", where=str(path), fix="Try again.") from error
 
 
-def read_keys(paths: Iterable[Path]) -> dict[str, CryptoSigner]:
+def read_keys(paths: Iterable[Path], ask: Ask | None = None) -> dict[str, CryptoSigner]:
     """By key id, which is what metadata names a key by."""
-    found = [read_key(path) for path in sorted(paths)]
+    found = [read_key(path, ask) for path in sorted(paths)]
     return {signer.public_key.keyid: signer for signer in found}
 
 

@@ -1,0 +1,75 @@
+"""A LoRA beside its quantized base (ADR 14): what the place for it costs in speed, and what it costs itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bench.bare_runtime import BareRuntime, bare_runtime
+from bench.comparison import Measured, Place
+from bench.variant import JOB_WITHIN, int4, weights
+
+from slmops.contracts.manifest import ADAPTER_PATH
+from slmops.optimizer.intake import materialize
+from slmops.optimizer.recipe import recipe_named
+from slmops.optimizer.runner import run_job
+from slmops.optimizer.spec import JobSpec
+
+RECIPE, RANK, TARGETS = "int4-adaptable", 8, ["q_proj", "v_proj"]
+PROMPT, MAX_TOKENS, ROUNDS = "Write a long story about a fisherman and the sea.", 96, 8
+
+
+async def measure(place: Place) -> Measured:
+    plain, adapted = await int4(place), await _adapted(place)
+    alone = place.scratch / "alone"
+    shutil.copytree(adapted, alone, ignore=shutil.ignore_patterns(ADAPTER_PATH), copy_function=os.link)
+    async with bare_runtime(plain) as bare, bare_runtime(alone) as base, bare_runtime(adapted) as both:
+        sides = [_rate(runtime) for runtime in (bare, base, both)]
+        for side in sides:
+            await side()  # the first answers pay for lazy set-up
+        rows = [
+            await place.side_by_side(what, "tokens/s", "the same recipe without a place for it", sides[0], side, ROUNDS)
+            for what, side in (("a place for a LoRA", sides[1]), (f"a LoRA of rank {RANK} in it", sides[2]))
+        ]
+    size = (adapted / ADAPTER_PATH).stat().st_size
+    return Measured(rows, {"adapter": {"bytes": size, "rank": RANK, "at": " ".join(TARGETS)}})
+
+
+def _rate(runtime: BareRuntime) -> Callable[[], Awaitable[float]]:
+    async def rate() -> float:
+        answer = await runtime.answer(PROMPT, MAX_TOKENS)
+        return answer.tokens / answer.seconds
+
+    return rate
+
+
+async def _adapted(place: Place) -> Path:
+    """The base and the adapter's file, from an adapter with random matrices; from the cache if it was made before."""
+    kept = place.cache / f"{RECIPE}-{recipe_named(RECIPE).digest[7:19]}"
+    if not kept.exists():
+        source = _adapter(await weights(place), place.scratch / "adapter")
+
+        async def progress(step: str, done: int, of: int) -> None:
+            place.step.progress(f"optimizer's job: {step} ({done} of {of})")
+
+        work, spec = place.scratch / "job", JobSpec(recipes=(recipe_named(RECIPE),))
+        [variant] = (await run_job(source, work, spec, progress, JOB_WITHIN)).variants
+        assert variant.path, variant.verdict
+        shutil.move(work / variant.path, kept)
+    return kept
+
+
+def _adapter(model: Path, folder: Path) -> Path:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder.mkdir()
+    base = materialize(model, folder / "base")
+    torch.manual_seed(1)
+    settings = LoraConfig(r=RANK, lora_alpha=2, target_modules=TARGETS, init_lora_weights=False)
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    get_peft_model(loaded, settings).save_pretrained(folder)
+    return folder
