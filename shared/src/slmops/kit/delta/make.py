@@ -132,14 +132,17 @@ class _Maker:
         data = self._target[part.path][part.offset : part.end]
         path = self._alike.get(part.path)
         for start in range(0, data.size, PIECE_BYTES):
-            target = data[start : start + PIECE_BYTES].tobytes()
-            found = Record(Coding.FULL, len(target), streams=(self._text(target),))
-            if path is not None and self._base[path].size:
-                known = self._dictionary(path, part.offset + start)
-                found = min(
-                    found, self._patch(target, known, self._numbers[path]), key=lambda record: record.size_bytes
-                )
-            yield found
+            yield self._stretch(data[start : start + PIECE_BYTES], path, part.offset + start)
+
+    def _stretch(self, target: Bytes, path: str | None, offset: int) -> Record:
+        size = target.size
+        if path is not None and np.array_equal(target, self._base[path][offset : offset + size]):
+            return Record(Coding.COPY, size, file=self._numbers[path], base_offset=offset, base_bytes=size)
+        full = Record(Coding.FULL, size, streams=(self._text(target.tobytes()),))
+        if path is None or not self._base[path].size:
+            return full
+        patch = self._patch(target.tobytes(), self._dictionary(path, offset), self._numbers[path])
+        return min(full, patch, key=lambda record: record.size_bytes)
 
     def _dictionary(self, path: str, near: int) -> tuple[int, Bytes]:
         """What the base file has around there, as much as a record may read."""
@@ -149,8 +152,6 @@ class _Maker:
 
     def _patch(self, target: bytes, known: tuple[int, Bytes], file: int) -> Record:
         start, base = known
-        if target == base[: len(target)].tobytes() and len(target):
-            return Record(Coding.COPY, len(target), file=file, base_offset=start, base_bytes=len(target))
         dictionary = zstandard.ZstdCompressionDict(base.tobytes(), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         settings = zstandard.ZstdCompressionParameters.from_level(
             _TEXT_LEVEL if base.size < PIECE_BYTES else _LEVEL, window_log=24, enable_ldm=True
