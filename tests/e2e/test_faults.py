@@ -190,16 +190,16 @@ def test_a_store_that_hangs_is_said_soon_and_no_push_leaves_a_half(up: Up, files
         for name in names
     }
     before = versions(up)
-    cut_off = [up.begin(*pushes[name]) for name in ("interrupted", "killed")]
-    for pushing in cut_off:
+    for name, number, code in (("interrupted", signal.SIGINT, 130), ("killed", signal.SIGKILL, -signal.SIGKILL)):
+        pushing = up.begin(*pushes[name])
         assert pushing.stderr
         while not pushing.stderr.readline().startswith("upload"):
             assert pushing.poll() is None
-    with up.frozen("s3"):  # else they could be done before we are
-        for pushing, number in zip(cut_off, (signal.SIGINT, signal.SIGKILL), strict=True):
+        with up.frozen("s3"):  # else it could be done before we are
             pushing.send_signal(number)
-        assert [ended(pushing, AT_ONCE_S).exit_code for pushing in cut_off] == [130, -signal.SIGKILL]
-        assert versions(up) == before, "what needs no S3 goes on"
+            assert ended(pushing, AT_ONCE_S).exit_code == code
+            assert versions(up) == before, "what needs no S3 goes on"
+    with up.frozen("s3"):
         assert_told(up(*pushes["waiting"], "--json", within_s=AT_ONCE_S), NOT_NOW, "unreachable", s3(up))
     assert versions(up) == before
     again = [up.begin(*arguments) for arguments in pushes.values()]
