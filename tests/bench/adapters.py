@@ -9,13 +9,11 @@ from pathlib import Path
 
 from bench.bare_runtime import BareRuntime, bare_runtime
 from bench.comparison import Measured, Place
-from bench.variant import JOB_WITHIN, int4, weights
+from bench.variant import int4, optimize, weights
 
 from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.optimizer.intake import materialize
 from slmops.optimizer.recipe import recipe_named
-from slmops.optimizer.runner import run_job
-from slmops.optimizer.spec import JobSpec
 
 RECIPE, RANK, TARGETS = "int4-adaptable", 8, ["q_proj", "v_proj"]
 PROMPT, MAX_TOKENS, ROUNDS = "Write a long story about a fisherman and the sea.", 96, 8
@@ -50,12 +48,8 @@ async def _adapted(place: Place) -> Path:
     kept = place.cache / f"{RECIPE}-{recipe_named(RECIPE).digest[7:19]}"
     if not kept.exists():
         source = _adapter(await weights(place), place.scratch / "adapter")
-
-        async def progress(step: str, done: int, of: int) -> None:
-            place.step.progress(f"optimizer's job: {step} ({done} of {of})")
-
-        work, spec = place.scratch / "job", JobSpec(recipes=(recipe_named(RECIPE),))
-        [variant] = (await run_job(source, work, spec, progress, JOB_WITHIN)).variants
+        result, work = await optimize(place, [RECIPE], source)
+        [variant] = result.variants
         assert variant.path, variant.verdict
         shutil.move(work / variant.path, kept)
     return kept

@@ -25,9 +25,9 @@ async def weights(place: Place) -> Path:
     return (await fetch_weights(place.cache))[0]
 
 
-async def optimize(place: Place, recipes: list[str]) -> tuple[JobResult, Path]:
-    """The whole job, from nothing: its result, and its work folder."""
-    work, source = place.scratch / "job", await weights(place)
+async def optimize(place: Place, recipes: list[str], source: Path | None = None) -> tuple[JobResult, Path]:
+    """The whole job, from nothing, on `source` or on the weights: its result, and its work folder."""
+    work, source = place.scratch / "job", source or await weights(place)
 
     async def progress(step: str, done: int, of: int) -> None:
         place.step.progress(f"optimizer's job: {step} ({done} of {of})")

@@ -58,6 +58,8 @@ _VARIANT_VIEW = c.VariantView(
 _PACKAGE_VIEW = c.PackageView(
     profile="edge-small", recipe="int4", manifest=MANIFEST, signature=SIGNED, size_bytes=86_000_120, at=AT
 )
+_PACKAGE = dict(_PACKAGE_VIEW) | {"model": "smollm2", "version": VERSION, "size_bytes": 86_000_000}
+_ASKED: dict[str, Any] = {"manifest": digest("d"), "model": "smollm2", "version": VERSION, "profile": "edge-small"}
 _VERSION_VIEW = c.VersionView(
     model="smollm2",
     version=VERSION,
@@ -223,16 +225,9 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         c.MetadataFile(file="7.model-smollm2.json", content="eyJzaWduZWQiOiB7fX0="),
     ),
     (
-        c.ExportPackage(manifest=digest("d"), model="smollm2", version=VERSION, profile="edge-small"),
+        c.ExportPackage(**_ASKED),
         c.PackageExport(
-            model="smollm2",
-            version=VERSION,
-            profile="edge-small",
-            recipe="int4",
-            manifest=MANIFEST,
-            signature=SIGNED,
-            size_bytes=86_000_000,
-            at=AT,
+            **_PACKAGE,
             manifest_file=_file("manifest.json", MANIFEST),
             config_file=_file("config.json", CONFIG),
             signature_file=_file("model.sig", SIGNED),
@@ -241,23 +236,13 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     ),
     (
         c.WithdrawPackage(
-            manifest=digest("d"),
-            model="smollm2",
-            version=VERSION,
-            profile="edge-small",
+            **_ASKED,
             reason="superseded by 1.0.2",
             even_if_running=True,
             dry_run=True,
         ),
         c.Withdrawal(
-            model="smollm2",
-            version=VERSION,
-            profile="edge-small",
-            recipe="int4",
-            manifest=MANIFEST,
-            signature=SIGNED,
-            size_bytes=86_000_000,
-            at=AT,
+            **_PACKAGE,
             deltas=2,
             deltas_bytes=1_400_000,
             running=1,

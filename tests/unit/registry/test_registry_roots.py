@@ -113,4 +113,4 @@ def test_a_withdrawal_takes_back_all_that_the_publication_named() -> None:
     assert set(withdrawn(by_type[PackageDeltaWithdrawn])) == {
         one.digest for one in named(by_type[PackageDeltaPublished])
     }
-    assert withdrawn(published) == []
+    assert withdrawn(published) == {}

@@ -156,12 +156,19 @@ class VariantRejected(VariantEvent):
 # ---- package ----------------------------------------------------------------------------------------------
 
 
-class PackagePublished(Event):
+class PackageEvent(Event):
+    model: Name
+    version: Version
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
+class PackagePublished(PackageEvent):
     """A signed OCI manifest is in the store and may be released."""
 
     type: ClassVar[str] = "slmops.package.published.v1"
-    model: Name
-    version: Version
     profile: Name
     recipe: Name
     variant: Digest
@@ -170,16 +177,11 @@ class PackagePublished(Event):
     size_bytes: int = Field(ge=0, description="Sum of the layers: what a gateway without anything downloads")
     at: AwareDatetime
 
-    @property
-    def key(self) -> str:
-        return f"{self.model}:{self.version}"
 
-
-class PackageDeltaPublished(Event):
+class PackageDeltaPublished(PackageEvent):
     """What a gateway that has the package `base` needs in order to have `target`, in few bytes. Both are manifests."""
 
     type: ClassVar[str] = "slmops.package.delta_published.v1"
-    model: Name
     version: Version = Field(description="The target's")
     base: Digest
     target: Digest
@@ -187,42 +189,27 @@ class PackageDeltaPublished(Event):
     full_bytes: int = Field(ge=0, description="Layers of the target that the base has not: what it replaces")
     at: AwareDatetime
 
-    @property
-    def key(self) -> str:
-        return f"{self.model}:{self.version}"
 
-
-class PackageWithdrawn(Event):
+class PackageWithdrawn(PackageEvent):
     """Nobody vouches for the package any more, no plan needed it, and it may be removed. It is not published again."""
 
     type: ClassVar[str] = "slmops.package.withdrawn.v1"
-    model: Name
-    version: Version
     profile: Name
     manifest: Digest
     signature: Digest
     reason: str = ""
     at: AwareDatetime
 
-    @property
-    def key(self) -> str:
-        return f"{self.model}:{self.version}"
 
-
-class PackageDeltaWithdrawn(Event):
+class PackageDeltaWithdrawn(PackageEvent):
     """A delta is offered no more: a package of it was withdrawn, or there were too many. It may be removed."""
 
     type: ClassVar[str] = "slmops.package.delta_withdrawn.v1"
-    model: Name
     version: Version = Field(description="The target's")
     base: Digest
     target: Digest
     delta: Digest
     at: AwareDatetime
-
-    @property
-    def key(self) -> str:
-        return f"{self.model}:{self.version}"
 
 
 # ---- blueprint and rollout --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from slmops.console.export import write_layout
 from slmops.console.models import find_versions, query
 from slmops.console.progress import Teller
 from slmops.console.session import Session, command
-from slmops.contracts.commands import ExportPackage, WithdrawPackage
+from slmops.contracts.commands import ExportPackage, PackageOfVersion, WithdrawPackage
 from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.manifest import MANIFEST_PATH, Manifest
@@ -31,7 +31,7 @@ Profile = Annotated[str | None, typer.Option(help="Of several device profiles.",
 
 
 class PackageList(BaseModel):
-    packages: tuple[render.PackageRow, ...]
+    packages: tuple[PackageOfVersion, ...]
 
 
 class Verified(BaseModel):
@@ -60,7 +60,7 @@ async def ls(
     """Packages that were published."""
     versions = await find_versions(await session.client(), query(reference))
     rows = [
-        render.PackageRow(model=version.model, version=version.version, **dict(package))
+        PackageOfVersion(model=version.model, version=version.version, **dict(package))
         for version in versions
         for package in version.packages
     ]

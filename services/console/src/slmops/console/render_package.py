@@ -9,22 +9,14 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 
 from slmops.console.tables import Column, cell, duration, moment, or_else, pairs, short, size, table
-from slmops.contracts.commands import PackageExport, PackageView, Withdrawal
+from slmops.contracts.commands import PackageExport, PackageOfVersion, Withdrawal
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.manifest import FILE_PATH, Manifest, PackageFile
-from slmops.contracts.names import Name, Version
 from slmops.kit.layout import signature_tag
 
 
-class PackageRow(PackageView):
-    """A package with the version that it is of."""
-
-    model: Name
-    version: Version
-
-
-def packages(views: Sequence[PackageRow], now: datetime) -> RenderableType:
-    columns: list[Column[PackageRow]] = [
+def packages(views: Sequence[PackageOfVersion], now: datetime) -> RenderableType:
+    columns: list[Column[PackageOfVersion]] = [
         Column("version", lambda p: f"{p.model}:{p.version}"),
         Column("profile", lambda p: p.profile),
         Column("recipe", lambda p: p.recipe),

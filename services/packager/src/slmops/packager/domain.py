@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
-from slmops.contracts.commands import ExportPackage, WithdrawPackage
+from slmops.contracts.commands import ExportPackage, PackageCommand, WithdrawPackage
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Denied, IllegalTransition, InvalidMessage, NotFound
 from slmops.contracts.events import (
@@ -56,7 +57,7 @@ def only_of(packages: Sequence[PackagePublished], wanted: WithdrawPackage) -> Pa
     return found[0]
 
 
-def _meant(packages: Sequence[PackagePublished], wanted: ExportPackage | WithdrawPackage) -> Sequence[PackagePublished]:
+def _meant(packages: Sequence[PackagePublished], wanted: PackageCommand[Any]) -> Sequence[PackagePublished]:
     asked = {"model": wanted.model, "version": wanted.version, "profile": wanted.profile}
     named = {name: value for name, value in asked.items() if value is not None}
     found = [package for package in packages if named.items() <= dict(package).items()]

@@ -164,8 +164,10 @@ class Handlers:
                 needing = [plan.blueprint for _, plan in plans if manifest in needed(plan)]
                 check_unneeded(package, needing, 0 if command.even_if_running else running)
                 if not command.dry_run:
-                    self._withdraw(unit, package, command.reason)
-                    withdraw_deltas(unit, deltas, self._clock())
+                    now, stream = self._clock(), store.stream(package.model, package.version, package.profile)
+                    unit.emit(stream, [withdrawn(package, command.reason, now)])
+                    withdraw_deltas(unit, deltas, now)
+                    self.trust.disown(unit, package)
             return Withdrawal(
                 **package.model_dump(exclude={"variant"}),
                 deltas=len(deltas),
@@ -175,12 +177,6 @@ class Handlers:
             )
 
         return await self._journal.transact(work)
-
-    def _withdraw(self, unit: Unit, package: PackagePublished, reason: str) -> None:
-        unit.emit(
-            store.stream(package.model, package.version, package.profile), [withdrawn(package, reason, self._clock())]
-        )
-        self.trust.disown(unit, package)
 
     async def _blueprints(self) -> list[str]:
         prefix = subjects.blueprint_key("")

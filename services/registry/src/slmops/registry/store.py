@@ -34,9 +34,7 @@ from slmops.contracts.events import (
     ModelAliasMoved,
     ModelVersionRegistered,
     ModelVersionRetired,
-    PackageDeltaWithdrawn,
     PackagePublished,
-    PackageWithdrawn,
     VariantOptimized,
     VariantProgressed,
     VariantRejected,
@@ -188,9 +186,8 @@ def project(connection: Connection, event: Event) -> None:
 
 def name(connection: Connection, event: Event) -> None:
     """Remember what blobs an event names, or takes back."""
-    if isinstance(event, PackageWithdrawn | PackageDeltaWithdrawn):
-        for digest in withdrawn_by(event):
-            _put(connection, _withdrawn, {"digest": digest}, {"at": event.at.timestamp()})
+    for digest, at in withdrawn_by(event).items():
+        _put(connection, _withdrawn, {"digest": digest}, {"at": at.timestamp()})
     for one in named_by(event):
         row = vars(one)
         there = [_named.c[column] == row[column] for column in ("kind", "model", "version", "digest")]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Generic
 
 from pydantic import Field
 
-from slmops.contracts.commands.base import Command, Result
-from slmops.contracts.commands.registry import PackageView
+from slmops.contracts.commands.base import Command, R, Result
+from slmops.contracts.commands.registry import PackageOfVersion
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.manifest import DeltaStep, PackageFile
 from slmops.contracts.names import Name, Version
@@ -68,52 +68,48 @@ class PrepareBundle(Command[BundleContents]):
     have: tuple[Digest, ...] = Field(default=(), max_length=8, description="Manifests from which deltas may start")
 
 
-class PackageExport(PackageView):
+class PackageExport(PackageOfVersion):
     """Every blob of a package. Addresses expire; `config` is a blob that no file of a laid out package holds."""
 
-    model: Name
-    version: Version
     manifest_file: PackageFile
     config_file: PackageFile
     signature_file: PackageFile
     files: tuple[PackageFile, ...]
 
 
-class ExportPackage(Command[PackageExport]):
-    """The operator asks for a package: by its manifest, or the newest of a version. Raises `NotFound` for none."""
+class PackageCommand(Command[R], Generic[R]):
+    """About a package that is named by its manifest, or by its version."""
 
     service: ClassVar[str] = "packager"
-    name: ClassVar[str] = "export"
     manifest: Digest | None = None
     model: Name | None = None
     version: Version | None = None
     profile: Name | None = Field(default=None, description="Needed where a version has packages for several")
 
 
-class Withdrawal(PackageView):
+class ExportPackage(PackageCommand[PackageExport]):
+    """The operator asks for a package: by its manifest, or the newest of a version. Raises `NotFound` for none."""
+
+    name: ClassVar[str] = "export"
+
+
+class Withdrawal(PackageOfVersion):
     """What is vouched for no more, or would be. `deltas` lead to the package or start from it."""
 
-    model: Name
-    version: Version
     deltas: int = Field(ge=0)
     deltas_bytes: int = Field(ge=0)
     running: int = Field(ge=0, description="Gateways that said last that they run it")
     dry_run: bool
 
 
-class WithdrawPackage(Command[Withdrawal]):
+class WithdrawPackage(PackageCommand[Withdrawal]):
     """The operator takes back a package that nobody needs: nobody vouches for it any more, and it becomes garbage.
 
     Raises `NotFound`, `InvalidMessage` when several are meant, `IllegalTransition` while a plan names it or, but for
     `even_if_running`, while gateways run it. Of one that was withdrawn nothing happens.
     """
 
-    service: ClassVar[str] = "packager"
     name: ClassVar[str] = "withdraw"
-    manifest: Digest | None = None
-    model: Name | None = None
-    version: Version | None = None
-    profile: Name | None = Field(default=None, description="Needed where a version has packages for several")
     reason: str = Field(default="", max_length=500)
     even_if_running: bool = Field(default=False, description="Gateways that are lost say for ever that they run it")
     dry_run: bool = False

@@ -53,6 +53,13 @@ class PackageView(Result):
     at: AwareDatetime
 
 
+class PackageOfVersion(PackageView):
+    """A package with the version that it is of."""
+
+    model: Name
+    version: Version
+
+
 class VersionView(Result):
     model: Name
     version: Version

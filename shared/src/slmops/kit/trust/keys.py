@@ -40,10 +40,6 @@ def load_key(pem: bytes, where: str, password: bytes | None = None) -> CryptoSig
         raise InvalidMessage("this is no private key that can sign", where=where, fix=fix) from None
 
 
-def is_locked(pem: bytes) -> bool:
-    return pem.lstrip().startswith(_LOCKED)
-
-
 def locked(key: CryptoSigner, passphrase: bytes) -> bytes:
     """The private key as PEM that only the passphrase opens."""
     private = load_pem_private_key(key.private_bytes, None)
@@ -56,7 +52,7 @@ def read_key(path: Path, ask: Ask | None = None) -> CryptoSigner:
         pem = path.read_bytes()
     except OSError as error:
         raise InvalidMessage(f"the key cannot be read: {error.strerror}", where=str(path)) from error
-    if not is_locked(pem):
+    if not pem.lstrip().startswith(_LOCKED):
         return load_key(pem, str(path))
     if ask is None:
         fix = "Only keyholders' keys may be locked: a service starts without anybody there to unlock it."

@@ -88,10 +88,10 @@ def _named(event: Any, one: Descriptor | ModelFile) -> Named:
     return Named(event.type, event.model, event.version, one.digest, document)
 
 
-def withdrawn(event: Event) -> list[Digest]:
-    """What an event takes back."""
+def withdrawn(event: Any) -> dict[Digest, datetime]:
+    """What an event takes back, and when."""
     rule = WITHDRAWALS.get(type(event))
-    return list(rule(event)) if rule else []
+    return dict.fromkeys(rule(event), event.at) if rule else {}
 
 
 def living(
