@@ -177,7 +177,7 @@ def draw(pairs: Sequence[Figures], out: Path) -> None:
     axes.set_xticks([place + 0.4 for place in range(len(pairs))], [f["pair"].replace(", ", "\n") for f in pairs])
     axes.tick_params(axis="x", labelsize=8)
     axes.set_ylabel("MB of an update")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(series), fontsize=8)
     for suffix in ("png", "svg"):
         figure.savefig(out / f"delta.{suffix}", dpi=150)
 
