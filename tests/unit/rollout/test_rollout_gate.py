@@ -163,6 +163,24 @@ def test_a_slow_candidate_waits_and_fails_after_the_deadline() -> None:
     assert look([CANARY], [window("1.0.0", 5), window("1.0.1", 5, decode_seconds=8)]).verdict is Verdict.PASSED
 
 
+@pytest.mark.parametrize("stable_s", [0.0004, 0.99])
+def test_a_stable_that_decoded_for_milliseconds_is_nothing_to_compare_with(stable_s: float) -> None:
+    slow = window("1.0.1", 5, decode_seconds=100.0)
+    stable = window("1.0.0", 5, decode_seconds=stable_s)
+    assert look([CANARY], [slow, stable]).reason.endswith(", 2.0 tokens/s")
+    assert look([CANARY], [slow, stable]).verdict is Verdict.PASSED
+    assert look([CANARY], [slow, stable], min_decode_s=stable_s).verdict is Verdict.WAITING
+
+
+def test_a_candidate_that_looks_slow_for_a_moment_is_held_and_never_rolled_back() -> None:
+    brief = window("1.0.1", 5, completion_tokens=4, decode_seconds=0.5)
+    windows = [brief, window("1.0.0", 5)]
+    decision, late = look([CANARY], windows), look([CANARY], windows, at(DEADLINE_S + 1))
+    assert (decision.verdict, late.verdict) == (Verdict.WAITING, Verdict.OVERDUE)
+    assert decision.reason == "8.0 tokens/s against 50.0 of stable, measured for 0.5 s of at least 1 s"
+    assert look([CANARY], windows, at(DEADLINE_S + 1), min_decode_s=0.5).verdict is Verdict.FAILED
+
+
 def test_speed_is_compared_in_the_windows_that_both_have() -> None:
     """Stable ran alone when it was quiet; together they are equally slow."""
     windows = [window("1.0.0", 5), window("1.0.0", 10, decode_seconds=20.0), window("1.0.1", 10, decode_seconds=20.0)]

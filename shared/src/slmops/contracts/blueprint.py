@@ -40,6 +40,9 @@ class GatePolicy(_Policy):
     max_slowdown: float = Field(
         default=0.5, gt=0, le=1, description="Candidate's tokens/s may fall by this share of stable's, same windows"
     )
+    min_decode_s: float = Field(
+        default=1, ge=0, description="Tokens/s of less decoding than this, in seconds, is too noisy to object to"
+    )
     deadline_s: float = Field(default=600, gt=0, description="After this long without a decision the stage is held")
 
 

@@ -4,6 +4,7 @@ What always holds
 1. No target, no report, no measurement: it waits. What is missing, or is no number, never passes.
 2. Failures fail it: more gateways than the policy allows, golden prompts answered wrongly, too many failed requests.
 3. Slowness fails it only after the deadline: tokens/s of a few seconds is noisy, and more windows may show it.
+   Of less decoding than the policy's minimum it says nothing: on an idle fleet that is some milliseconds.
 4. After the deadline what waits is overdue: a person should look.
 """
 
@@ -164,13 +165,15 @@ def _speed(
     """What to say of tokens/s, and whether the candidate is slower: None is no objection, False is not known."""
     ours, theirs = _same_time(candidate, stable)
     new, old = ours and ours.tokens_per_s, theirs and theirs.tokens_per_s
-    if not old:
+    if not (theirs and old) or theirs.decode_seconds < policy.min_decode_s:
         return (f"{new:.1f} tokens/s" if new else "no tokens/s measured"), None
-    if not new:
+    if not (ours and new):
         return f"the candidate's tokens/s is not measured, stable's is {old:.1f}", False
     text = f"{new:.1f} tokens/s against {old:.1f} of stable"
     if new >= (1 - policy.max_slowdown) * old:  # false for NaN
         return text, None
+    if ours.decode_seconds < policy.min_decode_s:
+        return f"{text}, measured for {ours.decode_seconds:.2g} s of at least {policy.min_decode_s:g} s", False
     return f"slower than the gate allows: {text}", True
 
 
