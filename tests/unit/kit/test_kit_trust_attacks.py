@@ -149,6 +149,22 @@ def test_a_timestamp_by_a_foreign_key(world: TrustWorld) -> None:
     assert refusal(world) == Attack.WRONG_KEY
 
 
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
+def test_keys_that_are_rotated_between_two_reads_are_no_attack(world: TrustWorld, role: str) -> None:
+    """The client was told that there is no second root; then there is, and everything else is signed by its keys."""
+
+    def rotate_now() -> Iterator[bytes]:
+        world.mirror.lies.clear()
+        ceremony.rotate(world.folder, role, world.holders(), world.now).apply()
+        world.adopt()
+        yield from world.mirror.fetch("tuf://repository/timestamp.json")
+
+    world.mirror.lies["timestamp.json"] = rotate_now()
+    path = world.publish(version="1.0.1")
+    assert world.client.refresh(world.mirror, path) is not None
+    assert world.version("root") == 2
+
+
 def test_a_package_vouched_for_by_another_models_key(world: TrustWorld) -> None:
     """Who holds the key of one model cannot publish another: its role is not asked for that path."""
     other = world.publish(model="other", content=b"other")

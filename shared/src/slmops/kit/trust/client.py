@@ -27,13 +27,14 @@ from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import DiskFull, InvalidMessage, SlmopsError
+from slmops.contracts.errors import DiskFull, InvalidMessage, SlmopsError, TrustRefused
 from slmops.contracts.trust import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack, RolloutKeys, refused
 from slmops.kit.trust.attacks import Recording, check_algorithms, named
 
 _CURRENT: Final = "current"
 _ROLLOUT: Final = "rollout.json"
 _URL: Final = "tuf://repository/"
+_OTHER_KEYS: Final = (Attack.WRONG_KEY, Attack.TOO_FEW_KEYS)
 
 
 def limits() -> UpdaterConfig:
@@ -88,7 +89,17 @@ class TrustedState:
         Blocks. Raises `TrustRefused` with the attack's name, `InvalidMessage` for a pinned root that is none,
         `DiskFull`, and what the fetcher raises.
         """
-        with self._one_at_a_time, self._staged() as staging:
+        with self._one_at_a_time:
+            try:
+                return self._refreshed(fetcher, path, grace)
+            except TrustRefused as error:
+                if error.attack not in _OTHER_KEYS:
+                    raise
+            # Keys may have been rotated after we asked for the root: then it is there now. An attack is one again.
+            return self._refreshed(fetcher, path, grace)
+
+    def _refreshed(self, fetcher: FetcherInterface, path: str | None, grace: timedelta) -> Target | None:
+        with self._staged() as staging:
             recording = Recording(fetcher)
             updater = self._updater(staging, recording)
             updater._trusted_set.reference_time -= grace  # the library has no other place for it
