@@ -33,6 +33,8 @@ model: {MODEL}
 soak: {{seconds: 0.5, golden_every_s: 0.1}}
 telemetry: {{every_s: 0.5}}
 """
+ONE_VARIANT = {"SLMOPS_RECIPES": '["int8"]', "SLMOPS_ANCHOR": "false"}
+"""Which variant is chosen is another story."""
 IN_PROGRESS = 1
 NOT_COMPLETED = 3
 
@@ -55,7 +57,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def up(small_disk: Path) -> Iterator[Up]:
     """1.0.0 rolled out to two gateways, and 1.1.0, which has other weights, packaged."""
     files = small_disk.parent
-    system = Up(small_disk, gateways=2, **QUICK)
+    system = Up(small_disk, gateways=2, **QUICK, **ONE_VARIANT)
     try:
         system.start()
         push(system, files, "1.0.0", seed=0, wait=True)
