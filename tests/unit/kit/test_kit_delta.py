@@ -52,6 +52,39 @@ def test_a_layer_gone_and_the_others_renumbered_costs_next_to_nothing(tmp_path):
     assert stat.size_bytes < 0.01 * stat.target_bytes
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        pytest.param({"w_q0": "q"}, {"w_q0": "qk", "w_q1": "v"}, "q", id="begins the same"),
+        pytest.param({"w_q0": "q", "w_q1": "kv"}, {"w_q0": "QKV"}, "KV", id="ends as another one did"),
+        pytest.param({"w_q0": "q", "w_q1": "kv"}, {"w_q0": "qK", "w_q1": "v"}, "qv", id="one part moved"),
+        pytest.param({"other.w_q0": "qk"}, {"w_q0": "q"}, "", id="a stranger is not looked at"),
+    ],
+)
+def test_what_was_packed_otherwise_is_found_again(tmp_path, before, after, kept):
+    """Codes of 8 bits. Upper and lower case are one matrix, of which some codes changed."""
+    parts = {name: tensors(number)["codes8"] for number, name in enumerate("qkv")}
+    parts |= {name.upper(): tuned(tensors(number))["codes8"] for number, name in enumerate("qkv")}
+    base, target = (
+        write(tmp_path / side, {name: np.concatenate([parts[part] for part in packed]) for name, packed in of.items()})
+        for side, of in (("base", before), ("target", after))
+    )
+    stat, delta = made(base, target, tmp_path)
+    assert contents(applied(delta, base, tmp_path / "out")) == contents(target)
+    near = sum(share.target_bytes for name, share in stat.codings.items() if name in ("sparse", "copy"))
+    assert near == len(kept) * parts["q"].nbytes
+
+
+def test_a_vocabulary_that_grows_costs_what_is_new(tmp_path):
+    random = np.random.default_rng(0)
+    before = random.normal(0, 1, (2000, 64)).astype(np.float16)
+    after = np.concatenate([before * np.float16(1.001), random.normal(0, 1, (100, 64)).astype(np.float16)])
+    base, target = write(tmp_path / "base", {"embed": before}), write(tmp_path / "target", {"embed": after})
+    stat, delta = made(base, target, tmp_path)
+    assert contents(applied(delta, base, tmp_path / "out")) == contents(target)
+    assert stat.codings["floats"].target_bytes == before.nbytes
+
+
 def test_an_unrelated_model_costs_no_more_than_zstd(tmp_path):
     base, target = write(tmp_path / "base", tensors(1, rows=512)), write(tmp_path / "target", tensors(2, rows=512))
     stat, delta = made(base, target, tmp_path)

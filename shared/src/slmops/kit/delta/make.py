@@ -23,7 +23,7 @@ from slmops.kit.delta.format import (
     write_header,
     write_record,
 )
-from slmops.kit.delta.match import Matcher
+from slmops.kit.delta.match import Matcher, Origin
 from slmops.kit.delta.stat import Stat
 from slmops.kit.delta.tensors import Part, parts
 from slmops.kit.whole import whole
@@ -101,18 +101,21 @@ class _Maker:
 
     def _tensor(self, part: Part) -> Iterator[Record]:
         data = self._target[part.path][part.offset : part.end]
-        origin = self._matcher.origin(part, data)
-        before = self._base[origin.path][origin.offset : origin.end] if origin else data[:0]
+        origin = self._matcher.origin(part, data) or Origin("", 0, 0)
+        yield from self._without(data[: origin.start], part)
+        yield from self._from(origin, data[origin.start : origin.end], part)
+        yield from self._without(data[origin.end :], part)
+
+    def _from(self, origin: Origin, data: Bytes, part: Part) -> Iterator[Record]:
         for start in range(0, data.size, PIECE_BYTES):
-            target, base = data[start : start + PIECE_BYTES], before[start : start + PIECE_BYTES]
-            if origin and base.size == target.size:
-                found = self._smallest(base, target, part)
-                if found.base_bytes:
-                    file = self._numbers[origin.path]
-                    found = replace(found, file=file, base_offset=origin.offset + start)
-                yield found
-            else:
-                yield coding.full(target, _width(part, target), self._alone)
+            target, offset = data[start : start + PIECE_BYTES], origin.offset + start
+            found = self._smallest(self._base[origin.path][offset : offset + target.size], target, part)
+            yield replace(found, file=self._numbers[origin.path], base_offset=offset) if found.base_bytes else found
+
+    def _without(self, data: Bytes, part: Part) -> Iterator[Record]:
+        for start in range(0, data.size, PIECE_BYTES):
+            target = data[start : start + PIECE_BYTES]
+            yield coding.full(target, _width(part, target), self._alone)
 
     def _smallest(self, base: Bytes, target: Bytes, part: Part) -> Record:
         changed = np.count_nonzero(base != target)

@@ -1,13 +1,17 @@
 """Which tensor of the base a tensor of the target came from: by its name, or by what is in it.
 
 A pruned model's layers have other numbers, a converted one's other names. So a tensor is compared, by a sample of its
-values, with all of the base's that have its size.
+values, with all of the base's that have its size. Where none of these is alike, a part of it may be: packed matrices
+change their sizes with the precision of what is packed in them, a vocabulary grows. So it is laid over its siblings,
+which differ from it in the digits of their names, beginning at beginning and end at end.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +22,21 @@ _SAMPLES = 2048
 _ALIKE = 0.5  # of the sampled values: the namesake is taken without a look at others
 _RELATED = 0.1  # at least; independent codes agree in about one of 50
 _CANDIDATES = 256
+_DIGITS = re.compile(r"\d+(?=[^.]*$)")  # of a name's last word: `weight_q0_codes`
+
+
+@dataclass(frozen=True)
+class Origin:
+    """`size_bytes` of the tensor from `start` on came from the base's file `path` at `offset`."""
+
+    path: str
+    offset: int
+    size_bytes: int
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size_bytes
 
 
 class Matcher:
@@ -28,30 +47,52 @@ class Matcher:
         self._named: dict[tuple[str, int], Part] = {}
         self._sized: dict[tuple[int, int], list[Part]] = defaultdict(list)
         self._samples: dict[Part, Bytes] = {}
+        self._siblings: dict[tuple[str, int], list[Part]] = defaultdict(list)
         for part in base:
             if part.name:
                 self._named.setdefault((part.name, part.width), part)
                 self._sized[part.size_bytes, part.width].append(part)
+                self._siblings[_DIGITS.sub("#", part.name), part.width].append(part)
 
-    def origin(self, part: Part, data: Bytes) -> Part | None:
-        """For a tensor with these bytes. One of another size is an origin by its name alone."""
+    def origin(self, part: Part, data: Bytes) -> Origin | None:
+        """For a tensor with these bytes."""
         namesake = self._named.get((part.name, part.width))
         if namesake and namesake.size_bytes != part.size_bytes:
-            return namesake
+            namesake = None
         sample = _sample(data, part.width)
         if namesake and self._likeness(namesake, sample) >= _ALIKE:
-            return namesake
+            return _whole(namesake)
         others = self._sized[part.size_bytes, part.width][:_CANDIDATES]
         best = max(others, key=lambda other: self._likeness(other, sample), default=None)
         if best and self._likeness(best, sample) >= _RELATED:
-            return best
-        return namesake
+            return _whole(best)
+        laid = max(self._laid(part, data), key=lambda found: found[0] * found[1].size_bytes, default=None)
+        if laid:
+            return laid[1]
+        return _whole(namesake) if namesake else None
+
+    def _laid(self, part: Part, data: Bytes) -> Iterator[tuple[float, Origin]]:
+        """Where it lies over a sibling of another size and is related to it, and how much."""
+        for other in self._siblings[_DIGITS.sub("#", part.name), part.width][:_CANDIDATES]:
+            longer, size = part.size_bytes - other.size_bytes, min(part.size_bytes, other.size_bytes)
+            if not longer or longer % part.width:
+                continue
+            at_end = Origin(other.path, other.offset + max(0, -longer), size, max(0, longer))
+            for found in (Origin(other.path, other.offset, size), at_end):
+                before = self._mapped[other.path][found.offset : found.offset + size]
+                alike = np.mean(_sample(before, part.width) == _sample(data[found.start : found.end], part.width))
+                if alike >= _RELATED:
+                    yield float(alike), found
 
     def _likeness(self, part: Part, sample: Bytes) -> float:
         if part not in self._samples:
             data = self._mapped[part.path][part.offset : part.end]
             self._samples[part] = _sample(data, part.width)
         return float(np.mean(self._samples[part] == sample))
+
+
+def _whole(part: Part) -> Origin:
+    return Origin(part.path, part.offset, part.size_bytes)
 
 
 def _sample(data: Bytes, width: int) -> Bytes:
