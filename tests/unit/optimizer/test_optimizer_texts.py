@@ -103,6 +103,7 @@ def test_calibration_is_drawn_by_the_seed_and_repeats_no_text() -> None:
     assert (np.diff(drawn) == 1).all(), "a window is a piece of text"
     with pytest.raises(InvalidMessage, match="makes 40 windows of 50 tokens, 41 are needed"):
         calibration(tokenizer(), 41, 50, 7, texts)
+    assert len(calibration(tokenizer(), 41, 50, 7, texts, fewest=40)) == 40
 
 
 def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:

@@ -22,7 +22,7 @@ from slmops.optimizer.intake import materialize
 from slmops.optimizer.passes import Context, Tokens
 from slmops.optimizer.recipe import Step, check
 from slmops.optimizer.spec import JobSpec
-from slmops.optimizer.texts import Texts, calibration, read_texts, windows_of
+from slmops.optimizer.texts import Texts, calibration, read_texts
 
 TOOLS = ("slmops-optimizer", "torch", "transformers", "gguf", "onnxruntime", "onnxruntime-genai", "onnx-ir")
 """Their versions are part of every key."""
@@ -131,9 +131,8 @@ class Pipeline:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.read(), local_files_only=True)
-        there = len(windows_of(tokenizer, self._texts.calibration, CALIBRATION_TOKENS))
-        windows = min(max(there, MIN_CALIBRATION_WINDOWS), CALIBRATION_WINDOWS)
-        return calibration(tokenizer, windows, CALIBRATION_TOKENS, self.spec.seed, self._texts)
+        windows, fewest = CALIBRATION_WINDOWS, MIN_CALIBRATION_WINDOWS
+        return calibration(tokenizer, windows, CALIBRATION_TOKENS, self.spec.seed, self._texts, fewest)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -96,15 +96,17 @@ def overlap(evaluation: str, calibration: str) -> float:
     return len(judged.intersection(_grams(calibration, size))) / len(judged)
 
 
-def calibration(tokenizer: Any, windows: int, length: int, seed: int, texts: Texts) -> Tokens:
+def calibration(
+    tokenizer: Any, windows: int, length: int, seed: int, texts: Texts, fewest: int | None = None
+) -> Tokens:
     """Tokens [windows, length] of the calibration text: the same for the same arguments, no piece of text twice.
 
-    Raises `InvalidMessage` if the text is too short for so many.
+    A text that is too short for so many gives what it has. Raises `InvalidMessage` for less than `fewest` (None: all).
     """
     found = windows_of(tokenizer, texts.calibration, length)
-    if len(found) < windows:
+    if len(found) < (needed := windows if fewest is None else fewest):
         raise InvalidMessage(
-            f"the calibration text makes {len(found)} windows of {length} tokens, {windows} are needed",
+            f"the calibration text makes {len(found)} windows of {length} tokens, {needed} are needed",
             where=texts.calibration.name,
             fix="Give more text, or calibrate with fewer windows.",
         )
