@@ -60,13 +60,14 @@ def traffic_of(name: str) -> Traffic:
     kind = importlib.import_module(f"slmops.{name}.settings").Settings
     required = {field: Path("unused") for field, info in kind.model_fields.items() if info.is_required()}
     service: Service = app.build(kind(**required))
-    specification = service.specification().add_broker(service.bus.broker).to_specification()
-    found: Schema = json.loads(specification.to_json())
     receives = {}
-    for channel in found["channels"].values():
-        (reference,) = channel["messages"].values()
-        message = found["components"]["messages"][_target(reference)]
-        receives[channel["address"]] = _target(message["payload"])
+    for broker in (service.bus.broker, service.bus.answering):
+        specification = service.specification().add_broker(broker).to_specification()
+        found: Schema = json.loads(specification.to_json())
+        for channel in found["channels"].values():
+            (reference,) = channel["messages"].values()
+            message = found["components"]["messages"][_target(reference)]
+            receives[channel["address"]] = _target(message["payload"])
     return Traffic(name, dict(sorted(receives.items())))
 
 

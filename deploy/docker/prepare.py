@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from slmops.kit.nats_auth import ENROL_USER, server_config
+from slmops.contracts.permissions import ANSWERING_PERMISSIONS, ENROL_USER, answering_user
+from slmops.kit.nats_auth import server_config
 from slmops.local.layout import Layout
 from slmops.local.private import write_atomically
 from slmops.local.servers import identities
@@ -56,6 +57,8 @@ def _server_files(layout: Layout, home: Path) -> dict[str, str]:
 
 def _service_files(layout: Layout, service: str) -> dict[str, str]:
     files = {"nats.creds": layout.creds(service).read_text()}
+    if service in ANSWERING_PERMISSIONS:
+        files["nats-answers.creds"] = layout.creds(answering_user(service)).read_text()
     if service in USES_OBJECTS:
         keys = layout.s3_credentials()
         settings = {"SLMOPS_S3_ACCESS_KEY": keys.access_key, "SLMOPS_S3_SECRET_KEY": keys.secret_key}

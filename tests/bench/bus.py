@@ -183,7 +183,7 @@ class _Bus:
         try:
             await asyncio.wait_for(done.wait(), 120)
         finally:
-            await bus.broker.stop()
+            await bus.stop()
         return _rate(times)
 
     async def preload(self) -> None:
@@ -231,7 +231,8 @@ class _Bus:
         async def answer(message: Msg) -> None:
             await message.respond(payload)
 
-        server = await BusClient.connect(self.service, name="bench")
+        answering = self.service.model_copy(update={"nats_creds": self.service.answering_creds})
+        server = await BusClient.connect(answering, name="bench")
         await server.connection.subscribe("cmd.registry.list_versions", cb=answer)
         await server.connection.flush()
         start = time.perf_counter()
@@ -252,7 +253,7 @@ class _Bus:
         for _ in range(REQUESTS):
             await self.client.request(ListVersions())
         seconds = time.perf_counter() - start
-        await bus.broker.stop()
+        await bus.stop()
         return REQUESTS / seconds
 
 

@@ -58,7 +58,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         yield
     finally:
         await ended(tasks)
-        await service.bus.broker.stop()
+        await service.bus.stop()
         for step in service.closing:
             await step()
 

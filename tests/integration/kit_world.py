@@ -64,7 +64,7 @@ class World:
         bus = Bus(name, self.settings(name))
         declare(bus)
         await bus.start()
-        self.stack.push_async_callback(bus.broker.stop)
+        self.stack.push_async_callback(bus.stop)
         return bus
 
     async def publish(self, *events: Event) -> None:

@@ -151,12 +151,14 @@ class Gateway:
     silent: bool = False
 
     @classmethod
-    async def enrol(cls, system: System, gateway_id: str, ring: str, bad: frozenset[str] = frozenset()) -> Gateway:
+    async def enrol(
+        cls, system: System, gateway_id: str, ring: str, bad: frozenset[str] = frozenset(), blueprint: str = NAME
+    ) -> Gateway:
         seed = new_user_seed()
-        identity = Identity(gateway_id=gateway_id, blueprint=NAME, labels={"ring": ring})
+        identity = Identity(gateway_id=gateway_id, blueprint=blueprint, labels={"ring": ring})
         command = EnrolGateway(
             gateway_id=gateway_id,
-            blueprint=NAME,
+            blueprint=blueprint,
             labels=identity.labels,
             public_key=public_key(seed),
             token=system.layout.enrolment_token.read_text(),
@@ -214,24 +216,25 @@ class Gateway:
         )
         await tell(self.client, event, event_id(event.gateway_id, str(self.sequence)))
 
-    async def measure(self, release: Release) -> None:
+    async def measure(self, release: Release, **changes: Any) -> None:
         now = datetime.now(UTC)
-        batch = MeasurementBatch(
-            batch_id=str(uuid.uuid4()),
-            gateway_id=self.identity.gateway_id,
-            blueprint=NAME,
-            release=release.manifest.digest,
-            version=release.version,
-            started_at=now - timedelta(seconds=0.1),
-            ended_at=now,
-            requests=2,
-            failed_requests=0,
-            golden_passed=1,
-            prompt_tokens=20,
-            completion_tokens=40,
-            decode_seconds=0.8,
-            ttft_seconds=0.2,
-        )
+        values = {
+            "batch_id": str(uuid.uuid4()),
+            "gateway_id": self.identity.gateway_id,
+            "blueprint": NAME,
+            "release": release.manifest.digest,
+            "version": release.version,
+            "started_at": now - timedelta(seconds=0.1),
+            "ended_at": now,
+            "requests": 2,
+            "failed_requests": 0,
+            "golden_passed": 1,
+            "prompt_tokens": 20,
+            "completion_tokens": 40,
+            "decode_seconds": 0.8,
+            "ttft_seconds": 0.2,
+        }
+        batch = MeasurementBatch.model_validate(values | changes)
         subject = subjects.measurements(batch.gateway_id)
         await self.client.store(subject, batch.model_dump_json().encode(), {MESSAGE_ID_HEADER: batch.batch_id})
 

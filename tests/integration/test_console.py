@@ -117,7 +117,7 @@ async def test_watch_survives_a_restart_of_the_service(world: World, slmops: Cli
     process = await slmops.start("rollout", "watch", "edge-chat", "--json")
     assert process.stdout
     assert json.loads(await process.stdout.readline())["state"] == "running"
-    await first.broker.stop()
+    await first.stop()
     await world.service("rollout", Rollouts(rollout("completed")).declare)
     done = await ended(process)
     assert (done.exit_code, done.lines[-1]["state"]) == (0, "completed")
@@ -289,7 +289,7 @@ async def test_a_dead_command_is_kept_while_nobody_answers_it(world: World, slmo
     assert (again.exit_code, again.json["replayed"][0]["problem"]["code"]) == (65, "invalid_message")
     (letter,) = await world.dead(1)
     assert str(letter.metadata.sequence.stream) != sequence
-    await bus.broker.stop()
+    await bus.stop()
     silent = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--json")
     assert (silent.exit_code, silent.json["replayed"][0]["problem"]["code"]) == (75, "unreachable")
     await world.dead(1)

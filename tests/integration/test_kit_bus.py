@@ -102,7 +102,7 @@ async def test_an_event_waits_for_a_service_that_is_not_running(world: World) ->
     await world.publish(moved("before-its-first-start"))
     first = await world.service("optimizer", listen)
     await until(lambda: len(seen) == 1)
-    await first.broker.stop()
+    await first.stop()
     await world.publish(moved("while-it-is-down"))
     await world.service("optimizer", listen)
     await until(lambda: len(seen) == 2)

@@ -17,7 +17,7 @@ from nats.js.kv import KeyValue
 from servers import NatsServer
 
 from slmops.contracts.errors import InvalidMessage, InvalidName
-from slmops.contracts.permissions import SERVICE_PERMISSIONS
+from slmops.contracts.permissions import ANSWERING_PERMISSIONS, SERVICE_PERMISSIONS
 from slmops.contracts.subjects import DESIRED_BUCKET, stream_of
 from slmops.kit.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key
 from slmops.kit.provision import provision
@@ -76,7 +76,7 @@ async def stored(rollout: User) -> int:
 
 @pytest.fixture
 async def rollout(nats_server: NatsServer) -> AsyncIterator[User]:
-    async with connected(nats_server.url, nats_server.creds["rollout"]) as user:
+    async with connected(nats_server.url, nats_server.creds["rollout"], b"_INBOX_rollout") as user:
         yield user
 
 
@@ -122,12 +122,13 @@ async def test_a_gateway_publishes_as_itself_and_gets_an_acknowledgement(gateway
 
 
 async def test_a_gateway_asks_the_packager_and_the_packager_answers(gateway: User, nats_server: NatsServer) -> None:
-    async with connected(nats_server.url, nats_server.creds["packager"]) as packager:
+    async with connected(nats_server.url, nats_server.creds["packager-answers"]) as packager:
         requests = await packager.nc.subscribe("cmd.packager.fetch.*")
         await flushed(packager.nc)
         answer = asyncio.create_task(gateway.nc.request("cmd.packager.fetch.gw-1", b"", timeout=5))
         await (await requests.next_msg(timeout=5)).respond(b"url")
         assert (await answer).data == b"url"
+        assert await packager.refusals() == []
 
 
 @pytest.mark.parametrize(
@@ -180,10 +181,13 @@ async def test_a_gateway_may_not_subscribe(gateway: User, subject: str) -> None:
     assert subject.lower() in refusal
 
 
-async def test_an_unenrolled_gateway_can_only_ask_to_be_enrolled(nats_server: NatsServer, rollout: User) -> None:
-    requests = await rollout.nc.subscribe("cmd.rollout.enrol")
-    await flushed(rollout.nc)
-    async with connected(nats_server.url, nats_server.creds["enrol"], b"_INBOX_enrol") as enrol:
+async def test_an_unenrolled_gateway_can_only_ask_to_be_enrolled(nats_server: NatsServer) -> None:
+    async with (
+        connected(nats_server.url, nats_server.creds["rollout-answers"]) as rollout,
+        connected(nats_server.url, nats_server.creds["enrol"], b"_INBOX_enrol") as enrol,
+    ):
+        requests = await rollout.nc.subscribe("cmd.rollout.enrol")
+        await flushed(rollout.nc)
         answer = asyncio.create_task(enrol.nc.request("cmd.rollout.enrol", b"", timeout=5))
         await (await requests.next_msg(timeout=5)).respond(b"jwt")
         assert (await answer).data == b"jwt"
@@ -199,7 +203,7 @@ async def test_an_unenrolled_gateway_can_only_ask_to_be_enrolled(nats_server: Na
 async def test_a_service_publishes_what_it_owns_and_nothing_else(nats_server: NatsServer, service: str) -> None:
     own, *_ = SERVICE_PERMISSIONS[service].publish
     foreign = [p.publish[0] for name, p in SERVICE_PERMISSIONS.items() if name not in (service, "console")]
-    async with connected(nats_server.url, nats_server.creds[service]) as user:
+    async with connected(nats_server.url, nats_server.creds[service], f"_INBOX_{service}".encode()) as user:
         await user.nc.publish(own.replace(">", "happened.v1.x"), b"")
         await user.nc.publish("dlq.any", b"")
         assert await user.refusals() == []
@@ -208,24 +212,39 @@ async def test_a_service_publishes_what_it_owns_and_nothing_else(nats_server: Na
             assert len(await user.refusals()) == 1, subject
 
 
-async def test_a_service_answers_a_request_once_and_nothing_unasked(nats_server: NatsServer) -> None:
+@pytest.mark.parametrize("service", ANSWERING_PERMISSIONS)
+async def test_who_answers_publishes_on_inboxes_and_nowhere_else(nats_server: NatsServer, service: str) -> None:
+    # The server itself refuses a request that names an acknowledgement as its reply subject.
+    patterns = {p for row in SERVICE_PERMISSIONS.values() for p in row.publish if not p.startswith("$JS.ACK")}
+    owned = [pattern.replace("*", "x").replace(">", "x") for pattern in sorted(patterns)]
     async with (
         connected(nats_server.url, nats_server.creds["console"]) as console,
-        connected(nats_server.url, nats_server.creds["registry"]) as registry,
+        connected(nats_server.url, nats_server.creds[f"{service}-answers"]) as answering,
     ):
-        requests = await registry.nc.subscribe("cmd.registry.list")
-        await flushed(registry.nc)
-        answer = asyncio.create_task(console.nc.request("cmd.registry.list", b"", timeout=5))
-        request = await requests.next_msg(timeout=5)
-        await request.respond(b"one")
+        requests = await answering.nc.subscribe(f"cmd.{service}.any")
+        await flushed(answering.nc)
+        answer = asyncio.create_task(console.nc.request(f"cmd.{service}.any", b"", timeout=5))
+        await (await requests.next_msg(timeout=5)).respond(b"one")
         assert (await answer).data == b"one"
-        assert await registry.refusals() == []
-        await request.respond(b"two")
-        assert len(await registry.refusals()) == 1
+        assert await answering.refusals() == []
+        for subject in owned:
+            await console.nc.publish(f"cmd.{service}.any", b"", reply=subject)
+            await (await requests.next_msg(timeout=5)).respond(b"forged")
+            assert len(await answering.refusals()) == 1, subject
+        for subject in (">", "_INBOX.>", "slmops.>", "measure.*", "$JS.API.>"):
+            await answering.nc.subscribe(subject)
+            assert len(await answering.refusals()) == 1, subject
+
+
+async def test_a_service_reads_nobody_elses_answers(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url, nats_server.creds["registry"], b"_INBOX_registry") as registry:
+        for subject in ("_INBOX.>", "_INBOX_optimizer.>", "_R_.>", ">"):
+            await registry.nc.subscribe(subject)
+            assert len(await registry.refusals()) == 1, subject
 
 
 async def test_a_service_consumes_a_stream_and_watches_a_bucket(nats_server: NatsServer, desired: KeyValue) -> None:
-    async with connected(nats_server.url, nats_server.creds["telemetry"]) as telemetry:
+    async with connected(nats_server.url, nats_server.creds["telemetry"], b"_INBOX_telemetry") as telemetry:
         js = telemetry.nc.jetstream()
         newest = ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
         subscription = await js.pull_subscribe("measure.*", durable="auth-test", stream="MEASUREMENTS", config=newest)

@@ -128,7 +128,7 @@ async def deliver(world: World, worker: Worker, times_before: int) -> Board:
         await (await reader.fetch(1))[0].nak()
     await reader.unsubscribe()
     await bus.start()
-    world.stack.push_async_callback(bus.broker.stop)
+    world.stack.push_async_callback(bus.stop)
     return board
 
 

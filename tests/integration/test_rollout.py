@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rollout_world import (
     NAME,
+    Gateway,
     Operator,
     World,
     _new_databases,
@@ -37,9 +38,10 @@ from slmops.contracts.commands import (
     StartRollout,
 )
 from slmops.contracts.errors import AlreadyExists, Denied, NotFound, PermanentError
-from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
 from slmops.contracts.plan import Plan
 from slmops.contracts.signed import plan_in
+from slmops.kit.deadletters import REASON_HEADER
 from slmops.kit.journal import Journal
 from slmops.kit.nats_auth import new_user_seed, public_key
 from slmops.kit.tracing import span
@@ -278,6 +280,78 @@ async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_g
         "report",
     )
     assert len(fleet.gateways) == 1
+
+
+async def test_measurements_of_gateways_that_a_stage_did_not_add_decide_nothing(world: World) -> None:
+    """500 good requests passed a stage whose own canary had measured none, and 500 failed ones rolled it back."""
+    operator = world.operator
+    await operator.apply(gate=GatePolicy(deadline_s=3))
+    canary = await world.gateway("gw-1", "canary")
+    fleet = await world.gateway("gw-2", run=False)
+    kiosk = await Gateway.enrol(world.system, "kiosk-1", "canary", blueprint="kiosk")
+    world.stack.push_async_callback(kiosk.client.close)
+    canary.silent = True
+    await operator.publish_package("1.0.0")
+    await operator.start("1.0.0")
+    plan = await eventually(operator.plan, lambda p: bool(p and p.candidate), "plan")
+    assert plan is not None
+    assert plan.candidate is not None
+    candidate = plan.candidate.release
+    for _ in range(3):
+        await fleet.measure(candidate, requests=500)
+        await kiosk.measure(candidate, requests=500, failed_requests=500, golden_passed=0, golden_failed=9)
+    letters = await eventually(operator.dead_letters, lambda found: sum(found.values()) == 6, "dead letters")
+    assert letters == {"dlq.measure.gw-2": 3, "dlq.measure.kiosk-1": 3}
+    held = await operator.reached("held")
+    assert "0 of 1 requests measured" in held.reason
+    assert held.stage == 0
+    canary.silent = False
+    await eventually(operator.rollout, lambda view: view.stage == 1 or view.state == "completed", "the fleet's stage")
+
+
+async def test_a_report_of_a_candidate_that_no_stage_gives_its_gateway_is_dead_lettered(world: World) -> None:
+    operator = world.operator
+    await operator.apply(gate=GatePolicy(deadline_s=60))
+    fleet = await world.gateway("gw-2", run=False)
+    await operator.publish_package("1.0.0")
+    await operator.start("1.0.0")
+    plan = await eventually(operator.plan, lambda p: bool(p and p.candidate), "plan")
+    assert plan is not None
+    assert plan.candidate is not None
+    fleet.generation = plan.generation
+    await fleet.report(UpdatePhase.FAILED, plan.candidate.release)
+    await eventually(
+        operator.dead_letters, lambda found: found == {"dlq.slmops.gateway.reported.v1.gw-2": 1}, "a dead letter"
+    )
+    letter = await operator.client.js.get_msg("DLQ", subject="dlq.slmops.gateway.reported.v1.gw-2", direct=True)
+    assert "does not give it" in (letter.headers or {})[REASON_HEADER]
+    [view] = (await operator.client.request(ListGateways(gateway_id="gw-2"))).gateways
+    assert (view.phase, view.problem) == (UpdatePhase.IDLE, None)
+
+
+async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrolments(world: World) -> None:
+    operator, client = world.operator, world.operator.client
+    await operator.apply()
+    gateway = await world.gateway("gw-1", "canary", run=False)
+    enrolled = await eventually(lambda: client.latest(GatewayEnrolled, "gw-1"), bool, "the enrolment")
+    assert enrolled is not None
+    world.system.kill("rollout")
+    for path in world.system.layout.root.glob("rollout.db*"):
+        path.unlink()
+    await world.system.start("rollout")
+    assert (await client.request(ListGateways())).gateways == ()
+    report = GatewayReported(
+        gateway_id="gw-1", blueprint=NAME, sequence=1, phase=UpdatePhase.IDLE, at=datetime.now(UTC)
+    )
+    await tell(gateway.client, report, "own")
+    await tell(client, report.model_copy(update={"gateway_id": "gw-9"}), "stranger")
+    [view] = (
+        await eventually(lambda: client.request(ListGateways()), lambda found: bool(found.gateways), "the fleet")
+    ).gateways
+    assert (view.gateway_id, view.labels) == ("gw-1", {"ring": "canary"})
+    await eventually(
+        operator.dead_letters, lambda found: found == {"dlq.slmops.gateway.reported.v1.gw-9": 1}, "a dead letter"
+    )
 
 
 async def test_a_wrong_token_gets_no_credential_over_the_bus(world: World) -> None:

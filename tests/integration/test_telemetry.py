@@ -12,15 +12,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout_world import System, _new_databases, eventually, open_system
+from rollout_world import System, _new_databases, eventually, open_system, tell
 
+from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
-from slmops.contracts.descriptor import digest_of
-from slmops.contracts.events import CohortMeasured
+from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.contracts.events import (
+    CohortMeasured,
+    Event,
+    GatewayEnrolled,
+    GatewayReported,
+    RolloutCompleted,
+    RolloutRolledBack,
+    RolloutStageAdvanced,
+    RolloutStarted,
+    UpdatePhase,
+)
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
+from slmops.contracts.plan import Candidate, Plan, Release, Stage
 from slmops.kit.client import BusClient
+from slmops.kit.deadletters import REASON_HEADER
+from slmops.kit.nats_auth import new_user_seed, public_key
+from slmops.kit.trust.keys import read_key
+from slmops.kit.trust.plans import sign_plan
 
 RELEASE = digest_of(b"1.0.0")
+EARLIER = datetime.now(UTC) - timedelta(minutes=1)
+STAGES = (Stage(name="canary", selector={"ring": "canary"}), Stage(name="fleet"))
+
+
+def release(version: str) -> Release:
+    manifest = Descriptor.of(version.encode(), "application/vnd.oci.image.manifest.v1+json")
+    signature = Descriptor.of(b"signature", "application/json")
+    return Release(revision=1, model="smollm2", version=version, manifest=manifest, signature=signature, size_bytes=1)
 
 
 @dataclass
@@ -34,6 +58,32 @@ class Measured:
         # A message id of its own each time: what is sent twice must get past the server's own deduplication.
         headers = {MESSAGE_ID_HEADER: str(uuid.uuid4())}
         await self.client.store(subject or f"measure.{batch.gateway_id}", batch.model_dump_json().encode(), headers)
+
+    async def tell(self, event: Event) -> None:
+        """As the service that owns it."""
+        await tell(self.client, event, str(uuid.uuid4()))
+
+    async def enrol(self, gateway_id: str, blueprint: str = "edge-chat", ring: str = "fleet") -> None:
+        key = public_key(new_user_seed())
+        fields = {"gateway_id": gateway_id, "blueprint": blueprint, "public_key": key, "labels": {"ring": ring}}
+        await self.tell(GatewayEnrolled(**fields, at=EARLIER))
+
+    async def start(self, rollout: str, candidate: Release, stable: Release | None = None) -> None:
+        fields = {"rollout": rollout, "candidate": candidate, "stable": stable, "stages": STAGES}
+        await self.tell(RolloutStarted(blueprint="edge-chat", **fields, at=EARLIER + timedelta(seconds=30)))
+
+    async def write_plan(self, plan: Plan) -> None:
+        signer = read_key(self.system.layout.plan_signing_key)
+        rollout = await self.system.connect("rollout")
+        await rollout.write_desired(subjects.blueprint_key(plan.blueprint), sign_plan(plan, signer, datetime.now(UTC)))
+        await rollout.close()
+
+    async def reason(self, subject: str) -> str:
+        """Why the only message of a subject is in the dead letters."""
+        found = await eventually(self.dead_letters, lambda letters: f"dlq.{subject}" in letters, f"dlq.{subject}")
+        assert found[f"dlq.{subject}"] == 1
+        letter = await self.client.js.get_msg("DLQ", subject=f"dlq.{subject}", direct=True)
+        return str((letter.headers or {})[REASON_HEADER])
 
     async def windows(self) -> list[CohortWindow]:
         """Every window on the stream, in order."""
@@ -60,7 +110,12 @@ async def measured(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         await system.start("telemetry")
         client = await system.connect("console")
         stack.push_async_callback(client.close)
-        yield Measured(system, client)
+        measured = Measured(system, client)
+        for gateway_id in ("gw-1", "gw-2", "gw-3", "gw-4"):
+            await measured.enrol(gateway_id)
+        await measured.start("edge-chat-1", release("1.0.0"))
+        await measured.tell(RolloutCompleted(blueprint="edge-chat", rollout="edge-chat-1", reason="", at=EARLIER))
+        yield measured
 
 
 def batch(identity: str, gateway_id: str = "gw-1", requests: int = 1, **changes: Any) -> MeasurementBatch:
@@ -131,3 +186,70 @@ async def test_foreign_and_impossible_batches_are_dead_lettered_and_the_service_
     assert set(letters) == {"dlq.measure.gw-2", "dlq.measure.gw-3", "dlq.measure.gw-4"}
     await measured.send(batch("good", requests=5))
     await eventually(measured.requests, lambda n: n == 5, "a good batch")
+
+
+CANDIDATE = digest_of(b"2.0.0")
+
+
+async def test_a_batch_that_its_enrolment_does_not_know_counts_for_nobody(measured: Measured) -> None:
+    """Measured once before: a gateway of another blueprint had a rollout rolled back."""
+    await measured.enrol("kiosk-1", blueprint="kiosk")
+    await measured.send(batch("a", "kiosk-1", requests=500, failed_requests=500))
+    await measured.send(batch("b", "stranger", requests=500))
+    await measured.send(batch("c", "gw-1", requests=500, blueprint="kiosk"))
+    assert "kiosk-1 is enrolled under kiosk and measures for edge-chat" in await measured.reason("measure.kiosk-1")
+    assert "stranger is not enrolled" in await measured.reason("measure.stranger")
+    assert "gw-1 is enrolled under edge-chat and measures for kiosk" in await measured.reason("measure.gw-1")
+    await measured.send(batch("d", "gw-2", requests=3))
+    await eventually(measured.requests, lambda n: n == 3, "what is expected")
+
+
+async def test_a_batch_of_a_release_that_no_stage_gives_its_gateway_does_not_count(measured: Measured) -> None:
+    """Measured once before: a stage passed on requests of gateways outside of it."""
+    await measured.enrol("gw-9", ring="canary")
+    await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
+    await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
+    await eventually(measured.requests, lambda n: n == 7, "the canary")
+    await measured.send(batch("b", "gw-1", requests=500, release=CANDIDATE, version="2.0.0"))
+    assert "rollout edge-chat-2 does not give 2.0.0 to gw-1" in await measured.reason("measure.gw-1")
+    await measured.send(batch("c", "gw-2", requests=500, release=CANDIDATE, version="1.0.0"))
+    assert "has a release 1.0.0 with digest" in await measured.reason("measure.gw-2")
+    await measured.send(batch("d", "gw-3", requests=500, release=digest_of(b"unknown"), version="3.0.0"))
+    assert "has a release 3.0.0 with digest" in await measured.reason("measure.gw-3")
+    at = datetime.now(UTC)
+    await measured.tell(RolloutStageAdvanced(blueprint="edge-chat", rollout="edge-chat-2", stage=1, reason="", at=at))
+    await asyncio.sleep(0.5)
+    await measured.send(batch("e", "gw-1", requests=5, release=CANDIDATE, version="2.0.0"))
+    await eventually(measured.requests, lambda n: n == 12, "the stage that is open now")
+
+
+async def test_a_gateway_that_is_ahead_of_the_events_is_believed_by_the_plan(measured: Measured) -> None:
+    """It reads the plan as soon as it is written; the event of the rollout may come later."""
+    candidate = Candidate(rollout="edge-chat-2", release=release("2.0.0"), stages=STAGES)
+    await measured.write_plan(Plan(blueprint="edge-chat", generation=7, stable=release("1.0.0"), candidate=candidate))
+    await measured.enrol("gw-9", ring="canary")
+    await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
+    await measured.send(batch("b", "gw-1", requests=500, release=CANDIDATE, version="2.0.0"))
+    await eventually(measured.requests, lambda n: n == 7, "the canary")
+    assert "does not give 2.0.0 to gw-1" in await measured.reason("measure.gw-1")
+
+
+async def test_labels_that_a_gateway_reported_since_are_those_that_count(measured: Measured) -> None:
+    await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
+    about = {"blueprint": "edge-chat", "sequence": 1, "labels": {"ring": "canary"}, "phase": UpdatePhase.IDLE}
+    await measured.tell(GatewayReported(gateway_id="gw-1", **about, at=datetime.now(UTC)))
+    await measured.send(batch("a", "gw-1", requests=7, release=CANDIDATE, version="2.0.0"))
+    await eventually(measured.requests, lambda n: n == 7, "the canary of now")
+
+
+async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: Measured) -> None:
+    """They waited on a gateway without a network."""
+    await measured.enrol("gw-9", ring="canary")
+    await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
+    restored = release("1.0.0")
+    at = datetime.now(UTC)
+    back = RolloutRolledBack(blueprint="edge-chat", rollout="edge-chat-2", reason="", restored=restored, at=at)
+    await measured.tell(back)
+    await asyncio.sleep(0.5)
+    await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
+    await eventually(measured.requests, lambda n: n == 7, "the late batch")

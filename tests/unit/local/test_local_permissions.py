@@ -6,7 +6,14 @@ import pytest
 
 from slmops.contracts.commands import COMMANDS, Command
 from slmops.contracts.events import EVENTS, Event
-from slmops.contracts.permissions import ENROL_PERMISSIONS, GATEWAY_PERMISSIONS, SERVICE_PERMISSIONS
+from slmops.contracts.permissions import (
+    ANSWERING_PERMISSIONS,
+    ENROL_PERMISSIONS,
+    GATEWAY_PERMISSIONS,
+    SERVICE_PERMISSIONS,
+    may_be_answered,
+    requesters,
+)
 from slmops.contracts.subjects import measurements, optimize_job
 
 NAME = "{{name()}}"
@@ -38,9 +45,9 @@ def test_an_event_has_one_owner(event: type[Event]) -> None:
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_reaches_its_service_and_the_console_may_send_it(command: type[Command[object]]) -> None:  # type: ignore[type-var]
     subject = command.subject_template().replace("{gateway_id}", NAME)
-    listeners = [name for name, row in OWNERS.items() if covered(row.subscribe, subject)]
-    assert listeners == [command.service]
-    assert SERVICE_PERMISSIONS[command.service].answers
+    everybody = OWNERS | {f"{name}-answers": row for name, row in ANSWERING_PERMISSIONS.items()}
+    listeners = [name for name, row in everybody.items() if covered(row.subscribe, subject)]
+    assert listeners == [f"{command.service}-answers"]
     assert covered(SERVICE_PERMISSIONS["console"].publish, subject)
 
 
@@ -56,3 +63,36 @@ def test_only_the_optimizer_queues_jobs_and_only_rollout_writes_the_plan() -> No
 
 def test_the_bootstrap_user_may_only_enrol() -> None:
     assert ENROL_PERMISSIONS.publish == ("cmd.rollout.enrol",)
+
+
+def test_who_answers_may_publish_on_the_inboxes_of_those_who_ask_and_nowhere_else() -> None:
+    assert ANSWERING_PERMISSIONS["rollout"].publish == ("_R_.>", "_INBOX.>")
+    assert ANSWERING_PERMISSIONS["registry"].publish == ("_R_.>", "_INBOX_optimizer.>", "_INBOX.>")
+
+
+def test_who_may_ask_is_read_from_what_may_be_published() -> None:
+    assert requesters("cmd.registry.list_versions") == ("optimizer", "console")
+    assert requesters("cmd.registry.retire_version") == ("console",)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "_INBOX",
+        "_INBOXES.x",
+        "_INBOX_optimizer.x",
+        "_INBOX_gw-1.x",
+        "_R_",
+        "_RX.x",
+        "slmops.model.retired.v1",
+        "$KV.desired.blueprint.edge-chat",
+        "cmd.registry.retire_version",
+        "$JS.API.STREAM.PURGE.EVENTS",
+    ],
+)
+def test_what_is_no_inbox_of_a_requester_gets_no_answer(reply: str) -> None:
+    assert not may_be_answered("cmd.registry.retire_version", reply)
+    assert may_be_answered("cmd.registry.retire_version", "_INBOX.x.y")
+    assert may_be_answered("cmd.registry.retire_version", "_R_.x.y")
+    assert may_be_answered("cmd.registry.list_versions", "_INBOX_optimizer.x")

@@ -12,6 +12,7 @@ from unit.rollout.rollout_examples import T0
 
 from slmops.contracts.commands import EnrolGateway, ListGateways
 from slmops.contracts.errors import AlreadyExists, Denied, InvalidMessage
+from slmops.contracts.events import GatewayEnrolled
 from slmops.kit.bus import Bus
 from slmops.kit.journal import Journal
 from slmops.kit.nats_auth import Authority, new_user_seed, public_key
@@ -41,7 +42,11 @@ class Service:
             lambda: T0,
             timedelta(seconds=1),
         )
-        self.handlers = Handlers(self.journal, reconciler, self.credentials, lambda: T0)
+
+        async def enrolment_of(_gateway_id: str) -> GatewayEnrolled | None:
+            return None
+
+        self.handlers = Handlers(self.journal, reconciler, self.credentials, enrolment_of, lambda: T0)
 
     async def open(self) -> Handlers:
         await self.journal.open()

@@ -10,7 +10,7 @@ import pytest
 from unit.rollout.rollout_examples import NAME, T0, at, digest, failure, package, report, window
 
 from slmops.contracts.errors import Denied
-from slmops.contracts.events import CohortMeasured, GatewayReported, PackageWithdrawn, UpdatePhase
+from slmops.contracts.events import CohortMeasured, GatewayEnrolled, GatewayReported, PackageWithdrawn, UpdatePhase
 from slmops.kit.journal import Journal, Unit
 from slmops.rollout import store
 from slmops.rollout.domain.fleet import Member
@@ -26,7 +26,11 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
     await journal.close()
 
 
+ENROLLED = GatewayEnrolled(gateway_id="gw-1", blueprint=NAME, public_key="U", at=T0)
+
+
 async def heard(journal: Journal, *reports: GatewayReported) -> Member:
+    await journal.transact(lambda unit: store.project(unit.connection, ENROLLED))
     for event in reports:
         await journal.transact(lambda unit, event=event: store.record_report(unit.connection, event))
     [member] = await journal.read(store.members)
@@ -56,6 +60,12 @@ async def test_a_report_for_another_blueprint_is_denied(journal: Journal) -> Non
     with pytest.raises(Denied, match="enrolled under edge-chat"):
         await heard(journal, first, report("gw-1", IDLE, "1.0.0", 1, blueprint="kiosk", sequence=2))
     assert (await heard(journal)).report == first
+
+
+async def test_a_report_of_a_gateway_that_is_not_enrolled_is_not_recorded(journal: Journal) -> None:
+    stranger = report("gw-1", COMMITTED, "1.0.0", 1)
+    assert not await journal.transact(lambda unit: store.record_report(unit.connection, stranger))
+    assert await journal.read(store.members) == []
 
 
 async def test_figures_that_are_no_numbers_do_not_make_the_inventory_unreadable(journal: Journal) -> None:

@@ -13,13 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmops.contracts.descriptor import digest_of
+from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InvalidMessage, PermanentError
 from slmops.contracts.events import CohortMeasured
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
+from slmops.contracts.plan import Identity, Plan, Release
 from slmops.kit.bus import Delivered
 from slmops.kit.journal import Journal
-from slmops.telemetry.domain import MAX_AGE, MAX_AHEAD, Pending, aggregate, check, closing_before, cohorts, window_start
+from slmops.telemetry.domain.windows import (
+    MAX_AGE,
+    MAX_AHEAD,
+    Pending,
+    aggregate,
+    check,
+    closing_before,
+    cohorts,
+    window_start,
+)
 from slmops.telemetry.handlers import Handlers
 from slmops.telemetry.store import project, schema
 
@@ -52,6 +62,22 @@ def batch(
     return MeasurementBatch(**(values | changes))
 
 
+def release(version: str) -> Release:
+    manifest = Descriptor.of(version.encode(), "application/vnd.oci.image.manifest.v1+json")
+    return Release(revision=1, model="m", version=version, manifest=manifest, signature=manifest, size_bytes=1)
+
+
+class Known:
+    """Everybody is enrolled, `kiosk-…` under a blueprint of its own; both have had two releases."""
+
+    async def identity(self, gateway_id: str) -> Identity | None:
+        blueprint = "kiosk" if gateway_id.startswith("kiosk") else "edge-chat"
+        return Identity(gateway_id=gateway_id, blueprint=blueprint)
+
+    async def plan(self, blueprint: str) -> Plan | None:
+        return Plan(blueprint=blueprint, generation=2, stable=release("1.0.1"), previous=release("1.0.0"))
+
+
 @dataclass
 class Telemetry:
     """The handlers on a journal, and a clock that a test turns."""
@@ -64,7 +90,7 @@ class Telemetry:
     def __post_init__(self) -> None:
         url = f"sqlite:///{self.database}"
         self.journal = Journal(url, service="telemetry", metadata=schema(), project=project)
-        self.handlers = Handlers(self.journal, lambda: self.now, WINDOW, GRACE)
+        self.handlers = Handlers(self.journal, Known(), lambda: self.now, WINDOW, GRACE)
 
     async def receive(self, *batches: MeasurementBatch, subject: str | None = None) -> None:
         async def keepalive() -> None: ...
@@ -98,7 +124,7 @@ async def test_a_window_sums_all_gateways_of_a_release(telemetry: Telemetry) -> 
 
 
 async def test_releases_and_blueprints_are_kept_apart(telemetry: Telemetry) -> None:
-    await telemetry.receive(batch("a", 1), batch("b", 1, version="1.0.1"), batch("c", 1, "gw-2", blueprint="kiosk"))
+    await telemetry.receive(batch("a", 1), batch("b", 1, version="1.0.1"), batch("c", 1, "kiosk-2", blueprint="kiosk"))
     windows = await telemetry.closed(6)
     assert sorted((w.blueprint, w.version, w.requests) for w in windows) == [
         ("edge-chat", "1.0.0", 2),

@@ -3,6 +3,7 @@
     SlmopsError
     ├── TemporaryError               retry after `delay`; on the last delivery it is dead-lettered
     │   ├── Unreachable              NATS, S3, the database or a gateway does not answer
+    │   │   └── CredentialsRefused   NATS answers and does not accept who we are
     │   ├── Conflict                 somebody else wrote first: read again, decide again
     │   ├── NotReady                 a thing that will exist does not exist yet
     │   └── DiskFull                 no room where we must write
@@ -85,6 +86,10 @@ class TemporaryError(SlmopsError):
 
 class Unreachable(TemporaryError):
     code = "unreachable"
+
+
+class CredentialsRefused(Unreachable):
+    code = "credentials_refused"
 
 
 class Conflict(TemporaryError):

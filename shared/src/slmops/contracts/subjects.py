@@ -9,6 +9,9 @@ DESIRED_BUCKET = "desired"
 JOB_BUCKET = "jobs"
 DEAD_LETTER_PREFIX = "dlq."
 MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
+INBOX = "_INBOX"
+OPERATOR = "console"
+"""The user of the operator. Its inbox has the name that NATS clients choose by themselves."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,20 @@ def overlay_key(gateway_id: str) -> str:
     return f"gateway.{gateway_id}"
 
 
+def desired(key: str) -> str:
+    """Where the desired bucket keeps the document of a key."""
+    return f"$KV.{DESIRED_BUCKET}.{key}"
+
+
 def twin(key: str) -> str:
     """Where a write to the desired bucket is republished. Gateways listen here, never to `$KV…`, which also shows
     writes that a compare-and-set rejected."""
     return f"twin.{DESIRED_BUCKET}.{key}"
+
+
+def inbox(user: str) -> str:
+    """Where answers to a user arrive, without the last dot. Users may not listen to one another's."""
+    return INBOX if user == OPERATOR else f"{INBOX}_{user}"
 
 
 def dead_letter(subject: str) -> str:

@@ -1,4 +1,7 @@
-"""The bus of a service: handlers for events and commands on FastStream, over one connection.
+"""The bus of a service: handlers for events and commands on FastStream.
+
+Over two connections: one consumes events and publishes, the other answers commands, for a request names the subject of
+its answer and must not choose among all that a service may publish (`contracts.permissions`).
 
 bus = Bus("registry", settings)
 bus.on(VariantOptimized, handlers.variant_optimized)      # durable, acknowledged after the work
@@ -14,13 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from faststream import AckPolicy
-from faststream.nats import JStream, NatsBroker, NatsResponse, PullSub
+from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
 from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError
+from nats.errors import ConnectionClosedError, MaxPayloadError
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from pydantic import BaseModel, ValidationError
@@ -28,8 +32,9 @@ from pydantic import BaseModel, ValidationError
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import InvalidMessage, PermanentError, Problem, SlmopsError
+from slmops.contracts.errors import Denied, InvalidMessage, PermanentError, Problem, SlmopsError
 from slmops.contracts.events import Event
+from slmops.contracts.permissions import answering_user, may_be_answered
 from slmops.kit.client import PROBLEM_HEADER, BusClient
 from slmops.kit.delivery import Delivery, dead_letter, not_json
 from slmops.kit.provision import ACK_WAIT_S, consumer, provision
@@ -42,6 +47,7 @@ R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
 Fetch = Callable[..., Coroutine[Any, Any, list[Msg]]]
 _PULL_TIMEOUT_S = 5.0
+_JSON = {"content-type": "application/json"}
 # What a handler's task is handling. Not a parameter of the handler: FastStream would fetch it in a thread, per message.
 _current: ContextVar[NatsMessage] = ContextVar("current message")
 
@@ -95,15 +101,21 @@ class Bus:
         self._stopping = False
         self.on_lost: Callable[[], None] = lambda: None
         """Called when the connection is closed for good, which reconnecting cannot mend (a credential was refused)."""
-        self.broker = NatsBroker(
-            settings.nats_url.split(","),
-            name=service,
+        self.broker = self._broker(service, settings.nats_creds, subjects.inbox(service))
+        self.answering = self._broker(answering_user(service), settings.answering_creds)
+
+    def _broker(self, user: str, creds: Path | None, inbox: str = subjects.INBOX) -> NatsBroker:
+        return NatsBroker(
+            self.settings.nats_url.split(","),
+            name=user,
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             middlewares=[self._delivery],
             closed_cb=self._closed,
+            error_cb=_reported,
             logger=None,
-            user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
+            user_credentials=str(creds) if creds else None,
+            inbox_prefix=inbox.encode(),
         )
 
     @property
@@ -150,7 +162,11 @@ class Bus:
                 raise not_json(error) from error
 
         async def handle(message: M) -> None:
-            await handler(message, _delivered(_current.get(), kind))
+            raw = _current.get()
+            if isinstance(message, Event) and message.subject != raw.raw_message.subject:
+                # A gateway is held to its own subject by its permissions; the body must not speak for another.
+                raise PermanentError(f"{message.key} speaks on another's subject", where=raw.raw_message.subject)
+            await handler(message, _delivered(raw, kind))
 
         # FastStream validates and documents by annotation, and the real one is only known here.
         handle.__annotations__ |= {"message": kind, "return": None}
@@ -160,13 +176,17 @@ class Bus:
             stream=JStream(stream, declare=False),
             durable=durable,
             pull_sub=PullSub(batch_size=1, timeout=_PULL_TIMEOUT_S),
+            inbox_prefix=f"{subjects.inbox(self.service)}.".encode(),  # FastStream does not take the connection's
             ack_policy=AckPolicy.REJECT_ON_ERROR,
             decoder=decode,
             title=f"{subject}:{self.service}",
         )(handle)
 
     def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]]) -> None:
-        """Answer a command. Several processes of a service share the work; an error is answered as a `Problem`."""
+        """Answer a command. Several processes of a service share the work; an error is answered as a `Problem`.
+
+        A request whose reply subject is not the inbox of somebody who may ask is neither carried out nor answered.
+        """
         template = kind.subject_template()
         subject = template.replace("{gateway_id}", "*")
 
@@ -174,33 +194,40 @@ class Bus:
             _current.set(message)
             return message.body  # validated below, where a refusal can still be answered
 
-        async def handle(message: bytes) -> Any:
+        async def handle(message: bytes) -> None:
             raw = _current.get()
+            reply = raw.raw_message.reply
+            if not may_be_answered(subject, reply):
+                log.warning("refused a request on %s: its reply subject is not the inbox of its sender", template)
+                raise Denied("the reply subject is not the inbox of the sender", where=template)
             try:
-                command = _command(kind, message, raw)
-                answer = await handler(command)
+                await self._answer(reply, await handler(_command(kind, message, raw)))
             except Exception as error:
-                return await self._refuse(template, raw, error)
-            return NatsResponse(
-                answer.model_dump_json(by_alias=True).encode(), headers={"content-type": "application/json"}
-            )
+                await self._answer(reply, await self._refuse(template, raw, error))
 
-        handle.__annotations__ |= {"message": bytes, "return": Any}
+        handle.__annotations__ |= {"message": bytes, "return": None}
         handle.__name__ = kind.name
-        self.broker.subscriber(
-            subject, queue=self.service, decoder=decode, title=f"{template}:{self.service}", description=kind.__doc__
+        self.answering.subscriber(
+            subject,
+            queue=self.service,
+            decoder=decode,
+            no_reply=True,
+            title=f"{template}:{self.service}",
+            description=kind.__doc__,
         )(handle)
 
-    async def _refuse(self, template: str, raw: NatsMessage, error: Exception) -> NatsResponse:
+    async def _answer(self, reply: str, answer: BaseModel) -> None:
+        headers = _JSON | ({PROBLEM_HEADER: answer.code} if isinstance(answer, Problem) else {})
+        await self.answering.publish(answer.model_dump_json(by_alias=True).encode(), reply, headers=headers)
+
+    async def _refuse(self, template: str, raw: NatsMessage, error: Exception) -> Problem:
         if isinstance(error, InvalidMessage):
             await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", error)
+        elif isinstance(error, MaxPayloadError):
+            error = PermanentError("the answer is larger than the bus carries", where=template, fix="Ask for less.")
         elif not isinstance(error, SlmopsError):
             log.exception("%s failed", template, exc_info=error)
-        problem = Problem.of(error)
-        return NatsResponse(
-            problem.model_dump_json().encode(),
-            headers={PROBLEM_HEADER: problem.code, "content-type": "application/json"},
-        )
+        return Problem.of(error)
 
     async def start(self) -> None:
         """Connect, provision, consume. Raises `Unreachable`."""
@@ -212,17 +239,34 @@ class Bus:
             await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
         await self.broker.start()
         self._pause_when_closed()
+        if self.answering.subscribers:
+            await self._start_answering()
+
+    async def _start_answering(self) -> None:
+        creds = self.settings.answering_creds
+        probe = await BusClient.connect(
+            self.settings.model_copy(update={"nats_creds": creds}), name=answering_user(self.service), patient=False
+        )
+        await probe.close()
+        connection = await self.answering.connect()
+        await self.answering.start()
         # Who saw us start may ask at once, so the server must know our subscriptions. Twice, because nats-py's first
         # PING overtakes what is still buffered.
-        await self.client.connection.flush()
-        await self.client.connection.flush()
+        await connection.flush()
+        await connection.flush()
 
-    async def expect_close(self) -> None:
-        """From now on a closed connection is no loss."""
+    async def ping(self, timeout_s: float) -> bool:
+        """Whether the server answers on every connection."""
+        brokers = (self.broker, self.answering) if self.answering.subscribers else (self.broker,)
+        return all(await asyncio.gather(*(broker.ping(timeout_s) for broker in brokers)))
+
+    async def begin_stop(self) -> None:
+        """Take no more commands. From now on a closed connection is no loss."""
         self._stopping = True
+        await self.answering.stop()
 
     async def stop(self) -> None:
-        await self.expect_close()
+        await self.begin_stop()
         await self.broker.stop()
 
     async def _closed(self) -> None:
@@ -235,6 +279,12 @@ class Bus:
             pull = getattr(subscriber, "subscription", None)
             if isinstance(pull, JetStreamContext.PullSubscription):
                 pull.fetch = _patient(pull.fetch)  # type: ignore[method-assign]
+
+
+async def _reported(error: Exception) -> None:
+    """What the server denies us shows nowhere else: a subscription that is denied just never delivers."""
+    if "permissions violation" in str(error).lower():
+        log.error("%s", error)
 
 
 def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> Delivered:

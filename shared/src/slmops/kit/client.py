@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import nats
@@ -20,8 +21,9 @@ from pydantic import BaseModel, ValidationError
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import InvalidMessage, Problem, Unreachable
+from slmops.contracts.errors import CredentialsRefused, InvalidMessage, Problem, Unreachable
 from slmops.contracts.events import Event
+from slmops.kit.nats_auth import user_of
 from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
@@ -43,9 +45,12 @@ class BusClient:
 
     @classmethod
     async def connect(cls, settings: BusSettings, *, name: str, patient: bool = True, **options: Any) -> BusClient:
-        """Connect. `patient` keeps trying for ever after the first success; the first failure is always an error."""
-        if settings.nats_creds is not None and "user_jwt_cb" not in options:
-            options["user_credentials"] = str(settings.nats_creds)
+        """Connect. `patient` keeps trying for ever after the first success; the first failure is always an error.
+
+        Raises `Unreachable`, `CredentialsRefused`, `InvalidMessage`.
+        """
+        if settings.nats_creds is not None and "user_credentials" not in options:
+            options = _as_user(settings.nats_creds) | options
         reconnected: list[Callable[[], None]] = []
 
         async def on_reconnect() -> None:
@@ -70,11 +75,7 @@ class BusClient:
                 await connection.close()
                 connection = await dial(max_reconnect_attempts=-1)
         except (TimeoutError, NatsError, NoServersError, OSError) as error:
-            raise Unreachable(
-                f"NATS does not answer: {str(error) or type(error).__name__}",
-                where=settings.nats_url,
-                fix="Start it (slmops up) or set SLMOPS_NATS_URL and SLMOPS_NATS_CREDS.",
-            ) from error
+            raise _no_connection(error, settings.nats_url) from error
         return cls(connection, reconnected)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
@@ -159,7 +160,7 @@ class BusClient:
         """A twin document and its revision by direct get; None when there is none."""
         try:
             bucket = f"KV_{subjects.DESIRED_BUCKET}"
-            message = await self.js.get_msg(bucket, subject=f"$KV.{subjects.DESIRED_BUCKET}.{key}", direct=True)
+            message = await self.js.get_msg(bucket, subject=subjects.desired(key), direct=True)
         except NotFoundError:
             return None
         except (TimeoutError, NatsError) as error:
@@ -168,7 +169,7 @@ class BusClient:
 
     async def desired_keys(self, pattern: str) -> list[str]:
         """The keys of the twin that a subject pattern fits, sorted."""
-        prefix = f"$KV.{subjects.DESIRED_BUCKET}."
+        prefix = subjects.desired("")
         try:
             found = await self.js.stream_info(f"KV_{subjects.DESIRED_BUCKET}", subjects_filter=prefix + pattern)
         except (TimeoutError, NatsError) as error:
@@ -179,7 +180,7 @@ class BusClient:
         """Write a twin document; returns its revision. Only the service that owns the plan may."""
         try:
             ack = await self.js.publish(
-                f"$KV.{subjects.DESIRED_BUCKET}.{key}",
+                subjects.desired(key),
                 data,
                 stream=f"KV_{subjects.DESIRED_BUCKET}",
                 timeout=PUBLISH_TIMEOUT_S,
@@ -187,6 +188,26 @@ class BusClient:
         except (TimeoutError, NatsError) as error:
             raise Unreachable(f"the plan was not stored: {error}", where=key) from error
         return ack.seq
+
+
+def _as_user(creds: Path) -> dict[str, Any]:
+    """How to connect as the user of a credentials file. A user may listen on its own inbox only."""
+    try:
+        user = user_of(creds.read_text())
+    except OSError as error:
+        raise InvalidMessage(
+            f"the credentials cannot be read: {error.strerror}", where=str(creds), fix="Set SLMOPS_NATS_CREDS."
+        ) from error
+    return {"user_credentials": str(creds), "inbox_prefix": subjects.inbox(user).encode()}
+
+
+def _no_connection(error: Exception, url: str) -> Unreachable:
+    reason = str(error) or type(error).__name__
+    if "authorization" in reason.lower():
+        fix = "Use credentials of this system: set SLMOPS_NATS_CREDS."
+        return CredentialsRefused(f"NATS refuses the credentials: {reason}", where=url, fix=fix)
+    fix = "Start it (slmops up) or set SLMOPS_NATS_URL and SLMOPS_NATS_CREDS."
+    return Unreachable(f"NATS does not answer: {reason}", where=url, fix=fix)
 
 
 async def _quiet(_error: Exception) -> None:

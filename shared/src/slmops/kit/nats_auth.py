@@ -5,7 +5,11 @@ Claims are version 2 of https://github.com/nats-io/jwt, algorithm `ed25519-nkey`
 - A private seed never crosses the wire: a gateway keeps its own and sends only its public key to be signed.
 - Gateways are signed by a *scoped* key: the permissions live in the account, as a template, not in their JWT, so the
   holder of that key (the rollout service) can name gateways and cannot give them more than the template.
-- Service users are signed by another key of the account, each with its row of `contracts.permissions`.
+- Service users are signed by a key of our account, each with its row of `contracts.permissions`.
+- Streams, buckets and services live in our account. Gateways and the enrolment user live in two others, which import
+  just what their permissions name. The server answers a publisher where it asked to be answered, with an
+  acknowledgement or a stored message, and checks no permission for that. Across accounts it returns the answer to the
+  account that asked, so nothing that a gateway names as its reply subject reaches a stream, a bucket or a command.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,14 +31,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.names import check_name
 from slmops.contracts.permissions import (
-    ANSWER_WITHIN,
+    ANSWERING_PERMISSIONS,
     ENROL_PERMISSIONS,
+    ENROL_USER,
     GATEWAY_PERMISSIONS,
     SERVICE_PERMISSIONS,
     Permissions,
+    answering_user,
 )
+from slmops.contracts.subjects import INBOX
 
-ENROL_USER = "enrol"
 _PUBLIC_USER_LENGTH = 56
 _NO_LIMITS = {"subs": -1, "data": -1, "payload": -1}
 _ACCOUNT_LIMITS = {**_NO_LIMITS, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
@@ -86,14 +93,32 @@ def _jwt(issuer_seed: str, subject: str, name: str, nats: dict[str, Any]) -> str
 
 
 def _claims(permissions: Permissions) -> dict[str, Any]:
-    claims: dict[str, Any] = {
+    return {
         "pub": {"allow": list(permissions.publish)},
         "sub": {"allow": list(permissions.subscribe)},
         **_NO_LIMITS,
     }
-    if permissions.answers:
-        claims["resp"] = {"max": 1, "ttl": int(ANSWER_WITHIN.total_seconds() * 1e9)}  # nanoseconds
-    return claims
+
+
+def _crossing(permissions: Permissions) -> list[dict[str, str]]:
+    """What an account takes from ours so that its users may do what `permissions` says: exports of one, imports of the
+    other. A template's placeholders become wildcards; the users' own permissions narrow them again."""
+    services = [{"name": subject, "subject": subject, "type": "service"} for subject in _open(permissions.publish)]
+    heard = [subject for subject in _open(permissions.subscribe) if not subject.startswith(INBOX)]
+    return [*services, *({"name": subject, "subject": subject, "type": "stream"} for subject in heard)]
+
+
+def _open(subjects: tuple[str, ...]) -> list[str]:
+    return [re.sub(r"\{\{.*?\}\}", "*", subject) for subject in subjects]
+
+
+def user_of(creds: str) -> str:
+    """The name of the user of a `.creds` file's text. Raises `InvalidMessage`."""
+    try:
+        _, claims, _ = creds.split("-----BEGIN NATS USER JWT-----")[1].split()[0].split(".")
+        return str(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["name"])
+    except (IndexError, KeyError, ValueError) as error:
+        raise InvalidMessage("this is no credentials file", fix="Set SLMOPS_NATS_CREDS to a .creds file.") from error
 
 
 def creds_text(jwt: str, seed: str) -> str:
@@ -132,22 +157,29 @@ def gateway_jwt(signing_key: str, public_key: str, gateway_id: str, blueprint: s
 
 @dataclass(frozen=True)
 class Authority:
-    """The private seeds from which everything else is signed. Keep it in one file that only its owner reads."""
+    """The private seeds from which everything else is signed. Keep it in one file that only its owner reads.
+
+    `account`, `edge` and `enrolment` are the accounts of services, gateways and the enrolment user; `services` and
+    `gateways` sign users of the first two.
+    """
 
     operator: str
     system: str
     account: str
+    edge: str
+    enrolment: str
     services: str
     gateways: str
 
     @classmethod
     def generate(cls) -> Self:
-        account = nkeys.PREFIX_BYTE_ACCOUNT
-        return cls(_new_seed(nkeys.PREFIX_BYTE_OPERATOR), *(_new_seed(account) for _ in range(4)))
+        seeds = {name: _new_seed(nkeys.PREFIX_BYTE_ACCOUNT) for name in (field.name for field in fields(cls))}
+        return cls(**(seeds | {"operator": _new_seed(nkeys.PREFIX_BYTE_OPERATOR)}))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        return cls(**json.loads(text))
+        """One that an older release wrote gets the seeds that it lacks: write it back."""
+        return cls(**(asdict(cls.generate()) | json.loads(text)))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -155,15 +187,21 @@ class Authority:
     @property
     def gateway_signing_key(self) -> str:
         """What the rollout service holds: the scoped seed, and the public key of the account it signs for."""
-        return f"{self.gateways}\n{public_key(self.account)}\n"
+        return f"{self.gateways}\n{public_key(self.edge)}\n"
 
     def service_creds(self, service: str) -> str:
         """Credentials of a service, or of `console`. A new key each time: older ones stay valid."""
         return self.user_creds(service, SERVICE_PERMISSIONS[service])
 
+    def answering_creds(self, service: str) -> str:
+        """Credentials with which a service answers commands."""
+        return self.user_creds(answering_user(service), ANSWERING_PERMISSIONS[service])
+
     def enrol_creds(self) -> str:
         """The bootstrap credentials, the same for every gateway that is not enrolled yet."""
-        return self.user_creds(ENROL_USER, ENROL_PERMISSIONS)
+        seed = new_user_seed()
+        claims = {**_claims(ENROL_PERMISSIONS), "type": "user", "version": 2}
+        return creds_text(_jwt(self.enrolment, public_key(seed), ENROL_USER, claims), seed)
 
     def user_creds(self, name: str, permissions: Permissions) -> str:
         """Credentials of a new user of the account, who may do what `permissions` says."""
@@ -176,22 +214,35 @@ class Authority:
         return _jwt(self.operator, public_key(self.operator), "slmops", claims)
 
     def account_jwts(self) -> dict[str, str]:
-        """Public key to JWT of the system account and of the account `slmops`."""
+        """Public key to JWT of each account."""
         scope = {
             "kind": "user_scope",
             "key": public_key(self.gateways),
             "role": "gateway",
             "template": _claims(GATEWAY_PERMISSIONS),
         }
-        common = {"default_permissions": {"pub": {}, "sub": {}}, "type": "account", "version": 2}
+        edge, enrolment = _crossing(GATEWAY_PERMISSIONS), _crossing(ENROL_PERMISSIONS)
         slmops = {
             "limits": {**_ACCOUNT_LIMITS, **_JETSTREAM_LIMITS},
-            "signing_keys": [public_key(self.services), scope],
-            **common,
+            "signing_keys": [public_key(self.services)],
+            "exports": [*edge, *enrolment],
         }
-        system = {"limits": _ACCOUNT_LIMITS, **common}
-        accounts = (("SYS", self.system, system), ("slmops", self.account, slmops))
-        return {(key := public_key(seed)): _jwt(self.operator, key, name, claims) for name, seed, claims in accounts}
+        return dict(
+            (
+                self._account_jwt("SYS", self.system, {}),
+                self._account_jwt("slmops", self.account, slmops),
+                self._account_jwt("edge", self.edge, {"signing_keys": [scope], "imports": self._imports(edge)}),
+                self._account_jwt("enrolment", self.enrolment, {"imports": self._imports(enrolment)}),
+            )
+        )
+
+    def _imports(self, exports: list[dict[str, str]]) -> list[dict[str, str]]:
+        return [{**export, "account": public_key(self.account)} for export in exports]
+
+    def _account_jwt(self, name: str, seed: str, claims: dict[str, Any]) -> tuple[str, str]:
+        common = {"default_permissions": {"pub": {}, "sub": {}}, "limits": _ACCOUNT_LIMITS, "version": 2}
+        key = public_key(seed)
+        return key, _jwt(self.operator, key, name, {**common, "type": "account", **claims})
 
 
 def server_config(

@@ -53,7 +53,7 @@ class Service:
 
         @get
         async def health(_scope: Any) -> AsgiResponse:
-            healthy = await self.bus.broker.ping(2) and not any(task.done() for task in running)
+            healthy = await self.bus.ping(2) and not any(task.done() for task in running)
             body = json.dumps({"service": self.name, "healthy": healthy}).encode()
             return AsgiResponse(body, 200 if healthy else 503, {"content-type": "application/json"})
 
@@ -75,7 +75,7 @@ class Service:
         app = FastStream(
             self.bus.broker,
             lifespan=lifespan,
-            on_shutdown=[self.bus.expect_close],  # FastStream stops the broker before `lifespan` goes on
+            on_shutdown=[self.bus.begin_stop],  # FastStream stops the broker before `lifespan` goes on
             logger=None,
             specification=self.specification(),
         )

@@ -22,12 +22,23 @@ class BusSettings(BaseSettings):
     nats_creds: Path | None = Field(
         default=None, description="Credentials file (JWT and seed); None: no authentication"
     )
+    nats_answers_creds: Path | None = Field(
+        default=None,
+        description="Of the user that answers commands; None: beside `nats_creds`, as `<its name>-answers.creds`",
+    )
     http_host: str = Field(default="127.0.0.1", description="Where /health and /metrics listen")
     http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
     trace_file: Path | None = Field(default=None, description="Spans as JSON lines; None: not written to a file")
     otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP collector; None: not exported")
     log_level: str = Field(default="INFO")
     data_dir: Path = Field(default=Path("data"), description="The service's own folder")
+
+    @property
+    def answering_creds(self) -> Path | None:
+        """The credentials file of the user that answers commands; None: no authentication."""
+        if self.nats_answers_creds is not None or self.nats_creds is None:
+            return self.nats_answers_creds
+        return self.nats_creds.with_name(f"{self.nats_creds.stem}-answers{self.nats_creds.suffix}")
 
 
 class DatabaseSettings(BaseSettings):

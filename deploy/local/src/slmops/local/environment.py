@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from slmops.kit.nats_auth import ENROL_USER
+from slmops.contracts.permissions import ENROL_USER
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST
 from slmops.local.process import ProcessSpec

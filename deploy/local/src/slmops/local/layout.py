@@ -12,9 +12,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from slmops.contracts.errors import Denied
-from slmops.contracts.permissions import SERVICE_PERMISSIONS
+from slmops.contracts.permissions import (
+    ANSWERING_PERMISSIONS,
+    ENROL_USER,
+    SERVICE_PERMISSIONS,
+    answering_user,
+)
 from slmops.kit.clock import utc_now
-from slmops.kit.nats_auth import ENROL_USER, Authority
+from slmops.kit.nats_auth import Authority
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
 from slmops.local.private import write_atomically
@@ -128,12 +133,17 @@ class Layout:
         # Signed anew at each start, so that a changed permission table takes effect.
         for service in SERVICE_PERMISSIONS:
             write_atomically(self.creds(service), authority.service_creds(service))
+        for service in ANSWERING_PERMISSIONS:
+            write_atomically(self.creds(answering_user(service)), authority.answering_creds(service))
         write_atomically(self.creds(ENROL_USER), authority.enrol_creds())
 
     def authority(self) -> Authority:
-        return Authority.from_json(
-            self._once(self.keys / "nats-authority.json", lambda: Authority.generate().to_json())
-        )
+        file = self.keys / "nats-authority.json"
+        kept = self._once(file, lambda: Authority.generate().to_json())
+        authority = Authority.from_json(kept)
+        if authority.to_json() != kept:
+            write_atomically(file, authority.to_json())
+        return authority
 
     def s3_credentials(self) -> S3Credentials:
         def generate() -> str:

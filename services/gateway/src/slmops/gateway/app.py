@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from slmops.contracts.errors import InvalidMessage, PermanentError, SlmopsError, TemporaryError
+from slmops.contracts.errors import CredentialsRefused, InvalidMessage, PermanentError, SlmopsError, TemporaryError
 from slmops.contracts.plan import Identity
 from slmops.gateway.acquire import Acquirer
 from slmops.gateway.api import create_api
@@ -45,6 +45,7 @@ from slmops.kit.settings import load
 from slmops.kit.trust.asking import Answers
 
 log = logging.getLogger("slmops.gateway")
+_ENROL_AGAIN_EVERY_S = 15.0
 
 
 @dataclass
@@ -95,8 +96,7 @@ class Gateway:
 
     async def _network(self) -> None:
         """Enrol, connect, follow the twin, empty the spool, and try again as often as needed; serving goes on."""
-        credentials = await self._enrolled()
-        self.client = await self._connected(credentials)
+        self.client = await self._connected(await self._enrolled())
         await asyncio.gather(self.twin.watch(self.client), self.reporter.send(self.client))
 
     async def _enrolled(self) -> Credentials:
@@ -111,9 +111,22 @@ class Gateway:
         while True:
             try:
                 return await credentials.connect(self.settings)
+            except CredentialsRefused as error:
+                log.warning("%s; asking to be enrolled again", error)
+                credentials = await self._enrolled_again(credentials)
             except TemporaryError as error:
                 log.warning("no network: %s", error)
                 await asyncio.sleep(error.delay.total_seconds())
+
+    async def _enrolled_again(self, refused: Credentials) -> Credentials:
+        """With the same key, after the keys of the bus changed. What cannot be renewed now is tried again later: no
+        refusal keeps an enrolled gateway from serving."""
+        try:
+            return await enrol(self.settings, again=True)
+        except SlmopsError as error:
+            log.warning("enrolment waits: %s", error)
+            await asyncio.sleep(_ENROL_AGAIN_EVERY_S)
+            return refused
 
     def _health(self) -> Starlette:
         async def health(_request: Request) -> JSONResponse:

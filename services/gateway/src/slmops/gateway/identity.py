@@ -11,12 +11,13 @@ from nats.aio.client import RawCredentials
 
 from slmops.contracts.commands import EnrolGateway
 from slmops.contracts.errors import InvalidMessage, NotReady
+from slmops.contracts.permissions import ENROL_USER
 from slmops.contracts.plan import Identity
+from slmops.contracts.subjects import inbox
 from slmops.gateway.settings import Settings
 from slmops.kit.client import BusClient
 from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
 
-_ENROL_INBOX = b"_INBOX_enrol"
 _TOKEN_EVERY = timedelta(seconds=15)
 
 
@@ -29,21 +30,23 @@ class Credentials:
     jwt: str
 
     async def connect(self, settings: Settings) -> BusClient:
-        """Raises `Unreachable`."""
+        """Raises `Unreachable`, `CredentialsRefused`."""
         return await BusClient.connect(
             settings,
             name=self.identity.gateway_id,
             user_credentials=RawCredentials(creds_text(self.jwt, self.seed)),
-            inbox_prefix=f"_INBOX_{self.identity.gateway_id}".encode(),
+            inbox_prefix=inbox(self.identity.gateway_id).encode(),
         )
 
 
-async def enrol(settings: Settings) -> Credentials:
-    """The credentials of this gateway, asked for once and kept. Raises `Unreachable`, `NotReady`, `Denied`,
-    `InvalidMessage`."""
+async def enrol(settings: Settings, *, again: bool = False) -> Credentials:
+    """The credentials of this gateway, asked for once and kept; `again`: those kept are of no use any more.
+
+    Raises `Unreachable`, `NotReady`, `Denied`, `InvalidMessage`.
+    """
     identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
     seed, jwt_file = own_seed(settings.data_dir), settings.data_dir / "user.jwt"
-    if jwt_file.exists():
+    if jwt_file.exists() and not again:
         return Credentials(identity, seed, jwt_file.read_text().strip())
     command = EnrolGateway(
         gateway_id=identity.gateway_id,
@@ -57,7 +60,7 @@ async def enrol(settings: Settings) -> Credentials:
         name=identity.gateway_id,
         patient=False,
         user_credentials=str(settings.enrol_creds),
-        inbox_prefix=_ENROL_INBOX,
+        inbox_prefix=inbox(ENROL_USER).encode(),
     )
     try:
         answer = await client.request(command)

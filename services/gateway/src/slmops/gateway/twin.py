@@ -83,8 +83,11 @@ class Twin:
 
     async def _heard(self, message: Msg) -> None:
         key = message.subject.removeprefix(subjects.twin(""))
-        sequence = (message.headers or {}).get("Nats-Sequence", "")
-        if sequence.isdigit():
+        headers = message.headers or {}
+        # Another gateway can have an answer of the server delivered here. Only a copy of our own document counts.
+        ours = headers.get("Nats-Subject") == subjects.desired(key)
+        sequence = headers.get("Nats-Sequence", "")
+        if ours and sequence.isdigit():
             try:
                 await self._apply(key, bytes(message.data), int(sequence))
             except TemporaryError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slmops.contracts.events import GatewayEnrolled
 from slmops.kit.bus import Bus
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
@@ -22,7 +23,11 @@ def build(settings: Settings) -> Service:
     credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed)
     signer = PlanSigner(settings.plan_signing_key)
     reconciler = Reconciler(journal, bus, signer, utc_now, settings.tick_every)
-    routes(bus, Handlers(journal, reconciler, credentials, utc_now))
+
+    async def enrolment_of(gateway_id: str) -> GatewayEnrolled | None:
+        return await bus.client.latest(GatewayEnrolled, gateway_id)
+
+    routes(bus, Handlers(journal, reconciler, credentials, enrolment_of, utc_now))
     return Service(
         "rollout",
         settings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from slmops.contracts.commands import (
@@ -23,7 +23,7 @@ from slmops.contracts.commands import (
     RolloutView,
     StartRollout,
 )
-from slmops.contracts.errors import AlreadyExists, Denied, PermanentError
+from slmops.contracts.errors import AlreadyExists, Denied
 from slmops.contracts.events import (
     CohortMeasured,
     Event,
@@ -39,6 +39,7 @@ from slmops.kit.journal import Journal, Unit
 from slmops.rollout import enrolment, store
 from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
+from slmops.rollout.domain.fleet import check_given
 from slmops.rollout.domain.views import blueprint_view, gateway_view
 from slmops.rollout.reconcile import Reconciler
 
@@ -49,9 +50,15 @@ Decide = Callable[[Unit, BlueprintState, datetime], list[Event]]
 
 class Handlers:
     def __init__(
-        self, journal: Journal, reconciler: Reconciler, credentials: enrolment.Enrolment, clock: Clock
+        self,
+        journal: Journal,
+        reconciler: Reconciler,
+        credentials: enrolment.Enrolment,
+        enrolment_of: Callable[[str], Awaitable[GatewayEnrolled | None]],
+        clock: Clock,
     ) -> None:
         self._journal = journal
+        self._enrolment_of = enrolment_of
         self._reconciler = reconciler
         self._credentials = credentials
         self._clock = clock
@@ -65,12 +72,23 @@ class Handlers:
         await self._journal.transact(lambda unit: store.record_withdrawal(unit.connection, event))
 
     async def on_gateway_reported(self, event: GatewayReported, delivered: Delivered) -> None:
-        """Raises `PermanentError` for a report on another gateway's subject."""
-        if delivered.subject != event.subject:
-            raise PermanentError(f"{event.gateway_id} reports on another gateway's subject", where=delivered.subject)
-        await self._journal.transact(lambda unit: store.record_report(unit.connection, event))
+        """Raises `Denied` for a report that does not fit what we know of its gateway."""
+        if not await self._journal.transact(lambda unit: _record(unit, event)):
+            await self._meet(event)
         if event.phase in _DECISIVE:
             await self._reconciler.judge(event.blueprint)
+
+    async def _meet(self, event: GatewayReported) -> None:
+        """Our database is younger than the fleet: the bus keeps every gateway's enrolment, which is our own fact."""
+        enrolled = await self._enrolment_of(event.gateway_id)
+        if enrolled is None:
+            raise Denied(f"{event.gateway_id} reports and was never enrolled")
+
+        def work(unit: Unit) -> None:
+            store.project(unit.connection, enrolled)
+            _record(unit, event)
+
+        await self._journal.transact(work)
 
     async def on_cohort_measured(self, event: CohortMeasured, delivered: Delivered) -> None:
         await self._journal.transact(lambda unit: store.record_window(unit.connection, delivered.id, event))
@@ -148,6 +166,14 @@ class Handlers:
         fleet = await self._journal.read(lambda connection: store.members(connection, gateway_id=query.gateway_id))
         plans = {row.name: store.plan_in(row) for row in rows}
         return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
+
+
+def _record(unit: Unit, event: GatewayReported) -> bool:
+    """False when the gateway is not enrolled here. Raises `Denied`."""
+    blueprint = store.plan_row(unit.connection, event.blueprint)
+    if event.phase in _DECISIVE and blueprint is not None and blueprint.judged:
+        check_given(event, store.load(unit, event.blueprint))
+    return store.record_report(unit.connection, event)
 
 
 def _enrol(unit: Unit, command: EnrolGateway, now: datetime) -> None:

@@ -202,28 +202,35 @@ def packages(connection: Connection, model: str) -> list[PackagePublished]:
 # ---- gateways ---------------------------------------------------------------------------------------------
 
 
-def record_report(connection: Connection, event: GatewayReported) -> None:
-    """Keep the newest report and the newest failure. Raises `Denied` when it speaks for a foreign blueprint."""
+def record_report(connection: Connection, event: GatewayReported) -> bool:
+    """Keep the newest report and the newest failure; False for a gateway that is not enrolled here.
+
+    Raises `Denied` when it speaks for a foreign blueprint.
+    """
     key = {"gateway_id": event.gateway_id}
     # Locked, or an older report could overwrite a newer one that another process of ours records just now.
     row = connection.execute(select(_gateways).where(*_matches(_gateways, key)).with_for_update()).first()
-    if row is not None and row.blueprint != event.blueprint:
+    if row is None or row.enrolled is None:
+        return False
+    if row.blueprint != event.blueprint:
         raise Denied(f"{event.gateway_id} is enrolled under {row.blueprint} and reports for {event.blueprint}")
     # JSON has no NaN: written as null, the report could not be read again.
     event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
-    values: dict[str, Any] = {"blueprint": event.blueprint}
-    if row is None or event.sequence > row.sequence:
+    values: dict[str, Any] = {}
+    if event.sequence > row.sequence:
         values |= {"sequence": event.sequence, "report": event.model_dump_json()}
     # A failure counts even when a later report overtook it.
     failed = event.phase is UpdatePhase.FAILED
-    if failed and (row is None or row.failure is None or event.sequence > _report(row.failure).sequence):
+    if failed and (row.failure is None or event.sequence > _report(row.failure).sequence):
         values["failure"] = event.model_dump_json()
-    _put(connection, _gateways, key, values)
+    if values:
+        _put(connection, _gateways, key, values)
+    return True
 
 
 def members(connection: Connection, blueprint: str | None = None, gateway_id: str | None = None) -> list[Member]:
-    """The inventory: of one blueprint, one gateway, or all."""
-    query = select(_gateways).order_by(_gateways.c.gateway_id)
+    """The inventory of enrolled gateways: of one blueprint, one gateway, or all."""
+    query = select(_gateways).where(_gateways.c.enrolled.is_not(None)).order_by(_gateways.c.gateway_id)
     if blueprint is not None:
         query = query.where(_gateways.c.blueprint == blueprint)
     if gateway_id is not None:
@@ -233,8 +240,7 @@ def members(connection: Connection, blueprint: str | None = None, gateway_id: st
 
 def _member(row: Any) -> Member:
     report = _report(row.report) if row.report else None
-    # Without an enrolment (our database is younger than the fleet) the first report is how we met.
-    known = GatewayEnrolled.model_validate_json(row.enrolled) if row.enrolled else _report(row.report)
+    known = GatewayEnrolled.model_validate_json(row.enrolled)
     # A gateway resolves its plan with its own labels: the newest it told are the ones to predict with.
     labels = (report.labels if report else {}) or known.labels
     return Member(

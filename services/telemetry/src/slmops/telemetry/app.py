@@ -10,6 +10,7 @@ from slmops.kit.journal import Journal
 from slmops.kit.relay import run_relay
 from slmops.kit.service import Service
 from slmops.kit.settings import load
+from slmops.telemetry.fleet import BusFleet
 from slmops.telemetry.handlers import Handlers, routes
 from slmops.telemetry.settings import Settings
 from slmops.telemetry.store import project, schema
@@ -19,7 +20,7 @@ def build(settings: Settings) -> Service:
     bus = Bus("telemetry", settings)
     journal = Journal(settings.database_url, service="telemetry", metadata=schema(), project=project)
     window, grace = timedelta(seconds=settings.window_s), timedelta(seconds=settings.grace_s)
-    handlers = Handlers(journal, utc_now, window, grace)
+    handlers = Handlers(journal, BusFleet(lambda: bus.client), utc_now, window, grace)
     routes(bus, handlers)
     return Service(
         "telemetry",

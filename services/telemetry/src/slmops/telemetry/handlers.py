@@ -1,13 +1,22 @@
-"""Measurement batches in, cohort windows out."""
+"""Measurement batches in, cohort windows out; enrolments and rollouts in, so that only what is expected counts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from slmops.contracts.errors import TemporaryError
-from slmops.contracts.events import CohortMeasured
+from slmops.contracts.errors import Denied, TemporaryError
+from slmops.contracts.events import (
+    CohortMeasured,
+    Event,
+    GatewayEnrolled,
+    RolloutCompleted,
+    RolloutRolledBack,
+    RolloutStageAdvanced,
+    RolloutStarted,
+)
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.subjects import measurements
 from slmops.kit.bus import Bus, Delivered
@@ -15,23 +24,49 @@ from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, Unit
 from slmops.kit.tracing import span
 from slmops.telemetry import store
-from slmops.telemetry.domain import Cohort, Pending, aggregate, check, closing_before, cohorts
+from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
+from slmops.telemetry.domain.windows import Cohort, Pending, aggregate, check, closing_before, cohorts
+from slmops.telemetry.fleet import Fleet
 
 log = logging.getLogger("slmops.telemetry")
 _TICK_S = 0.5
 
 
 class Handlers:
-    def __init__(self, journal: Journal, clock: Clock, window: timedelta, grace: timedelta) -> None:
+    def __init__(self, journal: Journal, fleet: Fleet, clock: Clock, window: timedelta, grace: timedelta) -> None:
         self._journal = journal
+        self._fleet = fleet
         self._clock = clock
         self._window = window
         self._grace = grace
 
     async def on_batch(self, batch: MeasurementBatch, delivered: Delivered) -> None:
-        """Keep a batch once. Raises `PermanentError`, `InvalidMessage` for one that cannot be true."""
+        """Keep a batch once; one transaction, whatever the size of the fleet.
+
+        Raises `PermanentError`, `InvalidMessage` for one that cannot be true, `Denied` for one that nobody expects.
+        """
         check(batch, delivered.subject, self._clock())
-        await self._journal.transact(lambda unit: store.add(unit, Pending(batch, delivered.traceparent)))
+        pending = Pending(batch, delivered.traceparent)
+        if await self._journal.transact(lambda unit: _keep(unit, pending)):
+            await self._look_again(pending)
+
+    async def on_fact(self, event: Event, _delivered: Delivered) -> None:
+        """Who is enrolled, and to whom releases are given."""
+        await self._journal.transact(lambda unit: store.record_fact(unit.connection, event))
+
+    async def _look_again(self, pending: Pending) -> None:
+        """Our tables may be behind. Raises `Denied`."""
+        batch = pending.batch
+        identity = await self._fleet.identity(batch.gateway_id)
+        plan = await self._fleet.plan(batch.blueprint)
+
+        def work(unit: Unit) -> str:
+            if identity is not None:
+                store.record_member(unit.connection, identity)
+            return _keep(unit, pending, offers_of(plan, batch.release, batch.ended_at) if plan else [])
+
+        if why := await self._journal.transact(work):
+            raise Denied(why, fix="If the gateway is sound, replay the batch once its rollout has reached it.")
 
     async def run(self) -> None:
         """Closes windows until cancelled."""
@@ -62,5 +97,17 @@ class Handlers:
             unit.emit(f"cohort:{cohort.blueprint}", [event])
 
 
+def _keep(unit: Unit, pending: Pending, more: Sequence[Offer] = ()) -> str:
+    """Keeps a batch that is expected by our tables or by `more`; else returns why not."""
+    batch, connection = pending.batch, unit.connection
+    offers = [*store.offers(connection, batch.blueprint, batch.release), *more]
+    why = refusal(batch, store.member(connection, batch.gateway_id), offers)
+    if not why:
+        store.add(unit, pending)
+    return why
+
+
 def routes(bus: Bus, handlers: Handlers) -> None:
+    for kind in (GatewayEnrolled, RolloutStarted, RolloutStageAdvanced, RolloutCompleted, RolloutRolledBack):
+        bus.on(kind, handlers.on_fact)
     bus.consume(measurements("*"), MeasurementBatch, handlers.on_batch)

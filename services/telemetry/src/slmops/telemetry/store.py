@@ -1,17 +1,50 @@
-"""Batches that wait for their window to close. What was told is gone from here; the consumed ids remain."""
+"""Batches that wait for their window to close, and what is expected: who is enrolled, and what rollouts give to whom.
+
+A batch that was told is gone from here; the consumed ids remain. `members` grows with the fleet, `offers` and `opened`
+with the number of rollouts.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Column, Connection, Double, MetaData, String, Table, Text, delete, insert, select
+from pydantic import TypeAdapter
+from sqlalchemy import (
+    Column,
+    Connection,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
 
+from slmops.contracts.blueprint import Stage
 from slmops.contracts.cloudevent import event_id
+from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Conflict
-from slmops.contracts.events import Event
+from slmops.contracts.events import (
+    Event,
+    GatewayEnrolled,
+    RolloutCompleted,
+    RolloutRolledBack,
+    RolloutStageAdvanced,
+    RolloutStarted,
+)
 from slmops.contracts.measurement import MeasurementBatch
+from slmops.contracts.plan import Identity, Release
 from slmops.kit.journal import Unit
-from slmops.telemetry.domain import Pending
+from slmops.telemetry.domain.expectation import Offer
+from slmops.telemetry.domain.windows import Pending
 
 _TABLES = MetaData()
 _pending = Table(
@@ -22,6 +55,33 @@ _pending = Table(
     Column("data", Text, nullable=False),
     Column("traceparent", String(64)),
 )
+_members = Table(
+    "members",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("blueprint", String(63), nullable=False),
+    Column("labels", Text, nullable=False),
+)
+_offers = Table(
+    "offers",
+    _TABLES,
+    Column("rollout", String(80), primary_key=True),
+    Column("release", String(80), primary_key=True),
+    Column("blueprint", String(63), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("since", Double, nullable=False),  # Unix seconds
+    Column("stages", Text),  # NULL: given to every gateway
+    Index("offers_by_release", "blueprint", "release"),
+)
+# By itself, because a stage may be heard of before its rollout is.
+_opened = Table(
+    "opened",
+    _TABLES,
+    Column("rollout", String(80), primary_key=True),
+    Column("stage", Integer, nullable=False),
+)
+_EVERY_STAGE = 1 << 30
+_STAGES = TypeAdapter(tuple[Stage, ...])
 
 
 def schema() -> MetaData:
@@ -71,3 +131,76 @@ def take_ended_before(connection: Connection, limit: datetime) -> list[Pending]:
 def _identity(batch: MeasurementBatch) -> str:
     # With the gateway in it, nobody can make us take another gateway's batch for a repetition.
     return event_id(batch.gateway_id, batch.batch_id)
+
+
+# ---- what is expected -------------------------------------------------------------------------------------
+
+
+def member(connection: Connection, gateway_id: str) -> Identity | None:
+    row = connection.execute(select(_members).where(_members.c.gateway_id == gateway_id)).first()
+    return Identity(gateway_id=gateway_id, blueprint=row.blueprint, labels=json.loads(row.labels)) if row else None
+
+
+def offers(connection: Connection, blueprint: str, release: Digest) -> list[Offer]:
+    """What rollouts of a blueprint gave, or give, of a release."""
+    query = (
+        select(_offers, _opened.c.stage)
+        .select_from(_offers.outerjoin(_opened, _offers.c.rollout == _opened.c.rollout))
+        .where(_offers.c.blueprint == blueprint, _offers.c.release == release)
+    )
+    return [_offer(row) for row in connection.execute(query)]
+
+
+def _offer(row: Any) -> Offer:
+    since = datetime.fromtimestamp(row.since, UTC)
+    if row.stages is None or row.stage == _EVERY_STAGE:
+        return Offer(row.rollout, row.version, since)
+    return Offer(row.rollout, row.version, since, _STAGES.validate_json(row.stages), row.stage or 0)
+
+
+def record_member(connection: Connection, identity: Identity) -> None:
+    labels = json.dumps(identity.labels, sort_keys=True)
+    _put(
+        connection,
+        _members,
+        {"gateway_id": identity.gateway_id},
+        {"blueprint": identity.blueprint, "labels": labels},
+    )
+
+
+def record_fact(connection: Connection, event: Event) -> None:
+    """In any order, and as often as it comes."""
+    match event:
+        case GatewayEnrolled():
+            fields = event.model_dump(include={"gateway_id", "blueprint", "labels"})
+            record_member(connection, Identity(**fields))
+        case RolloutStarted():
+            _put_offer(connection, event, event.candidate, _STAGES.dump_json(event.stages).decode())
+            if event.stable is not None:  # last, for it may be the same package as the candidate
+                _put_offer(connection, event, event.stable, None)
+        case RolloutStageAdvanced():
+            _open(connection, event.rollout, event.stage)
+        case RolloutCompleted():
+            _open(connection, event.rollout, _EVERY_STAGE)
+        case RolloutRolledBack() if event.restored is not None:
+            _put_offer(connection, event, event.restored, None)
+
+
+def _put_offer(
+    connection: Connection, event: RolloutStarted | RolloutRolledBack, release: Release, stages: str | None
+) -> None:
+    key = {"rollout": event.rollout, "release": release.manifest.digest}
+    values = {"blueprint": event.blueprint, "version": release.version, "since": event.at.timestamp(), "stages": stages}
+    _put(connection, _offers, key, values)
+
+
+def _open(connection: Connection, rollout: str, stage: int) -> None:
+    found = connection.execute(select(_opened.c.stage).where(_opened.c.rollout == rollout)).scalar()
+    _put(connection, _opened, {"rollout": rollout}, {"stage": max(stage, found or 0)})
+
+
+def _put(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Insert or replace. Writers of a journal queue up, so nobody inserts in between."""
+    matches = [table.c[column] == value for column, value in key.items()]
+    if connection.execute(update(table).where(*matches).values(**values)).rowcount == 0:
+        connection.execute(insert(table).values({**key, **values}))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from slmops.contracts.errors import Denied
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.plan import Identity, Plan, Side, resolve
-from slmops.rollout.domain.blueprint import Rollout, candidate_of
+from slmops.rollout.domain.blueprint import BlueprintState, Rollout, candidate_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,24 @@ def progress(member: Member, rollout: Rollout) -> Progress:
 def stage_targets(rollout: Rollout, stage: int, members: Iterable[Member]) -> list[Target]:
     """The gateways that have the candidate once `stage` is open, as they will resolve it themselves."""
     return [_target(member, rollout) for member in members if _in_stage(rollout, stage, member.identity)]
+
+
+def check_given(report: GatewayReported, state: BlueprintState) -> None:
+    """Raises `Denied` when a report speaks of a candidate that the open stages do not give to its gateway.
+
+    What it says of an older plan, or of the package that every gateway has, is no claim to the candidate.
+    """
+    rollout = state.under_way
+    if rollout is None or report.plan_generation < rollout.generation:
+        return
+    digest = rollout.candidate.manifest.digest
+    known = {release.manifest.digest for release in (rollout.previous, state.stable) if release}
+    identity = Identity(gateway_id=report.gateway_id, blueprint=report.blueprint, labels=report.labels)
+    if report.target == digest and digest not in known and not _in_stage(rollout, rollout.stage, identity):
+        raise Denied(
+            f"{report.gateway_id} reports {report.phase} of {rollout.candidate.version},"
+            f" which rollout {rollout.id} does not give it"
+        )
 
 
 def _in_stage(rollout: Rollout, stage: int, identity: Identity) -> bool:

@@ -1,0 +1,1 @@
+"""What counts of what gateways measure, and the windows that it is summed into."""

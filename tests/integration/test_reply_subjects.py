@@ -1,0 +1,300 @@
+"""A request names the subject of its answer. Nobody has a service, or the server, publish where they may not.
+
+An attacker of every kind asks every command, and publishes whatever else it may, with every subject that a service may
+publish on as the reply subject. An observer who hears everything in the account of streams and services must see
+nothing arrive there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nats
+import pytest
+from integration.kit_world import World, until, world_on
+from nats.aio.client import Client, RawCredentials
+from nats.aio.msg import Msg
+
+from slmops.contracts import subjects
+from slmops.contracts.commands import COMMANDS, ListVersions, VersionList
+from slmops.contracts.errors import PermanentError, SlmopsError
+from slmops.contracts.permissions import (
+    ANSWERING_PERMISSIONS,
+    ENROL_PERMISSIONS,
+    GATEWAY_PERMISSIONS,
+    SERVICE_PERMISSIONS,
+    Permissions,
+)
+from slmops.contracts.plan import Desired, Identity, Plan
+from slmops.gateway.twin import Twin
+from slmops.kit.bus import Bus
+from slmops.kit.client import BusClient
+from slmops.kit.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.settings import BusSettings
+
+if TYPE_CHECKING:
+    from servers import NatsServer
+
+ATTACKERS = (*SERVICE_PERMISSIONS, "enrol", "gw-1")
+OUTSIDERS = ("enrol", "gw-1")
+PLAN = subjects.desired("blueprint.edge-chat")
+NAMED = (
+    PLAN,
+    "slmops.model.version_registered.v1",
+    "slmops.gateway.reported.v1.gw-2",
+    "measure.gw-2",
+    "cmd.registry.retire_version",
+    "cmd.rollout.enrol",
+    "$JS.API.STREAM.PURGE.EVENTS",
+    "twin.desired.blueprint.edge-chat",
+    "_INBOX_registry.x",
+    "_INBOX_gw-2.x",
+)
+"""What the attack of the field trial reached, and its kind."""
+
+
+def victims() -> Iterator[str]:
+    """Every subject that a service or the operator may publish on, wildcards filled in."""
+    yield from NAMED
+    for row in (*SERVICE_PERMISSIONS.values(), *ANSWERING_PERMISSIONS.values()):
+        yield from (pattern.replace("*", "gw-2").replace(">", "forged.x") for pattern in row.publish)
+
+
+def askable() -> Iterator[str]:
+    yield from (template.replace("{gateway_id}", "gw-1") for template in COMMANDS)
+
+
+def own_of(user: str) -> tuple[str, ...]:
+    row = {"enrol": ENROL_PERMISSIONS, "gw-1": GATEWAY_PERMISSIONS}.get(user)
+    if row is None:
+        return ()  # a service's own use of JetStream is a matter of its rights on JetStream
+    return tuple(s.replace("{{name()}}", "gw-1").replace("{{tag(blueprint)}}", "edge-chat") for s in row.publish)
+
+
+def is_own(user: str, command: str, reply: str) -> bool:
+    """Whether the bus may take it for the inbox of the one who asks: that of any user who may ask this."""
+    inboxes = [f"{subjects.inbox(name)}." for name in SERVICE_PERMISSIONS] if user not in OUTSIDERS else []
+    return command.startswith("cmd.") and any(reply.startswith(inbox) for inbox in inboxes)
+
+
+@dataclass
+class Scene:
+    world: World
+    heard: list[Msg]
+    stack: AsyncExitStack
+    server: NatsServer
+    done: list[str]
+
+    async def connect(self, user: str, credentials: Any, inbox: str) -> Client:
+        async def ignore(_error: Exception) -> None:
+            """What the server refuses at once is refused."""
+
+        nc = await nats.connect(
+            self.server.url, user_credentials=credentials, inbox_prefix=inbox.encode(), error_cb=ignore, name=user
+        )
+        self.stack.push_async_callback(nc.close)
+        return nc
+
+    async def attacker(self, user: str) -> Client:
+        credentials = gateway_creds(self.server, user) if user.startswith("gw-") else self.server.creds[user]
+        return await self.connect(user, credentials, subjects.inbox(user))
+
+    async def settled(self) -> set[str]:
+        """Every service has handled what was asked before, and the observer has heard of it. The commands asked."""
+        asked: set[str] = set()
+        for service in ANSWERING_PERMISSIONS:
+            own = (k for subject, k in COMMANDS.items() if k.service == service and subject not in set(victims()))
+            kind = next(k for k in own if not k.per_gateway)
+            with pytest.raises(SlmopsError):
+                await self.world.client.request(kind.model_construct())
+            asked.add(kind.name)
+        await asyncio.sleep(0.2)  # commands are handled side by side
+        await self.world.client.connection.flush()
+        return asked
+
+
+def gateway_creds(server: NatsServer, gateway_id: str, blueprint: str = "edge-chat") -> RawCredentials:
+    seed = new_user_seed()
+    jwt = gateway_jwt(server.gateway_signing_key.read_text(), public_key(seed), gateway_id, blueprint)
+    return RawCredentials(creds_text(jwt, seed))
+
+
+@pytest.fixture
+async def scene(nats_server: NatsServer) -> AsyncIterator[Scene]:
+    """Every service answers every command that it owns, with a refusal, and notes that it carried it out."""
+    async with world_on(nats_server.url, nats_server.creds) as world, AsyncExitStack() as stack:
+        scene = Scene(world, [], stack, nats_server, [])
+
+        def refusing(name: str) -> Any:
+            async def refuse(_command: Any) -> Any:
+                scene.done.append(name)
+                raise PermanentError("no")
+
+            return refuse
+
+        def serving(service: str) -> Any:
+            def declare(bus: Bus) -> None:
+                for kind in COMMANDS.values():
+                    if kind.service == service:
+                        bus.serve(kind, refusing(kind.name))
+
+            return declare
+
+        for service in ANSWERING_PERMISSIONS:
+            await world.service(service, serving(service))
+        everything = RawCredentials(nats_server.authority.user_creds("observer", Permissions((">",), (">",))))
+        observer = await scene.connect("observer", everything, "_INBOX_observer")
+
+        async def hear(message: Msg) -> None:
+            scene.heard.append(message)
+
+        await observer.subscribe(">", cb=hear)
+        await observer.flush()
+        yield scene
+
+
+@pytest.mark.parametrize("user", ATTACKERS)
+async def test_no_reply_subject_but_ones_own_inbox_is_answered(scene: Scene, user: str) -> None:
+    rollout = await scene.world.connect("rollout")
+    await rollout.write_desired("blueprint.edge-chat", b"the plan")
+    attacker = await scene.attacker(user)
+    await scene.settled()
+    scene.heard.clear()
+    scene.done.clear()
+    asked, named = {*askable(), *own_of(user)}, set(victims())
+    for subject in asked:
+        for reply in named - {subject}:
+            if not is_own(user, subject, reply):
+                await attacker.publish(subject, b"{}", reply=reply)
+    await attacker.flush()
+    settling = await scene.settled()
+    # On a subject that is asked on, an answer is told from the attacker's own request by its payload.
+    arrived = [m for m in scene.heard if m.subject in named and not (m.subject in asked and m.data == b"{}")]
+    assert {m.subject for m in arrived} == set()
+    assert set(scene.done) <= settling
+    assert await rollout.read_desired("blueprint.edge-chat") == (b"the plan", 1)
+
+
+async def test_the_same_requests_are_answered_on_ones_own_inbox(scene: Scene) -> None:
+    """The attack above would be answered if it named the inbox: it fails for the reply subject and for nothing else."""
+    gateway = await scene.attacker("gw-1")
+    answer = await gateway.request("cmd.packager.fetch.gw-1", b"{}", timeout=5)
+    assert b"does not validate" in answer.data
+    enrol = await scene.attacker("enrol")
+    assert b"does not validate" in (await enrol.request("cmd.rollout.enrol", b"{}", timeout=5)).data
+
+
+async def test_a_command_that_wants_no_answer_is_not_carried_out(scene: Scene) -> None:
+    """Else an acknowledgement of JetStream that was led to a command's subject could be one."""
+    await scene.world.client.connection.publish("cmd.rollout.list_gateways", b"{}")
+    await scene.world.client.connection.flush()
+    assert (await _asked(scene)) == ["list_gateways"]
+
+
+async def _asked(scene: Scene) -> list[str]:
+    """What is carried out until one real request is answered."""
+    with pytest.raises(PermanentError):
+        await scene.world.client.request(COMMANDS["cmd.rollout.list_gateways"]())
+    return scene.done
+
+
+async def test_a_request_from_another_account_is_answered_by_the_inbox_that_the_server_makes(
+    scene: Scene,
+) -> None:
+    gateway = await scene.attacker("gw-1")
+    scene.heard.clear()
+    await gateway.request("cmd.packager.fetch.gw-1", b"{}", timeout=5)
+    await until(lambda: any(m.subject == "cmd.packager.fetch.gw-1" for m in scene.heard))
+    assert next(m for m in scene.heard if m.subject == "cmd.packager.fetch.gw-1").reply.startswith("_R_.")
+
+
+async def test_nobody_claims_an_inbox_of_the_server(scene: Scene) -> None:
+    for user in ("console", "optimizer"):
+        attacker = await scene.attacker(user)
+        await attacker.publish("cmd.registry.list_versions", b"{}", reply="_R_.forged.x")
+    await asyncio.sleep(0.3)
+    assert scene.done == []
+
+
+async def test_the_registry_answers_the_optimizer(world_bus: World) -> None:
+    async def answer(_command: ListVersions) -> VersionList:
+        return VersionList(versions=())
+
+    await world_bus.service("registry", lambda bus: bus.serve(ListVersions, answer))
+    optimizer = await world_bus.connect("optimizer")
+    assert (await optimizer.request(ListVersions())).versions == ()
+
+
+@pytest.fixture
+async def world_bus(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+class Following:
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def desired_changed(self, desired: Desired, plan: Plan) -> None:
+        self.told.append(plan)
+
+    def plan_refused(self, error: SlmopsError) -> None:
+        self.told.append(error)
+
+
+async def test_a_gateway_follows_no_answer_that_another_led_to_its_twin(scene: Scene) -> None:
+    """Gateways share an account, so an answer can be led to a subject that another listens to. It is no plan."""
+    rollout = await scene.world.connect("rollout")
+    await rollout.write_desired("blueprint.edge-chat", b"the plan of another blueprint")
+    seed = new_user_seed()
+    jwt = gateway_jwt(scene.server.gateway_signing_key.read_text(), public_key(seed), "gw-2", "kiosk")
+    client = await BusClient.connect(
+        BusSettings(nats_url=scene.server.url),
+        name="gw-2",
+        user_credentials=RawCredentials(creds_text(jwt, seed)),
+        inbox_prefix=b"_INBOX_gw-2",
+    )
+    scene.stack.push_async_callback(client.close)
+    opened: list[bytes] = []
+
+    async def open_plan(data: bytes) -> Plan:
+        opened.append(data)
+        raise PermanentError("no plan")
+
+    following = Following()
+    twin = Twin(Identity(gateway_id="gw-2", blueprint="kiosk"), open_plan, following, timedelta(hours=1))
+    watching = asyncio.create_task(twin.watch(client))
+    arrived: list[Msg] = []
+
+    async def hear(message: Msg) -> None:
+        arrived.append(message)
+
+    await client.connection.subscribe("twin.desired.blueprint.kiosk", cb=hear)
+    await client.connection.flush()
+    attacker = await scene.attacker("gw-1")
+    for asked in own_of("gw-1"):
+        await attacker.publish(asked, b"{}", reply="twin.desired.blueprint.kiosk")
+    await until(lambda: len(arrived) >= 3)
+    assert (opened, following.told) == ([], [])
+    await rollout.write_desired("blueprint.kiosk", b"its own plan")
+    await until(lambda: opened == [b"its own plan"])
+    watching.cancel()
+
+
+async def test_a_service_without_the_credentials_of_the_user_that_answers_does_not_start(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    lonely = tmp_path / "registry.creds"
+    lonely.write_text(nats_server.creds["registry"].read_text())
+    bus = Bus("registry", BusSettings(nats_url=nats_server.url, nats_creds=lonely))
+    bus.serve(ListVersions, None)  # type: ignore[arg-type]
+    with pytest.raises(PermanentError, match="cannot be read") as caught:
+        await bus.start()
+    assert str(caught.value.where).endswith("registry-answers.creds")
+    await bus.stop()

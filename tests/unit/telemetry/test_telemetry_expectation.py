@@ -1,0 +1,86 @@
+"""Which batches count: of the gateway, blueprint, release and stage that enrolment and rollouts know."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from unit.telemetry.test_telemetry_windows import at, batch, release
+
+from slmops.contracts.blueprint import Stage
+from slmops.contracts.plan import Candidate, Identity, Plan
+from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
+
+STAGES = (Stage(name="canary", selector={"ring": "canary"}), Stage(name="half", percent=50), Stage(name="fleet"))
+LONG_AGO, NOW = at(-1000), at(0)
+
+
+def gateway(ring: str = "fleet", blueprint: str = "edge-chat") -> Identity:
+    return Identity(gateway_id="gw-1", blueprint=blueprint, labels={"ring": ring})
+
+
+def canary_of(rollout: str = "r-1", since: datetime = NOW, opened: int | None = 0) -> Offer:
+    return Offer(rollout, "1.0.0", since, STAGES, opened)
+
+
+def test_a_canary_is_expected_and_the_fleet_is_not_yet() -> None:
+    assert refusal(batch("a", 5), gateway("canary"), [canary_of()]) == ""
+    assert refusal(batch("a", 5), gateway(), [canary_of()]) == "rollout r-1 does not give 1.0.0 to gw-1"
+
+
+def test_a_stage_that_opens_adds_and_takes_nobody_away() -> None:
+    assert refusal(batch("a", 5), gateway("canary"), [canary_of(opened=2)]) == ""
+    assert refusal(batch("a", 5), gateway(), [canary_of(opened=2)]) == ""
+
+
+def test_a_completed_rollout_gives_its_release_to_everybody() -> None:
+    assert refusal(batch("a", 5), gateway(), [canary_of(opened=None)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("enrolled", "changes", "why"),
+    [
+        (None, {}, "gw-1 is not enrolled"),
+        (gateway(blueprint="kiosk"), {}, "gw-1 is enrolled under kiosk and measures for edge-chat"),
+        (gateway("canary"), {"version": "2.0.0"}, "no rollout of edge-chat has a release 2.0.0"),
+    ],
+)
+def test_what_enrolment_or_rollouts_do_not_know_is_refused_with_its_reason(
+    enrolled: Identity | None, changes: dict[str, Any], why: str
+) -> None:
+    assert refusal(batch("a", 5, **changes), enrolled, [canary_of()]).startswith(why)
+
+
+def test_without_an_offer_nothing_is_expected() -> None:
+    assert "no rollout of edge-chat has a release 1.0.0" in refusal(batch("a", 5), gateway(), [])
+
+
+def test_a_release_that_everybody_had_once_is_a_canarys_now() -> None:
+    """It was rolled back, and a second rollout begins with its canary."""
+    before, now = canary_of("r-1", LONG_AGO, opened=None), canary_of("r-2", NOW)
+    for offers in ([before, now], [now, before]):
+        assert refusal(batch("a", 5), gateway(), offers) == "rollout r-2 does not give 1.0.0 to gw-1"
+        assert refusal(batch("a", 5), gateway("canary"), offers) == ""
+        assert refusal(batch("late", -5), gateway(), offers) == "", "it waited for a network since the first rollout"
+
+
+def test_a_clock_that_is_behind_is_judged_by_the_first_rollout() -> None:
+    assert refusal(batch("a", -5), gateway("canary"), [canary_of()]) == ""
+    assert refusal(batch("a", -5), gateway(), [canary_of()]) != ""
+
+
+def test_a_plan_offers_its_three_releases() -> None:
+    candidate = Candidate(rollout="r-9", release=release("3.0.0"), stages=STAGES, stage=1)
+    plan = Plan(
+        blueprint="edge-chat",
+        generation=4,
+        stable=release("2.0.0"),
+        previous=release("1.0.0"),
+        candidate=candidate,
+    )
+    digests = {version: release(version).manifest.digest for version in ("1.0.0", "2.0.0", "3.0.0")}
+    assert offers_of(plan, digests["1.0.0"], NOW) == [Offer("plan 4", "1.0.0", NOW)]
+    assert offers_of(plan, digests["2.0.0"], NOW) == [Offer("plan 4", "2.0.0", NOW)]
+    assert offers_of(plan, digests["3.0.0"], NOW) == [Offer("r-9", "3.0.0", NOW, STAGES, 1)]
+    assert offers_of(plan, release("4.0.0").manifest.digest, NOW) == []
