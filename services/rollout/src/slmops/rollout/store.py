@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     delete,
+    func,
     insert,
     select,
     update,
@@ -219,6 +220,11 @@ def record_report(connection: Connection, event: GatewayReported) -> None:
     if failed and (row is None or row.failure is None or event.sequence > _report(row.failure).sequence):
         values["failure"] = event.model_dump_json()
     _put(connection, _gateways, key, values)
+
+
+def enrolled(connection: Connection) -> int:
+    """How many gateways are enrolled."""
+    return connection.execute(select(func.count()).where(_gateways.c.enrolled.is_not(None))).scalar_one()
 
 
 def members(connection: Connection, blueprint: str | None = None, gateway_id: str | None = None) -> list[Member]:
