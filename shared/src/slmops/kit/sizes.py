@@ -7,13 +7,15 @@ import re
 from slmops.contracts.errors import InvalidMessage
 
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_TOO_LARGE = 1 << 63
+"""The server counts in 64 bits with a sign."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)")
 
 
 def parse_size(text: str) -> int:
     """Bytes of a text like `2GiB` or `1.5 GiB`. Raises `InvalidMessage`."""
     found = _SIZE.fullmatch(text)
-    if found is None or (size_bytes := int(float(found[1]) * _UNITS[found[2]])) < 1:
+    if found is None or not 0 < (size_bytes := int(float(found[1]) * _UNITS[found[2]])) < _TOO_LARGE:
         raise InvalidMessage(f"{text!r} is not a size", fix="Write a number and B, KiB, MiB, GiB or TiB: 2GiB, 512MiB.")
     return size_bytes
 
