@@ -56,7 +56,7 @@ STREAMS = (
     StreamSpec("JOBS", ("jobs.>",), max_bytes=128 * MiB, work_queue=True, refuses=True),
     # Messages that a consumer gave up on: 90 days. When full the oldest go. It must not refuse: a consumer keeps a
     # message whose dead letter is not stored, so one broken gateway could stop every consumer. Of each subject, which
-    # names the gateway, the newest 10,000 stay, so that nobody pushes out the letters of all others.
+    # names the gateway, the newest 10,000 stay, so that nobody pushes out all others with letters of up to 50 kB.
     StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90), max_bytes=512 * MiB, per_subject=10_000),
 )
 MOVED = (("EVENTS", "slmops.cohort.>"),)

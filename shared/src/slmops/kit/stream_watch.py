@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from nats.js.api import StreamInfo
 from prometheus_client import Gauge
@@ -73,12 +74,15 @@ async def look_for_gaps(client: BusClient, durables: Sequence[Durable]) -> None:
 
 
 async def watch_streams(client: BusClient, durables: Sequence[Durable]) -> None:
-    """Runs until cancelled."""
-    fill = FillWatch()
+    """Runs until cancelled. A stream or consumer that cannot be looked at keeps no other from being looked at."""
+    steps: list[Callable[[], Awaitable[object]]] = [
+        partial(FillWatch().look, client),
+        *(partial(look, client, durable) for durable in durables),
+    ]
     while True:
-        try:
-            await fill.look(client)
-            await look_for_gaps(client, durables)
-        except TemporaryError as error:
-            log.warning("the streams are looked at later: %s", error)
+        for step in steps:
+            try:
+                await step()
+            except TemporaryError as error:
+                log.warning("it is looked at later: %s", error)
         await asyncio.sleep(EVERY.total_seconds())
