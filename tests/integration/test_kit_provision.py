@@ -24,7 +24,11 @@ from slmops.local.servers import binary, nats_answers
 if TYPE_CHECKING:
     from servers import NatsServer
 
-EVENTS = STREAMS[0]
+EVENTS, WINDOWS = (next(spec for spec in STREAMS if spec.name == name) for name in ("EVENTS", "WINDOWS"))
+
+
+def with_spec(changed: StreamSpec) -> tuple[StreamSpec, ...]:
+    return tuple(changed if spec.name == changed.name else spec for spec in STREAMS)
 
 
 @pytest.fixture
@@ -60,21 +64,25 @@ async def test_all_services_may_do_it_at_the_same_moment(world: World) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        replace(EVENTS, max_age=timedelta(days=2)),
-        replace(EVENTS, max_bytes=1 << 25),
-        replace(EVENTS, subjects=(*EVENTS.subjects, "slmops.adapter.>")),
+        replace(WINDOWS, max_age=timedelta(days=40)),
+        replace(WINDOWS, max_bytes=1 << 30),
+        replace(WINDOWS, subjects=(*WINDOWS.subjects, "slmops.adapter.>")),
+        replace(WINDOWS, refuses=True),
+        replace(WINDOWS, per_subject=7),
     ],
-    ids=["max_age", "max_bytes", "subjects"],
+    ids=["max_age", "max_bytes", "subjects", "refuses", "per_subject"],
 )
 async def test_a_changed_stream_is_changed_on_the_server_and_keeps_its_messages(
     world: World, changed: StreamSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await world.client.js.publish("slmops.model.alias_moved.v1", b"{}")
-    monkeypatch.setattr(provisioner, "STREAMS", (changed, *STREAMS[1:]))
+    await world.client.js.publish("slmops.cohort.measured.v1", b"{}")
+    monkeypatch.setattr(provisioner, "STREAMS", with_spec(changed))
     await provision(world.client.js)
-    found = await world.client.js.stream_info("EVENTS")
+    found = await world.client.js.stream_info("WINDOWS")
     assert found.config.max_age == (changed.max_age.total_seconds() if changed.max_age else 0)
     assert found.config.max_bytes == changed.max_bytes
+    assert found.config.discard == ("new" if changed.refuses else "old")
+    assert found.config.max_msgs_per_subject == (changed.per_subject or -1)
     assert tuple(found.config.subjects or ()) == changed.subjects
     assert found.state.messages == 1
 
@@ -82,16 +90,37 @@ async def test_a_changed_stream_is_changed_on_the_server_and_keeps_its_messages(
 async def test_what_an_operator_set_beside_ours_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     js = world.client.js
     await js.update_stream((await js.stream_info("EVENTS")).config.evolve(description="kept by the operator"))
-    monkeypatch.setattr(provisioner, "STREAMS", (replace(EVENTS, max_bytes=1 << 25),))
+    monkeypatch.setattr(provisioner, "STREAMS", with_spec(replace(EVENTS, max_bytes=1 << 31)))
     await provision(js)
     config = (await js.stream_info("EVENTS")).config
-    assert (config.max_bytes, config.description) == (1 << 25, "kept by the operator")
+    assert (config.max_bytes, config.description) == (1 << 31, "kept by the operator")
+
+
+@pytest.mark.parametrize(
+    ("larger", "kept"),
+    [
+        ({"max_bytes": 3 << 30}, {"max_bytes": 3 << 30}),
+        ({"max_bytes": -1}, {"max_bytes": -1}),
+        ({"max_age": 90 * 86_400.0}, {"max_age": 90 * 86_400}),
+        ({"max_age": 0}, {"max_age": 0}),
+        ({"max_bytes": 1 << 20, "max_age": 600.0}, {"max_bytes": WINDOWS.max_bytes, "max_age": 30 * 86_400}),
+    ],
+    ids=["larger", "unlimited", "longer", "for ever", "smaller is not kept"],
+)
+async def test_an_operators_larger_limits_are_kept(
+    world: World, larger: dict[str, float], kept: dict[str, float]
+) -> None:
+    js = world.client.js
+    await js.update_stream((await js.stream_info("WINDOWS")).config.evolve(**larger))
+    await provision(js)
+    config = (await js.stream_info("WINDOWS")).config
+    assert {name: getattr(config, name) for name in kept} == kept
 
 
 async def test_a_change_that_the_server_refuses_is_an_error_that_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provisioner, "STREAMS", (replace(EVENTS, work_queue=True),))
+    monkeypatch.setattr(provisioner, "STREAMS", with_spec(replace(EVENTS, work_queue=True)))
     with pytest.raises(Unreachable, match="retention"):
         await provision(world.client.js)
 

@@ -155,6 +155,7 @@ async def test_a_service_shows_its_health_and_metrics_and_stops_cleanly(world: W
     assert json.loads(service.get("/health")) == {"service": "registry", "healthy": True}
     metrics = service.get("/metrics")
     assert 'slmops_messages_total{outcome="done",service="registry",subject="measure.{gateway_id}"} 1.0' in metrics
+    await until(lambda: 'slmops_stream_fill_ratio{stream="EVENTS"}' in service.get("/metrics"))
     service.popen.send_signal(signal.SIGTERM)
     code, stderr = await service.ended()
     assert code == 0, stderr

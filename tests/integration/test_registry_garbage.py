@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from integration.artifact_world import GOLDEN, Operator, Optimizer, running, settings_of
+from integration.artifact_world import GOLDEN, Operator, running, settings_of
 from integration.console_cli import Cli
+from integration.garbage_world import GRACE, OLD_S, Site
 from integration.kit_world import World, envelope, world_on
 
-from slmops.contracts.commands import CollectGarbage, GarbageReport, RetireVersion
-from slmops.contracts.descriptor import Descriptor, Digest, digest_of
+from slmops.contracts.commands import GarbageReport, RetireVersion
+from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import InvalidMessage
-from slmops.contracts.events import PackagePublished, VariantOptimized
-from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE, Manifest
+from slmops.contracts.events import VariantOptimized
+from slmops.contracts.manifest import Manifest
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
 from slmops.kit.objects import Objects
@@ -33,49 +32,6 @@ from slmops.registry.store import project, schema
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer
-
-GRACE = timedelta(seconds=1)
-OLD_S = 3.1
-
-
-@dataclass
-class Site:
-    """A registry that runs, on a bucket of its own, and what others put there."""
-
-    world: World
-    objects: Objects
-    operator: Operator
-
-    async def collect(self, **how: Any) -> GarbageReport:
-        return await self.operator.client.request(CollectGarbage(**({"grace": GRACE} | how)))
-
-    async def variant(self, version: str, data: bytes) -> VariantOptimized:
-        """Announced, with the report of its job and a picture."""
-        picture = await self.objects.put_bytes(b"picture " + data, "image/png")
-        told = json.dumps({"pictures": [picture.model_dump(mode="json", by_alias=True)], "of": version})
-        report = await self.objects.put_bytes(told.encode(), JOB_REPORT)
-        optimizer = Optimizer(self.world, self.objects)
-        made = await optimizer.variant({"model.onnx": data}, version=version, job_report=report)
-        await optimizer.announce(made)
-        return made
-
-    async def package(self, variant: VariantOptimized) -> PackagePublished:
-        config = await self.objects.put_bytes(f"config {variant.digest}".encode(), MODEL_CONFIG)
-        layers = tuple(Descriptor(media_type="x/y", digest=f.digest, size=f.size_bytes) for f in variant.files)
-        manifest = Manifest(config=config, layers=layers)
-        package = PackagePublished(
-            **variant.model_dump(include={"model", "version", "profile", "recipe"}),
-            variant=variant.digest,
-            manifest=await self.objects.put_bytes(manifest.encode(), OCI_MANIFEST),
-            signature=await self.objects.put_bytes(f"signed {variant.digest}".encode(), SIGNATURE),
-            size_bytes=1,
-            at=utc_now(),
-        )
-        await self.world.publish(package)
-        return package
-
-    async def there(self, *digests: Digest) -> list[bool]:
-        return [await self.objects.exists(digest) for digest in digests]
 
 
 @pytest.fixture
@@ -130,6 +86,10 @@ async def test_what_is_named_stays_and_what_is_retired_goes_but_for_its_packages
     assert await site.objects.get_bytes(again.files[0].digest) == own
 
 
+async def nothing_is_missing() -> None:
+    """The check of a marker that is asked for nothing else."""
+
+
 async def test_events_that_never_reached_the_registry_count(site: Site, tmp_path: Path) -> None:
     """They wait, are dead letters, or were there before this table was."""
     variant = await site.variant("1.0.0", b"made")
@@ -138,7 +98,7 @@ async def test_events_that_never_reached_the_registry_count(site: Site, tmp_path
     journal = Journal(f"sqlite:///{tmp_path}/new.db", service="registry", metadata=schema(), project=project)
     await journal.open()
     client = await site.world.connect("registry")
-    marker = Marker(journal, site.objects, lambda: client)
+    marker = Marker(journal, site.objects, lambda: client, nothing_is_missing)
     live = await marker.mark(utc_now())
     assert variant.job_report
     named = {variant.files[0].digest, variant.report.digest, variant.job_report.digest, package.manifest.digest}

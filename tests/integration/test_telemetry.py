@@ -87,8 +87,8 @@ class Measured:
 
     async def windows(self) -> list[CohortWindow]:
         """Every window on the stream, in order."""
-        state = (await self.client.js.stream_info("EVENTS")).state
-        messages = [await self.client.js.get_msg("EVENTS", n) for n in range(state.first_seq or 1, state.last_seq + 1)]
+        state = (await self.client.js.stream_info("WINDOWS")).state
+        messages = [await self.client.js.get_msg("WINDOWS", n) for n in range(state.first_seq or 1, state.last_seq + 1)]
         return [
             CohortMeasured.model_validate_json(m.data or b"").window
             for m in messages

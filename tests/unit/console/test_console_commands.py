@@ -20,13 +20,14 @@ from slmops.contracts.errors import PortTaken
 
 PUSH = ("--name", "tiny", "--version", "1.0.0")
 EXPECTED = {
-    "blueprint apply", "blueprint ls", "bundle export", "bundle import", "bundle results", "bundle show", "chat",
-    "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay", "eval show", "eval verify", "gateway ls",
-    "gateway show", "job cancel", "job ls", "model ls", "model push", "model show", "optimize", "package export",
-    "package image", "package ls", "package show", "package verify", "package withdraw", "recipe ls", "recipe passes",
-    "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume", "rollout rollback",
-    "rollout start", "rollout watch", "storage gc", "storage usage", "trust ceremony", "trust lock", "trust revoke",
-    "trust rotate", "trust show", "trust sign", "variant ls",
+    "attention", "blueprint apply", "blueprint ls", "bundle export", "bundle import", "bundle results", "bundle show",
+    "chat", "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay", "eval show", "eval verify",
+    "gateway ls", "gateway show", "job cancel", "job ls", "model ls", "model push", "model show", "optimize",
+    "package export", "package image", "package ls", "package show", "package verify", "package withdraw",
+    "recipe ls", "recipe passes", "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume",
+    "rollout rollback", "rollout start", "rollout watch", "storage gc", "storage usage", "stream accept", "stream ls",
+    "stream resize", "trust ceremony", "trust lock", "trust revoke", "trust rotate", "trust show", "trust sign",
+    "variant ls",
 }  # fmt: skip
 
 
@@ -139,6 +140,10 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
         ),
         (["storage", "gc", "--grace", "a week"], "invalid_message", 65),
         (["storage", "gc", "--dry-run"], "unreachable", 75),
+        (["stream", "ls"], "unreachable", 75),
+        (["stream", "resize", "EVENTS", "much"], "invalid_message", 65),
+        (["stream", "resize", "EVENTS", "2GiB"], "unreachable", 75),
+        (["attention"], "unreachable", 75),
     ],
 )
 def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:

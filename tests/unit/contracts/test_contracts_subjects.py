@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from slmops.contracts import subjects
 from slmops.contracts.commands import COMMANDS, Command
-from slmops.contracts.events import EVENTS, Event, GatewayEnrolled
-from slmops.contracts.subjects import STREAMS, stream_of, template
+from slmops.contracts.events import EVENTS, CohortMeasured, Event, GatewayEnrolled, GatewayReported
+from slmops.contracts.subjects import STREAMS, matches, spec_of, stream_of, template
 
 
 def overlap(one: list[str], other: list[str]) -> bool:
@@ -33,6 +33,33 @@ def test_no_two_streams_store_the_same_subject(one: tuple[str, str], other: tupl
     assert not overlap(one[1].split("."), other[1].split("."))
 
 
+ELSEWHERE = {GatewayEnrolled: "ENROLMENTS", GatewayReported: "GATEWAYS", CohortMeasured: "WINDOWS"}
+"""Events that are no facts of the system's history, or of which only the newest counts."""
+
+
+def test_facts_are_kept_for_ever_and_never_forgotten() -> None:
+    for name in ("EVENTS", "ENROLMENTS"):
+        spec = spec_of(name)
+        assert spec and spec.refuses and spec.max_age is None, name
+
+
+def test_a_full_queue_of_jobs_refuses_and_dead_letters_never_do() -> None:
+    refusing = {stream.name for stream in STREAMS if stream.refuses}
+    assert "JOBS" in refusing
+    assert "DLQ" not in refusing, "a consumer keeps a message whose dead letter is refused, and stands still"
+
+
+def test_a_fresh_system_reserves_no_more_than_5_gib() -> None:
+    assert sum(stream.max_bytes for stream in STREAMS) <= 5 * subjects.GiB
+
+
+def test_what_moved_is_stored_elsewhere_now() -> None:
+    for stream, subject in subjects.MOVED:
+        spec = spec_of(stream)
+        assert spec and not any(overlap(subject.split("."), pattern.split(".")) for pattern in spec.subjects)
+        assert stream_of(subject.replace(">", "x")) not in (None, stream)
+
+
 def test_stream_names_are_unique() -> None:
     assert len({stream.name for stream in STREAMS}) == len(STREAMS)
 
@@ -40,7 +67,9 @@ def test_stream_names_are_unique() -> None:
 @pytest.mark.parametrize("kind", EVENTS.values(), ids=lambda k: k.type)
 def test_every_event_is_stored(kind: type[Event]) -> None:
     subject = kind.subject_template().replace("{gateway_id}", "gw-1")
-    assert stream_of(subject) == ("GATEWAYS" if kind.per_gateway else "EVENTS")
+    holders = [stream.name for stream in STREAMS if any(matches(pattern, subject) for pattern in stream.subjects)]
+    assert holders == [ELSEWHERE.get(kind, "EVENTS")]
+    assert stream_of(subject) == holders[0]
     assert template(subject) == kind.subject_template()
     assert stream_of(subjects.dead_letter(subject)) == "DLQ"
 

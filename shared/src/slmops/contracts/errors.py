@@ -25,6 +25,7 @@
         │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with its name
         ├── Denied                   the caller may not do or have this
         ├── IllegalTransition        a state machine has no such edge
+        ├── FactsMissing             stored events were removed before they were read
         ├── PortTaken                another process listens where we must
         ├── OptimizationFailed       a pass or its process failed
         ├── JobCancelled             somebody ended the work before it was done
@@ -190,6 +191,12 @@ class Denied(PermanentError):
 
 class IllegalTransition(PermanentError):
     code = "illegal_transition"
+
+
+class FactsMissing(PermanentError):
+    """Deciding without them would be wrong: an operator restores them or accepts the loss."""
+
+    code = "facts_missing"
 
 
 class PortTaken(PermanentError):

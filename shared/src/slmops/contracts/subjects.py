@@ -14,29 +14,61 @@ OPERATOR = "console"
 """The user of the operator. Its inbox has the name that NATS clients choose by themselves."""
 
 
+MiB, GiB = 1 << 20, 1 << 30
+
+
 @dataclass(frozen=True)
 class StreamSpec:
-    """A JetStream stream as it should be. `max_age` None keeps messages forever; `work_queue` removes on ack."""
+    """A JetStream stream as it should be.
+
+    `max_age` None keeps messages forever, `work_queue` removes them on ack, `per_subject` keeps only so many of each
+    subject, the newest. At `max_bytes` a stream that `refuses` stores nothing more, so its publishers keep what they
+    have; any other removes its oldest messages. A larger age or size that an operator set on the server is kept.
+    """
 
     name: str
     subjects: tuple[str, ...]
     max_age: timedelta | None = None
-    max_bytes: int = 1 << 30
+    max_bytes: int = GiB
     work_queue: bool = False
+    refuses: bool = False
+    per_subject: int | None = None
+
+    @property
+    def facts(self) -> bool:
+        """Whether it is a history without holes: every message that was ever stored is still there."""
+        return self.refuses and not self.work_queue and self.per_subject is None
 
 
 STREAMS = (
+    # Facts: what exists and what was decided. Kept forever; when full it refuses, and outboxes keep what they have.
     StreamSpec(
         "EVENTS",
-        tuple(
-            f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout", "cohort")
-        ),
+        tuple(f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout")),
+        refuses=True,
     ),
-    StreamSpec("GATEWAYS", ("slmops.gateway.>",), max_age=timedelta(days=30)),
+    # The newest enrolment of every gateway, kept forever. When full it refuses new gateways, not a known one.
+    StreamSpec("ENROLMENTS", ("slmops.gateway.enrolled.v1.*",), max_bytes=256 * MiB, refuses=True, per_subject=1),
+    # Measured windows of cohorts: 30 days. When full the oldest go; the rollout service has recorded them by then.
+    StreamSpec("WINDOWS", ("slmops.cohort.>",), max_age=timedelta(days=30), max_bytes=512 * MiB),
+    # What gateways report: 30 days. When full the oldest go, and each gateway's next report says where it is.
+    StreamSpec("GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30)),
+    # What gateways measure: 7 days. When full the oldest go: a gate then has less data, and no data holds.
     StreamSpec("MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7)),
-    StreamSpec("JOBS", ("jobs.>",), work_queue=True),
-    StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90)),
+    # Jobs that nobody has done. When full it refuses new ones, or the oldest would never be done.
+    StreamSpec("JOBS", ("jobs.>",), max_bytes=128 * MiB, work_queue=True, refuses=True),
+    # Messages that a consumer gave up on: 90 days. When full the oldest go. It must not refuse: a consumer keeps a
+    # message whose dead letter is not stored, so one broken gateway could stop every consumer. Of each subject, which
+    # names the gateway, the newest 10,000 stay, so that nobody pushes out all others with letters of up to 50 kB.
+    StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90), max_bytes=512 * MiB, per_subject=10_000),
 )
+MOVED = (("EVENTS", "slmops.cohort.>"),)
+"""Stream and subject of what an earlier release stored there and is now stored elsewhere: it is removed, because it
+would fill a stream that refuses."""
+
+
+def spec_of(stream: str) -> StreamSpec | None:
+    return next((spec for spec in STREAMS if spec.name == stream), None)
 
 
 def stream_of(subject: str) -> str | None:

@@ -37,8 +37,10 @@ from slmops.contracts.events import Event
 from slmops.contracts.permissions import answering_user, may_be_answered
 from slmops.kit.client import PROBLEM_HEADER, BusClient
 from slmops.kit.delivery import Delivery, dead_letter, not_json
+from slmops.kit.gaps import Durable
 from slmops.kit.provision import ACK_WAIT_S, consumer, provision
 from slmops.kit.settings import BusSettings
+from slmops.kit.stream_watch import look_for_gaps
 
 log = logging.getLogger("slmops.bus")
 E = TypeVar("E", bound=Event)
@@ -122,6 +124,10 @@ class Bus:
     def client(self) -> BusClient:
         assert self._client is not None, "the bus is started by the service's app"
         return self._client
+
+    @property
+    def durables(self) -> list[Durable]:
+        return [Durable(spec.stream, spec.durable) for spec in self._consumers]
 
     def on(self, kind: type[E], handler: Callable[[E, Delivered], Awaitable[None]]) -> None:
         """Consume every event of a kind, durably and at least once: `handler` is idempotent by `Delivered.id`."""
@@ -237,6 +243,7 @@ class Bus:
         await provision(self.client.js)
         for spec in self._consumers:
             await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
+        await look_for_gaps(self.client, self.durables)
         await self.broker.start()
         self._pause_when_closed()
         if self.answering.subscribers:

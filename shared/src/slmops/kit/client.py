@@ -24,6 +24,7 @@ from slmops.contracts.commands import Command
 from slmops.contracts.errors import CredentialsRefused, InvalidMessage, Problem, Unreachable
 from slmops.contracts.events import Event
 from slmops.kit.nats_auth import user_of
+from slmops.kit.refusals import no_room
 from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
@@ -115,11 +116,16 @@ class BusClient:
         await self.store(event.subject, event.model_dump_json().encode(), envelope.headers())
 
     async def store(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
-        """Publish to the stream that owns `subject` and wait for its acknowledgement."""
+        """Publish to the stream that owns `subject` and wait for its acknowledgement.
+
+        Raises `Unreachable`, and `DiskFull` when the stream refuses: then the message is not stored.
+        """
         stream = subjects.stream_of(subject)
         try:
             await self.js.publish(subject, payload, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=dict(headers))
         except (TimeoutError, NatsError, OSError) as error:
+            if full := await no_room(self.js, stream or subject, error):
+                raise full from error
             raise Unreachable(f"JetStream did not store the message: {error}", where=subject) from error
 
     async def recorded(self, kind: type[E], after: int = 0) -> AsyncIterator[tuple[int, E]]:

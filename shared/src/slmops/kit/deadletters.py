@@ -45,11 +45,14 @@ class DeadLetter(BaseModel):
     headers: Mapping[str, str] = Field(repr=False, exclude=True)
 
 
-async def dead_letters(client: BusClient) -> AsyncIterator[DeadLetter]:
-    """All that are stored now, oldest first. Raises `Unreachable`, `NotReady`."""
+async def dead_letters(client: BusClient, newest: int | None = None) -> AsyncIterator[DeadLetter]:
+    """Those that are stored now, oldest first: all, or those among the `newest` sequences.
+
+    Raises `Unreachable`, `NotReady`.
+    """
     with _reachable():
         last = (await client.js.stream_info(STREAM)).state.last_seq
-    after = 0
+    after = 0 if newest is None else max(0, last - newest)
     while after < last:
         with _reachable():
             try:

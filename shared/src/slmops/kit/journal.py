@@ -205,15 +205,15 @@ class Journal:
 
         return await self.read(query)
 
-    async def history(self, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """Every event in order of recording, for a replay of any state."""
+    async def history(self, after: int = 0, limit: int = 1000, kind: type[Event] | None = None) -> list[Recorded]:
+        """Every event, or every one of a kind, in order of recording, for a replay of any state."""
         table = self.events
+        wanted = select(table).where(table.c.position > after).order_by(table.c.position).limit(limit)
+        if kind is not None:
+            wanted = wanted.where(table.c.type == kind.type)
 
         def query(connection: Connection) -> list[Recorded]:
-            rows = connection.execute(
-                select(table).where(table.c.position > after).order_by(table.c.position).limit(limit)
-            ).all()
-            return [self._recorded(row) for row in rows]
+            return [self._recorded(row) for row in connection.execute(wanted).all()]
 
         return await self.read(query)
 

@@ -25,6 +25,7 @@ from slmops.kit import tracing
 from slmops.kit.bus import Bus
 from slmops.kit.ending import ended
 from slmops.kit.settings import BusSettings
+from slmops.kit.stream_watch import watch_streams
 
 log = logging.getLogger("slmops.service")
 _STOP_GRACE_S = 3
@@ -62,7 +63,8 @@ class Service:
             for step in self.opening:
                 await step()
             await self.bus.start()
-            running.extend(asyncio.create_task(self._watched(task)) for task in self.tasks)
+            tasks = (*self.tasks, lambda: watch_streams(self.bus.client, self.bus.durables))
+            running.extend(asyncio.create_task(self._watched(task)) for task in tasks)
             try:
                 yield
             finally:

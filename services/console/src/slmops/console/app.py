@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from slmops.console import (
+    attention,
     blueprints,
     bundles,
     chat,
@@ -25,6 +26,7 @@ from slmops.console import (
     results,
     rollouts,
     storage,
+    streams,
     trust,
 )
 from slmops.console.session import INTERRUPTED, reported
@@ -53,7 +55,7 @@ def root(
 
 GROUPS = (
     *(models, blueprints, rollouts, gateways, jobs, recipes, evaluations),
-    *(packages, deltas, bundles, trust, storage, deadletters),
+    *(packages, deltas, bundles, trust, storage, streams, deadletters),
 )
 
 
@@ -67,6 +69,7 @@ def build() -> typer.Typer:
     results.declare(bundles.app)
     optimizing.declare(app)
     chat.declare(app)
+    attention.declare(app)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):
         app.command(entry.name)(reported(entry.load()))
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from slmops.contracts import subjects
@@ -42,6 +43,7 @@ from slmops.contracts.recipe import Recipe
 from slmops.kit.bus import Bus, Delivered
 from slmops.kit.clock import Clock
 from slmops.kit.objects import Objects
+from slmops.kit.refusals import until_stored
 from slmops.kit.tracing import traceparent
 from slmops.optimizer.ancestry import Ancestry
 from slmops.optimizer.board import Board
@@ -89,7 +91,10 @@ class Handlers:
     # ---- events and jobs ----------------------------------------------------------------------------------
 
     async def version_registered(self, event: ModelVersionRegistered, delivered: Delivered) -> None:
-        """Queue one job per device profile. Queued twice is queued once: the job's id is its message id."""
+        """Queue one job per device profile, waiting while the queue is full.
+
+        Queued twice is queued once: the job's id is its message id.
+        """
         for name in self._made_for:
             job = OptimizeJob(
                 model=event.model,
@@ -102,7 +107,9 @@ class Handlers:
                 recipes=self._recipes,
                 definitions=tuple(map(recipe_named, self._recipes)),
             )
-            await self._queue(await self._ancestry.anchored(job))
+            anchored = await self._ancestry.anchored(job)
+            async with delivered.kept_alive():
+                await until_stored(partial(self._queue, anchored))
 
     async def optimize(self, job: OptimizeJob, delivered: Delivered) -> None:
         """Do one job. A permanent failure is an outcome (every recipe rejected); a temporary one is redelivered."""
@@ -121,19 +128,20 @@ class Handlers:
                 raise
 
     async def _queue(self, job: OptimizeJob) -> JobView:
-        view = queued(job, self._clock)
-        await self._board.queue(view)
+        """Raises `Unreachable`, `DiskFull`; then the board shows no job that nobody would ever do."""
         headers = {MESSAGE_ID_HEADER: job.id, "content-type": "application/json"}
         if parent := traceparent():
             headers["traceparent"] = parent
         payload = job.model_dump_json(by_alias=True).encode()
         await self._bus.client.store(subjects.optimize_job(job.profile.name), payload, headers)
+        view = queued(job, self._clock)
+        await self._board.queue(view)
         return view
 
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def request(self, command: Optimize) -> JobView:
-        """Raises `NotFound`, `InvalidRecipe`, `IllegalTransition` for a retired version."""
+        """Raises `NotFound`, `InvalidRecipe`, `IllegalTransition` for a retired version, `DiskFull`."""
         recipes = self._asked(command)
         profile = self._profile(command.profile or next(iter(self._made_for or self._profiles)))
         version = await self._version(command.model, command.version)

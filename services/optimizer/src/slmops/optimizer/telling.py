@@ -6,14 +6,16 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from slmops.contracts.cloudevent import Envelope, event_id
-from slmops.contracts.errors import JobCancelled, PermanentError, Problem, TemporaryError
+from slmops.contracts.errors import DiskFull, JobCancelled, PermanentError, Problem, TemporaryError
 from slmops.contracts.events import Event, VariantOptimized, VariantProgressed, VariantRejected, VariantStarted
 from slmops.contracts.jobs import JobState, JobView, OptimizeJob
 from slmops.kit.bus import Bus
 from slmops.kit.clock import Clock
+from slmops.kit.refusals import until_stored
 from slmops.kit.tracing import traceparent
 from slmops.optimizer.board import Board
 from slmops.optimizer.store import Outcome, VariantOutcome
@@ -54,7 +56,7 @@ class Telling:
         """Nobody is told while the bus is away: that is no reason to end a job of hours."""
         try:
             event = VariantProgressed(**self._of, step=step, done=done, of=of, at=self._clock())
-            await self._publish(event, f"progressed/{step}/{done}")
+            await self._publish_once(event, f"progressed/{step}/{done}")
             await self._change(step=step, done=done, of=of)
         except TemporaryError as error:
             log.warning("progress of %s is not told: %s", self._job.id, error)
@@ -100,6 +102,13 @@ class Telling:
         await self._board.put(self._view)
 
     async def _publish(self, event: Event, what: str) -> None:
+        """Waits while the stream of facts is full: given up, the result of hours would be lost."""
+        await until_stored(partial(self._publish_once, event, what), self._waits_for_room)
+
+    async def _waits_for_room(self, error: DiskFull) -> None:
+        await self._change(reason=error.what)
+
+    async def _publish_once(self, event: Event, what: str) -> None:
         """An id that follows from the job: a worker that repeats a step repeats its event."""
         envelope = Envelope(
             id=event_id(self._job.id, what),

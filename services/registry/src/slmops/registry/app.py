@@ -13,6 +13,7 @@ from slmops.kit.objects import Objects
 from slmops.kit.relay import run_relay
 from slmops.kit.service import Service
 from slmops.kit.settings import load
+from slmops.registry.facts import Facts
 from slmops.registry.garbage import Collector
 from slmops.registry.handlers import Handlers, routes
 from slmops.registry.marker import Marker
@@ -23,7 +24,8 @@ from slmops.registry.store import project, schema
 def build(settings: Settings) -> Service:
     bus, objects = Bus("registry", settings), Objects(settings)
     journal = Journal(settings.database_url, service="registry", metadata=schema(), project=project)
-    collector = Collector(Collecting(settings), Marker(journal, objects, lambda: bus.client).mark)
+    facts = Facts(journal, lambda: bus.client, lambda: bus.durables)
+    collector = Collector(Collecting(settings), Marker(journal, objects, lambda: bus.client, facts.check).mark)
     new_upload = partial(secrets.token_hex, 16)
     routes(bus, Handlers(journal, objects, collector, utc_now, new_upload, settings.shortest_grace))
     return Service(
@@ -31,7 +33,7 @@ def build(settings: Settings) -> Service:
         settings,
         bus,
         opening=[journal.open, objects.open],
-        tasks=[lambda: run_relay(journal, bus.client)],
+        tasks=[lambda: run_relay(journal, bus.client), facts.run],
         closing=[journal.close],
     )
 

@@ -99,7 +99,7 @@ class Handlers:
         return VersionList(versions=tuple(found))
 
     async def collect_garbage(self, command: CollectGarbage) -> GarbageReport:
-        """Raises `InvalidMessage` for a grace period in which nobody could finish, `Unreachable`."""
+        """Raises `InvalidMessage` for a grace period in which nobody could finish, `FactsMissing`, `Unreachable`."""
         if command.grace < self._shortest_grace:
             raise InvalidMessage(
                 f"a grace period of {command.grace} is shorter than {self._shortest_grace}",

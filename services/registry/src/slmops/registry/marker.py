@@ -8,7 +8,7 @@ known with a release is read from its beginning.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 
 from slmops.contracts.descriptor import Digest
@@ -25,19 +25,28 @@ _PAGE = 500
 
 
 class Marker:
-    """`client` is there once the bus has started."""
+    """`client` is there once the bus has started. `check` raises `FactsMissing` unless the stream has no gaps."""
 
-    def __init__(self, journal: Journal, objects: Objects, client: Callable[[], BusClient]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        objects: Objects,
+        client: Callable[[], BusClient],
+        check: Callable[[], Awaitable[None]],
+    ) -> None:
         self._journal = journal
         self._objects = objects
         self._client = client
+        self._check = check
         self._read: dict[Digest, frozenset[Digest]] = {}
         """What documents name: they never change."""
 
     async def mark(self, before: datetime) -> set[Digest]:
-        """Raises `Unreachable`, `DigestMismatch`, `InvalidMessage`."""
+        """Raises `Unreachable`, `NotReady`, `FactsMissing`, `DigestMismatch`, `InvalidMessage`."""
+        await self._check()
         for kind in (RULES.keys() | WITHDRAWALS.keys()) - OWN:
             await self._catch_up(kind)
+        await self._check()  # again: what was removed before it was read is found now
         everything, withdrawn = await self._journal.read(
             lambda connection: (store.named(connection), store.withdrawn(connection))
         )

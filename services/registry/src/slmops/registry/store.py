@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    delete,
     insert,
     select,
     update,
@@ -199,6 +200,11 @@ def set_heard(connection: Connection, kind: str, sequence: int) -> None:
     """Events of a kind were read up to that sequence of their stream."""
     if connection.execute(update(_heard).where(_heard.c.kind == kind).values(sequence=sequence)).rowcount == 0:
         connection.execute(insert(_heard).values(kind=kind, sequence=sequence))
+
+
+def forget_heard(connection: Connection) -> None:
+    """Every kind is read from the beginning of its stream again."""
+    connection.execute(delete(_heard))
 
 
 def _job(event: VariantStarted | VariantProgressed | VariantOptimized | VariantRejected) -> dict[str, str]:

@@ -10,6 +10,7 @@ from slmops.kit.relay import run_relay
 from slmops.kit.service import Service
 from slmops.kit.settings import load
 from slmops.rollout.enrolment import Enrolment
+from slmops.rollout.enrolment_stream import keep_enrolments
 from slmops.rollout.handlers import Handlers, routes
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.settings import Settings
@@ -33,7 +34,11 @@ def build(settings: Settings) -> Service:
         settings,
         bus,
         opening=[journal.open, credentials.open, signer.open],
-        tasks=[lambda: run_relay(journal, bus.client), reconciler.run],
+        tasks=[
+            lambda: run_relay(journal, bus.client),
+            reconciler.run,
+            lambda: keep_enrolments(journal, lambda: bus.client),
+        ],
         closing=[journal.close],
     )
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     delete,
+    func,
     insert,
     select,
     update,
@@ -226,6 +227,11 @@ def record_report(connection: Connection, event: GatewayReported) -> bool:
     if values:
         _put(connection, _gateways, key, values)
     return True
+
+
+def enrolled(connection: Connection) -> int:
+    """How many gateways are enrolled."""
+    return connection.execute(select(func.count()).where(_gateways.c.enrolled.is_not(None))).scalar_one()
 
 
 def members(connection: Connection, blueprint: str | None = None, gateway_id: str | None = None) -> list[Member]:

@@ -1,0 +1,68 @@
+"""Brings every enrolment that our journal has to its stream, when the stream lacks some.
+
+The stream keeps the newest enrolment of each gateway, so it holds as many messages as there are gateways. It lacks some
+after an upgrade from a release without that stream, and after its loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
+from slmops.contracts.errors import TemporaryError
+from slmops.contracts.events import GatewayEnrolled
+from slmops.kit.client import BusClient
+from slmops.kit.gaps import Durable, answering
+from slmops.kit.journal import Journal, Recorded
+from slmops.rollout import store
+
+log = logging.getLogger("slmops.rollout")
+_PAGE = 200
+_AT_ONCE = 20
+
+
+async def keep_enrolments(journal: Journal, client: Callable[[], BusClient]) -> None:
+    """At start, once, until it succeeds; then it waits to be cancelled."""
+    while True:
+        try:
+            await republish_enrolments(journal, client())
+            break
+        except TemporaryError as error:
+            log.warning("enrolments are compared later: %s", error)
+            await asyncio.sleep(error.delay.total_seconds())
+    await asyncio.Event().wait()
+
+
+async def republish_enrolments(journal: Journal, client: BusClient) -> int:
+    """Publish what the stream lacks, as the same events; how many. O(gateways) only if the numbers differ.
+
+    Raises `Unreachable`, `DiskFull`.
+    """
+    if await _stored(client) >= await journal.read(store.enrolled):
+        return 0
+    after, published = 0, 0
+    while page := await journal.history(after, _PAGE, GatewayEnrolled):
+        for start in range(0, len(page), _AT_ONCE):
+            published += sum(await asyncio.gather(*(_publish(client, one) for one in page[start : start + _AT_ONCE])))
+        after = page[-1].position
+    log.info("%s enrolments were missing on the bus and are published again", published)
+    return published
+
+
+async def _publish(client: BusClient, recorded: Recorded) -> bool:
+    if await client.latest(GatewayEnrolled, recorded.event.key) is not None:
+        return False
+    # Without a message id: the server remembers it for a while even of a message that is gone, and would store nothing.
+    headers = {key: value for key, value in recorded.envelope.headers().items() if key != MESSAGE_ID_HEADER}
+    await client.store(recorded.event.subject, recorded.event.model_dump_json().encode(), headers)
+    return True
+
+
+async def _stored(client: BusClient) -> int:
+    stream = subjects.stream_of(f"{GatewayEnrolled.type}.any")
+    assert stream is not None, "enrolments are stored"
+    with answering(Durable(stream, "")):
+        return (await client.js.stream_info(stream)).state.messages

@@ -1,0 +1,68 @@
+"""What JetStream means when it does not store a message for lack of room."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.errors import APIError
+
+from slmops.contracts.errors import DiskFull
+from slmops.contracts.subjects import spec_of
+from slmops.kit.sizes import size_text
+
+log = logging.getLogger("slmops.refusals")
+_STORE_FAILED = 10077
+_NO_RESOURCES = {10023, 10028, 10047}
+"""Error codes of the server: of the account, its storage, and the server's storage."""
+
+
+async def no_room(js: JetStreamContext, stream: str, error: BaseException) -> DiskFull | None:
+    """The error for a message that `stream` did not store for lack of room; None when that was not the reason."""
+    if not isinstance(error, APIError) or error.err_code not in {_STORE_FAILED, *_NO_RESOURCES}:
+        return None
+    if "maximum" not in (error.description or ""):
+        return DiskFull(
+            f"the NATS server has no room for {stream}: {error.description}",
+            where=stream,
+            fix="Free disk space of the server, or raise its limit (max_file_store).",
+        )
+    limit = await _limit(js, stream)
+    return DiskFull(
+        f"the stream {stream} is full ({size_text(limit)}) and refuses new messages; what it holds is not lost",
+        where=stream,
+        fix=f"Enlarge it: slmops stream resize {stream} {size_text(2 * limit)}.",
+    )
+
+
+async def _limit(js: JetStreamContext, stream: str) -> int:
+    """As it is on the server, or as we would make it when the server does not say."""
+    with suppress(TimeoutError, NatsError):
+        return int((await js.stream_info(stream)).config.max_bytes or 0)
+    spec = spec_of(stream)
+    return spec.max_bytes if spec else 0
+
+
+async def _nothing(_error: DiskFull) -> None:
+    """Nobody else is to be told."""
+
+
+async def until_stored(
+    store: Callable[[], Awaitable[object]], waiting: Callable[[DiskFull], Awaitable[None]] = _nothing
+) -> None:
+    """Store, again and again while there is no room: for publishers that have no outbox to keep the message in.
+
+    `waiting` is called before each further attempt. Raises whatever else `store` raises.
+    """
+    while True:
+        try:
+            await store()
+            return
+        except DiskFull as error:
+            log.warning("waits until there is room: %s", error)
+            await waiting(error)
+            await asyncio.sleep(error.delay.total_seconds())

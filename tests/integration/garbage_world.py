@@ -1,0 +1,61 @@
+"""A registry that collects garbage on a bucket of its own, and what others put there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from integration.artifact_world import Operator, Optimizer
+from integration.kit_world import World
+
+from slmops.contracts.commands import CollectGarbage, GarbageReport
+from slmops.contracts.descriptor import Descriptor, Digest
+from slmops.contracts.events import PackagePublished, VariantOptimized
+from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE, Manifest
+from slmops.kit.clock import utc_now
+from slmops.kit.objects import Objects
+
+GRACE = timedelta(seconds=1)
+OLD_S = 3.1
+
+
+@dataclass
+class Site:
+    """A registry that runs, on a bucket of its own, and what others put there."""
+
+    world: World
+    objects: Objects
+    operator: Operator
+
+    async def collect(self, **how: Any) -> GarbageReport:
+        return await self.operator.client.request(CollectGarbage(**({"grace": GRACE} | how)))
+
+    async def variant(self, version: str, data: bytes) -> VariantOptimized:
+        """Announced, with the report of its job and a picture."""
+        picture = await self.objects.put_bytes(b"picture " + data, "image/png")
+        told = json.dumps({"pictures": [picture.model_dump(mode="json", by_alias=True)], "of": version})
+        report = await self.objects.put_bytes(told.encode(), JOB_REPORT)
+        optimizer = Optimizer(self.world, self.objects)
+        made = await optimizer.variant({"model.onnx": data}, version=version, job_report=report)
+        await optimizer.announce(made)
+        return made
+
+    async def package(self, variant: VariantOptimized) -> PackagePublished:
+        config = await self.objects.put_bytes(f"config {variant.digest}".encode(), MODEL_CONFIG)
+        layers = tuple(Descriptor(media_type="x/y", digest=f.digest, size=f.size_bytes) for f in variant.files)
+        manifest = Manifest(config=config, layers=layers)
+        package = PackagePublished(
+            **variant.model_dump(include={"model", "version", "profile", "recipe"}),
+            variant=variant.digest,
+            manifest=await self.objects.put_bytes(manifest.encode(), OCI_MANIFEST),
+            signature=await self.objects.put_bytes(f"signed {variant.digest}".encode(), SIGNATURE),
+            size_bytes=1,
+            at=utc_now(),
+        )
+        await self.world.publish(package)
+        return package
+
+    async def there(self, *digests: Digest) -> list[bool]:
+        return [await self.objects.exists(digest) for digest in digests]

@@ -1,0 +1,124 @@
+"""`slmops stream` and `slmops attention` on a real bus."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+from integration.console_cli import Cli
+from integration.kit_world import World, moved, world_on
+from integration.stream_world import TINY_BYTES, fill, make_tiny
+
+from slmops.contracts.events import ModelAliasMoved
+from slmops.kit import gaps
+from slmops.kit.gaps import Durable
+from slmops.kit.provision import consumer
+
+if TYPE_CHECKING:
+    from servers import NatsServer
+
+OURS = Durable("EVENTS", "registry-test")
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+@pytest.fixture
+def slmops(world: World) -> Cli:
+    return Cli(world)
+
+
+async def make_a_gap(world: World) -> None:
+    await consumer(world.client.js, *OURS, ModelAliasMoved.type)
+    await world.publish(moved("a"), moved("b"))
+    await world.client.js.purge_stream("EVENTS", seq=2)
+    assert await gaps.look(world.client, OURS)
+
+
+async def test_streams_are_listed_with_their_consumers_and_gaps(world: World, slmops: Cli) -> None:
+    await make_a_gap(world)
+    found = {stream["name"]: stream for stream in (await slmops("stream", "ls", "--json")).json["streams"]}
+    events = found["EVENTS"]
+    assert (events["messages"], events["limit_bytes"], events["refuses"], events["max_age"]) == (1, 1 << 30, True, None)
+    (ours,) = events["consumers"]
+    assert (ours["name"], ours["pending"], ours["gap"]["first"], ours["gap"]["last"]) == (OURS.consumer, 1, 1, 1)
+    assert (found["WINDOWS"]["refuses"], found["WINDOWS"]["max_age"]) == (False, "P30D")
+    shown = (await slmops("stream", "ls")).out
+    for text in ("EVENTS", "refuses", "drops the oldest", "30 d", OURS.consumer, "1 to 1: removed"):
+        assert text in shown
+
+
+async def test_a_full_stream_is_enlarged_and_takes_messages_again(
+    world: World, slmops: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_tiny(world, monkeypatch, "EVENTS")
+    taken = await fill(world, "EVENTS")
+    done = await slmops("stream", "resize", "EVENTS", "32KiB", "--json")
+    assert (done.exit_code, done.json["limit_bytes"]) == (0, 32 << 10)
+    await world.publish(moved("a"))
+    assert (await world.client.js.stream_info("EVENTS")).state.messages == taken + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "exit_code", "says"),
+    [
+        (("EVENTS", "8KiB"), "illegal_transition", 1, "would remove some"),
+        (("EVENTS", "8KiB", "--force"), "illegal_transition", 1, "would remove some"),
+        (("WINDOWS", "8KiB"), "invalid_message", 65, "and 8KiB is less"),
+        (("EVENTS", "1024TiB"), "disk_full", 75, "cannot reserve"),
+        (("NOTHING", "1GiB"), "not_found", 1, "no stream NOTHING"),
+    ],
+)
+async def test_a_size_that_cannot_be_is_refused(
+    world: World,
+    slmops: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: str,
+    exit_code: int,
+    says: str,
+) -> None:
+    await make_tiny(world, monkeypatch, "EVENTS")
+    taken = await fill(world, "EVENTS")
+    done = await slmops("stream", "resize", *arguments, "--json")
+    assert (done.exit_code, done.problem["code"]) == (exit_code, code)
+    assert says in done.problem["what"]
+    info = await world.client.js.stream_info("EVENTS")
+    assert (info.config.max_bytes, info.state.messages) == (TINY_BYTES, taken)
+
+
+async def test_a_stream_that_forgets_may_be_made_smaller(world: World, slmops: Cli) -> None:
+    done = await slmops("stream", "resize", "WINDOWS", "64MiB", "--force", "--json")
+    assert (done.exit_code, done.json["limit_bytes"]) == (0, 64 << 20)
+
+
+async def test_a_gap_is_accepted_once(world: World, slmops: Cli) -> None:
+    await make_a_gap(world)
+    done = await slmops("stream", "accept", "EVENTS", "--json")
+    assert [(gap["consumer"], gap["first"], gap["last"]) for gap in done.json["accepted"]] == [(OURS.consumer, 1, 1)]
+    assert "There was no gap" in (await slmops("stream", "accept", "EVENTS")).out
+    assert (await slmops("stream", "accept", "NOTHING", "--json")).problem["code"] == "not_found"
+
+
+async def test_attention_lists_what_needs_a_person(world: World, slmops: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    await make_tiny(world, monkeypatch, "EVENTS")
+    await make_a_gap(world)
+    await fill(world, "EVENTS")
+    for number in range(3):
+        headers = {"slmops-dead-consumer": "telemetry/measure.{gateway_id}", "slmops-dead-code": "invalid_message"}
+        await world.client.store("dlq.measure.gw-1", str(number).encode(), headers)
+    done = await slmops("attention", "--json")
+    assert done.exit_code == 0
+    found = [(item["kind"], item["where"]) for item in done.json]
+    assert found == [
+        ("stream_full", "EVENTS"),
+        ("gap", f"EVENTS for {OURS.consumer}"),
+        ("dead_letters", "measure.gw-1 for telemetry"),
+        ("unreachable", "cmd.rollout.list_rollouts"),
+    ]
+    assert "3 × invalid_message" in done.json[2]["what"]
+    assert "slmops stream resize EVENTS 32KiB" in (await slmops("attention")).out

@@ -1,0 +1,97 @@
+"""What needs a person, decided from what the bus and the services say."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from math import ceil
+
+import pytest
+from unit.console.console_examples import AT, rollout
+
+from slmops.console.attention import items
+from slmops.console.stream_view import ConsumerView, StreamView
+from slmops.kit.deadletters import DeadLetter
+from slmops.kit.gaps import Gap
+
+GIB = 1 << 30
+
+
+def stream(name: str = "EVENTS", share: float = 0.1, *, refuses: bool = True, messages: int = 0) -> StreamView:
+    return StreamView(
+        name=name,
+        subjects=(),
+        messages=messages,
+        size_bytes=ceil(share * GIB),
+        limit_bytes=GIB,
+        max_age=None,
+        refuses=refuses,
+    )
+
+
+def letter(sequence: int, subject: str = "measure.gw-1", code: str = "invalid_message") -> DeadLetter:
+    return DeadLetter(
+        sequence=sequence,
+        subject=subject,
+        consumer="telemetry/measure.{gateway_id}",
+        code=code,
+        reason=f"reason {sequence}",
+        at=AT + timedelta(seconds=sequence),
+        size_bytes=2,
+        payload=b"{}",
+        headers={},
+    )
+
+
+def kinds(*views: StreamView) -> list[tuple[str, str]]:
+    return [(item.kind, item.where) for item in items(views, (), ())]
+
+
+def test_when_all_is_well_nothing_needs_attention() -> None:
+    assert items([stream()], [], [rollout()]) == []
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.69, False), (0.7, True), (1.0, True)])
+def test_a_stream_that_refuses_is_told_from_70_percent_on(share: float, told: bool) -> None:
+    assert kinds(stream(share=share)) == ([("stream_full", "EVENTS")] if told else [])
+
+
+def test_a_stream_that_forgets_or_has_no_limit_is_never_full() -> None:
+    unlimited = stream(share=5).model_copy(update={"limit_bytes": None})
+    assert kinds(stream("WINDOWS", 1, refuses=False), unlimited) == []
+
+
+def test_a_full_stream_names_the_command_that_helps() -> None:
+    (item,) = items([stream(share=0.8)], (), ())
+    assert item.what.startswith("80% of 1GiB used")
+    assert item.fix == "slmops stream resize EVENTS 2GiB"
+
+
+def test_a_gap_is_told_for_each_consumer_that_has_one() -> None:
+    gap = Gap(first=3, last=9, why="removed", found_at=AT)
+    consumers = (ConsumerView(name="registry-x", pending=0, gap=gap), ConsumerView(name="packager-x", pending=4))
+    (item,) = items([stream().model_copy(update={"consumers": consumers})], (), ())
+    assert (item.kind, item.where, item.what) == ("gap", "EVENTS for registry-x", "messages 3 to 9: removed")
+    assert "slmops stream accept EVENTS" in item.fix
+
+
+def test_dead_letters_are_grouped_by_consumer_code_and_gateway_the_newest_first() -> None:
+    letters = [letter(1), letter(2, "measure.gw-2"), letter(3), letter(4, code="denied")]
+    found = items([stream("DLQ", messages=4, refuses=False)], letters, ())
+    assert [(item.where, item.what.partition(",")[0]) for item in found] == [
+        ("measure.gw-1 for telemetry", "1 × denied"),
+        ("measure.gw-1 for telemetry", "2 × invalid_message"),
+        ("measure.gw-2 for telemetry", "1 × invalid_message"),
+    ]
+    assert found[1].what.endswith("reason 3")
+    assert found[1].fix == "Mend the cause, then slmops dlq replay 3 and the others"
+
+
+def test_letters_that_were_not_read_are_told() -> None:
+    found = items([stream("DLQ", messages=1200, refuses=False)], [letter(1200)], ())
+    assert found[-1].what == "1199 older dead letters were not looked at"
+
+
+def test_a_rollout_that_is_held_needs_a_person() -> None:
+    (item,) = items((), (), [rollout("held"), rollout("completed")])
+    assert (item.kind, item.where) == ("rollout_held", "edge-chat")
+    assert "slmops rollout abort edge-chat" in item.fix
