@@ -89,6 +89,7 @@ def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
         # A volume server that stops waits for connections over which nothing was ever asked, of which TLS leaves some.
         "-idleTimeout=5",
         "-volume.preStopSeconds=0",  # time for other masters to look elsewhere; there are none
+        "-s3.iam=false",  # an interface for users and roles on the S3 port; we have one identity
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-webdav=false",
