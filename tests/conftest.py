@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from servers import S3, NatsServer
+from servers import S3, NatsServer, running
 
 from slmops.local import ports as local_ports
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
-from slmops.local.process import ProcessSpec, log_tail
 from slmops.local.servers import BUCKET, S3_PORTS, nats_spec, s3_spec
-
-_READY_WITHIN_S = 30
 
 
 def pytest_configure() -> None:
@@ -34,28 +28,6 @@ def pytest_configure() -> None:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     local_ports._RANGE = range(8_000, local_ports._RANGE.start)[worker::workers]
-
-
-@contextmanager
-def running(spec: ProcessSpec) -> Iterator[None]:
-    """The process of a spec, ready, for as long as the block lasts."""
-    with spec.log_path.open("ab") as log:
-        process = subprocess.Popen(list(spec.argv), env=dict(spec.env), cwd=spec.cwd, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + _READY_WITHIN_S
-        while spec.ready and not asyncio.run(_answer(spec)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"{spec.name} does not start:\n{log_tail(spec.log_path)}")
-            time.sleep(0.02)
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-async def _answer(spec: ProcessSpec) -> bool:
-    assert spec.ready
-    return await spec.ready()
 
 
 @pytest.fixture(scope="session")

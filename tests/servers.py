@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from slmops.kit.nats_auth import Authority
 from slmops.local.environment import default_gateways
 from slmops.local.ports import choose_ports
+from slmops.local.process import ProcessSpec, log_tail
 from slmops.local.system import System
 
 QUICK = {"SLMOPS_WINDOW_S": "1", "SLMOPS_GRACE_S": "0.5", "SLMOPS_RETRY_EVERY": "PT1S"}
 """Telemetry's windows, and how soon a gateway tries again."""
+_READY_WITHIN_S = 30
+_STOPPED_WITHIN_S = 10
 
 
 @dataclass(frozen=True)
@@ -37,3 +47,33 @@ def reserve_ports(root: Path, gateways: int = 3) -> None:
     system = System(root, gateways=default_gateways(gateways))
     root.mkdir(exist_ok=True)
     choose_ports(system.layout.ports_file, system._port_names())
+
+
+@contextmanager
+def running(spec: ProcessSpec) -> Iterator[int]:
+    """The process of a spec, ready, for as long as the block lasts; gives its id."""
+    with spec.log_path.open("ab") as log:
+        process = subprocess.Popen(list(spec.argv), env=dict(spec.env), cwd=spec.cwd, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while spec.ready and not asyncio.run(_answer(spec)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{spec.name} does not start:\n{log_tail(spec.log_path)}")
+            time.sleep(0.02)
+        yield process.pid
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=_STOPPED_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # as the supervisor and Docker do
+        process.wait()
+
+
+async def _answer(spec: ProcessSpec) -> bool:
+    assert spec.ready
+    return await spec.ready()

@@ -10,19 +10,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from slmops.contracts.permissions import ANSWERING_PERMISSIONS, ENROL_USER, answering_user
 from slmops.kit.nats_auth import server_config
 from slmops.local.layout import Layout
 from slmops.local.private import write_atomically
 from slmops.local.servers import identities
+from slmops.local.weed_tls import CONFIG_NAME, security_config
 
 AUTHORITY = Path("/authority")
 SERVICES = Path("/services")
@@ -47,11 +42,14 @@ def main() -> None:
 def _server_files(layout: Layout, home: Path) -> dict[str, str]:
     """Empty for what is no server."""
     if home.name == "nats":
-        config = server_config(layout.authority(), DATA / "store", port=4222, host="0.0.0.0")  # noqa: S104
-        # The monitoring port knows no authentication: it is for this container's own health check.
-        return {"nats-server.conf": config + 'http: "127.0.0.1:8222"\n'}
+        store = DATA / "store"
+        return {"nats-server.conf": server_config(layout.authority(), store, port=4222, host="0.0.0.0")}  # noqa: S104
     if home.name == "s3":
-        return {"identities.json": identities(layout.s3_credentials())} | _closed_grpc(home / "keys")
+        identity = layout.weed_identity
+        return _copies([identity]) | {
+            "identities.json": identities(layout.s3_credentials()),
+            CONFIG_NAME: security_config(DATA / "keys" / identity.name),
+        }
     return {}
 
 
@@ -75,31 +73,6 @@ def _service_files(layout: Layout, service: str) -> dict[str, str]:
 
 def _copies(paths: Iterable[Path]) -> dict[str, str]:
     return {path.name: path.read_text() for path in paths}
-
-
-def _closed_grpc(keys: Path) -> dict[str, str]:
-    """SeaweedFS opens a gRPC port beside the S3 one, on the same address and without authentication, through which
-    identities can be changed. Asking for a client certificate that nobody has closes it."""
-    if (keys / "security.toml").exists():
-        return {}
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slmops s3 grpc")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=36500))
-        .sign(key, hashes.SHA256())
-    )
-    encoding, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    here = DATA / "keys"
-    return {
-        "grpc.key": key.private_bytes(encoding, pkcs8, serialization.NoEncryption()).decode(),
-        "grpc.crt": certificate.public_bytes(encoding).decode(),
-        "security.toml": (
-            f'[grpc]\nca = "{here}/grpc.crt"\n[grpc.s3]\ncert = "{here}/grpc.crt"\nkey = "{here}/grpc.key"\n'
-        ),
-    }
 
 
 def _hand_over(home: Path, files: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ SERVERS = ("nats", "s3")
 SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
 KEYS = {
     "nats": {"nats-server.conf"},
-    "s3": {"identities.json", "security.toml", "grpc.crt", "grpc.key"},
+    "s3": {"identities.json", "security.toml", "weed.pem"},
     "registry": {"nats.creds", "s3.env"},
     "optimizer": {"nats.creds", "s3.env"},
     "packager": {"nats.creds", "s3.env", "package-signing.pem", "tuf"},

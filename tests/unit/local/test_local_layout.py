@@ -18,7 +18,7 @@ from slmops.local.private import write_atomically
 def test_keys_survive_a_restart(tmp_path: Path) -> None:
     first = Layout(tmp_path / "data")
     first.prepare()
-    kept = [first.signing_key, first.trusted_key, first.enrolment_token, first.gateway_signing_key]
+    kept = [first.signing_key, first.trusted_key, first.enrolment_token, first.gateway_signing_key, first.weed_identity]
     before = [path.read_bytes() for path in kept]
     again = Layout(tmp_path / "data")
     again.prepare()

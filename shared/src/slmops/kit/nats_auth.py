@@ -252,12 +252,11 @@ def server_config(
     port: int = -1,
     host: str = "127.0.0.1",
     ports_file_dir: Path | None = None,
-    http_port: int | None = None,
 ) -> str:
     """The text of a nats-server configuration.
 
     `port=-1` lets the server choose a free one and write it to `ports_file_dir`. `sync_interval: always` because the
-    default (every two minutes) loses acknowledged writes when power fails.
+    default (every two minutes) loses acknowledged writes when power fails. No monitoring port: it answers anybody.
     """
     lines = [
         "server_name: slmops",
@@ -272,6 +271,4 @@ def server_config(
     ]
     if ports_file_dir:
         lines.append(f"ports_file_dir: {json.dumps(str(ports_file_dir))}")
-    if http_port:
-        lines.append(f"http: {json.dumps(f'{host}:{http_port}')}")
     return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from slmops.kit.nats_auth import Authority
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
 from slmops.local.private import write_atomically
+from slmops.local.weed_tls import new_identity
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ class Layout:
     def gateway_signing_key(self) -> Path:
         return self.keys / "gateway-signing"
 
+    @property
+    def weed_identity(self) -> Path:
+        """Private key and certificate by which the parts of SeaweedFS know one another, PEM."""
+        return self.keys / "weed.pem"
+
     def creds(self, user: str) -> Path:
         return self.keys / f"{user}.creds"
 
@@ -127,6 +133,7 @@ class Layout:
         authority = self.authority()
         write_atomically(self.gateway_signing_key, authority.gateway_signing_key)
         self._once(self.enrolment_token, lambda: secrets.token_urlsafe(32))
+        self._once(self.weed_identity, new_identity)
         self._write_signing_keys()
         if not self.trusted_root.exists():
             ceremony(self.trust, utc_now()).apply()

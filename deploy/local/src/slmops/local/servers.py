@@ -20,6 +20,7 @@ from slmops.local.layout import Layout, S3Credentials
 from slmops.local.ports import HOST
 from slmops.local.private import write_atomically
 from slmops.local.process import ProcessSpec
+from slmops.local.weed_tls import CONFIG_NAME, security_config
 
 BUCKET = "slmops"
 # weed's default gRPC ports are the HTTP ones plus 10000, which may be taken or no port at all: all are chosen.
@@ -62,9 +63,13 @@ async def nats_answers(port: int) -> bool:
 
 
 def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
-    """`weed mini` with one identity and our bucket, everything bound to the loopback interface."""
+    """`weed mini` with one identity and our bucket, everything bound to the loopback interface.
+
+    Its S3 port asks for keys, every other port for the certificate `layout.weed_identity`.
+    """
     home = layout.home("s3")
     home.mkdir(exist_ok=True)
+    write_atomically(home / CONFIG_NAME, security_config(layout.weed_identity))
     credentials = layout.s3_credentials()
     config = layout.keys / "s3-identities.json"
     write_atomically(config, identities(credentials))
@@ -77,6 +82,14 @@ def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
         f"-bucket={BUCKET}",
         f"-s3.config={config}",
         *(f"-{option}={ports[name]}" for name, option in _WEED_OPTIONS.items()),
+        # Sockets of the filer, which asks nobody here, and of S3: in our private folder, not in /tmp. Relative, because
+        # the path of a socket has at most 107 bytes.
+        "-filer.localSocket=filer.sock",
+        "-s3.localSocket=s3.sock",
+        # A volume server that stops waits for connections over which nothing was ever asked, of which TLS leaves some.
+        "-idleTimeout=5",
+        "-volume.preStopSeconds=0",  # time for other masters to look elsewhere; there are none
+        "-s3.iam=false",  # an interface for users and roles on the S3 port; we have one identity
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-webdav=false",
