@@ -28,10 +28,10 @@ SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
 KEYS = {
     "nats": {"nats-server.conf"},
     "s3": {"identities.json", "security.toml", "weed.pem"},
-    "registry": {"nats.creds", "s3.env"},
-    "optimizer": {"nats.creds", "s3.env"},
-    "packager": {"nats.creds", "s3.env", "package-signing.pem", "tuf"},
-    "rollout": {"nats.creds", "gateway-signing", "enrolment-token", "plan.pem"},
+    "registry": {"nats.creds", "nats-answers.creds", "s3.env"},
+    "optimizer": {"nats.creds", "nats-answers.creds", "s3.env"},
+    "packager": {"nats.creds", "nats-answers.creds", "s3.env", "package-signing.pem", "tuf"},
+    "rollout": {"nats.creds", "nats-answers.creds", "gateway-signing", "enrolment-token", "plan.pem"},
     "telemetry": {"nats.creds"},
     **{gateway: {"enrol.creds", "enrolment-token", "package-trusted.pem", "trusted-root.json"} for gateway in GATEWAYS},
 }

@@ -44,7 +44,9 @@ def bucket(system: System) -> Minio:
 async def jetstream(system: System) -> JetStreamContext:
     client = json.loads(system.layout.client_file.read_text())
     assert client["nats_creds"] == str(system.layout.creds("console"))
-    nc = await nats.connect(client["nats_url"], user_credentials=str(system.layout.creds("rollout")))
+    nc = await nats.connect(
+        client["nats_url"], user_credentials=str(system.layout.creds("rollout")), inbox_prefix=b"_INBOX_rollout"
+    )
     return nc.jetstream()
 
 
