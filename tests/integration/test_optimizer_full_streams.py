@@ -55,7 +55,7 @@ async def optimizer(world: World, worker: Worker) -> Board:
     )
     routes(bus, handlers)
     await bus.start()
-    world.stack.push_async_callback(bus.broker.stop)
+    world.stack.push_async_callback(bus.stop)
     return board
 
 
