@@ -234,7 +234,8 @@ def test_an_attack_is_named_and_gains_nothing(
     assert client.refused(client.download(target)) == name
     assert not client.into.exists()
     assert client.version("snapshot") == kept["snapshot"]
-    assert web.sent <= METADATA_LIMIT_BYTES + (8 << 20)  # what the sockets between us hold
+    # The client stopped reading at its limit. The rest is what sockets hold, which the kernel lets grow under load.
+    assert web.sent <= METADATA_LIMIT_BYTES + (32 << 20)
     if web.lies:  # the liar gone, it goes on from what it trusts
         web.lies.clear()
         assert client.download(target).exit_code == 0

@@ -253,3 +253,17 @@ async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: M
     await asyncio.sleep(0.5)
     await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
     await eventually(measured.requests, lambda n: n == 7, "the late batch")
+
+
+async def test_a_batch_is_not_refused_for_an_event_that_was_not_delivered_yet(measured: Measured) -> None:
+    """A process that dies with an event has it again after 10 s; what is stored by then decides."""
+    await measured.enrol("gw-9", ring="canary")
+    measured.system.kill("telemetry")
+    await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
+    durable = "telemetry-slmops_rollout_started_v1"
+    reader = await measured.client.js.pull_subscribe_bind(durable, "EVENTS")
+    await reader.fetch(1, timeout=5)  # and never acknowledged, as by a process that died with it
+    await measured.system.start("telemetry")
+    await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
+    await eventually(measured.requests, lambda n: n == 7, "the canary")
+    assert await measured.dead_letters() == {}

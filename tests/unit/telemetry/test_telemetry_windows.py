@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InvalidMessage, PermanentError
-from slmops.contracts.events import CohortMeasured
+from slmops.contracts.events import CohortMeasured, Event
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.plan import Identity, Plan, Release
 from slmops.kit.bus import Delivered
@@ -76,6 +76,10 @@ class Known:
 
     async def plan(self, blueprint: str) -> Plan | None:
         return Plan(blueprint=blueprint, generation=2, stable=release("1.0.1"), previous=release("1.0.0"))
+
+    async def rollouts(self, after: int) -> AsyncIterator[tuple[int, Event]]:
+        for nothing in ():
+            yield nothing
 
 
 @dataclass

@@ -191,7 +191,7 @@ class Bus:
     def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]]) -> None:
         """Answer a command. Several processes of a service share the work; an error is answered as a `Problem`.
 
-        A request whose reply subject is not the inbox of somebody who may ask is neither carried out nor answered.
+        A request whose reply subject is not the inbox of somebody who may ask is dead-lettered, not carried out.
         """
         template = kind.subject_template()
         subject = template.replace("{gateway_id}", "*")
@@ -204,8 +204,9 @@ class Bus:
             raw = _current.get()
             reply = raw.raw_message.reply
             if not may_be_answered(subject, reply):
-                log.warning("refused a request on %s: its reply subject is not the inbox of its sender", template)
-                raise Denied("the reply subject is not the inbox of the sender", where=template)
+                refused = Denied("its reply subject is not the inbox of somebody who may ask", where=template)
+                await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", refused)
+                raise refused
             try:
                 await self._answer(reply, await handler(_command(kind, message, raw)))
             except Exception as error:

@@ -131,19 +131,27 @@ class BusClient:
     async def recorded(self, kind: type[E], after: int = 0) -> AsyncIterator[tuple[int, E]]:
         """Events of a kind that are stored now, oldest first, each with its sequence; only those after one.
 
-        One by one, so that a reader that dies leaves nothing on the server. What is no such event is left out. Raises
-        `Unreachable`.
+        What is no such event is left out. Raises `Unreachable`.
         """
-        stream = subjects.stream_of(kind.type)
-        assert stream is not None, f"no stream stores {kind.type}"
+        async for sequence, _subject, data in self.stored(kind.type, after):
+            if event := _event(kind, data):
+                yield sequence, event
+
+    async def stored(self, pattern: str, after: int = 0) -> AsyncIterator[tuple[int, str, bytes]]:
+        """Messages that are stored now on the subjects of a pattern: sequence, subject and payload, oldest first.
+
+        One by one, so that a reader that dies leaves nothing on the server. Raises `Unreachable`.
+        """
+        stream = subjects.stream_of(pattern)
+        assert stream is not None, f"no stream stores {pattern}"
         try:
             last = (await self.js.stream_info(stream)).state.last_seq
             after = after if after <= last else 0  # it is another stream than the one that was read
             while after < last:
-                message = await self.js.get_msg(stream, seq=after + 1, subject=kind.type, next=True, direct=True)
+                message = await self.js.get_msg(stream, seq=after + 1, subject=pattern, next=True, direct=True)
                 after = int(message.seq or 0)
-                if after <= last and (event := _event(kind, message.data)):
-                    yield after, event
+                if after <= last:
+                    yield after, message.subject or "", bytes(message.data or b"")
         except NotFoundError:
             return
         except (TimeoutError, NatsError) as error:

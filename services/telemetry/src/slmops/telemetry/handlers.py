@@ -57,6 +57,7 @@ class Handlers:
     async def _look_again(self, pending: Pending) -> None:
         """Our tables may be behind. Raises `Denied`."""
         batch = pending.batch
+        await self._catch_up()
         identity = await self._fleet.identity(batch.gateway_id)
         plan = await self._fleet.plan(batch.blueprint)
 
@@ -67,6 +68,13 @@ class Handlers:
 
         if why := await self._journal.transact(work):
             raise Denied(why, fix="If the gateway is sound, replay the batch once its rollout has reached it.")
+
+    async def _catch_up(self) -> None:
+        """With all rollouts that are stored now, whichever of their events were delivered to us."""
+        after = await self._journal.read(store.caught_up)
+        found = [one async for one in self._fleet.rollouts(after)]
+        if found:
+            await self._journal.transact(lambda unit: store.record_rollouts(unit.connection, found))
 
     async def run(self) -> None:
         """Closes windows until cancelled."""

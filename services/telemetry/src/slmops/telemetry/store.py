@@ -7,7 +7,7 @@ with the number of rollouts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,6 +80,13 @@ _opened = Table(
     Column("rollout", String(80), primary_key=True),
     Column("stage", Integer, nullable=False),
 )
+_caught_up = Table(
+    "caught_up",
+    _TABLES,
+    Column("stream", String(63), primary_key=True),
+    Column("sequence", Integer, nullable=False),
+)
+_ROLLOUTS = "EVENTS"
 _EVERY_STAGE = 1 << 30
 _STAGES = TypeAdapter(tuple[Stage, ...])
 
@@ -184,6 +191,18 @@ def record_fact(connection: Connection, event: Event) -> None:
             _open(connection, event.rollout, _EVERY_STAGE)
         case RolloutRolledBack() if event.restored is not None:
             _put_offer(connection, event, event.restored, None)
+
+
+def caught_up(connection: Connection) -> int:
+    """The sequence in the stream of facts up to which every event of a rollout is recorded here."""
+    query = select(_caught_up.c.sequence).where(_caught_up.c.stream == _ROLLOUTS)
+    return connection.execute(query).scalar() or 0
+
+
+def record_rollouts(connection: Connection, found: Sequence[tuple[int, Event]]) -> None:
+    for _, event in found:
+        record_fact(connection, event)
+    _put(connection, _caught_up, {"stream": _ROLLOUTS}, {"sequence": found[-1][0]})
 
 
 def _put_offer(
