@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from slmops.console.engine import Engine
+from slmops.console.image.engine import Engine
 from slmops.contracts.errors import SlmopsError
 
 ROOT = Path(__file__).parents[1]

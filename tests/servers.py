@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slmops.kit.nats_auth import Authority
+from slmops.kit.bus.nats_auth import Authority
 from slmops.local.environment import default_gateways
 from slmops.local.ports import choose_ports
 from slmops.local.process import ProcessSpec, log_tail

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from slmops.contracts.permissions import ANSWERING_PERMISSIONS, ENROL_USER, answering_user
-from slmops.kit.nats_auth import server_config
+from slmops.kit.bus.nats_auth import server_config
 from slmops.local.layout import Layout
 from slmops.local.private import write_atomically
 from slmops.local.servers import identities

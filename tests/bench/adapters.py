@@ -13,7 +13,7 @@ from bench.variant import int4, optimize, weights
 
 from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.optimizer.intake import materialize
-from slmops.optimizer.recipe import recipe_named
+from slmops.optimizer.recipes.library import recipe_named
 
 RECIPE, RANK, TARGETS = "int4-adaptable", 8, ["q_proj", "v_proj"]
 PROMPT, MAX_TOKENS, ROUNDS = "Write a long story about a fisherman and the sea.", 96, 8

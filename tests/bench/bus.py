@@ -18,12 +18,12 @@ from sqlalchemy import MetaData
 from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.commands import ListVersions, VersionList
 from slmops.contracts.events import ModelAliasMoved
-from slmops.kit.bus import Bus, Delivered
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.provision import provision
+from slmops.kit.bus.relay import drain
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
-from slmops.kit.provision import provision
-from slmops.kit.relay import drain
 from slmops.kit.settings import BusSettings
 from slmops.local.system import System
 
@@ -152,7 +152,7 @@ class _Bus:
         return _rate(times)
 
     async def consume(self) -> float:
-        async def nothing(_event: ModelAliasMoved, _delivered: Delivered) -> None:
+        async def nothing(_event: ModelAliasMoved, _delivered: MessageContext) -> None:
             pass
 
         return await self.handled(nothing)
@@ -160,18 +160,18 @@ class _Bus:
     async def consume_once(self) -> float:
         async with self.journal() as (journal, _):
 
-            async def first_time(_event: ModelAliasMoved, delivered: Delivered) -> None:
+            async def first_time(_event: ModelAliasMoved, delivered: MessageContext) -> None:
                 await journal.transact(lambda unit: unit.first_time("bench", delivered.id))
 
             return await self.handled(first_time)
 
-    async def handled(self, work: Callable[[ModelAliasMoved, Delivered], Awaitable[None]]) -> float:
+    async def handled(self, work: Callable[[ModelAliasMoved, MessageContext], Awaitable[None]]) -> float:
         """From the first message to the last, as in `bare_pull`: starting a service is not what is measured."""
         await self.preload()
         times: list[float] = []
         done = asyncio.Event()
 
-        async def handle(event: ModelAliasMoved, delivered: Delivered) -> None:
+        async def handle(event: ModelAliasMoved, delivered: MessageContext) -> None:
             await work(event, delivered)
             times.append(time.perf_counter())
             if len(times) == EVENTS:

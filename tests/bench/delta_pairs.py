@@ -14,11 +14,11 @@ from bench.comparison import Place
 
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.recipe import PassSpec, Recipe
-from slmops.optimizer.evaluate import Fidelity, fidelity, reference
 from slmops.optimizer.intake import materialize
-from slmops.optimizer.pipeline import Pipeline
-from slmops.optimizer.recipe import recipe_named
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.measure.evaluate import Fidelity, fidelity, reference
+from slmops.optimizer.recipes.library import recipe_named
+from slmops.optimizer.recipes.pipeline import Pipeline
+from slmops.optimizer.recipes.spec import JobSpec
 
 STEPS, RATE, ADAPTER_RATE = 30, 2e-5, 2e-4
 _BATCH, _TOKENS = 4, 256

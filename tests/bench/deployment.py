@@ -22,9 +22,9 @@ from slmops.contracts.events import GatewayReported, PackagePublished, UpdatePha
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.contracts.plan import Plan, Release
 from slmops.contracts.profile import EDGE_SMALL
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import utc_now
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.settings import BusSettings, ObjectSettings
 from slmops.kit.trust.keys import read_key
 from slmops.kit.trust.plans import sign_plan

@@ -14,9 +14,10 @@ import httpx
 from bench.comparison import Comparison, Measured, Place
 from minio import Minio
 
-from slmops.contracts.descriptor import Descriptor, blob_key
-from slmops.gateway.download import fetch
-from slmops.kit.objects import PART_BYTES, Objects
+from slmops.contracts.addresses import blob_key
+from slmops.contracts.descriptor import Descriptor
+from slmops.gateway.install.download import fetch
+from slmops.kit.objects.store import PART_BYTES, Objects
 from slmops.kit.settings import ObjectSettings
 from slmops.local.servers import BUCKET
 from slmops.local.system import System

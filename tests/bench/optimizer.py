@@ -29,13 +29,13 @@ from slmops.contracts.descriptor import digest_of
 from slmops.contracts.profile import DeviceProfile
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.local.demo.story import Story
-from slmops.optimizer.benchmark import Questions, benchmark
 from slmops.optimizer.domain.candidate import Variant
-from slmops.optimizer.plot import draw
-from slmops.optimizer.recipe import bundled, recipe_named
-from slmops.optimizer.result import PICTURES, JobResult
-from slmops.optimizer.runner import run_job
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.domain.result import PICTURES, JobResult
+from slmops.optimizer.jobs.process import run_job
+from slmops.optimizer.measure.benchmark import Questions, benchmark
+from slmops.optimizer.measure.plot import draw
+from slmops.optimizer.recipes.library import bundled, recipe_named
+from slmops.optimizer.recipes.spec import JobSpec
 
 WORK = OUT / "optimizer"
 PROFILE = DeviceProfile(

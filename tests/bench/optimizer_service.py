@@ -17,10 +17,10 @@ from slmops.contracts.events import VariantOptimized
 from slmops.contracts.jobs import OptimizeJob
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.contracts.profile import EDGE_SMALL
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 from slmops.kit.settings import BusSettings
 from slmops.local.system import System
-from slmops.optimizer.recipe import recipe_named
+from slmops.optimizer.recipes.library import recipe_named
 
 _WITHIN_S = 900
 

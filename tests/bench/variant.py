@@ -10,10 +10,10 @@ from pathlib import Path
 from bench.comparison import Place
 
 from slmops.local.demo.weights import fetch_weights
-from slmops.optimizer.recipe import recipe_named
-from slmops.optimizer.result import JobResult
-from slmops.optimizer.runner import run_job
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.domain.result import JobResult
+from slmops.optimizer.jobs.process import run_job
+from slmops.optimizer.recipes.library import recipe_named
+from slmops.optimizer.recipes.spec import JobSpec
 
 RECIPE = "int4"
 JOB_WITHIN = timedelta(minutes=15)

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmops.contracts.blueprint import Stage
+from slmops.contracts.cohort import _percent as percent_of
+from slmops.contracts.cohort import cohort_percent
 from slmops.contracts.descriptor import Descriptor
-from slmops.contracts.plan import Candidate, Desired, Identity, Overlay, Plan, Release, Side, cohort_percent, resolve
-from slmops.contracts.plan import _percent as percent_of
+from slmops.contracts.plan import Candidate, Desired, Identity, Overlay, Plan, Release, Side, resolve
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 RINGS = st.sampled_from(["canary", "early", "fleet"])
@@ -67,7 +68,7 @@ def test_the_same_question_has_the_same_answer_also_after_the_wire(
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_cohorts() -> None:
-    code = "from slmops.contracts.plan import cohort_percent as c; print([c('r', f'gw-{n}') for n in range(20)])"
+    code = "from slmops.contracts.cohort import cohort_percent as c; print([c('r', f'gw-{n}') for n in range(20)])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert answer.strip() == str([cohort_percent("r", f"gw-{n}") for n in range(20)])
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import httpx
 import nats
 
-from slmops.console.push import push
+from slmops.console.commands.push import push
 from slmops.contracts.blueprint import Blueprint, SoakPolicy, TelemetryPolicy
 from slmops.contracts.commands import (
     ApplyBlueprint,
@@ -26,7 +26,7 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.errors import NotFound, TemporaryError
 from slmops.contracts.permissions import Permissions
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 from slmops.kit.settings import BusSettings
 from slmops.local.system import System
 

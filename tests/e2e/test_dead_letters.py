@@ -23,8 +23,8 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import Denied
 from slmops.contracts.events import EVENTS, VariantOptimized
 from slmops.contracts.model import ModelFile
-from slmops.kit.client import PROBLEM_HEADER, BusClient
-from slmops.kit.objects import Objects
+from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
+from slmops.kit.objects.store import Objects
 from slmops.kit.settings import BusSettings, ObjectSettings
 from slmops.local.layout import Layout
 from slmops.local.servers import BUCKET

@@ -19,7 +19,7 @@ from slmops.contracts.commands import BeginUpload, RegisterVersion
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import DigestMismatch
 from slmops.contracts.model import ModelFile
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 from slmops.kit.settings import BusSettings
 
 REGISTERED = "known"

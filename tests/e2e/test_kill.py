@@ -25,7 +25,7 @@ from slmops.contracts.events import (
     VariantProgressed,
     VariantStarted,
 )
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 from slmops.local.environment import default_gateways
 from slmops.local.system import System
 

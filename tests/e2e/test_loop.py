@@ -16,7 +16,7 @@ from servers import QUICK
 from tiny_model import make_tiny_llama
 
 from slmops.contracts.commands import ListVersions
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
 from slmops.kit.tracing import span
 from slmops.local.demo.traces import summarize

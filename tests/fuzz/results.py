@@ -11,11 +11,11 @@ from typing import Any
 import atheris
 from fuzz.harness import Target
 
-with atheris.instrument_imports(include=["slmops.kit.results", "slmops.contracts.results"]):
+with atheris.instrument_imports(include=["slmops.kit.sealed_results", "slmops.contracts.results"]):
     from slmops.contracts.results import ResultsSeal
-    from slmops.kit.results import ResultsFile
+    from slmops.kit.sealed_results import ResultsFile
 
-from slmops.kit.nats_auth import new_user_seed, public_key, sign
+from slmops.kit.bus.nats_auth import new_user_seed, public_key, sign
 
 SEED = new_user_seed()
 _SUBJECTS = [

@@ -26,11 +26,11 @@ from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.events import GatewayEnrolled, PackagePublished, VariantOptimized
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.contracts.plan import Plan, Release
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.clock import utc_now
-from slmops.kit.ending import ended
-from slmops.kit.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.service import Service
 from slmops.kit.settings import BusSettings, ObjectSettings
 from slmops.kit.trust.keys import read_key
@@ -57,7 +57,7 @@ async def running(service: Service) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await ended(tasks)
+        await cancel_and_wait(tasks)
         await service.bus.stop()
         for step in service.closing:
             await step()

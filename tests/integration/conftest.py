@@ -14,7 +14,7 @@ import pytest_asyncio
 from slmops.contracts.descriptor import digest_of
 
 if TYPE_CHECKING:
-    from slmops.gateway.runner import ProcessRunner
+    from slmops.gateway.serving.runner import ProcessRunner
 
 MakeRunner = Callable[..., "ProcessRunner"]
 
@@ -39,8 +39,8 @@ def genai_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture
 async def make_runner(genai_model: Path) -> AsyncIterator[MakeRunner]:
     """Runners of the tiny model, not started; whatever the test leaves running is killed."""
-    from slmops.gateway.inference import Release
-    from slmops.gateway.runner import ProcessRunner, RunnerOptions
+    from slmops.gateway.serving.inference import Release
+    from slmops.gateway.serving.runner import ProcessRunner, RunnerOptions
 
     runners: list[ProcessRunner] = []
 

@@ -17,7 +17,7 @@ import httpx
 from trust_world import TrustWorld
 from unit.packager.packager_examples import Keys, new_keys, write_package
 
-from slmops.console.factory import Factory, read
+from slmops.console.image.factory import Factory, read
 from slmops.contracts.blueprint import Blueprint, RuntimeSettings, SoakPolicy
 from slmops.local.ports import choose_ports
 

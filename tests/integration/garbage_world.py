@@ -15,7 +15,7 @@ from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE, Manifest
 from slmops.kit.clock import utc_now
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 
 GRACE = timedelta(seconds=1)
 OLD_S = 3.1

@@ -27,9 +27,9 @@ from unit.packager.packager_examples import Keys, new_keys
 from slmops.contracts import subjects
 from slmops.contracts.errors import NotReady, TrustRefused
 from slmops.contracts.plan import Identity, Release
-from slmops.gateway.acquire import Acquirer
-from slmops.gateway.slots import Slot, Slots
-from slmops.gateway.trust import Trust
+from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.slots import Slot, Slots
+from slmops.gateway.install.trust import Trust
 from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.folder import Folder

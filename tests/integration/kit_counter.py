@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, delete, insert, select
 
 from slmops.contracts.events import Event, ModelAliasMoved
-from slmops.kit.journal import Journal, Unit
+from slmops.kit.journal import Journal, UnitOfWork
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -35,7 +35,7 @@ class Counter:
     async def step(self, model: str = "m", alias: str = "stable", *, fail: bool = False) -> int:
         """Read, decide, append; the new count."""
 
-        def work(unit: Unit) -> int:
+        def work(unit: UnitOfWork) -> int:
             events, version = unit.load(model)
             assert len(events) == version
             count = version + 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from slmops.contracts.commands import ListVersions, VersionList
 from slmops.contracts.errors import Denied
 from slmops.contracts.measurement import MeasurementBatch
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.service import Service
 from slmops.kit.settings import BusSettings, load
 
@@ -26,7 +26,7 @@ def note(line: str) -> None:
         log.write(line + "\n")
 
 
-async def on_batch(batch: MeasurementBatch, _: Delivered) -> None:
+async def on_batch(batch: MeasurementBatch, _: MessageContext) -> None:
     note(f"begin {batch.batch_id}")
     if "die-at-work" in sys.argv:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ import pytest
 from integration.kit_counter import Counter
 
 from slmops.contracts.errors import DiskFull, SlmopsError, Unreachable
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
 
 CANNOT_MOUNT = 99

@@ -17,9 +17,9 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.events import Event, ModelAliasMoved
-from slmops.kit.bus import Bus
-from slmops.kit.client import BusClient
-from slmops.kit.provision import provision
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.provision import provision
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.settings import BusSettings
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)

@@ -15,7 +15,7 @@ from integration.artifact_world import Process, eventually, running, settings_of
 from integration.kit_world import World
 from tiny_model import make_tiny_llama
 
-from slmops.console.push import push
+from slmops.console.commands.push import push
 from slmops.contracts.commands import CancelJob, ListJobs, Optimize, VersionView
 from slmops.contracts.events import EVENTS, Event
 from slmops.contracts.jobs import JobState, JobView

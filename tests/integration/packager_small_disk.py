@@ -16,7 +16,7 @@ import pytest
 
 from slmops.contracts.errors import DiskFull
 from slmops.contracts.events import VariantOptimized
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
 from slmops.packager.assemble import Assembler
 

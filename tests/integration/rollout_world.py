@@ -39,9 +39,9 @@ from slmops.contracts.events import Event, GatewayReported, PackagePublished, Up
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Plan, Release, resolve
 from slmops.contracts.signed import plan_in
-from slmops.kit.client import BusClient
-from slmops.kit.ending import ended
-from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.nats_auth import creds_text, new_user_seed, public_key
+from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.settings import BusSettings
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
@@ -312,7 +312,7 @@ class World:
         self.stack.push_async_callback(gateway.client.close)
         if run:
             task = asyncio.create_task(gateway.run())
-            self.stack.push_async_callback(ended, [task])
+            self.stack.push_async_callback(cancel_and_wait, [task])
         return gateway
 
     async def release(self, version: str) -> RolloutView:

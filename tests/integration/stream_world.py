@@ -9,8 +9,8 @@ from integration.kit_world import World, wipe
 
 from slmops.contracts.errors import DiskFull
 from slmops.contracts.subjects import STREAMS, StreamSpec
-from slmops.kit import provision as provisioner
-from slmops.kit.provision import provision
+from slmops.kit.bus import provision as provisioner
+from slmops.kit.bus.provision import provision
 
 TINY_BYTES = 16 << 10
 _SUBJECTS = {

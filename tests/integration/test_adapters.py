@@ -12,12 +12,12 @@ from integration.optimizer_world import factory_on
 from tiny_model import make_tiny_llama
 from unit.optimizer.test_optimizer_intake_adapter import make_adapter
 
-from slmops.console.push import push
+from slmops.console.commands.push import push
 from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.jobs import JobState
 from slmops.contracts.manifest import ADAPTER_PATH, Manifest, layers_by_path
-from slmops.gateway.generation import Generation, LoadedModel
-from slmops.gateway.inference import InferenceRequest
+from slmops.gateway.serving.generation import Generation, LoadedModel
+from slmops.gateway.serving.inference import InferenceRequest
 
 if TYPE_CHECKING:
     from integration.gateway_site import Site

@@ -16,18 +16,18 @@ from integration.gateway_site import Site, site_on
 from integration.kit_world import envelope
 from integration.test_deltas import Versions, deltas, installed, report, weights
 
-from slmops.console.bundles import write
+from slmops.console.commands.bundles import write
 from slmops.contracts.blueprint import SoakPolicy
 from slmops.contracts.errors import TemporaryError
 from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
 from slmops.contracts.plan import Release
-from slmops.gateway.acquire import Acquirer
-from slmops.gateway.bundles import BundleSource
-from slmops.gateway.slots import Slots
+from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.bundles import BundleSource
+from slmops.gateway.install.slots import Slots
 from slmops.kit.bundle import BundleFile
+from slmops.kit.bus.nats_auth import new_user_seed, public_key
 from slmops.kit.clock import utc_now
-from slmops.kit.nats_auth import new_user_seed, public_key
-from slmops.kit.results import ResultsFile
+from slmops.kit.sealed_results import ResultsFile
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer

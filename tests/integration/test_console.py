@@ -30,7 +30,7 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.errors import IllegalTransition, NotFound
 from slmops.contracts.events import ModelAliasMoved
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 
 if TYPE_CHECKING:
     from servers import NatsServer
@@ -211,7 +211,7 @@ class Optimizer:
         self.mended = False
         self.done: list[tuple[str, str]] = []
 
-    async def on_alias(self, event: ModelAliasMoved, delivered: Delivered) -> None:
+    async def on_alias(self, event: ModelAliasMoved, delivered: MessageContext) -> None:
         if not self.mended:
             raise NotFound("no such model")
         self.done.append((event.alias, delivered.id))

@@ -13,12 +13,12 @@ import pytest
 from integration.console_cli import Cli
 from integration.kit_world import World, world_on
 
-from slmops.console.chat import ask
+from slmops.console.commands.chat import ask
 from slmops.contracts.errors import InvalidMessage, NotReady, PermanentError
-from slmops.gateway.api import create_api
-from slmops.gateway.listen import ApiServer, listen
-from slmops.gateway.runner import ProcessRunner
-from slmops.gateway.serving import Serving, ServingLimits
+from slmops.gateway.serving.api import create_api
+from slmops.gateway.serving.listen import ApiServer, listen
+from slmops.gateway.serving.releases import Serving, ServingLimits
+from slmops.gateway.serving.runner import ProcessRunner
 
 if TYPE_CHECKING:
     from servers import NatsServer

@@ -32,7 +32,7 @@ from slmops.contracts.jobs import JobState, JobView
 from slmops.contracts.manifest import PackageFile
 from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
-from slmops.kit.bus import Bus
+from slmops.kit.bus.service_bus import Bus
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer

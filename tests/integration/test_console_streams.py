@@ -11,9 +11,9 @@ from integration.kit_world import World, moved, world_on
 from integration.stream_world import TINY_BYTES, fill, make_tiny
 
 from slmops.contracts.events import ModelAliasMoved
-from slmops.kit import gaps
-from slmops.kit.gaps import Durable
-from slmops.kit.provision import consumer
+from slmops.kit.bus import gaps
+from slmops.kit.bus.gaps import Durable
+from slmops.kit.bus.provision import consumer
 
 if TYPE_CHECKING:
     from servers import NatsServer

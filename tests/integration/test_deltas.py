@@ -15,11 +15,11 @@ from integration.artifact_world import eventually
 from integration.gateway_site import Site, site_on
 from integration.kit_world import envelope
 
-from slmops.contracts.descriptor import blob_key
+from slmops.contracts.addresses import blob_key
 from slmops.contracts.events import GatewayReported, PackageDeltaPublished, PackageDeltaWithdrawn, UpdatePhase
 from slmops.contracts.plan import Release
-from slmops.gateway.acquire import Acquirer
-from slmops.gateway.slots import Slot
+from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.slots import Slot
 from slmops.kit.clock import utc_now
 from slmops.kit.delta import make
 from slmops.packager import deltas as planning

@@ -21,13 +21,14 @@ import pytest
 from integration.test_kit_objects import settings_of
 from minio import Minio
 
+from slmops.contracts.addresses import blob_key
 from slmops.contracts.commands import CollectGarbage, GarbageReport
-from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of
+from slmops.contracts.descriptor import Descriptor, Digest, digest_of
 from slmops.contracts.errors import Unreachable
-from slmops.kit import sweeps
-from slmops.kit.collecting import Collecting
-from slmops.kit.objects import Objects
-from slmops.kit.sweeps import SWEEPS
+from slmops.kit.objects import sweeps
+from slmops.kit.objects.collecting import Collecting
+from slmops.kit.objects.store import Objects
+from slmops.kit.objects.sweeps import SWEEPS
 from slmops.optimizer.store import Outcome, Results
 from slmops.registry.garbage import Collector
 

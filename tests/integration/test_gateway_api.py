@@ -16,10 +16,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from slmops.gateway.api import ApiLimits, create_api
-from slmops.gateway.listen import ApiServer, listen
-from slmops.gateway.runner import ProcessRunner
-from slmops.gateway.serving import Serving, ServingLimits
+from slmops.gateway.serving.api import ApiLimits, create_api
+from slmops.gateway.serving.listen import ApiServer, listen
+from slmops.gateway.serving.releases import Serving, ServingLimits
+from slmops.gateway.serving.runner import ProcessRunner
 
 MakeRunner = Callable[..., ProcessRunner]
 URL = "/v1/chat/completions"

@@ -15,7 +15,7 @@ import pytest
 
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Denied, DigestMismatch, DiskFull, NotFound, NotReady, Unreachable
-from slmops.gateway.download import Patience, blob_path, fetch
+from slmops.gateway.install.download import Patience, blob_path, fetch
 
 DATA = hashlib.shake_256(b"weights").digest(3_000_000)
 BLOB = Descriptor.of(DATA, "application/octet-stream")

@@ -17,8 +17,8 @@ from rollout_world import NAME, System, eventually, open_system
 from slmops.contracts.commands import GatewayView, ListGateways
 from slmops.contracts.events import GatewayReported
 from slmops.gateway.identity import own_seed
-from slmops.kit.client import BusClient
-from slmops.kit.nats_auth import gateway_jwt, public_key
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.nats_auth import gateway_jwt, public_key
 from slmops.local.ports import choose_ports
 
 

@@ -12,20 +12,20 @@ import pytest
 import pytest_asyncio
 from integration.device import ANYTHING, BLUEPRINT, HELLO, Device, lay_out, new_device, new_root, tiny_package
 
-from slmops.console.factory import read
+from slmops.console.image.factory import read
 from slmops.contracts.blueprint import RuntimeSettings
 from slmops.contracts.plan import Desired, Identity, Plan, Release, Side
-from slmops.gateway.acquire import Acquirer
 from slmops.gateway.domain import Phase
-from slmops.gateway.factory import Factory
 from slmops.gateway.handlers import Agent
-from slmops.gateway.inference import ChatMessage, Done, InferenceRequest
-from slmops.gateway.reporter import Reporter
-from slmops.gateway.serving import Serving
-from slmops.gateway.slots import Slots
-from slmops.gateway.spool import Spool
-from slmops.gateway.trust import Trust
-from slmops.gateway.updater import Updater
+from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.factory import Factory
+from slmops.gateway.install.slots import Slots
+from slmops.gateway.install.trust import Trust
+from slmops.gateway.install.updater import Updater
+from slmops.gateway.report.reporter import Reporter
+from slmops.gateway.report.spool import Spool
+from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest
+from slmops.gateway.serving.releases import Serving
 from slmops.kit.clock import utc_now
 
 

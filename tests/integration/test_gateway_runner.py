@@ -21,12 +21,12 @@ import pytest
 
 from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied
 from slmops.contracts.golden import GoldenPrompt
-from slmops.gateway.generation import LoadedModel
-from slmops.gateway.inference import ChatMessage, Done, InferenceRequest, Token
-from slmops.gateway.probe import ProbeBudget, probe
-from slmops.gateway.runner import ProcessRunner, Runner
-from slmops.gateway.runner_process import TurnTaker
-from slmops.gateway.serving import Serving, ServingLimits
+from slmops.gateway.install.probe import ProbeBudget, probe
+from slmops.gateway.serving.generation import LoadedModel
+from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest, Token
+from slmops.gateway.serving.releases import Serving, ServingLimits
+from slmops.gateway.serving.runner import ProcessRunner, Runner
+from slmops.gateway.serving.runner_process import TurnTaker
 
 MakeRunner = Callable[..., ProcessRunner]
 QUICK = ServingLimits(backoff=timedelta(milliseconds=20), drain=timedelta(seconds=20), patience=timedelta(seconds=20))
@@ -213,7 +213,7 @@ async def test_stop_lets_an_answer_finish(make_runner: MakeRunner) -> None:
 def test_a_runner_never_outlives_its_agent(genai_model: Path) -> None:
     code = f"""
 import asyncio; from pathlib import Path
-from slmops.gateway.inference import Release; from slmops.gateway.runner import ProcessRunner
+from slmops.gateway.serving.inference import Release; from slmops.gateway.serving.runner import ProcessRunner
 async def main():
     runner = ProcessRunner(Release("sha256:" + "0" * 64, "tiny", "1.0.0"), Path({str(genai_model)!r}))
     await runner.start()
@@ -238,7 +238,7 @@ def test_what_native_code_prints_cannot_break_the_protocol(genai_model: Path) ->
     """The process keeps the real stdout for itself; a print to descriptor 1 goes to stderr."""
     code = """
 import os, sys
-from slmops.gateway.runner_process import _own_stdout
+from slmops.gateway.serving.runner_process import _own_stdout
 answer = _own_stdout()
 os.write(1, b"noise from C++\\n")
 answer({"event": "ready"})

@@ -22,7 +22,7 @@ from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import TrustRefused, Unreachable
 from slmops.contracts.plan import Plan
 from slmops.contracts.trust import Attack
-from slmops.gateway.trust import Trust
+from slmops.gateway.install.trust import Trust
 from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.keys import new_key, read_key, read_keys

@@ -16,16 +16,16 @@ from slmops.contracts.blueprint import RuntimeSettings, SoakPolicy
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InferenceFailed
 from slmops.contracts.plan import Candidate, Desired, Identity, Plan, Release, Side, Stage
-from slmops.gateway.acquire import Acquirer
 from slmops.gateway.domain import MAX_ATTEMPTS, Phase
 from slmops.gateway.handlers import Agent
-from slmops.gateway.inference import ChatMessage, Done, InferenceRequest
-from slmops.gateway.reporter import Reporter
-from slmops.gateway.serving import Serving
-from slmops.gateway.slots import Slot, Slots
-from slmops.gateway.spool import Spool
-from slmops.gateway.trust import Trust
-from slmops.gateway.updater import Updater
+from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.slots import Slot, Slots
+from slmops.gateway.install.trust import Trust
+from slmops.gateway.install.updater import Updater
+from slmops.gateway.report.reporter import Reporter
+from slmops.gateway.report.spool import Spool
+from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest
+from slmops.gateway.serving.releases import Serving
 from slmops.kit.clock import utc_now
 
 ANYTHING = json.dumps({"prompt": "hello", "expect": list(string.ascii_letters), "max_tokens": 24}) + "\n"

@@ -26,9 +26,9 @@ from slmops.contracts.errors import Denied, InternalError, InvalidMessage, NotFo
 from slmops.contracts.events import GatewayReported, ModelAliasMoved, UpdatePhase
 from slmops.contracts.manifest import PackageFile
 from slmops.contracts.measurement import MeasurementBatch
-from slmops.kit.bus import Bus, Delivered
-from slmops.kit.client import PROBLEM_HEADER, BusClient
-from slmops.kit.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
+from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
@@ -74,7 +74,7 @@ async def test_an_event_reaches_each_service_that_wants_it_and_is_acknowledged_a
     seen: list[tuple[str, ModelAliasMoved, str]] = []
 
     def listen(bus: Bus) -> None:
-        async def note(event: ModelAliasMoved, delivered: Delivered) -> None:
+        async def note(event: ModelAliasMoved, delivered: MessageContext) -> None:
             seen.append((bus.service, event, delivered.id))
 
         bus.on(ModelAliasMoved, note)
@@ -94,7 +94,7 @@ async def test_an_event_waits_for_a_service_that_is_not_running(world: World) ->
     seen: list[str] = []
 
     def listen(bus: Bus) -> None:
-        async def note(event: ModelAliasMoved, _: Delivered) -> None:
+        async def note(event: ModelAliasMoved, _: MessageContext) -> None:
             seen.append(event.alias)
 
         bus.on(ModelAliasMoved, note)
@@ -120,7 +120,7 @@ async def test_two_processes_of_a_service_share_its_events(world: World) -> None
 
     def listen(number: int) -> Any:
         def declare(bus: Bus) -> None:
-            async def note(event: ModelAliasMoved, _: Delivered) -> None:
+            async def note(event: ModelAliasMoved, _: MessageContext) -> None:
                 await asyncio.sleep(0.01)
                 handled.append((number, event.alias))
 
@@ -141,7 +141,7 @@ async def test_events_of_all_gateways_arrive_and_metrics_do_not_name_them(world:
     seen: list[str] = []
 
     def listen(bus: Bus) -> None:
-        async def note(_: GatewayReported, delivered: Delivered) -> None:
+        async def note(_: GatewayReported, delivered: MessageContext) -> None:
             seen.append(delivered.subject)
 
         bus.on(GatewayReported, note)
@@ -160,7 +160,7 @@ async def test_measurements_are_consumed_by_their_message_id(world: World) -> No
     seen: list[tuple[str, str]] = []
 
     def listen(bus: Bus) -> None:
-        async def note(batch: MeasurementBatch, delivered: Delivered) -> None:
+        async def note(batch: MeasurementBatch, delivered: MessageContext) -> None:
             seen.append((batch.gateway_id, delivered.id))
 
         bus.consume("measure.*", MeasurementBatch, note)
@@ -179,7 +179,7 @@ async def test_the_trace_of_an_event_goes_on_in_its_handler(world: World) -> Non
     seen: list[tuple[str | None, str | None]] = []
 
     def listen(bus: Bus) -> None:
-        async def note(_: ModelAliasMoved, delivered: Delivered) -> None:
+        async def note(_: ModelAliasMoved, delivered: MessageContext) -> None:
             seen.append((delivered.traceparent, traceparent()))
 
         bus.on(ModelAliasMoved, note)

@@ -14,8 +14,8 @@ from integration.kit_world import AT, World, envelope, moved, until, world_on
 from slmops.contracts.errors import Conflict, InternalError, NotFound
 from slmops.contracts.events import GatewayReported, ModelAliasMoved, UpdatePhase
 from slmops.contracts.measurement import MeasurementBatch
-from slmops.kit.bus import Bus, Delivered
-from slmops.kit.delivery import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER, dead_letter
+from slmops.kit.bus.delivery import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER, dead_letter
+from slmops.kit.bus.service_bus import Bus, MessageContext
 
 if TYPE_CHECKING:
     from servers import NatsServer
@@ -28,9 +28,8 @@ AT_ONCE = timedelta(0)
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redeliveries at once, and three of them instead of six."""
-    for module in ("provision", "delivery"):
-        monkeypatch.setattr(f"slmops.kit.{module}.MAX_DELIVER", 3)
-        monkeypatch.setattr(f"slmops.kit.{module}.BACKOFF_S", (0.02, 0.02))
+    monkeypatch.setattr("slmops.kit.bus.delivery.MAX_DELIVER", 3)
+    monkeypatch.setattr("slmops.kit.bus.delivery.BACKOFF_S", (0.02, 0.02))
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ class Optimizer:
         self.tried: list[str] = []
         self.done: list[str] = []
 
-    async def on_alias(self, event: ModelAliasMoved, _: Delivered) -> None:
+    async def on_alias(self, event: ModelAliasMoved, _: MessageContext) -> None:
         self.tried.append(event.alias)
         if len(self.tried) <= self.failures:
             match event.alias:
@@ -108,7 +107,7 @@ async def test_a_failure_that_does_not_pass_is_dead_lettered_after_the_last_deli
 async def test_a_passing_failure_waits_as_long_as_it_asks(world: World) -> None:
     times: list[float] = []
 
-    async def on_alias(_: ModelAliasMoved, __: Delivered) -> None:
+    async def on_alias(_: ModelAliasMoved, __: MessageContext) -> None:
         times.append(asyncio.get_running_loop().time())
         if len(times) == 1:
             raise Conflict("busy", delay=timedelta(seconds=0.5))
@@ -178,7 +177,7 @@ async def test_a_malformed_event_is_dead_lettered_and_the_service_goes_on(
 
 @pytest.mark.parametrize("headers", [{}, {"Nats-Msg-Id": "m-1"}], ids=["without an id", "with one"])
 async def test_a_malformed_measurement_is_dead_lettered_too(world: World, headers: dict[str, str]) -> None:
-    async def note(_: MeasurementBatch, __: Delivered) -> None:
+    async def note(_: MeasurementBatch, __: MessageContext) -> None:
         pytest.fail("it is malformed")
 
     await world.service("telemetry", lambda bus: bus.consume("measure.*", MeasurementBatch, note))
@@ -188,7 +187,7 @@ async def test_a_malformed_measurement_is_dead_lettered_too(world: World, header
 
 
 async def test_the_dead_letter_of_a_gateway_says_which_gateway(world: World) -> None:
-    async def refuse(_: GatewayReported, __: Delivered) -> None:
+    async def refuse(_: GatewayReported, __: MessageContext) -> None:
         raise NotFound("no such gateway")
 
     await world.service("rollout", lambda bus: bus.on(GatewayReported, refuse))

@@ -17,15 +17,15 @@ from sqlalchemy import MetaData
 from slmops.contracts.errors import DiskFull
 from slmops.contracts.events import ModelAliasMoved
 from slmops.contracts.subjects import STREAMS, StreamSpec
-from slmops.kit import gaps
-from slmops.kit import provision as provisioner
-from slmops.kit.bus import Bus, Delivered
-from slmops.kit.ending import ended
-from slmops.kit.gaps import Durable
+from slmops.kit.bus import gaps
+from slmops.kit.bus import provision as provisioner
+from slmops.kit.bus.gaps import Durable
+from slmops.kit.bus.provision import consumer, provision
+from slmops.kit.bus.relay import run_relay
+from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.stream_watch import FILL, FillWatch
+from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.journal import Journal
-from slmops.kit.provision import consumer, provision
-from slmops.kit.relay import run_relay
-from slmops.kit.stream_watch import FILL, FillWatch
 
 if TYPE_CHECKING:
     from servers import NatsServer
@@ -138,7 +138,7 @@ async def test_what_a_full_stream_refuses_waits_in_the_outbox_and_is_published_o
         await world.client.js.update_stream(config.evolve(max_bytes=2 * TINY_BYTES))
         await eventually_empty(journal)
     finally:
-        await ended([relay])
+        await cancel_and_wait([relay])
         await journal.close()
     sent = [m for m in await world.stored("EVENTS") if m.data == moved("stable").model_dump_json().encode()]
     assert len(sent) == 1
@@ -167,7 +167,7 @@ async def test_a_stream_that_fills_warns_once_at_each_level(
 async def test_a_service_goes_on_consuming_while_its_marks_move(world: World) -> None:
     got: list[str] = []
 
-    async def handle(event: ModelAliasMoved, delivered: Delivered) -> None:
+    async def handle(event: ModelAliasMoved, delivered: MessageContext) -> None:
         got.append(event.alias)
 
     def declare(bus: Bus) -> None:

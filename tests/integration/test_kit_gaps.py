@@ -12,10 +12,10 @@ from nats.js.api import ConsumerConfig
 
 from slmops.contracts.errors import NotFound, NotReady
 from slmops.contracts.events import ModelAliasMoved
-from slmops.kit import gaps
+from slmops.kit.bus import gaps
+from slmops.kit.bus.gaps import Durable, Gap
+from slmops.kit.bus.provision import consumer, provision
 from slmops.kit.clock import utc_now
-from slmops.kit.gaps import Durable, Gap
-from slmops.kit.provision import consumer, provision
 
 if TYPE_CHECKING:
     from servers import NatsServer

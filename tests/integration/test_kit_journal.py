@@ -19,9 +19,9 @@ from sqlalchemy import create_engine, text, update
 
 from slmops.contracts.errors import Conflict, InternalError, Unreachable
 from slmops.contracts.events import ModelAliasMoved
-from slmops.kit.client import BusClient
-from slmops.kit.journal import Unit
-from slmops.kit.relay import drain, run_relay
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.relay import drain, run_relay
+from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import span
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ async def test_an_event_is_recorded_with_its_envelope(counter: Counter) -> None:
 async def test_a_stream_that_moved_on_refuses_the_late_writer(counter: Counter) -> None:
     await counter.step()
 
-    def late(unit: Unit) -> None:
+    def late(unit: UnitOfWork) -> None:
         unit.append("m", 0, [moved("m", "late", 1)])
 
     with pytest.raises(Conflict):
@@ -152,7 +152,7 @@ async def _steps(counter: Counter, count: int) -> None:
 async def test_a_consumed_message_counts_once_also_when_it_arrives_at_two_processes_at_once(
     counter: Counter, other: Counter
 ) -> None:
-    def consume(unit: Unit) -> bool:
+    def consume(unit: UnitOfWork) -> bool:
         first = unit.first_time("counter", "message-1")
         if first:
             unit.emit("m", [moved("m", "stable", 1)])
@@ -165,7 +165,7 @@ async def test_a_consumed_message_counts_once_also_when_it_arrives_at_two_proces
 
 
 async def test_a_message_whose_handling_failed_is_met_for_the_first_time_again(counter: Counter) -> None:
-    def fail(unit: Unit) -> None:
+    def fail(unit: UnitOfWork) -> None:
         assert unit.first_time("counter", "message-1")
         raise ValueError("no")
 

@@ -12,9 +12,9 @@ from integration.kit_world import World, envelope, moved, until, world_on
 
 from slmops.contracts.errors import Conflict, InternalError, PermanentError
 from slmops.contracts.events import ModelAliasMoved
-from slmops.kit.bus import Bus, Delivered
-from slmops.kit.deadletters import CODE_HEADER, REASON_HEADER, dead_letters, replay
-from slmops.kit.provision import consumer, provision
+from slmops.kit.bus.deadletters import CODE_HEADER, REASON_HEADER, dead_letters, replay
+from slmops.kit.bus.provision import consumer, provision
+from slmops.kit.bus.service_bus import Bus, MessageContext
 
 if TYPE_CHECKING:
     from servers import NatsServer
@@ -26,9 +26,8 @@ DURABLE = "optimizer-slmops_model_alias_moved_v1"
 @pytest.fixture
 async def world(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Redeliveries at once, and three of them instead of six."""
-    for module in ("provision", "delivery"):
-        monkeypatch.setattr(f"slmops.kit.{module}.MAX_DELIVER", 3)
-        monkeypatch.setattr(f"slmops.kit.{module}.BACKOFF_S", (0.02, 0.02))
+    monkeypatch.setattr("slmops.kit.bus.delivery.MAX_DELIVER", 3)
+    monkeypatch.setattr("slmops.kit.bus.delivery.BACKOFF_S", (0.02, 0.02))
     async with world_on(nats_server.url, nats_server.creds) as world:
         yield world
 
@@ -37,7 +36,7 @@ class Optimizer:
     def __init__(self) -> None:
         self.tried: list[str] = []
 
-    async def on_alias(self, event: ModelAliasMoved, _: Delivered) -> None:
+    async def on_alias(self, event: ModelAliasMoved, _: MessageContext) -> None:
         self.tried.append(event.alias)
         if event.alias == "busy":
             raise Conflict("busy", delay=timedelta(0))

@@ -7,14 +7,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from slmops.contracts.events import ModelAliasMoved
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.settings import BusSettings
 
 if TYPE_CHECKING:
     from servers import NatsServer
 
 
-async def ignore(_event: ModelAliasMoved, _delivered: Delivered) -> None:
+async def ignore(_event: ModelAliasMoved, _delivered: MessageContext) -> None:
     """There is nothing to consume."""
 
 

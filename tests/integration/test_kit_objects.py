@@ -15,9 +15,10 @@ import pytest
 from integration.kit_small_disk import SAID, run_on_a_small_disk
 from minio import Minio
 
-from slmops.contracts.descriptor import Digest, blob_key, digest_of
+from slmops.contracts.addresses import blob_key
+from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.errors import DigestMismatch, NotFound, Unreachable
-from slmops.kit.objects import MULTIPART_FROM_BYTES, Objects, digest_of_path
+from slmops.kit.objects.store import MULTIPART_FROM_BYTES, Objects, digest_of_path
 from slmops.kit.settings import ObjectSettings
 
 if TYPE_CHECKING:

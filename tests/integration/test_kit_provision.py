@@ -15,8 +15,8 @@ from integration.kit_world import World, wipe, world_on
 
 from slmops.contracts.errors import Unreachable
 from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, STREAMS, StreamSpec
-from slmops.kit import provision as provisioner
-from slmops.kit.provision import consumer, provision
+from slmops.kit.bus import provision as provisioner
+from slmops.kit.bus.provision import consumer, provision
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.process import ProcessSpec, spawn
 from slmops.local.servers import binary, nats_answers

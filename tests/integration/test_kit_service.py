@@ -21,7 +21,7 @@ from integration.kit_world import AT, World, until, world_on
 from slmops.contracts.commands import ListVersions, VersionList
 from slmops.contracts.errors import Denied, Unreachable
 from slmops.contracts.measurement import MeasurementBatch
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.process import spawn
@@ -177,7 +177,7 @@ async def test_long_work_that_says_so_is_not_given_to_anybody_else(world: World)
     begun: list[str] = []
     done: list[str] = []
 
-    async def work(found: MeasurementBatch, delivered: Delivered) -> None:
+    async def work(found: MeasurementBatch, delivered: MessageContext) -> None:
         begun.append(found.batch_id)
         for _ in range(6):
             await asyncio.sleep(0.3)

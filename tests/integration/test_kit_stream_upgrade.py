@@ -16,12 +16,12 @@ from slmops.contracts.descriptor import digest_of
 from slmops.contracts.events import CohortMeasured, GatewayEnrolled, ModelAliasMoved
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.subjects import STREAMS
-from slmops.kit import gaps
-from slmops.kit.bus import Bus, Delivered
-from slmops.kit.gaps import Durable
+from slmops.kit.bus import gaps
+from slmops.kit.bus.gaps import Durable
+from slmops.kit.bus.provision import provision
+from slmops.kit.bus.relay import drain
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.journal import Journal
-from slmops.kit.provision import provision
-from slmops.kit.relay import drain
 from slmops.rollout.enrolment_stream import republish_enrolments
 from slmops.rollout.store import project, schema
 
@@ -109,10 +109,10 @@ async def test_consumers_move_with_their_subjects_and_the_others_keep_their_plac
     await publish_old(world)
     seen: list[str] = []
 
-    async def on_window(event: CohortMeasured, delivered: Delivered) -> None:
+    async def on_window(event: CohortMeasured, delivered: MessageContext) -> None:
         seen.append(event.blueprint)
 
-    async def on_alias(event: ModelAliasMoved, delivered: Delivered) -> None:
+    async def on_alias(event: ModelAliasMoved, delivered: MessageContext) -> None:
         seen.append(event.alias)
 
     await world.service("rollout", lambda bus: bus.on(CohortMeasured, on_window))

@@ -19,8 +19,8 @@ from servers import NatsServer
 from slmops.contracts.errors import InvalidMessage, InvalidName
 from slmops.contracts.permissions import ANSWERING_PERMISSIONS, SERVICE_PERMISSIONS
 from slmops.contracts.subjects import DESIRED_BUCKET, stream_of
-from slmops.kit.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key
-from slmops.kit.provision import provision
+from slmops.kit.bus.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.bus.provision import provision
 
 BUCKET = "KV_desired"
 MINE = "$KV.desired.blueprint.edge-chat"

@@ -18,10 +18,10 @@ from slmops.contracts.events import VariantRejected
 from slmops.contracts.jobs import JobState, JobView, OptimizeJob
 from slmops.contracts.model import ModelFile
 from slmops.contracts.profile import EDGE_SMALL
-from slmops.kit.bus import Bus
-from slmops.kit.provision import consumer
-from slmops.optimizer.board import Board
+from slmops.kit.bus.provision import consumer
+from slmops.kit.bus.service_bus import Bus
 from slmops.optimizer.handlers import DELIVERIES, Handlers, routes
+from slmops.optimizer.jobs.board import Board
 
 if TYPE_CHECKING:
     from servers import NatsServer

@@ -17,10 +17,10 @@ import yaml
 from integration.console_cli import Cli
 from integration.gateway_site import Site, site_on
 
-from slmops.contracts.descriptor import blob_key
+from slmops.contracts.addresses import blob_key
 from slmops.contracts.manifest import MODEL_MANIFEST
 from slmops.contracts.plan import Release
-from slmops.kit.layout import signature_tag
+from slmops.kit.oci_layout import signature_tag
 from slmops.local.ports import HOST, choose_ports
 
 if TYPE_CHECKING:

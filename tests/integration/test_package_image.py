@@ -23,10 +23,10 @@ from docker_engine import ROOT, base, engine, wheels
 from integration.device import BLUEPRINT, HELLO, new_root, tiny_package
 from unit.console.console_examples import nothing_set_up, slmops
 
-from slmops.console.buildcontext import stream
-from slmops.console.engine import Engine
-from slmops.console.factory import Factory, read
-from slmops.console.images import package_context, package_image
+from slmops.console.commands.images import package_context, package_image
+from slmops.console.image.buildcontext import stream
+from slmops.console.image.engine import Engine
+from slmops.console.image.factory import Factory, read
 from slmops.contracts.errors import InvalidMessage, NotFound, PermanentError, Unreachable
 
 ASK = f"""

@@ -32,15 +32,16 @@ from integration.kit_world import World, world_on
 from integration.packager_small_disk import SAID, run_on_a_small_disk
 from unit.packager.packager_examples import Keys, new_keys
 
+from slmops.contracts.addresses import blob_key
 from slmops.contracts.commands import FetchPackage, ListVersions, VersionView
-from slmops.contracts.descriptor import blob_key, digest_of
+from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import Denied, InvalidMessage, NotReady, Unreachable
 from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
+from slmops.kit.bus.provision import ACK_WAIT_S
 from slmops.kit.clock import utc_now
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.package import verify_package
-from slmops.kit.provision import ACK_WAIT_S
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
 from slmops.packager.app import build

@@ -40,7 +40,7 @@ from slmops.contracts.events import (
     VariantOptimized,
     VariantStarted,
 )
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.registry.app import build
 from slmops.registry.settings import Settings
 

@@ -20,9 +20,9 @@ from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import FactsMissing
 from slmops.contracts.events import PackagePublished
 from slmops.contracts.manifest import Manifest
+from slmops.kit.bus.provision import provision
 from slmops.kit.clock import utc_now
-from slmops.kit.objects import Objects
-from slmops.kit.provision import provision
+from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
 from slmops.registry.app import build
 from slmops.registry.settings import Settings

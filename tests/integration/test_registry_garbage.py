@@ -23,7 +23,7 @@ from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import Manifest
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
 from slmops.registry.app import build
 from slmops.registry.marker import Marker

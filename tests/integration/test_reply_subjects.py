@@ -33,9 +33,9 @@ from slmops.contracts.permissions import (
 )
 from slmops.contracts.plan import Desired, Identity, Plan
 from slmops.gateway.twin import Twin
-from slmops.kit.bus import Bus
-from slmops.kit.client import BusClient
-from slmops.kit.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.settings import BusSettings
 
 if TYPE_CHECKING:

@@ -41,9 +41,9 @@ from slmops.contracts.errors import AlreadyExists, Denied, NotFound, PermanentEr
 from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
 from slmops.contracts.plan import Plan
 from slmops.contracts.signed import plan_in
-from slmops.kit.deadletters import REASON_HEADER
+from slmops.kit.bus.deadletters import REASON_HEADER
+from slmops.kit.bus.nats_auth import new_user_seed, public_key
 from slmops.kit.journal import Journal
-from slmops.kit.nats_auth import new_user_seed, public_key
 from slmops.kit.tracing import span
 from slmops.kit.trust.keys import new_key
 from slmops.kit.trust.plans import sign_plan

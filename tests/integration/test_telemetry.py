@@ -30,9 +30,9 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.plan import Candidate, Plan, Release, Stage
-from slmops.kit.client import BusClient
-from slmops.kit.deadletters import REASON_HEADER
-from slmops.kit.nats_auth import new_user_seed, public_key
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.deadletters import REASON_HEADER
+from slmops.kit.bus.nats_auth import new_user_seed, public_key
 from slmops.kit.trust.keys import read_key
 from slmops.kit.trust.plans import sign_plan
 

@@ -21,7 +21,7 @@ FOLDERS = {
 OPTIONAL = {
     "slmops-shared": {
         *("sqlalchemy", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
-        *("cryptography", "model-signing", "tuf", "securesystemslib", "numpy", "zstandard"),
+        *("cryptography", "model-signing", "tuf", "securesystemslib", "numpy", "zstandard", "faststream", "uvicorn"),
     },
 }
 
@@ -74,5 +74,5 @@ def test_what_is_imported_is_declared(name: str) -> None:
 
 def test_a_gateway_installs_without_what_it_does_not_need() -> None:
     others = {f"slmops-{name}" for name in ("optimizer", "packager", "registry", "rollout", "telemetry", "console")}
-    heavy = {"torch", "transformers", "sqlalchemy", "psycopg", "minio", "gguf", "accelerate", "typer"}
+    heavy = {"torch", "transformers", "sqlalchemy", "psycopg", "minio", "gguf", "accelerate", "typer", "faststream"}
     assert declared("slmops-gateway") & (others | heavy) == set()

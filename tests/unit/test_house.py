@@ -15,6 +15,8 @@ TESTS = sorted(ROOT.glob("tests/**/*.py"))
 ROOMS = {"__init__", "app", "handlers", "domain", "store", "settings"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 MAX_LINES = 500
+MAX_MODULES = 30
+"""On one floor: the commands of the console, and the contracts, are that many; nothing else comes near it."""
 
 
 def relative(path: Path) -> str:
@@ -69,6 +71,20 @@ def test_a_file_holds_one_idea(path: Path) -> None:
     assert path.stem not in DRAWERS
     if path in SOURCES and text.strip():
         assert text.lstrip().startswith(('"""', "#!")), "it does not say what it is"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES}), ids=relative)
+def test_a_folder_is_no_drawer(folder: Path) -> None:
+    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MAX_MODULES
+    folders = [path for path in folder.iterdir() if (path / "__init__.py").exists()]
+    assert len(modules) != 1 or folders or folder.name in ("local", "demo"), "a folder of one file"
+
+
+def test_every_place_that_a_reader_is_sent_to_exists() -> None:
+    rows = re.findall(r"^\| .+\? \| `(.+)` \|$", (ROOT / "docs" / "where.md").read_text(), re.MULTILINE)
+    assert len(rows) == 20
+    assert [row for row in rows if not (ROOT / row).is_file()] == []
 
 
 def test_tests_are_no_packages_and_have_names_of_their_own() -> None:

@@ -25,7 +25,7 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.events import UpdatePhase
-from slmops.kit.deadletters import DeadLetter
+from slmops.kit.bus.deadletters import DeadLetter
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 AT = NOW - timedelta(minutes=5)

@@ -8,10 +8,10 @@ from math import ceil
 import pytest
 from unit.console.console_examples import AT, rollout
 
-from slmops.console.attention import items
-from slmops.console.stream_view import ConsumerView, StreamView
-from slmops.kit.deadletters import DeadLetter
-from slmops.kit.gaps import Gap
+from slmops.console.commands.attention import items
+from slmops.console.render.stream_view import ConsumerView, StreamView
+from slmops.kit.bus.deadletters import DeadLetter
+from slmops.kit.bus.gaps import Gap
 
 GIB = 1 << 30
 

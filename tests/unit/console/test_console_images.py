@@ -15,9 +15,9 @@ from trust_world import TrustWorld
 from unit.console.console_examples import nothing_set_up, slmops
 from unit.packager.packager_examples import CONTENT, Keys, new_keys, write_package
 
-from slmops.console.buildcontext import source_files, stream, wheels
-from slmops.console.factory import Factory, read
-from slmops.console.images import package_context
+from slmops.console.commands.images import package_context
+from slmops.console.image.buildcontext import source_files, stream, wheels
+from slmops.console.image.factory import Factory, read
 from slmops.contracts.blueprint import Blueprint, ProbePolicy, RuntimeSettings
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import DigestMismatch, InvalidMessage, NotFound, SignatureInvalid
@@ -100,7 +100,7 @@ def test_the_context_of_a_gateway_has_all_that_its_dockerfile_copies() -> None:
     context = source_files(ROOT)
     for path in copied:
         assert any(file == path or file.startswith(f"{path}/") for file in context), path
-    assert "services/gateway/src/slmops/gateway/factory.py" in context
+    assert "services/gateway/src/slmops/gateway/install/factory.py" in context
     assert not any("__pycache__" in file or file.startswith("services/packager") for file in context)
 
 

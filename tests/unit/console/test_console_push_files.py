@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_model import make_gguf
 
-from slmops.console.push import model_files, named_files
+from slmops.console.commands.push import model_files, named_files
 
 
 def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from unit.console.console_examples import (
     version,
 )
 
-from slmops.console import render
+from slmops.console.render import fleet as render
 from slmops.contracts.errors import Problem
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"

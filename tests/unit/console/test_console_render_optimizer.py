@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console, RenderableType
 from unit.console.console_examples import AT, NOW
 
-from slmops.console import render_optimizer as render
+from slmops.console.render import optimizer as render
 from slmops.contracts.commands import ParameterView, PassView
 from slmops.contracts.evaluation import Evaluation, Figure, Verification
 from slmops.contracts.jobs import JobState, JobView

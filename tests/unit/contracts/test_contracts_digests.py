@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of, digest_of_chunks
+from slmops.contracts.addresses import blob_key
+from slmops.contracts.descriptor import Descriptor, Digest, digest_of, digest_of_chunks
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.manifest import MODEL_CONFIG, WEIGHT, Manifest
 from slmops.contracts.model import FilePath, ModelFile, files_digest

@@ -16,8 +16,8 @@ from slmops.contracts.errors import PermanentError, TrustRefused
 from slmops.contracts.manifest import OCI_MANIFEST
 from slmops.contracts.plan import Desired, Identity, Plan, Release
 from slmops.contracts.trust import Attack
-from slmops.gateway.bundles import Bundles
-from slmops.gateway.trust import Trust
+from slmops.gateway.install.bundles import Bundles
+from slmops.gateway.install.trust import Trust
 from slmops.gateway.twin import Twin
 from slmops.kit.bundle import write_bundle
 from slmops.kit.clock import utc_now

@@ -13,10 +13,10 @@ import pytest
 from slmops.contracts.errors import DiskFull, Problem
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.plan import Identity
-from slmops.gateway.reporter import Reporter, Status
-from slmops.gateway.room import needs_room
-from slmops.gateway.spool import Spool
-from slmops.kit.client import BusClient
+from slmops.gateway.disk_full import raise_disk_full
+from slmops.gateway.report.reporter import Reporter, Status
+from slmops.gateway.report.spool import Spool
+from slmops.kit.bus.client import BusClient
 
 STATUS = Status(UpdatePhase.IDLE, problem=Problem(code="disk_full", what="x" * 100_000))
 
@@ -78,11 +78,11 @@ def test_a_number_that_was_never_written_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_a_temporary_error_that_says_where(number: int) -> None:
-    with pytest.raises(DiskFull, match="no room to rest") as error, needs_room("to rest", Path("/here")):
+    with pytest.raises(DiskFull, match="no room to rest") as error, raise_disk_full("to rest", Path("/here")):
         raise OSError(number, "")
     assert error.value.where == "/here"
 
 
 def test_another_error_stays_what_it_is() -> None:
-    with pytest.raises(PermissionError), needs_room("to rest", Path("/here")):
+    with pytest.raises(PermissionError), raise_disk_full("to rest", Path("/here")):
         raise PermissionError(errno.EACCES, "")

@@ -3,7 +3,7 @@
 import pytest
 
 from slmops.contracts.errors import PortTaken
-from slmops.gateway.listen import listen
+from slmops.gateway.serving.listen import listen
 
 
 def test_a_taken_port_is_said_with_its_number() -> None:

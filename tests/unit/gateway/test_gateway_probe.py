@@ -6,8 +6,8 @@ from math import inf, nan
 import pytest
 
 from slmops.contracts.golden import GoldenPrompt
-from slmops.gateway.inference import Done
-from slmops.gateway.probe import ProbeBudget, judge
+from slmops.gateway.install.probe import ProbeBudget, judge
+from slmops.gateway.serving.inference import Done
 
 GOLDEN = [GoldenPrompt(prompt=f"{n}?", expect=(f"right {n}",)) for n in range(4)]
 BUDGET = ProbeBudget(min_tokens_per_s=10, max_ttft_s=1, max_rss_bytes=1000)

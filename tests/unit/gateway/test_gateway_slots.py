@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slmops.contracts.errors import IllegalTransition, InvalidMessage, PermanentError
-from slmops.gateway.slots import Slots, SlotsState
+from slmops.gateway.install.slots import Slots, SlotsState
 
 ONE, TWO, THREE = ("sha256:" + digit * 64 for digit in "123")
 KILLED = 9

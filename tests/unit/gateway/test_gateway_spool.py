@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slmops.contracts.errors import DiskFull
-from slmops.gateway.spool import Spool
+from slmops.gateway.report.spool import Spool
 
 
 def test_messages_come_out_whole_and_in_order_until_they_are_done(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_oldest_measurements_go_first_and_are_counted_and_reports_never(
 
 def test_what_put_returned_from_survives_kill_9(tmp_path: Path) -> None:
     code = """
-import sys; from pathlib import Path; from slmops.gateway.spool import Spool
+import sys; from pathlib import Path; from slmops.gateway.report.spool import Spool
 spool = Spool(Path(sys.argv[1]))
 for n in range(10**6):
     spool.put("s", {}, b"x" * 1000, str(n))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmops.gateway.stopwords import StopWords
+from slmops.gateway.serving.stopwords import StopWords
 
 
 def shown(pieces: list[str], words: tuple[str, ...]) -> tuple[str, bool]:

@@ -8,8 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts.errors import Conflict, InvalidMessage, NotFound, TemporaryError, Unreachable
-from slmops.kit.delivery import classify, not_json
-from slmops.kit.provision import BACKOFF_S, MAX_DELIVER
+from slmops.kit.bus.delivery import BACKOFF_S, MAX_DELIVER, classify, not_json
 
 
 class Person(BaseModel):

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from nats.errors import ConnectionReconnectingError
 
-from slmops.kit import bus
-from slmops.kit.bus import Delivered
+from slmops.kit.bus import service_bus as bus
+from slmops.kit.bus.service_bus import MessageContext
 
 
 async def beats(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> tuple[int, int]:
@@ -21,7 +21,7 @@ async def beats(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> tup
         if error:
             raise error
 
-    async with Delivered("id", "subject", None, beat).kept_alive():
+    async with MessageContext("id", "subject", None, beat).kept_alive():
         async with asyncio.timeout(5):
             while len(heard) < 3:  # noqa: ASYNC110 - an event would need the code under test to set it
                 await asyncio.sleep(0.005)

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.packager.packager_examples import Keys, new_keys, write_layout, write_package
 
-from slmops.contracts.descriptor import Descriptor, blob_key, digest_of
+from slmops.contracts.addresses import blob_key
+from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import DigestMismatch, InvalidMessage, SignatureInvalid, SlmopsError
 from slmops.contracts.manifest import SIGNATURE_PATH
-from slmops.kit.layout import INDEX_PATH, LAYOUT_PATH, manifest_digest_of, signature_tag, verify_layout
+from slmops.kit.oci_layout import INDEX_PATH, LAYOUT_PATH, manifest_digest_of, signature_tag, verify_layout
 from slmops.kit.package import verify_package
 
 

@@ -15,8 +15,8 @@ from slmops.contracts.errors import InvalidBundle, InvalidMessage, SignatureInva
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.plan import Identity
 from slmops.contracts.results import ResultMessage
-from slmops.kit.nats_auth import new_user_seed, public_key, sign
-from slmops.kit.results import ResultsFile, writing
+from slmops.kit.bus.nats_auth import new_user_seed, public_key, sign
+from slmops.kit.sealed_results import ResultsFile, writing
 
 CORPUS = Path(__file__).parents[2] / "corpus" / "results"
 AT = datetime(2026, 11, 26, tzinfo=UTC)

@@ -14,6 +14,7 @@ import pytest
 from trust_world import Mirror, TrustWorld, everything_below
 from tuf.api.exceptions import DownloadError
 
+from slmops.contracts import freshness
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import InvalidMessage, NotReady, TrustRefused, Unreachable
 from slmops.contracts.trust import METADATA_LIMIT_BYTES, Attack
@@ -96,14 +97,12 @@ def test_freeze_of_the_snapshot(world: TrustWorld) -> None:
     assert refusal(world) == Attack.FREEZE
 
 
-def test_expired_root(tmp_path: Path) -> None:
+def test_expired_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = TrustWorld(tmp_path)
     world.client.refresh(world.mirror)
-    ceremony.OFFLINE_VALID_FOR, kept = timedelta(days=-1), ceremony.OFFLINE_VALID_FOR
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(freshness, "KEYHOLDERS", timedelta(days=-1))
         ceremony.rotate(world.folder, "root", world.holders(), world.now, keep_keys=True).apply()
-    finally:
-        ceremony.OFFLINE_VALID_FOR = kept
     world.adopt()
     assert refusal(world) == Attack.EXPIRED
 

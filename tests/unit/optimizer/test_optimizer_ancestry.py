@@ -11,8 +11,8 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.jobs import OptimizeJob
 from slmops.contracts.model import ModelFile
 from slmops.contracts.profile import EDGE_SMALL
-from slmops.optimizer.ancestry import _beside_its_base, predecessor, recipe_on
-from slmops.optimizer.recipe import check, recipe_named
+from slmops.optimizer.recipes.ancestry import _beside_its_base, predecessor, recipe_on
+from slmops.optimizer.recipes.library import check, recipe_named
 
 AT = datetime(2030, 1, 1, tzinfo=UTC)
 

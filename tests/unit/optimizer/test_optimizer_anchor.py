@@ -13,8 +13,8 @@ from tiny_model import VOCABULARY, make_tiny, make_tiny_llama, make_tuned
 
 from slmops.contracts.errors import OptimizationFailed
 from slmops.kit.delta import apply, by_digest, make
-from slmops.optimizer.export import export
-from slmops.optimizer.graph import Graph
+from slmops.optimizer.intake.export import export
+from slmops.optimizer.intake.graph import Graph
 from slmops.optimizer.passes import Context, anchor, pack
 from slmops.optimizer.passes import quantize as quantizing
 from slmops.optimizer.passes.quantize import Quantize

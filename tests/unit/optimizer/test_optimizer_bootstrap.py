@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from slmops.optimizer.bootstrap import BLOCK_POSITIONS, interval
+from slmops.optimizer.measure.bootstrap import BLOCK_POSITIONS, interval
 
 WINDOWS, POSITIONS = 6, 256
 

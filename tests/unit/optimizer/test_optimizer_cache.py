@@ -17,14 +17,14 @@ from slmops.contracts.model import ModelFile
 from slmops.contracts.profile import EDGE_SMALL, DeviceProfile
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
-from slmops.optimizer import environment as environment_module
-from slmops.optimizer.environment import environment
-from slmops.optimizer.pipeline import TOOLS
-from slmops.optimizer.restore import restore
+from slmops.optimizer.jobs import environment as environment_module
+from slmops.optimizer.jobs.environment import environment
+from slmops.optimizer.measure.texts import Text, Texts, read_texts
+from slmops.optimizer.recipes.pipeline import TOOLS
+from slmops.optimizer.recipes.restore import restore
 from slmops.optimizer.store import Measured, Outcome, Results, VariantOutcome
-from slmops.optimizer.texts import Text, Texts, read_texts
 
-PACKAGE = Path(environment_module.__file__).parent
+PACKAGE = Path(str(environment_module.__file__)).parents[1]
 BLOB = Descriptor.of(b"report", "application/json")
 INT4 = Recipe(name="int4", passes=(PassSpec(pass_="quantize", params={"bits": 4}), PassSpec(pass_="pack")))
 JOB = OptimizeJob(
@@ -205,7 +205,13 @@ CHANGES = (
     *(pytest.param(changed_tool(tool), id=tool) for tool in (*TOOLS, "slmops-shared")),
     *(
         pytest.param(changed_file(name), id=name)
-        for name in ("data/evaluation.txt", "data/everyday.jsonl", "evaluate.py", "benchmark.py", "passes/pack.py")
+        for name in (
+            "data/evaluation.txt",
+            "data/everyday.jsonl",
+            "measure/evaluate.py",
+            "measure/benchmark.py",
+            "passes/pack.py",
+        )
     ),
     pytest.param(new_file, id="a new pass"),
     pytest.param(changed_calibration, id="calibration text"),

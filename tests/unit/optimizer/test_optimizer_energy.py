@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slmops.optimizer.energy import WATTS_PER_CORE, EnergyMeter
+from slmops.optimizer.measure.energy import WATTS_PER_CORE, EnergyMeter
 
 
 def zone(powercap: Path, folder: str, name: str, microjoules: int, largest: int = 10**12) -> Path:

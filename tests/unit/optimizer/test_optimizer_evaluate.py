@@ -15,11 +15,11 @@ from tiny_model import make_tiny_llama
 from slmops.contracts.errors import InvalidMessage, OptimizationFailed
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.golden import GoldenPrompt
-from slmops.optimizer.benchmark import benchmark, repetition
-from slmops.optimizer.evaluate import WINDOW_TOKENS, Fidelity, Reference, evaluate, fidelity, reference
-from slmops.optimizer.export import build
-from slmops.optimizer.tasks import parse_task
-from slmops.optimizer.texts import Text, evaluation_text
+from slmops.optimizer.intake.export import build
+from slmops.optimizer.measure.benchmark import benchmark, repetition
+from slmops.optimizer.measure.evaluate import WINDOW_TOKENS, Fidelity, Reference, evaluate, fidelity, reference
+from slmops.optimizer.measure.tasks import parse_task
+from slmops.optimizer.measure.texts import Text, evaluation_text
 
 FIGURES = [field.name for field in dataclasses.fields(Fidelity) if field.name != "reference_ppl"]
 
@@ -64,7 +64,7 @@ def test_fewer_bits_are_further_from_the_reference_and_the_intervals_agree(measu
 def test_the_figures_are_what_their_definitions_say(
     variants: dict[str, Path], against: Reference, measured: dict[str, Fidelity]
 ) -> None:
-    from slmops.optimizer.graph import Graph
+    from slmops.optimizer.intake.graph import Graph
 
     graph, kl, top1, loss = Graph(variants["int4"]), [], [], []
     for row, expected in zip(against.tokens, against.log_probs.astype(np.float64), strict=True):

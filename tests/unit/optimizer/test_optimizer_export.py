@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 from tiny_model import ARCHITECTURES, make_tiny
 
 from slmops.contracts.errors import OptimizationFailed
-from slmops.optimizer.export import MAX_PARITY_KL, build, check_parity, export, parity
-from slmops.optimizer.graph import Graph
 from slmops.optimizer.intake import materialize
+from slmops.optimizer.intake.export import MAX_PARITY_KL, build, check_parity, export, parity
+from slmops.optimizer.intake.graph import Graph
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from tiny_model import make_tiny_llama
 
 from slmops.contracts.golden import GoldenPrompt
-from slmops.optimizer.export import export
-from slmops.optimizer.genai import GenaiModel
-from slmops.optimizer.golden import golden_passed
+from slmops.optimizer.intake.export import export
+from slmops.optimizer.measure.genai import GenaiModel
+from slmops.optimizer.measure.golden import golden_passed
 
 QUESTION = "What is the capital of France?"
 

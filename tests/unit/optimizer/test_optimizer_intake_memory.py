@@ -14,8 +14,8 @@ SMOLLM2 = ModelFacts("llama", 134_515_008, 98_362_432, "gguf")
 _JOB = """
 import sys
 from pathlib import Path
-from slmops.optimizer.benchmark import peak_rss_bytes
-from slmops.optimizer.export import check_parity, export
+from slmops.optimizer.measure.benchmark import peak_rss_bytes
+from slmops.optimizer.intake.export import check_parity, export
 from slmops.optimizer.intake import materialize
 source, work = map(Path, sys.argv[1:])
 model = materialize(source, work / "reference")

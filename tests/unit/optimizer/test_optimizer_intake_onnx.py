@@ -14,8 +14,8 @@ from tiny_model import make_tiny
 
 from slmops.contracts.errors import InvalidModel, TruncatedModel, UnsupportedArchitecture
 from slmops.kit.modelfile import inspect
-from slmops.optimizer.export import build, check_parity, export, parity
 from slmops.optimizer.intake import materialize
+from slmops.optimizer.intake.export import build, check_parity, export, parity
 
 ROUNDED = {"block_size": "32", "algo_config": "rtn"}
 SHARED = ROUNDED | {"is_symmetric": "false", "matmul_mixed_precision": "last_matmul:int8,mixed_layers:int8"}

@@ -29,12 +29,12 @@ from slmops.contracts.profile import EDGE_SMALL
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.kit.modelfile import inspect
 from slmops.optimizer.domain.gate import judge
-from slmops.optimizer.evaluate import evaluate, reference
+from slmops.optimizer.domain.result import JobResult
 from slmops.optimizer.intake import needed_bytes
-from slmops.optimizer.job import Job
-from slmops.optimizer.result import JobResult
-from slmops.optimizer.runner import run_job
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.jobs.main import Job
+from slmops.optimizer.jobs.process import run_job
+from slmops.optimizer.measure.evaluate import evaluate, reference
+from slmops.optimizer.recipes.spec import JobSpec
 
 MINUTE = timedelta(minutes=1)
 
@@ -238,7 +238,7 @@ def _jobs_in(work: Path) -> list[int]:
             arguments = cmdline.read_bytes().split(b"\0")
         except OSError:  # it ended meanwhile
             continue
-        if b"slmops.optimizer.job" in arguments and str(work).encode() in arguments:
+        if b"slmops.optimizer.jobs.main" in arguments and str(work).encode() in arguments:
             found.append(int(cmdline.parent.name))
     return found
 
@@ -272,8 +272,8 @@ async def test_a_cancelled_job_leaves_no_process_and_can_be_continued(llama, tmp
 async def test_a_job_does_not_outlive_the_service_that_was_killed(llama, tmp_path):
     script = f"""
 import asyncio, datetime, pathlib
-from slmops.optimizer.runner import run_job
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.jobs.process import run_job
+from slmops.optimizer.recipes.spec import JobSpec
 spec = JobSpec.model_validate_json({ONE.model_dump_json(by_alias=True)!r})
 async def tell(step, done, of): print(step, flush=True)
 asyncio.run(run_job(pathlib.Path({str(llama)!r}), pathlib.Path({str(tmp_path)!r}), spec, tell,

@@ -8,8 +8,7 @@ import pytest
 
 from slmops.contracts.errors import DiskFull, NotEnoughMemory
 from slmops.kit.modelfile import ModelFacts
-from slmops.optimizer.recipe import recipe_named
-from slmops.optimizer.room import (
+from slmops.optimizer.jobs.capacity import (
     COPIES_PER_VARIANT,
     Memory,
     check_disk,
@@ -18,6 +17,7 @@ from slmops.optimizer.room import (
     free_memory_bytes,
     memory,
 )
+from slmops.optimizer.recipes.library import recipe_named
 
 
 def facts(parameters: int) -> ModelFacts:

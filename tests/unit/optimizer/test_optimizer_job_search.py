@@ -12,9 +12,9 @@ from tiny_model import make_tiny_llama
 from slmops.contracts.profile import EDGE_SMALL
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
-from slmops.optimizer.result import PICTURES, JobResult
-from slmops.optimizer.runner import run_job
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.domain.result import PICTURES, JobResult
+from slmops.optimizer.jobs.process import run_job
+from slmops.optimizer.recipes.spec import JobSpec
 
 MINUTE = timedelta(minutes=1)
 TRIALS = 5

@@ -16,11 +16,11 @@ from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
 from slmops.optimizer.domain.choice import choose
 from slmops.optimizer.domain.front import front
-from slmops.optimizer.keeping import JobReport, Keeper
-from slmops.optimizer.report import Report
-from slmops.optimizer.restore import restore
-from slmops.optimizer.result import JobResult, ReferenceFigures, Variant
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.domain.result import JobResult, ReferenceFigures, Variant
+from slmops.optimizer.jobs.report import Report
+from slmops.optimizer.jobs.uploader import ArtifactUploader, JobReport
+from slmops.optimizer.recipes.restore import restore
+from slmops.optimizer.recipes.spec import JobSpec
 from slmops.optimizer.store import Measured, Outcome, VariantOutcome
 
 SOURCE = (ModelFile(path="model.gguf", digest=digest_of(b"gguf"), size_bytes=4),)
@@ -75,7 +75,7 @@ def keeper(objects: Memory, work: Path, *variants: Variant, known: tuple[Measure
         choice=choose(variants, spec.profile),
         timings_s={},
     )
-    return Keeper(objects, spec, SOURCE, work, known, result)  # type: ignore[arg-type]
+    return ArtifactUploader(objects, spec, SOURCE, work, known, result)  # type: ignore[arg-type]
 
 
 def by_recipe(outcome: Outcome) -> dict[str, VariantOutcome]:

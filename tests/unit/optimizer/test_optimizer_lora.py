@@ -14,14 +14,14 @@ from unit.optimizer.test_optimizer_intake_adapter import LINEAR, make_adapter
 from slmops.contracts.errors import OptimizationFailed
 from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.contracts.recipe import PassSpec, Recipe
-from slmops.optimizer import codes, decoder
-from slmops.optimizer.export import export
-from slmops.optimizer.genai import GenaiModel
-from slmops.optimizer.graph import Graph
 from slmops.optimizer.intake.adapter import attached
+from slmops.optimizer.intake.export import export
+from slmops.optimizer.intake.graph import Graph
+from slmops.optimizer.measure.genai import GenaiModel
 from slmops.optimizer.passes import Context, pack, quantize
-from slmops.optimizer.pipeline import Pipeline
-from slmops.optimizer.spec import JobSpec
+from slmops.optimizer.recipes.pipeline import Pipeline
+from slmops.optimizer.recipes.spec import JobSpec
+from slmops.optimizer.weights import codes, decoder
 
 TOKENS = np.random.default_rng(2).integers(3, VOCABULARY, size=48)
 HEADS = ("q_proj", "v_proj")

@@ -15,9 +15,9 @@ from slmops.optimizer.domain.candidate import Variant
 from slmops.optimizer.domain.choice import choose
 from slmops.optimizer.domain.front import front
 from slmops.optimizer.domain.gate import judge
-from slmops.optimizer.labels import Named, place
-from slmops.optimizer.plot import draw
-from slmops.optimizer.result import JobResult, ReferenceFigures
+from slmops.optimizer.domain.result import JobResult, ReferenceFigures
+from slmops.optimizer.measure.labels import Named, place
+from slmops.optimizer.measure.plot import draw
 
 
 def variant(name: str, megabytes: float, kl: float, tokens_per_s: float = 80.0) -> Variant:

@@ -11,7 +11,7 @@ from float_models import ARCHITECTURES, LAYERS, context, divergence, logits, mak
 from pydantic import ValidationError
 
 from slmops.contracts.errors import OptimizationFailed, UnsupportedArchitecture
-from slmops.optimizer import export
+from slmops.optimizer.intake import export
 from slmops.optimizer.passes import decoder, prune_depth, prune_heads, prune_vocabulary, prune_width
 from slmops.optimizer.passes.prune_depth import PruneDepth
 from slmops.optimizer.passes.prune_heads import PruneHeads

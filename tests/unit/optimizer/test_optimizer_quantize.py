@@ -11,16 +11,16 @@ import torch
 from tiny_model import VOCABULARY, make_tiny_llama
 
 from slmops.contracts.errors import OptimizationFailed
-from slmops.optimizer import codes, decoder
-from slmops.optimizer.codes import Coded
-from slmops.optimizer.export import export
-from slmops.optimizer.gptq import gptq
-from slmops.optimizer.graph import Graph
-from slmops.optimizer.grid import fit
-from slmops.optimizer.origin import Rows
+from slmops.optimizer.intake.export import export
+from slmops.optimizer.intake.graph import Graph
 from slmops.optimizer.passes import Context, pack
 from slmops.optimizer.passes import quantize as quantizing
 from slmops.optimizer.passes.quantize import Quantize, most_sensitive
+from slmops.optimizer.weights import codes, decoder
+from slmops.optimizer.weights.codes import Coded
+from slmops.optimizer.weights.gptq import gptq
+from slmops.optimizer.weights.grid import fit
+from slmops.optimizer.weights.origin import Rows
 
 TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, size=(24, 48))
 

@@ -6,7 +6,7 @@ import pytest
 
 from slmops.contracts.errors import InvalidRecipe, NotFound
 from slmops.contracts.recipe import Recipe
-from slmops.optimizer.recipe import bundled, check, read_recipe, recipe_named, shown
+from slmops.optimizer.recipes.library import bundled, check, read_recipe, recipe_named, shown
 
 
 def recipe(*passes: dict[str, object]) -> Recipe:

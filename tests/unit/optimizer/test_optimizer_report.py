@@ -14,10 +14,10 @@ from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.golden import GoldenPrompt
 from slmops.contracts.recipe import PassSpec, Recipe
-from slmops.optimizer.evaluate import Reference
-from slmops.optimizer.report import Report, files_of, read_report, report
-from slmops.optimizer.tasks import bundled_tasks
-from slmops.optimizer.texts import read_texts
+from slmops.optimizer.jobs.report import Report, files_of, read_report, report
+from slmops.optimizer.measure.evaluate import Reference
+from slmops.optimizer.measure.tasks import bundled_tasks
+from slmops.optimizer.measure.texts import read_texts
 
 RECIPE = Recipe(name="mine", passes=(PassSpec(pass_="build", params={"precision": "int4"}),))
 

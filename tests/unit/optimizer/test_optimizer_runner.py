@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from slmops.contracts.errors import NotEnoughMemory
-from slmops.optimizer.engine import Engine
-from slmops.optimizer.memory import MemoryWatch
+from slmops.optimizer.jobs.memory_watch import MemoryWatch
+from slmops.optimizer.jobs.workspace import Workspace
 
 MB = 1_000_000
 # What takes the memory is a child of the process that is watched, as the benchmark is of a job.
@@ -61,20 +61,20 @@ async def test_a_job_that_something_else_killed_was_probably_killed_for_memory()
         watch.check(code)
 
 
-def engine(home: Path) -> Engine:
-    return Engine(home, timedelta(minutes=1))
+def workspace(home: Path) -> Workspace:
+    return Workspace(home, timedelta(minutes=1))
 
 
 async def test_a_folder_is_claimed_by_one_at_a_time_and_handed_on(tmp_path: Path) -> None:
     order: list[str] = []
 
     async def work(name: str) -> None:
-        async with engine(tmp_path).claim("w") as claim:
+        async with workspace(tmp_path).claim("w") as claim:
             order.append(f"{name} begins")
             (claim.folder / "x").touch()
             await asyncio.sleep(0.3)
             order.append(f"{name} ends")
-        engine(tmp_path).discard("w")
+        workspace(tmp_path).discard("w")
 
     await asyncio.gather(*(work(name) for name in ("a", "b", "c")))
     assert sorted(order[::2]) == ["a begins", "b begins", "c begins"]
@@ -83,10 +83,10 @@ async def test_a_folder_is_claimed_by_one_at_a_time_and_handed_on(tmp_path: Path
 
 
 async def test_a_folder_stays_claimed_until_the_last_process_that_holds_it_is_dead(tmp_path: Path) -> None:
-    async with engine(tmp_path).claim("w") as claim:
+    async with workspace(tmp_path).claim("w") as claim:
         sleeper = await asyncio.create_subprocess_exec("sleep", "30", pass_fds=[claim.lock])
     waiting = asyncio.create_task(entered(tmp_path))
-    engine(tmp_path).discard("w")  # somebody works in it
+    workspace(tmp_path).discard("w")  # somebody works in it
     await asyncio.sleep(0.5)
     assert not waiting.done()
     assert claim.folder.exists()
@@ -96,5 +96,5 @@ async def test_a_folder_stays_claimed_until_the_last_process_that_holds_it_is_de
 
 
 async def entered(home: Path) -> None:
-    async with engine(home).claim("w"):
+    async with workspace(home).claim("w"):
         return

@@ -17,9 +17,9 @@ from slmops.optimizer.domain.candidate import Variant
 from slmops.optimizer.domain.choice import choose
 from slmops.optimizer.domain.gate import judge
 from slmops.optimizer.domain.shares import largest_fitting, smallest_sufficient
-from slmops.optimizer.progress import Progress
-from slmops.optimizer.recipe import recipe_named
-from slmops.optimizer.search import Search, explicit
+from slmops.optimizer.recipes.library import recipe_named
+from slmops.optimizer.recipes.progress import Progress
+from slmops.optimizer.recipes.search import Search, explicit
 
 EMBEDDING, LAYERS = 28_000_000, 106_000_000  # weights
 INT8: dict[str, JsonValue] = {"bits": 8}

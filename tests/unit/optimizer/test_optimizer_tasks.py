@@ -11,9 +11,9 @@ import pytest
 from tiny_model import make_tiny
 
 from slmops.contracts.errors import InvalidMessage, NotFound
-from slmops.optimizer.export import export
-from slmops.optimizer.genai import GenaiModel
-from slmops.optimizer.tasks import MultipleChoice, accuracy, bundled_tasks, parse_task, read_tasks
+from slmops.optimizer.intake.export import export
+from slmops.optimizer.measure.genai import GenaiModel
+from slmops.optimizer.measure.tasks import MultipleChoice, accuracy, bundled_tasks, parse_task, read_tasks
 
 CONTEXT = "Question: What is the capital of France, and of Germany, and of Italy?\nAnswer:"
 CHOICES = [" Paris", " Berlin and Rome", " the fox"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slmops.contracts.errors import InvalidMessage, InvalidModel, NotFound
-from slmops.optimizer.texts import (
+from slmops.optimizer.measure.texts import (
     Text,
     Texts,
     calibration,

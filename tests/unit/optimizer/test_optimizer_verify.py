@@ -15,12 +15,12 @@ from tiny_model import make_tiny_llama
 from slmops.contracts.errors import NotFound
 from slmops.contracts.evaluation import Verification
 from slmops.contracts.recipe import PassSpec, Recipe
-from slmops.optimizer.evaluate import evaluate, reference
-from slmops.optimizer.export import build
 from slmops.optimizer.intake import materialize
-from slmops.optimizer.report import Report, files_of, report
-from slmops.optimizer.texts import Text, evaluation_text
-from slmops.optimizer.verify import main, verify
+from slmops.optimizer.intake.export import build
+from slmops.optimizer.jobs.report import Report, files_of, report
+from slmops.optimizer.jobs.verify import main, verify
+from slmops.optimizer.measure.evaluate import evaluate, reference
+from slmops.optimizer.measure.texts import Text, evaluation_text
 
 RECIPE = Recipe(name="mine", passes=(PassSpec(pass_="build", params={"precision": "int4"}),))
 FIGURES = {"kl", "top1", "ppl"} | {f"{name}_{end}" for name in ("kl", "top1", "ppl") for end in ("low", "high")}
@@ -64,7 +64,15 @@ def disagreeing(found: Verification) -> set[str]:
 def test_an_honest_report_agrees_from_a_shell(honest: Report, variant: Path, source: Path, tmp_path: Path) -> None:
     written = tmp_path / "report.json"
     written.write_text(honest.model_dump_json())
-    command = [sys.executable, "-m", "slmops.optimizer.verify", str(written), "--variant", str(variant), "--reference"]
+    command = [
+        sys.executable,
+        "-m",
+        "slmops.optimizer.jobs.verify",
+        str(written),
+        "--variant",
+        str(variant),
+        "--reference",
+    ]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = Verification.model_validate_json(done.stdout)

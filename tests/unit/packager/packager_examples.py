@@ -10,12 +10,13 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from slmops.contracts.descriptor import Descriptor, Digest, blob_key, digest_of
+from slmops.contracts.addresses import blob_key
+from slmops.contracts.descriptor import Descriptor, Digest, digest_of
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import MANIFEST_PATH, OCI_MANIFEST, SIGNATURE, SIGNATURE_PATH, Manifest
 from slmops.contracts.model import ModelFile, files_digest
-from slmops.kit.layout import layout_files
+from slmops.kit.oci_layout import layout_files
 from slmops.packager.modelpack import EVALUATION_PATH, GOLDEN_PATH, build
 from slmops.packager.sign import sign
 

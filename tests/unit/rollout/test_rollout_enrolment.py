@@ -13,9 +13,9 @@ from unit.rollout.rollout_examples import T0
 from slmops.contracts.commands import EnrolGateway, ListGateways
 from slmops.contracts.errors import AlreadyExists, Denied, InvalidMessage
 from slmops.contracts.events import GatewayEnrolled
-from slmops.kit.bus import Bus
+from slmops.kit.bus.nats_auth import Authority, new_user_seed, public_key
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.journal import Journal
-from slmops.kit.nats_auth import Authority, new_user_seed, public_key
 from slmops.kit.settings import BusSettings
 from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.handlers import Handlers

@@ -11,7 +11,7 @@ from unit.rollout.rollout_examples import NAME, T0, at, digest, failure, package
 
 from slmops.contracts.errors import Denied
 from slmops.contracts.events import CohortMeasured, GatewayEnrolled, GatewayReported, PackageWithdrawn, UpdatePhase
-from slmops.kit.journal import Journal, Unit
+from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import store
 from slmops.rollout.domain.fleet import Member
 
@@ -94,7 +94,7 @@ async def test_a_withdrawn_package_is_released_no_more(journal: Journal, first: 
         signature=gone.signature.digest,
     )
 
-    def hear(unit: Unit) -> None:
+    def hear(unit: UnitOfWork) -> None:
         for event in [kept, gone] if first == "the package" else [kept]:
             store.record_package(unit.connection, event)
         store.record_withdrawal(unit.connection, withdrawal)

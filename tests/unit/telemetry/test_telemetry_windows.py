@@ -18,7 +18,7 @@ from slmops.contracts.errors import InvalidMessage, PermanentError
 from slmops.contracts.events import CohortMeasured, Event
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.plan import Identity, Plan, Release
-from slmops.kit.bus import Delivered
+from slmops.kit.bus.service_bus import MessageContext
 from slmops.kit.journal import Journal
 from slmops.telemetry.domain.windows import (
     MAX_AGE,
@@ -100,7 +100,7 @@ class Telemetry:
         async def keepalive() -> None: ...
 
         for one in batches:
-            delivered = Delivered(one.batch_id, subject or f"measure.{one.gateway_id}", None, keepalive)
+            delivered = MessageContext(one.batch_id, subject or f"measure.{one.gateway_id}", None, keepalive)
             await self.handlers.on_batch(one, delivered)
 
     async def closed(self, seconds: float) -> list[CohortWindow]:

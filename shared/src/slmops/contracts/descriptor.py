@@ -35,11 +35,6 @@ def digest_of_chunks(chunks: Iterable[bytes]) -> tuple[Digest, int]:
     return "sha256:" + state.hexdigest(), size
 
 
-def blob_key(digest: Digest) -> str:
-    """The object key of a blob: `blobs/sha256/<hex>`."""
-    return "blobs/" + digest.replace(":", "/", 1)
-
-
 class Descriptor(BaseModel):
     """OCI content descriptor (image-spec v1.1): media type, digest, size in bytes."""
 

@@ -45,12 +45,14 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from slmops.contracts.exit_codes import ExitCode
+
 
 class SlmopsError(Exception):
     """Root. `what` went wrong, `where`, and how to `fix` it; all three are written for a person."""
 
     code: ClassVar[str] = "error"
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[ExitCode] = ExitCode.REFUSED
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
@@ -71,7 +73,7 @@ class TemporaryError(SlmopsError):
     """Try again after `delay`."""
 
     code = "temporary"
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+    exit_code = ExitCode.TEMPORARY
 
     def __init__(
         self,
@@ -113,22 +115,22 @@ class PermanentError(SlmopsError):
 
 class InvalidMessage(PermanentError):
     code = "invalid_message"
-    exit_code = 65  # EX_DATAERR
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class InvalidName(PermanentError):
     code = "invalid_name"
-    exit_code = 65
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class InvalidVersion(PermanentError):
     code = "invalid_version"
-    exit_code = 65
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class InvalidModel(PermanentError):
     code = "invalid_model"
-    exit_code = 65
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class NotAModel(InvalidModel):
@@ -145,7 +147,7 @@ class UnsupportedArchitecture(InvalidModel):
 
 class InvalidRecipe(PermanentError):
     code = "invalid_recipe"
-    exit_code = 65
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class NotFound(PermanentError):
@@ -162,12 +164,12 @@ class DigestMismatch(PermanentError):
 
 class InvalidDelta(PermanentError):
     code = "invalid_delta"
-    exit_code = 65
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class InvalidBundle(PermanentError):
     code = "invalid_bundle"
-    exit_code = 65
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class SignatureInvalid(PermanentError):
@@ -186,7 +188,7 @@ class TrustRefused(SignatureInvalid):
 
 class Denied(PermanentError):
     code = "denied"
-    exit_code = 77  # EX_NOPERM
+    exit_code = ExitCode.NOT_PERMITTED
 
 
 class IllegalTransition(PermanentError):
@@ -229,7 +231,7 @@ class RunnerDied(InferenceFailed):
 
 class InternalError(PermanentError):
     code = "internal"
-    exit_code = 70  # EX_SOFTWARE
+    exit_code = ExitCode.INTERNAL
 
 
 def _tree(root: type[SlmopsError]) -> dict[str, type[SlmopsError]]:

@@ -12,7 +12,6 @@ Rules that always hold
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
@@ -20,7 +19,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmops.contracts.blueprint import Blueprint, ProbePolicy, RuntimeSettings, SoakPolicy, Stage, TelemetryPolicy
+from slmops.contracts.cohort import in_stage
 from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.identity import Identity
 from slmops.contracts.names import Name, Version
 from slmops.contracts.profile import DeviceProfile
 
@@ -32,8 +33,6 @@ __all__ = [
     "Release",
     "Side",
     "Stage",
-    "cohort_percent",
-    "in_stage",
     "resolve",
 ]
 
@@ -106,14 +105,6 @@ class Overlay(_Frozen):
     set_by: str = ""
 
 
-class Identity(_Frozen):
-    """What a gateway knows of itself."""
-
-    gateway_id: Name
-    blueprint: Name
-    labels: dict[str, str] = Field(default_factory=dict)
-
-
 class Side(StrEnum):
     STABLE = "stable"
     CANDIDATE = "candidate"
@@ -126,24 +117,6 @@ class Desired(_Frozen):
     side: Side
     release: Release | None
     explain: dict[str, str]
-
-
-def cohort_percent(salt: str, gateway_id: str) -> float:
-    """Where a gateway lies in [0, 100): uniform over gateways, independent between salts."""
-    return _percent(hashlib.sha256(f"{salt}\x1f{gateway_id}".encode()).digest())
-
-
-def _percent(digest: bytes) -> float:
-    """The first 53 bits as a share of 100. A double holds no more: of 64 bits the largest would round up to 100, and a
-    gateway at 100 would be in no stage at all."""
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53 * 100
-
-
-def in_stage(stage: Stage, salt: str, identity: Identity) -> bool:
-    labels = identity.labels
-    if any(labels.get(key) != value for key, value in stage.selector.items()):
-        return False
-    return cohort_percent(salt, identity.gateway_id) < stage.percent
 
 
 def resolve(plan: Plan, overlays: Iterable[Overlay], identity: Identity) -> Desired:

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 
 from slmops.contracts.bundle import INDEX_LIMIT_BYTES, INDEX_NAME, BundleIndex, Member
 from slmops.contracts.errors import InvalidBundle
-from slmops.kit.whole import whole
+from slmops.kit.atomic_write import atomic_write
 
 _BLOCK: Final = 512
 _END: Final = bytes(2 * _BLOCK)
@@ -25,7 +25,7 @@ _CHUNK_BYTES: Final = 1 << 18
 
 def write_bundle(out: Path, index: BundleIndex, content: Mapping[str, bytes | Path]) -> None:
     """`content` by the members' names. Whole or not at all. Raises `InvalidBundle` when content is not what it says."""
-    with whole(out) as file:
+    with atomic_write(out) as file:
         data = index.model_dump_json().encode()
         _put(file, INDEX_NAME, len(data), iter([data]))
         for member in index.members:

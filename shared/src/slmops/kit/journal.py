@@ -83,7 +83,7 @@ class Recorded:
 Project = Callable[[Connection, Event], None]
 
 
-class Unit:
+class UnitOfWork:
     """One transaction: read, decide, append. Made by `Journal.transact` only."""
 
     def __init__(self, journal: Journal, connection: Connection) -> None:
@@ -166,12 +166,12 @@ class Journal:
     async def close(self) -> None:
         await asyncio.to_thread(self._engine.dispose)
 
-    async def transact(self, work: Callable[[Unit], T]) -> T:
+    async def transact(self, work: Callable[[UnitOfWork], T]) -> T:
         """Run `work` in one transaction, again from the start when it lost a race. Raises what `work` raises."""
 
         def once() -> T:
             with self._engine.begin() as connection:
-                return work(Unit(self, connection))
+                return work(UnitOfWork(self, connection))
 
         async with self._lock:
             for attempt in range(_ATTEMPTS):

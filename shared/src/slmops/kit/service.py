@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,11 +20,13 @@ from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
 
 from slmops.contracts.errors import PortTaken, SlmopsError, TemporaryError
+from slmops.contracts.exit_codes import ExitCode
 from slmops.kit import tracing
-from slmops.kit.bus import Bus
-from slmops.kit.ending import ended
+from slmops.kit.bus.service_bus import Bus
+from slmops.kit.bus.stream_watch import watch_streams
+from slmops.kit.cancellation import cancel_and_wait
+from slmops.kit.logs import log_as_json
 from slmops.kit.settings import BusSettings
-from slmops.kit.stream_watch import watch_streams
 
 log = logging.getLogger("slmops.service")
 _STOP_GRACE_S = 3
@@ -68,7 +69,7 @@ class Service:
             try:
                 yield
             finally:
-                await ended(running)
+                await cancel_and_wait(running)
                 await self.bus.stop()
                 for step in self.closing:
                     await step()
@@ -128,7 +129,7 @@ class Service:
             provider.shutdown()
         for error in self.failed:
             log.error("stopped: %s", error)
-            sys.exit(error.exit_code if isinstance(error, SlmopsError) else 70)
+            sys.exit(error.exit_code if isinstance(error, SlmopsError) else ExitCode.INTERNAL)
 
 
 def below(apps: Sequence[tuple[str, Asgi]], other: Asgi) -> Asgi:
@@ -158,30 +159,3 @@ def _starting(app: Asgi, failed: list[BaseException]) -> Callable[..., Awaitable
 
 def signal_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-class _JsonLines(logging.Formatter):
-    def __init__(self, service: str) -> None:
-        super().__init__()
-        self.service = service
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "service": self.service,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def log_as_json(service: str, level: str) -> None:
-    """One JSON object per line on stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines(service))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "urllib3", "uvicorn.access", "nats"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

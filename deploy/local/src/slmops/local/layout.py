@@ -18,8 +18,8 @@ from slmops.contracts.permissions import (
     SERVICE_PERMISSIONS,
     answering_user,
 )
+from slmops.kit.bus.nats_auth import Authority
 from slmops.kit.clock import utc_now
-from slmops.kit.nats_auth import Authority
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
 from slmops.local.private import write_atomically

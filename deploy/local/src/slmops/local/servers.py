@@ -15,7 +15,7 @@ from minio import Minio
 from minio.error import S3Error
 
 from slmops.contracts.errors import NotFound
-from slmops.kit.nats_auth import server_config
+from slmops.kit.bus.nats_auth import server_config
 from slmops.local.layout import Layout, S3Credentials
 from slmops.local.ports import HOST
 from slmops.local.private import write_atomically

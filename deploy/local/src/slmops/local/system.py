@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from slmops.contracts.errors import Conflict, Unreachable
-from slmops.kit.ending import ended
+from slmops.kit.cancellation import cancel_and_wait
 from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
@@ -165,5 +165,5 @@ async def _together(*starts: Awaitable[None]) -> None:
     try:
         await asyncio.gather(*tasks)
     except BaseException:
-        await ended(tasks)
+        await cancel_and_wait(tasks)
         raise

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slmops.console import (
+from slmops.console.commands import (
     attention,
     blueprints,
     bundles,
@@ -29,7 +29,8 @@ from slmops.console import (
     streams,
     trust,
 )
-from slmops.console.session import INTERRUPTED, reported
+from slmops.console.session import reported
+from slmops.contracts.exit_codes import ExitCode
 
 PLUGINS = "slmops.commands"
 """Entry point group: name of the command → a function for typer. `slmops up` comes from there."""
@@ -48,8 +49,8 @@ def root(
 ) -> None:
     """Small language models from weights to a fleet of edge gateways that answer with them.
 
-    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 a watched rollout did not complete, 65 wrong input, 75 not reachable
-    now, 77 not permitted, 130 interrupted.
+    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 a watched rollout did not complete, 65 wrong input, 70 a defect of
+    slmops, 75 not reachable now, 77 not permitted, 130 interrupted.
     """
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     try:
         build()()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
 
 
 if __name__ == "__main__":

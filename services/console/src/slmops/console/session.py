@@ -25,12 +25,12 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from slmops.console import settings as where
-from slmops.console.tables import problem_text
+from slmops.console.render.tables import problem_text
 from slmops.contracts.errors import Denied, Problem, SlmopsError
+from slmops.contracts.exit_codes import ExitCode
 from slmops.kit import tracing
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 Work = Callable[..., Awaitable[int | None]]
 W = TypeVar("W", bound=Work)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -156,7 +156,7 @@ def reporting(*, as_json: bool = False, exit_code: int | None = None) -> Iterato
         raise typer.Exit(exit_code or error.exit_code) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         print("Interrupted.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from error
+        raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
 def reported(work: F) -> F:

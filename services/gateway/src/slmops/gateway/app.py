@@ -20,27 +20,27 @@ from starlette.routing import Mount, Route
 
 from slmops.contracts.errors import CredentialsRefused, InvalidMessage, PermanentError, SlmopsError, TemporaryError
 from slmops.contracts.plan import Identity
-from slmops.gateway.acquire import Acquirer
-from slmops.gateway.api import create_api
-from slmops.gateway.bundles import Bundles
-from slmops.gateway.factory import Factory
 from slmops.gateway.handlers import Agent
 from slmops.gateway.identity import Credentials, enrol, own_seed
-from slmops.gateway.listen import ApiServer, listen
-from slmops.gateway.reporter import Reporter
-from slmops.gateway.results import Results
-from slmops.gateway.serving import Serving
+from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.bundles import Bundles
+from slmops.gateway.install.factory import Factory
+from slmops.gateway.install.slots import Slots
+from slmops.gateway.install.trust import Trust
+from slmops.gateway.install.updater import Updater
+from slmops.gateway.report.reporter import Reporter
+from slmops.gateway.report.sealed import Results
+from slmops.gateway.report.spool import Spool
+from slmops.gateway.serving.api import create_api
+from slmops.gateway.serving.listen import ApiServer, listen
+from slmops.gateway.serving.releases import Serving
 from slmops.gateway.settings import Settings
-from slmops.gateway.slots import Slots
-from slmops.gateway.spool import Spool
-from slmops.gateway.trust import Trust
 from slmops.gateway.twin import Twin
-from slmops.gateway.updater import Updater
 from slmops.kit import tracing
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
+from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.clock import utc_now
-from slmops.kit.ending import ended
-from slmops.kit.service import log_as_json
+from slmops.kit.logs import log_as_json
 from slmops.kit.settings import load
 from slmops.kit.trust.asking import Answers
 
@@ -142,7 +142,7 @@ class Gateway:
         for server in self.servers:
             server.should_exit = True
         await asyncio.wait(tasks[-2:], timeout=3)
-        await ended(tasks)
+        await cancel_and_wait(tasks)
         await self.serving.stop()
         if self.client is not None:
             await self.client.close()

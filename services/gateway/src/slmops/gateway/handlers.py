@@ -11,10 +11,10 @@ from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.contracts.plan import Desired, Plan, Release, Side
 from slmops.gateway.domain import Phase, should_update
-from slmops.gateway.reporter import Reporter, Status
-from slmops.gateway.serving import Serving
-from slmops.gateway.slots import Slots
-from slmops.gateway.updater import Updater
+from slmops.gateway.install.slots import Slots
+from slmops.gateway.install.updater import Updater
+from slmops.gateway.report.reporter import Reporter, Status
+from slmops.gateway.serving.releases import Serving
 from slmops.kit.tracing import span
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from slmops.contracts.permissions import ENROL_USER
 from slmops.contracts.plan import Identity
 from slmops.contracts.subjects import inbox
 from slmops.gateway.settings import Settings
-from slmops.kit.client import BusClient
-from slmops.kit.nats_auth import creds_text, new_user_seed, public_key
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.nats_auth import creds_text, new_user_seed, public_key
 
 _TOKEN_EVERY = timedelta(seconds=15)
 

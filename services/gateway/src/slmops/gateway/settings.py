@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from slmops.contracts import freshness
 from slmops.contracts.names import Name
 from slmops.kit.settings import BusSettings
 
@@ -35,7 +36,7 @@ class Settings(BusSettings):
     disconnected_grace: timedelta = Field(
         default=timedelta(),
         ge=timedelta(),
-        le=timedelta(days=90),
+        le=freshness.MAX_GRACE,
         description="So long past their dates timestamp, snapshot and plan of a bundle may be; over the bus never",
     )
     api_host: str = Field(default="127.0.0.1", description="Where the OpenAI-compatible API listens")

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from slmops.contracts import subjects
 from slmops.contracts.errors import DiskFull, PermanentError, SlmopsError, TemporaryError
 from slmops.contracts.plan import Desired, Identity, Overlay, Plan, resolve
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 
 log = logging.getLogger(__name__)
 OpenPlan = Callable[[bytes], Awaitable[Plan]]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.profile import PROFILES
-from slmops.kit.bus import Bus
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.service import Service
 from slmops.kit.settings import load
-from slmops.optimizer.ancestry import Ancestry
-from slmops.optimizer.board import Board
-from slmops.optimizer.engine import Engine
-from slmops.optimizer.environment import environment_digest
 from slmops.optimizer.handlers import Handlers, routes
+from slmops.optimizer.jobs.board import Board
+from slmops.optimizer.jobs.environment import environment_digest
+from slmops.optimizer.jobs.worker import Worker
+from slmops.optimizer.jobs.workspace import Workspace
+from slmops.optimizer.recipes.ancestry import Ancestry
 from slmops.optimizer.settings import Settings
 from slmops.optimizer.store import Results
-from slmops.optimizer.worker import Worker
 
 
 def build(settings: Settings) -> Service:
@@ -28,9 +28,9 @@ def build(settings: Settings) -> Service:
         )
     bus, objects = Bus("optimizer", settings), Objects(settings)
     board, results = Board(bus), Results(objects, environment_digest)
-    engine = Engine(settings.data_dir, settings.job_timeout)
+    workspace = Workspace(settings.data_dir, settings.job_timeout)
     ancestry = Ancestry(bus, objects, wanted=settings.anchor)
-    worker = Worker(objects, results, engine, board, ancestry, settings.job_memory_bytes)
+    worker = Worker(objects, results, workspace, board, ancestry, settings.job_memory_bytes)
     made_for, recipes, home = settings.profiles, settings.recipes, settings.data_dir
     routes(bus, Handlers(bus, objects, board, worker, PROFILES, made_for, recipes, ancestry, home, utc_now))
     return Service("optimizer", settings, bus, opening=[objects.open])

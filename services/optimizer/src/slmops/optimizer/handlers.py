@@ -40,19 +40,19 @@ from slmops.contracts.jobs import JobView, OptimizeJob
 from slmops.contracts.manifest import FILE_PATH, PackageFile
 from slmops.contracts.profile import DeviceProfile
 from slmops.contracts.recipe import Recipe
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.refusals import until_stored
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
-from slmops.kit.objects import Objects
-from slmops.kit.refusals import until_stored
+from slmops.kit.objects.store import Objects
 from slmops.kit.tracing import traceparent
-from slmops.optimizer.ancestry import Ancestry
-from slmops.optimizer.board import Board
-from slmops.optimizer.catalogue import catalogue
-from slmops.optimizer.keeping import JobReport
-from slmops.optimizer.recipe import bundled, check, recipe_named
-from slmops.optimizer.telling import Telling, queued
-from slmops.optimizer.verification import verified
-from slmops.optimizer.worker import Worker
+from slmops.optimizer.jobs.board import Board
+from slmops.optimizer.jobs.publisher import JobPublisher, queued
+from slmops.optimizer.jobs.uploader import JobReport
+from slmops.optimizer.jobs.verification import verified
+from slmops.optimizer.jobs.worker import Worker
+from slmops.optimizer.recipes.ancestry import Ancestry
+from slmops.optimizer.recipes.catalogue import catalogue
+from slmops.optimizer.recipes.library import bundled, check, recipe_named
 
 log = logging.getLogger(__name__)
 DELIVERIES = 20
@@ -90,7 +90,7 @@ class Handlers:
 
     # ---- events and jobs ----------------------------------------------------------------------------------
 
-    async def version_registered(self, event: ModelVersionRegistered, delivered: Delivered) -> None:
+    async def version_registered(self, event: ModelVersionRegistered, delivered: MessageContext) -> None:
         """Queue one job per device profile, waiting while the queue is full.
 
         Queued twice is queued once: the job's id is its message id.
@@ -111,9 +111,9 @@ class Handlers:
             async with delivered.kept_alive():
                 await until_stored(partial(self._queue, anchored))
 
-    async def optimize(self, job: OptimizeJob, delivered: Delivered) -> None:
+    async def optimize(self, job: OptimizeJob, delivered: MessageContext) -> None:
         """Do one job. A permanent failure is an outcome (every recipe rejected); a temporary one is redelivered."""
-        telling = Telling(self._bus, self._board, self._clock, job)
+        telling = JobPublisher(self._bus, self._board, self._clock, job)
         async with delivered.kept_alive():
             await telling.started()
             try:

@@ -74,7 +74,7 @@ class Measured(BaseModel):
 
 
 class ObjectStore(Protocol):
-    """What we need of `slmops.kit.objects.Objects`."""
+    """What we need of `slmops.kit.objects.store.Objects`."""
 
     async def get_object(self, key: str) -> bytes | None: ...
 

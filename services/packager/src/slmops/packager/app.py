@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from slmops.contracts.commands import ExportPackage
-from slmops.kit.bus import Bus
+from slmops.kit.bus.relay import run_relay
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
-from slmops.kit.objects import Objects
-from slmops.kit.relay import run_relay
+from slmops.kit.objects.store import Objects
 from slmops.kit.service import Service
 from slmops.kit.settings import load
 from slmops.packager.assemble import Assembler

@@ -19,7 +19,7 @@ from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import DigestMismatch, DiskFull
 from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import DOC, MANIFEST_PATH, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.kit.tracing import span
 from slmops.packager.evidence import Evidence, licence_name
 from slmops.packager.modelpack import ModelPack, build

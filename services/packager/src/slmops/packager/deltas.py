@@ -21,8 +21,8 @@ from slmops.contracts.events import PackageDeltaPublished, PackagePublished
 from slmops.contracts.manifest import DELTA, Manifest, layers_by_path
 from slmops.kit.clock import Clock
 from slmops.kit.delta import make
-from slmops.kit.journal import Journal, Unit
-from slmops.kit.objects import Objects
+from slmops.kit.journal import Journal, UnitOfWork
+from slmops.kit.objects.store import Objects
 from slmops.kit.tracing import span
 from slmops.packager import store
 from slmops.packager.assemble import disk_full
@@ -114,7 +114,7 @@ class DeltaPlanner:
         await self._journal.transact(lambda unit: self._publish(unit, event, target.profile))
         log.info("%s:%s from %s: %d bytes, not %d", event.model, event.version, base.version, delta.size, full)
 
-    def _publish(self, unit: Unit, event: PackageDeltaPublished, profile: str) -> None:
+    def _publish(self, unit: UnitOfWork, event: PackageDeltaPublished, profile: str) -> None:
         stream = store.stream(event.model, event.version, profile)
         events, version = unit.load(stream)
         there = [store.package(unit.connection, manifest) for manifest in (event.base, event.target)]
@@ -146,6 +146,6 @@ class DeltaPlanner:
             await self._objects.get_file(layer.digest, folder / path)
 
 
-def withdraw_deltas(unit: Unit, deltas: Iterable[PackageDeltaPublished], now: datetime) -> None:
+def withdraw_deltas(unit: UnitOfWork, deltas: Iterable[PackageDeltaPublished], now: datetime) -> None:
     for event in offered_no_more(deltas, now):
         unit.emit(f"delta:{event.delta}", [event])

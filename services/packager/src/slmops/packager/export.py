@@ -8,7 +8,7 @@ from slmops.contracts.commands import ExportPackage, PackageExport
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, PackageFile
 from slmops.kit.journal import Journal
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.packager import store
 from slmops.packager.domain import newest_of
 

@@ -26,10 +26,10 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
 from slmops.contracts.plan import Plan
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
-from slmops.kit.journal import Journal, Unit
-from slmops.kit.objects import Objects
+from slmops.kit.journal import Journal, UnitOfWork
+from slmops.kit.objects.store import Objects
 from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
@@ -75,7 +75,7 @@ class Handlers:
 
     # ---- events -------------------------------------------------------------------------------------------
 
-    async def on_variant_optimized(self, variant: VariantOptimized, delivered: Delivered) -> None:
+    async def on_variant_optimized(self, variant: VariantOptimized, delivered: MessageContext) -> None:
         """Publish the package of a chosen variant, once."""
         stream = store.stream(variant.model, variant.version, variant.profile)
         if not variant.chosen:
@@ -96,7 +96,7 @@ class Handlers:
             at=self._clock(),
         )
 
-        def publish(unit: Unit) -> None:
+        def publish(unit: UnitOfWork) -> None:
             events, version = unit.load(stream)
             new = decide(events, variant, package)
             unit.append(stream, version, new)
@@ -105,16 +105,16 @@ class Handlers:
 
         await self._journal.transact(publish)
 
-    async def on_gateway_enrolled(self, event: GatewayEnrolled, _delivered: Delivered) -> None:
+    async def on_gateway_enrolled(self, event: GatewayEnrolled, _delivered: MessageContext) -> None:
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
 
-    async def on_gateway_reported(self, event: GatewayReported, _delivered: Delivered) -> None:
+    async def on_gateway_reported(self, event: GatewayReported, _delivered: MessageContext) -> None:
         if self._running.get(event.gateway_id, "") == event.running:
             return
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
         self._running[event.gateway_id] = event.running
 
-    async def on_package_published(self, package: PackagePublished, delivered: Delivered) -> None:
+    async def on_package_published(self, package: PackagePublished, delivered: MessageContext) -> None:
         """Our own event, so that planning outlives a restart and keeps nobody from publishing."""
         async with delivered.kept_alive():
             await self._deltas.plan(package)
@@ -155,7 +155,7 @@ class Handlers:
         """Raises what the command says, and `SignatureInvalid` for a plan that cannot be believed."""
         plans = [await self._plan_of(key) for key in await self._blueprints()]
 
-        def work(unit: Unit) -> Withdrawal:
+        def work(unit: UnitOfWork) -> Withdrawal:
             package = only_of(store.all_packages(unit.connection), command)
             manifest = package.manifest.digest
             deltas = store.deltas_with(unit.connection, manifest)

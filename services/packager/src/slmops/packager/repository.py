@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from securesystemslib.signer import CryptoSigner
@@ -30,6 +30,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from slmops.contracts import freshness
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage, NotReady
 from slmops.contracts.trust import (
@@ -43,8 +44,7 @@ from slmops.contracts.trust import (
 from slmops.kit.trust.keys import load_key, locked, new_key
 
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
-VALID_FOR = {"timestamp": timedelta(days=1), "snapshot": timedelta(days=7)}
-DELEGATED_VALID_FOR = timedelta(days=90)
+VALID_FOR = {"timestamp": freshness.TIMESTAMP, "snapshot": freshness.SNAPSHOT}
 """Of `packages` and of the models' roles. Everything of ours is signed anew when half of its time is over."""
 _MODEL = "model-"
 
@@ -233,7 +233,7 @@ class Repository:
         return sorted(delegations.roles or {}) if delegations else []
 
     def _good(self, delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> bool:
-        lasts = VALID_FOR.get(role, DELEGATED_VALID_FOR)
+        lasts = VALID_FOR.get(role, freshness.DELEGATED)
         if metadata.signed.is_expired(self._now + lasts / 2):
             return False
         try:
@@ -247,7 +247,7 @@ class Repository:
     def _sign(self, role: str, metadata: Metadata[Any], signer: CryptoSigner) -> None:
         if role in self._known and role not in self._changed:  # one edit is one version
             metadata.signed.version += 1
-        metadata.signed.expires = (self._now + VALID_FOR.get(role, DELEGATED_VALID_FOR)).replace(microsecond=0)
+        metadata.signed.expires = (self._now + VALID_FOR.get(role, freshness.DELEGATED)).replace(microsecond=0)
         metadata.sign(signer)
         self._put(role, metadata, metadata.to_bytes())
 

@@ -22,7 +22,7 @@ from slmops.contracts.errors import InvalidMessage, NotFound, SlmopsError, Tempo
 from slmops.contracts.events import PackagePublished
 from slmops.contracts.trust import METADATA_NAME_PATTERN, RolloutKeys
 from slmops.kit.clock import Clock
-from slmops.kit.journal import Journal, Unit
+from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.trust.ceremony import rollout_file, rollout_keys
 from slmops.kit.trust.folder import numbered
 from slmops.kit.trust.keys import read_keys
@@ -67,13 +67,13 @@ class Trust:
             except SlmopsError as error:
                 log.error("the trust metadata stays as it is: %s", error)
 
-    def vouch(self, unit: Unit, package: PackagePublished) -> None:
+    def vouch(self, unit: UnitOfWork, package: PackagePublished) -> None:
         """The package may be installed, as soon as `unit` commits."""
         repository = self._repository(unit)
         repository.add(package.model, package.version, package.profile, package.manifest)
         repository.settle()
 
-    def disown(self, unit: Unit, package: PackagePublished) -> None:
+    def disown(self, unit: UnitOfWork, package: PackagePublished) -> None:
         """The package may be installed no more, as soon as `unit` commits."""
         repository = self._repository(unit)
         repository.remove(package.model, package.version, package.manifest.digest)
@@ -104,13 +104,13 @@ class Trust:
         """The target that holds them."""
         return rollout_file(await self.rollout_keys())
 
-    def _adopt(self, unit: Unit) -> None:
+    def _adopt(self, unit: UnitOfWork) -> None:
         repository = self._repository(unit)
         if repository.adopt(self._offline()):
             repository.settle()
             log.info("what the keyholders signed is taken over")
 
-    def _renew(self, unit: Unit) -> None:
+    def _renew(self, unit: UnitOfWork) -> None:
         repository = self._repository(unit)
         for package in store.packages(unit.connection):
             repository.add(package.model, package.version, package.profile, package.manifest)
@@ -118,7 +118,7 @@ class Trust:
             log.info("the trust metadata is renewed")
         store.forget_metadata(unit.connection, self._clock() - _KEPT_FOR)
 
-    def _repository(self, unit: Unit) -> Repository:
+    def _repository(self, unit: UnitOfWork) -> Repository:
         return Repository(store.TrustFiles(unit.connection, self._clock()), self._online_keys(), self._clock())
 
     def _online_keys(self) -> dict[str, CryptoSigner]:

@@ -16,7 +16,7 @@ from slmops.contracts.errors import NotFound, TemporaryError
 from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES
 from slmops.contracts.trust import ROLLOUT_TARGET
 from slmops.kit.journal import Journal
-from slmops.kit.objects import Objects
+from slmops.kit.objects.store import Objects
 from slmops.packager import store
 from slmops.packager.trust import Trust
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from functools import partial
 
-from slmops.kit.bus import Bus
+from slmops.kit.bus.relay import run_relay
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
-from slmops.kit.collecting import Collecting
 from slmops.kit.journal import Journal
-from slmops.kit.objects import Objects
-from slmops.kit.relay import run_relay
+from slmops.kit.objects.collecting import Collecting
+from slmops.kit.objects.store import Objects
 from slmops.kit.service import Service
 from slmops.kit.settings import load
 from slmops.registry.facts import Facts

@@ -14,11 +14,11 @@ from functools import partial
 
 from slmops.contracts.errors import FactsMissing, TemporaryError
 from slmops.contracts.subjects import spec_of
-from slmops.kit import gaps
-from slmops.kit.client import BusClient
+from slmops.kit.bus import gaps
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.gaps import Durable, Found, Gap
 from slmops.kit.clock import utc_now
-from slmops.kit.gaps import Durable, Found, Gap
-from slmops.kit.journal import Journal, Unit
+from slmops.kit.journal import Journal, UnitOfWork
 from slmops.registry import store
 
 log = logging.getLogger("slmops.registry")
@@ -87,10 +87,10 @@ class Facts:
             await gaps.declare(self._client(), durable, Gap(first=1, last=1, why=why, found_at=utc_now()))
 
 
-def _forget(unit: Unit) -> None:
+def _forget(unit: UnitOfWork) -> None:
     """What was read of another stream says nothing of this one, which is read from its beginning."""
     store.forget_heard(unit.connection)
 
 
-def _remember(unit: Unit, key: str, made: int) -> None:
+def _remember(unit: UnitOfWork, key: str, made: int) -> None:
     store.set_heard(unit.connection, key, made)

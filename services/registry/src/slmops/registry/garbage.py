@@ -2,7 +2,7 @@
 
 The order is what makes it safe. Somebody who puts a blob names it within the grace period. So a blob that nobody wanted
 since a grace period before the time was taken either was named before that, and the marker knows it, or never will be.
-Whether somebody wants it meanwhile is looked at again in its sweep (`slmops.kit.sweeps`).
+Whether somebody wants it meanwhile is looked at again in its sweep (`slmops.kit.objects.sweeps`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 
 from slmops.contracts.commands import CollectGarbage, GarbageReport, Share
 from slmops.contracts.descriptor import Digest
-from slmops.kit.collecting import SWEEP_OF, Collecting
-from slmops.kit.s3 import Stored
+from slmops.kit.objects.collecting import SWEEP_OF, Collecting
+from slmops.kit.objects.s3 import Stored
 
 log = logging.getLogger("slmops.registry")
 SECOND = timedelta(seconds=1)

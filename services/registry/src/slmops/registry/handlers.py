@@ -23,10 +23,10 @@ from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.events import Event, VariantProgressed, VariantStarted
 from slmops.contracts.golden import GOLDEN_FILE, parse_golden
 from slmops.contracts.model import ModelFile
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
-from slmops.kit.journal import Journal, Unit
-from slmops.kit.objects import Objects
+from slmops.kit.journal import Journal, UnitOfWork
+from slmops.kit.objects.store import Objects
 from slmops.registry import store
 from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS
 from slmops.registry.domain.versions import Model, check_files, holds, register, retire, set_alias
@@ -58,10 +58,10 @@ class Handlers:
 
     # ---- events -------------------------------------------------------------------------------------------
 
-    async def on_lineage(self, event: Event, delivered: Delivered) -> None:
+    async def on_lineage(self, event: Event, delivered: MessageContext) -> None:
         """What became of a version. Its order of arrival does not matter."""
 
-        def work(unit: Unit) -> None:
+        def work(unit: UnitOfWork) -> None:
             if unit.first_time("registry", delivered.id):
                 store.project(unit.connection, event)
                 store.name(unit.connection, event)
@@ -115,7 +115,7 @@ class Handlers:
         return model
 
     async def _decide(self, command: C, decide: Callable[[Model, C, datetime], list[Event]]) -> VersionView:
-        def work(unit: Unit) -> VersionView:
+        def work(unit: UnitOfWork) -> VersionView:
             model, version = store.load(unit, command.model)
             events = decide(model, command, self._clock())
             unit.append(store.stream(command.model), version, events)

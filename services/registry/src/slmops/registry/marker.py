@@ -14,9 +14,9 @@ from datetime import datetime
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import NotFound
 from slmops.contracts.events import Event, ModelVersionRetired
-from slmops.kit.client import BusClient
-from slmops.kit.journal import Journal, Unit
-from slmops.kit.objects import Objects
+from slmops.kit.bus.client import BusClient
+from slmops.kit.journal import Journal, UnitOfWork
+from slmops.kit.objects.store import Objects
 from slmops.registry import store
 from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS, Key, Named, living, named, named_in
 
@@ -71,7 +71,7 @@ class Marker:
             await self._keep(kind, page, after)
 
     async def _keep(self, kind: type[Event], events: list[Event], sequence: int) -> None:
-        def work(unit: Unit) -> None:
+        def work(unit: UnitOfWork) -> None:
             for event in events:
                 store.name(unit.connection, event)
             store.set_heard(unit.connection, kind.type, sequence)

@@ -41,7 +41,7 @@ from slmops.contracts.events import (
     VariantRejected,
     VariantStarted,
 )
-from slmops.kit.journal import Unit
+from slmops.kit.journal import UnitOfWork
 from slmops.registry.domain.lifecycle import State
 from slmops.registry.domain.roots import Key, Named
 from slmops.registry.domain.roots import named as named_by
@@ -135,7 +135,7 @@ def stream(model: str) -> str:
     return f"model:{model}"
 
 
-def load(unit: Unit, model: str) -> tuple[Model, int]:
+def load(unit: UnitOfWork, model: str) -> tuple[Model, int]:
     """A model as its events left it, and the version of its stream."""
     events, version = unit.load(stream(model))
     return replay(model, events), version

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slmops.contracts.commands import EnrolGateway
 from slmops.contracts.errors import Denied, InvalidMessage
-from slmops.kit.nats_auth import gateway_jwt
+from slmops.kit.bus.nats_auth import gateway_jwt
 
 
 class Enrolment:

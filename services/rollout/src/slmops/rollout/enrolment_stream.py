@@ -14,8 +14,8 @@ from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import TemporaryError
 from slmops.contracts.events import GatewayEnrolled
-from slmops.kit.client import BusClient
-from slmops.kit.gaps import Durable, answering
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.gaps import Durable, answering
 from slmops.kit.journal import Journal, Recorded
 from slmops.rollout import store
 

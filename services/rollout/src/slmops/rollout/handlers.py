@@ -33,9 +33,9 @@ from slmops.contracts.events import (
     PackageWithdrawn,
     UpdatePhase,
 )
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
-from slmops.kit.journal import Journal, Unit
+from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import enrolment, store
 from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
@@ -45,7 +45,7 @@ from slmops.rollout.reconcile import Reconciler
 
 # Reports of the steps between decide nothing; a large fleet sends many.
 _DECISIVE = frozenset({UpdatePhase.COMMITTED, UpdatePhase.FAILED})
-Decide = Callable[[Unit, BlueprintState, datetime], list[Event]]
+Decide = Callable[[UnitOfWork, BlueprintState, datetime], list[Event]]
 
 
 class Handlers:
@@ -65,13 +65,13 @@ class Handlers:
 
     # ---- events -------------------------------------------------------------------------------------------
 
-    async def on_package_published(self, event: PackagePublished, delivered: Delivered) -> None:
+    async def on_package_published(self, event: PackagePublished, delivered: MessageContext) -> None:
         await self._journal.transact(lambda unit: store.record_package(unit.connection, event))
 
-    async def on_package_withdrawn(self, event: PackageWithdrawn, delivered: Delivered) -> None:
+    async def on_package_withdrawn(self, event: PackageWithdrawn, delivered: MessageContext) -> None:
         await self._journal.transact(lambda unit: store.record_withdrawal(unit.connection, event))
 
-    async def on_gateway_reported(self, event: GatewayReported, delivered: Delivered) -> None:
+    async def on_gateway_reported(self, event: GatewayReported, delivered: MessageContext) -> None:
         """Raises `Denied` for a report that does not fit what we know of its gateway."""
         if not await self._journal.transact(lambda unit: _record(unit, event)):
             await self._meet(event)
@@ -84,20 +84,20 @@ class Handlers:
         if enrolled is None:
             raise Denied(f"{event.gateway_id} reports and was never enrolled")
 
-        def work(unit: Unit) -> None:
+        def work(unit: UnitOfWork) -> None:
             store.project(unit.connection, enrolled)
             _record(unit, event)
 
         await self._journal.transact(work)
 
-    async def on_cohort_measured(self, event: CohortMeasured, delivered: Delivered) -> None:
+    async def on_cohort_measured(self, event: CohortMeasured, delivered: MessageContext) -> None:
         await self._journal.transact(lambda unit: store.record_window(unit.connection, delivered.id, event))
         await self._reconciler.judge(event.blueprint)
 
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def apply_blueprint(self, command: ApplyBlueprint) -> BlueprintView:
-        def work(unit: Unit) -> BlueprintView:
+        def work(unit: UnitOfWork) -> BlueprintView:
             now, state = self._clock(), store.load(unit, command.spec.name)
             return blueprint_view(store.commit(unit, state, apply_blueprint(state, command, now), now))
 
@@ -106,7 +106,7 @@ class Handlers:
         return view
 
     async def start_rollout(self, command: StartRollout) -> RolloutView:
-        def decide(unit: Unit, state: BlueprintState, now: datetime) -> list[Event]:
+        def decide(unit: UnitOfWork, state: BlueprintState, now: datetime) -> list[Event]:
             model = state.revisions[-1].spec.model if state.revisions else ""
             return start_rollout(state, command, store.packages(unit.connection, model), now)
 
@@ -130,7 +130,7 @@ class Handlers:
     async def _change(self, blueprint: str, decide: Decide) -> RolloutView:
         """Decide on a blueprint, commit, write its plan; the answer is its latest rollout."""
 
-        def work(unit: Unit) -> RolloutView:
+        def work(unit: UnitOfWork) -> RolloutView:
             now, state = self._clock(), store.load(unit, blueprint)
             state = store.commit(unit, state, decide(unit, state, now), now)
             return store.rollout_views(unit, state, now)[-1]
@@ -148,7 +148,7 @@ class Handlers:
     # ---- queries ------------------------------------------------------------------------------------------
 
     async def list_rollouts(self, query: ListRollouts) -> RolloutList:
-        def work(unit: Unit) -> list[RolloutView]:
+        def work(unit: UnitOfWork) -> list[RolloutView]:
             names = [row.name for row in store.plans(unit.connection) if query.blueprint in (None, row.name)]
             found = [v for name in names for v in store.rollout_views(unit, store.load(unit, name), self._clock())]
             return sorted(found, key=lambda view: view.started_at)
@@ -156,7 +156,7 @@ class Handlers:
         return RolloutList(rollouts=tuple(await self._journal.transact(work)))
 
     async def list_blueprints(self, _query: ListBlueprints) -> BlueprintList:
-        def work(unit: Unit) -> list[BlueprintView]:
+        def work(unit: UnitOfWork) -> list[BlueprintView]:
             return [blueprint_view(store.load(unit, row.name)) for row in store.plans(unit.connection)]
 
         return BlueprintList(blueprints=tuple(await self._journal.transact(work)))
@@ -168,7 +168,7 @@ class Handlers:
         return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
 
 
-def _record(unit: Unit, event: GatewayReported) -> bool:
+def _record(unit: UnitOfWork, event: GatewayReported) -> bool:
     """False when the gateway is not enrolled here. Raises `Denied`."""
     blueprint = store.plan_row(unit.connection, event.blueprint)
     if event.phase in _DECISIVE and blueprint is not None and blueprint.judged:
@@ -176,7 +176,7 @@ def _record(unit: Unit, event: GatewayReported) -> bool:
     return store.record_report(unit.connection, event)
 
 
-def _enrol(unit: Unit, command: EnrolGateway, now: datetime) -> None:
+def _enrol(unit: UnitOfWork, command: EnrolGateway, now: datetime) -> None:
     stream = f"gateway:{command.gateway_id}"
     events, version = unit.load(stream)
     known = next((event for event in reversed(events) if isinstance(event, GatewayEnrolled)), None)

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 
 from slmops.contracts import subjects
 from slmops.contracts.errors import TemporaryError
-from slmops.kit.bus import Bus
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import Clock
-from slmops.kit.journal import Journal, Unit
+from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
 from slmops.rollout import store
 from slmops.rollout.domain.decide import follow_gate
@@ -69,7 +69,7 @@ class Reconciler:
             log.warning("the plan of %s waits for the next tick: %s", blueprint, error)
 
 
-def _judge(unit: Unit, blueprint: str, now: datetime) -> bool:
+def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     """Whether the gate decided anything."""
     connection, state = unit.connection, store.load(unit, blueprint)
     rollout, plan = state.under_way, store.plan_in(store.plan_row(connection, blueprint))

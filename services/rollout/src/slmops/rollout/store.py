@@ -43,7 +43,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Identity, Plan
-from slmops.kit.journal import Unit
+from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import traceparent
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
 from slmops.rollout.domain.fleet import Member
@@ -125,12 +125,12 @@ def project(connection: Connection, event: Event) -> None:
 # ---- blueprints -------------------------------------------------------------------------------------------
 
 
-def load(unit: Unit, name: str) -> BlueprintState:
+def load(unit: UnitOfWork, name: str) -> BlueprintState:
     events, _ = unit.load(_stream(name))
     return replay(name, events)
 
 
-def commit(unit: Unit, state: BlueprintState, events: Sequence[Event], now: datetime) -> BlueprintState:
+def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now: datetime) -> BlueprintState:
     """Append to the blueprint's stream, and bring its plan and views up to date in the same transaction."""
     if not events:
         return state
@@ -157,7 +157,7 @@ def plan_row(connection: Connection, name: str) -> PlanRow | None:
     return PlanRow(row.name, row.plan, row.judged) if row else None
 
 
-def rollout_views(unit: Unit, state: BlueprintState, now: datetime) -> list[RolloutView]:
+def rollout_views(unit: UnitOfWork, state: BlueprintState, now: datetime) -> list[RolloutView]:
     """Oldest first: ended ones as they ended, the one under way as it is."""
     found = [_ended_view(unit.connection, rollout.id) for rollout in state.rollouts if not rollout.under_way]
     return [*found, _view(unit, state, state.under_way, now)] if state.under_way else found
@@ -168,7 +168,7 @@ def _ended_view(connection: Connection, rollout: str) -> RolloutView:
     return RolloutView.model_validate_json(view)
 
 
-def _view(unit: Unit, state: BlueprintState, rollout: Rollout, now: datetime) -> RolloutView:
+def _view(unit: UnitOfWork, state: BlueprintState, rollout: Rollout, now: datetime) -> RolloutView:
     measured = windows(unit.connection, state.name, rollout.started_at)
     return rollout_view(state, rollout, members(unit.connection, state.name), measured, now)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from slmops.kit.bus import Bus
+from slmops.kit.bus.relay import run_relay
+from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
-from slmops.kit.relay import run_relay
 from slmops.kit.service import Service
 from slmops.kit.settings import load
 from slmops.telemetry.fleet import BusFleet

@@ -16,7 +16,7 @@ from slmops.contracts.events import EVENTS, Event, GatewayEnrolled, GatewayRepor
 from slmops.contracts.plan import Identity, Plan
 from slmops.contracts.signed import plan_in
 from slmops.contracts.subjects import blueprint_key
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 
 
 class Fleet(Protocol):

@@ -19,9 +19,9 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.subjects import measurements
-from slmops.kit.bus import Bus, Delivered
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
-from slmops.kit.journal import Journal, Unit
+from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
 from slmops.telemetry import store
 from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
@@ -40,7 +40,7 @@ class Handlers:
         self._window = window
         self._grace = grace
 
-    async def on_batch(self, batch: MeasurementBatch, delivered: Delivered) -> None:
+    async def on_batch(self, batch: MeasurementBatch, delivered: MessageContext) -> None:
         """Keep a batch once; one transaction, whatever the size of the fleet.
 
         Raises `PermanentError`, `InvalidMessage` for one that cannot be true, `Denied` for one that nobody expects.
@@ -50,7 +50,7 @@ class Handlers:
         if await self._journal.transact(lambda unit: _keep(unit, pending)):
             await self._look_again(pending)
 
-    async def on_fact(self, event: Event, _delivered: Delivered) -> None:
+    async def on_fact(self, event: Event, _delivered: MessageContext) -> None:
         """Who is enrolled, and to whom releases are given."""
         await self._journal.transact(lambda unit: store.record_fact(unit.connection, event))
 
@@ -61,7 +61,7 @@ class Handlers:
         identity = await self._fleet.identity(batch.gateway_id)
         plan = await self._fleet.plan(batch.blueprint)
 
-        def work(unit: Unit) -> str:
+        def work(unit: UnitOfWork) -> str:
             if identity is not None:
                 store.record_member(unit.connection, identity)
             return _keep(unit, pending, offers_of(plan, batch.release, batch.ended_at) if plan else [])
@@ -91,12 +91,12 @@ class Handlers:
         if await self._journal.read(lambda connection: store.ended_before(connection, limit)):
             await self._journal.transact(lambda unit: self._close(unit, limit))
 
-    def _close(self, unit: Unit, limit: datetime) -> None:
+    def _close(self, unit: UnitOfWork, limit: datetime) -> None:
         over = store.take_ended_before(unit.connection, limit)
         for cohort, items in cohorts(over, self._window).items():
             self._tell(unit, cohort, items)
 
-    def _tell(self, unit: Unit, cohort: Cohort, items: list[Pending]) -> None:
+    def _tell(self, unit: UnitOfWork, cohort: Cohort, items: list[Pending]) -> None:
         window = aggregate(cohort, (item.batch for item in items), self._window)
         # A window sums batches of many traces and continues one of them: that of the newest batch that has one.
         parent = next((item.traceparent for item in reversed(items) if item.traceparent), None)
@@ -105,7 +105,7 @@ class Handlers:
             unit.emit(f"cohort:{cohort.blueprint}", [event])
 
 
-def _keep(unit: Unit, pending: Pending, more: Sequence[Offer] = ()) -> str:
+def _keep(unit: UnitOfWork, pending: Pending, more: Sequence[Offer] = ()) -> str:
     """Keeps a batch that is expected by our tables or by `more`; else returns why not."""
     batch, connection = pending.batch, unit.connection
     offers = [*store.offers(connection, batch.blueprint, batch.release), *more]

@@ -42,7 +42,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Release
-from slmops.kit.journal import Unit
+from slmops.kit.journal import UnitOfWork
 from slmops.telemetry.domain.expectation import Offer
 from slmops.telemetry.domain.windows import Pending
 
@@ -103,7 +103,7 @@ def project(_connection: Connection, _event: Event) -> None:
     """Nothing is read from windows that were told: consumers keep their own."""
 
 
-def add(unit: Unit, item: Pending) -> bool:
+def add(unit: UnitOfWork, item: Pending) -> bool:
     """Keep a batch until its window closes; False when it was here before."""
     identity = _identity(item.batch)
     if not unit.first_time("telemetry", identity):

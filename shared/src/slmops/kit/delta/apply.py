@@ -14,6 +14,7 @@ import numpy as np
 
 from slmops.contracts.descriptor import Digest, digest_of_chunks
 from slmops.contracts.errors import DigestMismatch, DiskFull, InvalidDelta, NotFound
+from slmops.kit.atomic_write import atomic_write
 from slmops.kit.delta.coding import Bytes, decode
 from slmops.kit.delta.format import (
     DICTIONARY_BYTES,
@@ -24,7 +25,6 @@ from slmops.kit.delta.format import (
     read_header,
     read_record,
 )
-from slmops.kit.whole import whole
 
 _CHUNK_BYTES = 1 << 20
 
@@ -119,7 +119,7 @@ def _file(source: BinaryIO, header: Header, bases: _Bases, file: DeltaFile, wher
             left -= read_record(source, header, left).target_bytes
         return
     where.parent.mkdir(parents=True, exist_ok=True)
-    with whole(where, durable=durable) as out:
+    with atomic_write(where, durable=durable) as out:
         actual = _fill(source, header, bases, file.size_bytes, out)
         if actual != file.digest:
             bases.check()

@@ -11,6 +11,7 @@ import numpy as np
 import zstandard
 
 from slmops.contracts.descriptor import Digest, digest_of_chunks
+from slmops.kit.atomic_write import atomic_write
 from slmops.kit.delta import coding
 from slmops.kit.delta.coding import Bytes
 from slmops.kit.delta.format import (
@@ -26,7 +27,6 @@ from slmops.kit.delta.format import (
 from slmops.kit.delta.match import Matcher, Origin
 from slmops.kit.delta.stat import Stat
 from slmops.kit.delta.tensors import Part, parts
-from slmops.kit.whole import whole
 
 _LEVEL, _ALONE_LEVEL, _TEXT_LEVEL = 9, 12, 19
 """Of zstd: for what is left of a base, where there is nothing to find; for tensors without one; for all else without
@@ -44,7 +44,7 @@ def make(base: Path, target: Path, out: Path, progress: Progress = lambda done, 
     Whatever they are, there is a delta: at worst a compressed copy. Raises `OSError`.
     """
     maker = _Maker(base, target)
-    with whole(out) as file:
+    with atomic_write(out) as file:
         return maker.write(file, progress)
 
 

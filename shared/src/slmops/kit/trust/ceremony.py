@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,6 +18,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 from tuf.api.serialization.json import JSONSerializer
 
+from slmops.contracts import freshness
 from slmops.contracts.errors import AlreadyExists, IllegalTransition, InvalidMessage, NotFound
 from slmops.contracts.names import NAME_PATTERN, VERSION_PATTERN
 from slmops.contracts.trust import (
@@ -32,7 +33,6 @@ from slmops.contracts.trust import (
 from slmops.kit.trust.folder import OFFLINE_ROLES, Changes, Folder, file_name
 from slmops.kit.trust.keys import key_file, new_key, trusted
 
-OFFLINE_VALID_FOR: Final = timedelta(days=365)
 ONLINE_ROLES: Final = ("snapshot", "timestamp")
 ROTATED: Final = ("root", "targets", *ONLINE_ROLES, PACKAGES_ROLE, "rollout")
 _KEY_ID: Final = re.compile(r"[0-9a-f]{8,}")
@@ -378,4 +378,4 @@ def _check_threshold(keys: int, threshold: int) -> None:
 
 
 def _until(now: datetime) -> datetime:
-    return (now + OFFLINE_VALID_FOR).replace(microsecond=0)
+    return (now + freshness.KEYHOLDERS).replace(microsecond=0)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from datetime import datetime, timedelta
-from typing import Final
 
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import Key, Signature, Signer
 
+from slmops.contracts import freshness
 from slmops.contracts.plan import Plan
 from slmops.contracts.signed import PLAN_TYPE, PlanSignature, PlanStatement, SignedPlan
 from slmops.contracts.trust import Attack, RolloutKeys, refused
 from slmops.kit.trust.keys import trusted, usable
 
-PLAN_VALID_FOR: Final = timedelta(days=7)
-"""A gateway that was given no news for so long begins nothing new. Signed anew after half of it."""
 
-
-def sign_plan(plan: Plan, signer: Signer, now: datetime, valid_for: timedelta = PLAN_VALID_FOR) -> bytes:
+def sign_plan(plan: Plan, signer: Signer, now: datetime, valid_for: timedelta = freshness.PLAN) -> bytes:
     """The envelope as it is written to the bucket."""
     statement = PlanStatement(plan=plan, signed_at=now, expires_at=now + valid_for)
     envelope = Envelope(statement.model_dump_json(by_alias=True).encode(), PLAN_TYPE, {})

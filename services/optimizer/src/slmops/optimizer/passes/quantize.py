@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from slmops.contracts.errors import OptimizationFailed
-from slmops.optimizer import codes, decoder, fisher
-from slmops.optimizer.gptq import gptq
-from slmops.optimizer.grid import Grid, fit
 from slmops.optimizer.passes import Context, Params
+from slmops.optimizer.weights import codes, decoder, fisher
+from slmops.optimizer.weights.gptq import gptq
+from slmops.optimizer.weights.grid import Grid, fit
 
 if TYPE_CHECKING:
     import torch

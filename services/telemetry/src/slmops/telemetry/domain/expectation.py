@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from slmops.contracts.blueprint import Stage
+from slmops.contracts.cohort import in_stage
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.measurement import MeasurementBatch
-from slmops.contracts.plan import Identity, Plan, in_stage
+from slmops.contracts.plan import Identity, Plan
 
 
 @dataclass(frozen=True)

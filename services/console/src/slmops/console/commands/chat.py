@@ -1,0 +1,159 @@
+"""`slmops chat`: ask one gateway over its OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Any
+
+import httpx
+import typer
+from pydantic import BaseModel, ConfigDict
+
+from slmops.console.render import fleet as render
+from slmops.console.render.tables import printable
+from slmops.console.session import Session, command
+from slmops.contracts.errors import InvalidMessage, NotFound, Problem, Unreachable
+
+_TIMEOUT = httpx.Timeout(300, connect=5)  # a slow gateway may think for minutes before its first token
+
+
+class Answer(BaseModel):
+    """`tokens_per_s` counts from the first token to the last; None for fewer than two."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    model: str = ""
+    release: str | None = None
+    completion_tokens: int = 0
+    ttft_s: float | None = None
+    tokens_per_s: float | None = None
+
+
+async def ask(
+    url: str,
+    prompt: str,
+    *,
+    max_tokens: int | None = None,
+    temperature: float = 0,
+    on_text: Callable[[str], None] = lambda text: None,
+) -> Answer:
+    """One question to the gateway at `url`; `on_text` gets the answer as it comes.
+
+    Raises `Unreachable`, the gateway's own error, and `InvalidMessage` when something else than a chat API answers.
+    """
+    body = {
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    } | ({"max_tokens": max_tokens} if max_tokens else {})
+    texts, times, last, tokens = [], [time.monotonic()], {}, 0
+    async for chunk in _chunks(f"{url.rstrip('/')}/v1/chat/completions", body):
+        last = chunk
+        tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+        for choice in chunk.get("choices", []):
+            if text := (choice.get("delta") or {}).get("content"):
+                times.append(time.monotonic())
+                texts.append(text)
+                on_text(text)
+    return Answer(
+        text="".join(texts),
+        model=last.get("model") or "",
+        release=last.get("system_fingerprint"),
+        completion_tokens=tokens,
+        ttft_s=times[1] - times[0] if texts else None,
+        tokens_per_s=(tokens - 1) / (times[-1] - times[1]) if tokens > 1 and times[-1] > times[1] else None,
+    )
+
+
+async def _chunks(url: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    try:
+        async with httpx.AsyncClient(timeout=_TIMEOUT) as http, http.stream("POST", url, json=body) as answer:
+            if not answer.is_success:
+                raise _refusal(url, answer.status_code, await answer.aread())
+            async for line in answer.aiter_lines():
+                if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+                    yield _chunk(url, data)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise Unreachable(
+            f"the gateway does not answer: {type(error).__name__}", where=url, fix="See slmops gateway ls."
+        ) from error
+
+
+def _chunk(url: str, data: str) -> dict[str, Any]:
+    try:
+        chunk = json.loads(data)
+    except ValueError:
+        chunk = None
+    if not isinstance(chunk, dict):
+        raise InvalidMessage("the answer is no chat completion", where=url, fix="Is this an OpenAI-compatible API?")
+    if error := chunk.get("error"):
+        raise Problem(code=str(error.get("code")), what=str(error.get("message")), where=url).error()
+    return chunk
+
+
+def _refusal(url: str, status: int, body: bytes) -> Exception:
+    try:
+        error = json.loads(body)["error"]
+        return Problem(code=str(error["code"]), what=str(error["message"]), where=url).error()
+    except (ValueError, KeyError, TypeError):
+        return InvalidMessage(f"the answer is {status} and no chat completion", where=url, fix="Check the URL.")
+
+
+def address(gateways: Mapping[str, str], gateway_id: str | None, url: str | None) -> str:
+    """Where to ask: `url`, else the gateway named, else the first there is. Raises `NotFound`, `InvalidMessage`."""
+    if url:
+        if gateway_id:
+            raise InvalidMessage("both a gateway and a --url are given", fix="Give one of them.")
+        return url if "://" in url else f"http://{url}"
+    known = ", ".join(gateways)
+    if not known:
+        raise NotFound("no gateway's address is known", fix="Give one with --url, or start a system: slmops up.")
+    if gateway_id is None:
+        return next(iter(gateways.values()))
+    if gateway_id not in gateways:
+        raise NotFound(f"the address of gateway {gateway_id} is not known", fix=f"Use one of {known}, or --url.")
+    return gateways[gateway_id]
+
+
+def declare(app: typer.Typer) -> None:
+    """The command has no group: it belongs to `app` itself."""
+    command(
+        app,
+        "chat",
+        'slmops chat gw-1 "What is the capital of France?"',
+        'slmops chat --url http://127.0.0.1:8080 "Tell me a joke." --stream',
+    )(chat)
+
+
+async def chat(
+    session: Session,
+    words: Annotated[
+        list[str], typer.Argument(metavar="[GATEWAY_ID] PROMPT", help="Without a gateway: the first there is.")
+    ],
+    url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.", show_default=False)] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the answer as it comes.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="At most so many tokens.", show_default=False)] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always answers the same.")] = 0,
+) -> None:
+    """Ask a gateway a question. The prompt goes to that gateway and nowhere else."""
+    if len(words) > 2:
+        raise InvalidMessage(
+            "there are too many words", fix='Put the prompt in quotes: slmops chat gw-1 "Who are you?"'
+        )
+    where = address(session.settings.gateways, words[0] if len(words) == 2 else None, url)
+
+    def show(text: str) -> None:
+        session.out.print(printable(text), end="", markup=False, soft_wrap=True)
+
+    live = stream and not session.as_json
+    answer = await ask(
+        where, words[-1], max_tokens=max_tokens, temperature=temperature, on_text=show if live else lambda text: None
+    )
+    session.show(answer, "" if live else render.answer(answer.text))
+    speed = f", {answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else ""
+    first = f", first after {answer.ttft_s:.2f} s" if answer.ttft_s is not None else ""
+    session.remark(f"{answer.completion_tokens} tokens{speed}{first}")

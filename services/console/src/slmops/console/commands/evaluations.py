@@ -1,0 +1,127 @@
+"""`slmops eval`: what was measured of a variant, on what evidence, and whether it can be measured again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import httpx
+import typer
+from pydantic import BaseModel
+
+from slmops.console.commands.jobs import whole
+from slmops.console.render import optimizer as render
+from slmops.console.session import Session, command
+from slmops.contracts.commands import EvaluationFiles, FetchEvaluation, VerifyEvaluation
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import Denied, DigestMismatch, InvalidVersion, Unreachable
+from slmops.contracts.manifest import PackageFile
+from slmops.contracts.names import check_name, check_version
+from slmops.contracts.permissions import ANSWER_WITHIN
+
+app = typer.Typer(name="eval", help="Evaluations with their evidence; measure one again.", no_args_is_help=True)
+NOT_CONFIRMED = 1
+"""Exit code of `verify` when the figures or the files are others."""
+Profile = Annotated[str | None, typer.Option(help="Of several device profiles.", show_default=False)]
+
+
+class Evaluated(BaseModel):
+    """The report as it is stored, and where it and the pictures can be fetched for a quarter of an hour."""
+
+    report: dict[str, Any]
+    files: EvaluationFiles
+
+
+class _Named(NamedTuple):
+    model: str
+    version: str
+    recipe: str | None
+
+
+def parse(reference: str) -> _Named:
+    """`MODEL:VERSION` or `MODEL:VERSION:RECIPE`. Raises `InvalidName`, `InvalidVersion`."""
+    parts = reference.split(":")
+    if len(parts) not in (2, 3):
+        raise InvalidVersion(f"{reference!r} names no evaluation", fix="Write MODEL:VERSION or MODEL:VERSION:RECIPE.")
+    recipe = check_name(parts[2], "recipe name") if len(parts) == 3 else None
+    return _Named(check_name(parts[0], "model name"), check_version(parts[1]), recipe)
+
+
+@command(
+    app,
+    "show",
+    "slmops eval show smollm2:1.0.0:int4",
+    "slmops eval show 5f0c9d5e --save front/",
+)
+async def show(
+    session: Session,
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="MODEL:VERSION[:RECIPE]|JOB", help="Without a recipe: the chosen. Or a whole job."),
+    ],
+    profile: Profile = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Save the report, and the pictures of a search.")
+    ] = None,
+) -> None:
+    """What was measured, with its 95% intervals and the evidence."""
+    named = parse(reference) if ":" in reference else None
+    client = await session.client()
+    if named:
+        asked = FetchEvaluation(**named._asdict(), profile=_checked(profile))
+    else:
+        asked = FetchEvaluation(job=await whole(client, reference))
+    found = await client.request(asked)
+    data = await _fetched(found.report)
+    if save is not None:
+        await _save(found, data, save)
+    report = json.loads(data)
+    session.show(Evaluated(report=report, files=found), render.evaluation(report))
+
+
+@command(app, "verify", "slmops eval verify smollm2:1.0.0:int4", "slmops eval verify sha256:… --json")
+async def verify(
+    session: Session,
+    reference: Annotated[
+        str, typer.Argument(metavar="MODEL:VERSION[:RECIPE]|DIGEST", help="A variant, or the digest of its report.")
+    ],
+    profile: Profile = None,
+) -> int:
+    """Have a variant measured again from the stored files. Exits 1 if a figure or a file is not the report's."""
+    if reference.startswith("sha256:"):
+        asked = VerifyEvaluation(report=reference)
+    else:
+        asked = VerifyEvaluation(**parse(reference)._asdict(), profile=_checked(profile))
+    answer = await (await session.client()).request(asked, timeout=ANSWER_WITHIN)
+    session.show(answer, render.verification(answer))
+    return 0 if answer.agrees else NOT_CONFIRMED
+
+
+def _checked(profile: str | None) -> str | None:
+    return check_name(profile, "profile name") if profile else None
+
+
+async def _save(found: EvaluationFiles, report: bytes, folder: Path) -> None:
+    contents = {found.report.path: report} | {file.path: await _fetched(file) for file in found.pictures}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():
+            (folder / Path(name).name).write_bytes(data)
+    except OSError as error:
+        raise Denied(f"the files cannot be written: {error.strerror}", where=str(folder)) from error
+
+
+async def _fetched(file: PackageFile) -> bytes:
+    """Raises `Unreachable`, `DigestMismatch`."""
+    where = file.url.partition("?")[0]  # what follows is a signature
+    try:
+        async with httpx.AsyncClient(timeout=30) as http:
+            answer = await http.get(file.url)
+    except httpx.TransportError as error:
+        raise Unreachable(f"the object store does not answer: {type(error).__name__}", where=where) from error
+    if not answer.is_success:
+        raise Unreachable(f"the object store answered {answer.status_code}", where=where, fix="Try again.")
+    if digest_of(answer.content) != file.descriptor.digest:
+        raise DigestMismatch("the store's bytes are not the report's", where=where)
+    return answer.content

@@ -1,0 +1,92 @@
+"""From a package in the store to an OCI layout on disk: each blob by its address, verified, and the index last.
+
+An export that is interrupted goes on where it ended: what is there and whole is not fetched again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from slmops.contracts.addresses import blob_key
+from slmops.contracts.commands import PackageExport
+from slmops.contracts.descriptor import Descriptor, digest_of_chunks
+from slmops.contracts.errors import AlreadyExists, Denied, DigestMismatch, Unreachable
+from slmops.contracts.manifest import PackageFile
+from slmops.kit.oci_layout import layout_files
+
+OnBytes = Callable[[str, int, int], None]
+"""Step, bytes done, bytes in all."""
+TIMEOUT = httpx.Timeout(60, connect=10)
+_CHUNK_BYTES = 1 << 20
+
+
+async def write_layout(package: PackageExport, directory: Path, on_progress: OnBytes) -> None:
+    """Raises `AlreadyExists` for a folder with other files, `Denied`, `Unreachable`, `DigestMismatch`."""
+    written = layout_files(package.manifest, package.version, package.signature)
+    blobs = {blob_key(file.descriptor.digest): file for file in _blobs(package)}
+    with _writable(directory):
+        _check_empty(directory, {*written, *blobs})
+        (directory / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+        done, of = 0, sum(file.descriptor.size for file in blobs.values())
+        async with httpx.AsyncClient(timeout=TIMEOUT) as http:
+            for path, file in blobs.items():
+                on_progress("fetch", done, of)
+                if not await asyncio.to_thread(_whole, directory / path, file.descriptor):
+                    await fetch(http, file, directory / path)
+                done += file.descriptor.size
+        on_progress("fetch", done, of)
+        for path, data in written.items():
+            (directory / path).write_bytes(data)
+
+
+def _blobs(package: PackageExport) -> tuple[PackageFile, ...]:
+    return (package.manifest_file, package.config_file, package.signature_file, *package.files)
+
+
+def _check_empty(directory: Path, ours: set[str]) -> None:
+    for path in directory.rglob("*"):
+        relative = path.relative_to(directory).as_posix()
+        if not path.is_dir() and relative.removesuffix(".part") not in ours:
+            raise AlreadyExists(
+                "the folder holds something else already", where=str(path), fix="Name a new or an empty folder."
+            )
+
+
+def _whole(path: Path, descriptor: Descriptor) -> bool:
+    if not path.is_file() or path.stat().st_size != descriptor.size:
+        return False
+    with path.open("rb") as source:
+        return digest_of_chunks(iter(lambda: source.read(_CHUNK_BYTES), b""))[0] == descriptor.digest
+
+
+async def fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> None:
+    """One blob by its address, verified. Raises `Unreachable`, `DigestMismatch`."""
+    part, where = target.with_name(target.name + ".part"), file.url.partition("?")[0]  # what follows is a signature
+    try:
+        async with http.stream("GET", file.url, headers={"Accept-Encoding": "identity"}) as answer:
+            if not answer.is_success:
+                raise Unreachable(f"the object store answered {answer.status_code}", where=where, fix="Try again.")
+            with part.open("wb") as out:
+                async for chunk in answer.aiter_bytes(_CHUNK_BYTES):
+                    if out.tell() + len(chunk) > file.descriptor.size:
+                        break  # more than was promised: it is not what was named, however long it goes on
+                    out.write(chunk)
+    except httpx.TransportError as error:
+        raise Unreachable(f"the object store does not answer: {type(error).__name__}", where=where) from error
+    if not await asyncio.to_thread(_whole, part, file.descriptor):
+        part.unlink()
+        raise DigestMismatch(f"the store's bytes are not {file.path} of the package", where=where)
+    part.replace(target)
+
+
+@contextmanager
+def _writable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Denied(f"the layout cannot be written: {error.strerror}", where=str(directory)) from error

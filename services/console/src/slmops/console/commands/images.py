@@ -1,0 +1,178 @@
+"""`slmops package image`: a gateway's image with a package inside, built by the operator's own engine."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.table import Table
+
+from slmops.console.commands import blueprints
+from slmops.console.image.buildcontext import Content, source_files, stream, wheels
+from slmops.console.image.factory import Factory, read
+from slmops.console.render.progress import Teller
+from slmops.console.render.tables import pairs, size
+from slmops.console.session import Session, command
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import InvalidMessage
+
+if TYPE_CHECKING:
+    from slmops.console.image.engine import Engine, OnStep
+
+BASE_IMAGE = "python:3.12-slim"
+_NO_INDEX = {"PIP_NO_INDEX": "1"}
+
+
+class BuiltImage(BaseModel):
+    """An image that the engine has now."""
+
+    tag: str
+    id: Digest
+    size_bytes: int
+    model: str
+    version: str
+    manifest: Digest
+    base: str
+    pushed: bool = False
+
+
+def gateway_image(engine: Engine, base: str, source: Path, wheel_folder: Path | None, on_step: OnStep) -> str:
+    """The id of a gateway's image from a checkout, on `base`. With a folder of wheels it is built without a network.
+
+    Raises `NotFound` when `source` is no checkout, and what `Engine.build` raises.
+    """
+    content = source_files(source) | (wheels(wheel_folder) if wheel_folder else {})
+    offline = {"network_mode": "none"} if wheel_folder else {}
+    arguments = {"BASE_IMAGE": base} | (_NO_INDEX if wheel_folder else {})
+    where = "deploy/docker/Dockerfile"
+    return engine.build(stream(content), on_step, dockerfile=where, target="gateway", buildargs=arguments, **offline)
+
+
+def package_image(
+    engine: Engine, gateway: str, factory: Factory, tag: str, on_step: OnStep, *, base: str, blueprint: str | None
+) -> str:
+    """The id of the image `tag`: the image `gateway` with what the factory brings, made by the name of `base`.
+
+    Raises `InvalidMessage` when `gateway` is no gateway's image, `NotFound` when there is none.
+    """
+    _check_gateway(gateway, engine.inspect(gateway)["Config"].get("Cmd"))
+    return engine.build(
+        stream(package_context(factory, blueprint), factory.created),
+        on_step,
+        tag=tag,
+        buildargs={"GATEWAY_IMAGE": gateway},
+        labels=factory.labels(base),
+        network_mode="none",
+    )
+
+
+def package_context(factory: Factory, blueprint: str | None) -> dict[str, Content]:
+    """What the engine is sent: the recipe, and the device's folder at its place below `device`."""
+    recipe = files("slmops.console").joinpath("data/factory.Dockerfile").read_text(encoding="utf-8")
+    if blueprint:
+        recipe += f"ENV SLMOPS_BLUEPRINT={blueprint}\n"
+    brought = {f"device/opt/factory/{path}": content for path, content in factory.files().items()}
+    return brought | {"Dockerfile": recipe.encode()}
+
+
+def _check_gateway(image: str, starts: list[str] | None) -> None:
+    if "slmops.gateway.app" not in (starts or []):
+        raise InvalidMessage(
+            "this image does not start a gateway", where=image, fix="Name one that deploy/docker/Dockerfile made."
+        )
+
+
+def _view(tag: str, inspected: dict[str, Any], factory: Factory, base: str, pushed: bool) -> BuiltImage:
+    release = factory.release
+    return BuiltImage(
+        tag=tag,
+        id=inspected["Id"],
+        size_bytes=inspected["Size"],
+        model=release.model,
+        version=release.version,
+        manifest=release.manifest.digest,
+        base=base,
+        pushed=pushed,
+    )
+
+
+def _table(view: BuiltImage) -> Table:
+    return pairs(
+        [
+            ("image", view.tag),
+            ("id", view.id),
+            ("size", size(view.size_bytes)),
+            ("model", f"{view.model}:{view.version}"),
+            ("package", view.manifest),
+            ("base", view.base),
+            ("pushed", "yes" if view.pushed else ""),
+        ]
+    )
+
+
+def declare(group: typer.Typer) -> None:
+    """The command belongs to the group of packages."""
+    command(
+        group,
+        "image",
+        "slmops package image ./smollm2-1.0.0 --key trusted.pem --root root.json --blueprint edge-chat.yaml",
+        "slmops package image ./smollm2-1.0.0 --key trusted.pem --root root.json --gateway gw:1 --tag edge:1 --push",
+    )(image)
+
+
+async def image(
+    session: Session,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The package's folder: manifest, signature and files.")
+    ],
+    key: Annotated[Path, typer.Option(help="Public key (PEM) that the package must be signed with.")],
+    root: Annotated[Path, typer.Option(help="Root of trust: metadata/1.root.json of the ceremony (slmops trust).")],
+    blueprint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="How it is probed and served: what blueprint apply takes.", show_default=False
+        ),
+    ] = None,
+    base: Annotated[str, typer.Option(help="What the gateway's image is built on.")] = BASE_IMAGE,
+    source: Annotated[Path, typer.Option(help="The checkout of slmops to build the gateway from.")] = Path(),
+    wheel_folder: Annotated[
+        Path | None,
+        typer.Option("--wheels", help="All the gateway needs, as wheels: then no network is used.", show_default=False),
+    ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGE", help="A gateway's image that exists, instead of building one.", show_default=False
+        ),
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Default: slmops-MODEL:VERSION.", show_default=False)] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push it to the registry that the tag names.")] = False,
+) -> None:
+    """Build an image of a gateway that has this package.
+
+    A device with it answers before it has seen a network. The package is verified before it goes in, and again on the
+    device, which trusts the same key and root afterwards.
+    """
+    from slmops.console.image.engine import Engine  # brings docker and requests: no other command waits for them
+
+    spec = blueprints.read(blueprint) if blueprint else None
+    factory = await asyncio.to_thread(read, directory, key, root, spec)
+    name = tag or f"slmops-{factory.release.model}:{factory.release.version}"
+
+    def work(on_step: OnStep) -> BuiltImage:
+        with Engine() as engine:
+            ground = gateway or gateway_image(engine, base, source, wheel_folder, on_step)
+            stands_on = gateway or base
+            named = spec.name if spec else None
+            made = package_image(engine, ground, factory, name, on_step, base=stands_on, blueprint=named)
+            if push:
+                engine.push(name, on_step)
+            return _view(name, engine.inspect(made), factory, stands_on, push)
+
+    with Teller(session) as teller:
+        view = await asyncio.to_thread(work, teller.status)
+    session.show(view, _table(view))

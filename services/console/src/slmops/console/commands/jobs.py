@@ -1,0 +1,56 @@
+"""`slmops job`: optimizations that wait, run or have ended."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from typing import Annotated
+
+import typer
+
+from slmops.console.render import optimizer as render
+from slmops.console.session import Session, command
+from slmops.contracts.commands import CancelJob, ListJobs
+from slmops.contracts.errors import InvalidMessage, NotFound
+from slmops.contracts.names import check_name
+from slmops.kit.bus.client import BusClient
+from slmops.kit.clock import utc_now
+
+app = typer.Typer(name="job", help="Optimizations: which wait, run or have ended; end one.", no_args_is_help=True)
+_LIST = "List them: slmops job ls."
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `job ls` shows it; its first characters are enough.")]
+
+
+@command(app, "ls", "slmops job ls", "slmops job ls smollm2 --json")
+async def ls(
+    session: Session,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this one's.", show_default=False)] = None,
+) -> None:
+    """Jobs of the last three months, newest last, with what is known so far."""
+    asked = ListJobs(model=check_name(model, "model name") if model else None)
+    answer = await (await session.client()).request(asked)
+    session.show(answer, render.jobs(answer.jobs, utc_now(), session.out.width))
+
+
+@command(app, "cancel", "slmops job cancel 5f0c9d5e")
+async def cancel(
+    session: Session,
+    job: JobId,
+    by: Annotated[str | None, typer.Option(help="Who wants it; absent: you.", show_default=False)] = None,
+) -> None:
+    """End a job: one that runs stops within seconds, one that waits never starts."""
+    client = await session.client()
+    view = await client.request(CancelJob(job=await whole(client, job), by=by or getpass.getuser()))
+    session.show(view, render.job(view, utc_now()))
+
+
+async def whole(client: BusClient, beginning: str) -> str:
+    """The one job that begins so. Raises `InvalidMessage`, `NotFound`."""
+    if not re.fullmatch(r"[0-9a-f-]{1,36}", beginning):
+        raise InvalidMessage(f"{beginning!r} is no job", fix=_LIST)
+    found = [view.job for view in (await client.request(ListJobs())).jobs if view.job.startswith(beginning)]
+    if len(found) > 1:
+        raise InvalidMessage(f"{len(found)} jobs begin with {beginning!r}", fix="Give more of it.")
+    if not found:
+        raise NotFound(f"there is no job {beginning}", fix=_LIST)
+    return found[0]

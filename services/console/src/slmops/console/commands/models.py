@@ -1,0 +1,139 @@
+"""`slmops model` and `slmops variant`: what exists, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+
+from slmops.console.commands.push import check, push
+from slmops.console.poll import poll
+from slmops.console.render import fleet as render
+from slmops.console.render.progress import Teller
+from slmops.console.session import Session, command
+from slmops.contracts.commands import ListVersions, VariantView, VersionView
+from slmops.contracts.errors import NotFound, OptimizationFailed
+from slmops.contracts.names import check_name, parse_model_ref
+from slmops.kit.bus.client import BusClient
+from slmops.kit.clock import utc_now
+
+__all__ = ["app", "find_versions", "packaged", "push", "query", "variant_app"]
+
+app = typer.Typer(name="model", help="Push models and see what became of them.", no_args_is_help=True)
+variant_app = typer.Typer(name="variant", help="What the optimizer made of a version, and why.", no_args_is_help=True)
+Reference = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A model, or one version of it.")]
+
+
+class VariantList(BaseModel):
+    variants: tuple[VariantView, ...]
+
+
+def query(reference: str | None = None) -> ListVersions:
+    """What asks for `NAME`, for `NAME:VERSION`, or for everything. Raises `InvalidName`, `InvalidVersion`."""
+    if reference is None:
+        return ListVersions()
+    if ":" not in reference:
+        return ListVersions(model=check_name(reference, "model name"))
+    name, version = parse_model_ref(reference)
+    return ListVersions(model=name, version=version)
+
+
+async def find_versions(client: BusClient, asked: ListVersions) -> tuple[VersionView, ...]:
+    """Versions, newest last. Raises `NotFound` when a model or version was named that does not exist."""
+    found = (await client.request(asked)).versions
+    if asked.model and not found:
+        named = f"{asked.model}:{asked.version}" if asked.version else asked.model
+        raise NotFound(f"there is no {named}", fix="List what there is: slmops model ls.")
+    return found
+
+
+async def packaged(
+    client: BusClient, reference: str, on_change: Callable[[VersionView], None] = lambda view: None
+) -> VersionView:
+    """Wait until a version is packaged. Raises `OptimizationFailed` with the reasons when every variant was refused."""
+    asked, last = query(reference), None
+    async for view, *_ in poll(lambda: find_versions(client, asked)):
+        if view != last:
+            on_change(view)
+        last = view
+        if view.stage == "packaged":
+            return view
+        if view.stage == "refused":
+            reasons = "; ".join(f"{v.recipe}: {v.reason}" for v in view.variants) or view.progress
+            raise OptimizationFailed(
+                f"no variant passed its gate. {reasons}",
+                where=reference,
+                fix=f"Look at it: slmops variant ls {reference}.",
+            )
+    raise AssertionError("poll goes on for ever")
+
+
+@command(
+    app,
+    "push",
+    "slmops model push SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2 --version 1.0.0 --golden golden.jsonl --wait",
+    "slmops model push ./adapter --base SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-support --version 1.0.0",
+)
+async def push_command(
+    session: Session,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A GGUF file, or a Hugging Face, ONNX or adapter directory.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    version: Annotated[str, typer.Option(help="MAJOR.MINOR.PATCH; it never changes afterwards.")],
+    golden: Annotated[
+        Path | None,
+        typer.Option(help='Golden prompts, one {"prompt": …, "expect": […], "max_tokens": …} per line.'),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="What an adapter was trained on: a GGUF file or a Hugging Face directory.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is packaged, or fail if it is refused.")] = False,
+) -> None:
+    """Register a model's files as a new version.
+
+    Nothing is registered unless everything arrived, and pushing the same files again changes nothing.
+    """
+    check(path, name, version, golden, base)  # a wrong file is told even where no system is running
+    client = await session.client(patient=wait)
+    with Teller(session) as teller:
+        view = await push(client, path, name, version, golden, teller.bytes_done, base)
+        if wait:
+            view = await packaged(
+                client, f"{name}:{version}", lambda v: teller.status(f"{v.stage} {v.progress}".strip())
+            )
+    session.show(view, render.version(view, utc_now(), session.out.width))
+    if not wait:
+        session.remark(f"\nSee what becomes of it: slmops model show {name}:{version}")
+
+
+@command(app, "ls", "slmops model ls", "slmops model ls --json")
+async def ls(session: Session) -> None:
+    """All versions of all models."""
+    answer = await (await session.client()).request(ListVersions())
+    session.show(answer, render.versions(answer.versions, utc_now(), session.out.width))
+
+
+@command(app, "show", "slmops model show smollm2:1.0.0", "slmops model show smollm2 --json")
+async def show(session: Session, reference: Reference) -> None:
+    """One version with its variants and packages; without a version: the newest."""
+    asked = query(reference)
+    view = (await find_versions(await session.client(), asked))[-1]
+    session.show(view, render.version(view, utc_now(), session.out.width))
+
+
+@command(variant_app, "ls", "slmops variant ls smollm2:1.0.0", "slmops variant ls --json")
+async def variant_ls(
+    session: Session,
+    reference: Annotated[
+        str | None, typer.Argument(metavar="[NAME[:VERSION]]", help="A model or version.", show_default=False)
+    ] = None,
+) -> None:
+    """Variants with what they cost, how their gate ruled, and why one was chosen."""
+    asked = query(reference)
+    found = await find_versions(await session.client(), asked)
+    answer = VariantList(variants=tuple(variant for version in found for variant in version.variants))
+    session.show(answer, render.variants(answer.variants, session.out.width))

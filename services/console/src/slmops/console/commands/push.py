@@ -1,0 +1,223 @@
+"""From files on this machine to a registered version: check, hash, upload what is missing, register.
+
+Registering is the last step and one command, so whatever ends a push before it leaves nothing that a list shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+
+from slmops.contracts.commands import BeginUpload, RegisterVersion, VersionView
+from slmops.contracts.errors import Denied, DigestMismatch, InvalidMessage, NotFound, Unreachable
+from slmops.contracts.golden import GOLDEN_FILE, parse_golden
+from slmops.contracts.model import ModelFile
+from slmops.contracts.names import check_name, check_version
+from slmops.contracts.permissions import ANSWER_WITHIN
+from slmops.kit.bus.client import BusClient
+from slmops.kit.modelfile import BASE, ModelFacts, adapter_base, inspect, is_adapter
+from slmops.kit.tracing import span
+
+OnProgress = Callable[[str, int, int], None]
+"""Step, bytes done, bytes in all. Called for every chunk."""
+
+CHUNK_BYTES = 4 << 20
+UPLOAD_ATTEMPTS = 3
+_RETRY_AFTER_S = 1.0
+_UPLOAD_TIMEOUT = httpx.Timeout(120, connect=10)
+# The registry reads everything again to verify it; an object store on a slow disk gives this much.
+_VERIFIED_BYTES_PER_S = 20_000_000
+_HF_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
+_HF_NAMES = frozenset({"LICENSE", "NOTICE"})
+_ONNX_SUFFIXES = frozenset({".onnx", ".data", ".onnx_data"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file here, and what it is in the version."""
+
+    path: Path
+    file: ModelFile
+
+
+def silent(step: str, done: int, of: int) -> None:
+    """Nobody watches."""
+
+
+async def push(
+    client: BusClient,
+    path: Path,
+    name: str,
+    version: str,
+    golden: Path | None = None,
+    on_progress: OnProgress = silent,
+    base: Path | None = None,
+) -> VersionView:
+    """Push a model in any format that `inspect` knows. Pushing the same again changes nothing and answers the same.
+
+    Of an adapter's base only those files are sent that the store does not have yet. Raises what `check` raises before a
+    byte is sent; later `Unreachable`, `AlreadyExists`, `DigestMismatch`.
+    """
+    facts = await asyncio.to_thread(check, path, name, version, golden, base)
+    named = named_files(path, base) | ({GOLDEN_FILE: golden} if golden else {})
+    with span("hash", size_bytes=facts.size_bytes):
+        sources = await _hashed(named, on_progress)
+    everything = {source.file.path: source.file for source in sources}
+    ticket = await client.request(BeginUpload(model=name, version=version, files=tuple(everything.values())))
+    with span("upload", files=len(ticket.urls)):
+        await _upload(sources, ticket.urls, on_progress)
+    on_progress("verify", 0, facts.size_bytes)
+    prompts = everything.pop(GOLDEN_FILE, None)
+    return await client.request(
+        RegisterVersion(
+            model=name,
+            version=version,
+            upload=ticket.upload,
+            format=facts.format,
+            architecture=facts.architecture,
+            files=tuple(everything.values()),
+            golden=prompts,
+        ),
+        timeout=min(ANSWER_WITHIN, timedelta(seconds=60 + facts.size_bytes / _VERIFIED_BYTES_PER_S)),
+    )
+
+
+def check(path: Path, name: str, version: str, golden: Path | None, base: Path | None = None) -> ModelFacts:
+    """All that can be known to be wrong without a network.
+
+    Raises `InvalidName`, `InvalidVersion`, `NotFound`, `Denied`, `NotAModel`, `TruncatedModel`,
+    `UnsupportedArchitecture`, `InvalidModel`, and `InvalidMessage` with the line of a bad golden prompt.
+    """
+    check_name(name, "model name")
+    check_version(version)
+    try:
+        for given in (path, base):
+            if given and not given.exists():
+                raise NotFound("there is no such file or directory", where=str(given), fix="Check the path.")
+        if golden:
+            _check_golden(golden)
+        return inspect(path, base)
+    except PermissionError as error:
+        raise Denied("this file may not be read", where=str(error.filename), fix="Check its permissions.") from error
+
+
+def _check_golden(path: Path) -> None:
+    try:
+        prompts = parse_golden(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotFound("there is no such file", where=str(path), fix="Check the path given to --golden.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidMessage("golden prompts are UTF-8 text", where=str(path)) from error
+    except InvalidMessage as error:
+        where = (error.where or "").replace(GOLDEN_FILE, str(path), 1)
+        raise InvalidMessage(error.what, where=where, fix=error.fix) from error
+    if not prompts:
+        raise InvalidMessage("there is no golden prompt in this file", where=str(path), fix="Write one per line.")
+
+
+def named_files(path: Path, base: Path | None = None) -> dict[str, Path]:
+    """The files of a version by their paths in it; those of an adapter's base, wherever it lies, under `base/`."""
+    found = {file.name: file for file in model_files(path)}
+    if is_adapter(path):
+        found |= {f"{BASE}/{file.name}": file for file in model_files(base or adapter_base(path))}
+    return found
+
+
+def model_files(path: Path) -> list[Path]:
+    """A GGUF file itself; of a directory configuration, tokenizer, weights and licence.
+
+    An ONNX graph is a weight where `genai_config.json` says so: a Hugging Face directory may have one beside its own.
+    """
+    if path.is_file():
+        return [path]
+    suffixes = _HF_SUFFIXES | (_ONNX_SUFFIXES if (path / "genai_config.json").is_file() else frozenset())
+    return sorted(
+        file
+        for file in path.iterdir()
+        if file.is_file() and not file.name.startswith(".") and (file.suffix in suffixes or file.stem in _HF_NAMES)
+    )
+
+
+async def _hashed(named: Mapping[str, Path], on_progress: OnProgress) -> list[Source]:
+    total = sum(path.stat().st_size for path in named.values())
+    found, done = [], 0
+    for name, path in named.items():
+        state, size = hashlib.sha256(), 0
+        async for chunk in _chunks(path):
+            # One thread hop per chunk: Ctrl-C is obeyed between two of them.
+            await asyncio.to_thread(state.update, chunk)
+            size += len(chunk)
+            on_progress("hash", done + size, total)
+        done += size
+        found.append(Source(path, ModelFile(path=name, digest=f"sha256:{state.hexdigest()}", size_bytes=size)))
+    return found
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as source:
+        while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
+            yield chunk
+
+
+async def _upload(sources: list[Source], urls: Mapping[str, str], on_progress: OnProgress) -> None:
+    missing = {source.file.digest: source for source in sources if source.file.digest in urls}
+    total, done = sum(source.file.size_bytes for source in missing.values()), 0
+    async with httpx.AsyncClient(timeout=_UPLOAD_TIMEOUT) as http:
+        for digest, source in missing.items():
+            await _put(http, urls[digest], source, lambda sent: on_progress("upload", done + sent, total))  # noqa: B023
+            done += source.file.size_bytes
+
+
+async def _put(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> None:
+    """PUT one file, from its beginning at each attempt. Raises `Unreachable`, `DigestMismatch`."""
+    where = url.partition("?")[0]  # what follows is a signature
+    for attempt in range(1, UPLOAD_ATTEMPTS + 1):
+        problem = await _put_once(http, url, source, on_sent)
+        if problem is None:
+            return
+        if attempt < UPLOAD_ATTEMPTS:
+            await asyncio.sleep(_RETRY_AFTER_S * attempt)
+    raise Unreachable(
+        f"{source.path.name} could not be uploaded in {UPLOAD_ATTEMPTS} attempts: {problem}",
+        where=where,
+        fix="Push again.",
+    )
+
+
+async def _put_once(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> str | None:
+    """None when it is there; else what may pass. Raises `Unreachable` for a refusal, `DigestMismatch`."""
+    # S3 takes no chunked transfer encoding, so the length is given.
+    length = {"Content-Length": str(source.file.size_bytes)}
+    try:
+        answer = await http.put(url, content=_body(source, on_sent), headers=length)
+    except httpx.TransportError as error:
+        return f"{type(error).__name__} {error}".strip()
+    if answer.is_success:
+        return None
+    if answer.is_server_error:
+        return f"the object store answered {answer.status_code}"
+    raise Unreachable(
+        f"the object store refused {source.path.name} with {answer.status_code}",
+        where=url.partition("?")[0],
+        fix="Push again; an upload's address is valid for a quarter of an hour.",
+    )
+
+
+async def _body(source: Source, on_sent: Callable[[int], None]) -> AsyncIterator[bytes]:
+    sent = 0
+    async for chunk in _chunks(source.path):
+        sent += len(chunk)
+        if sent > source.file.size_bytes:
+            break
+        yield chunk
+        on_sent(sent)
+    if sent != source.file.size_bytes:
+        raise DigestMismatch(
+            "the file changed while it was pushed", where=str(source.path), fix="Push again when it is complete."
+        )

@@ -1,0 +1,188 @@
+"""`slmops trust`: the key ceremony, rotation, revocation and signatures, on a folder that no service needs to see.
+
+Nothing here speaks to a service. The packager takes over what lies complete in `metadata/`; keyholders carry the rest.
+`tuf` is imported when a command runs: the others start without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import BaseModel
+from rich.console import RenderableType
+
+from slmops.console import settings
+from slmops.console.commands import trust_client
+from slmops.console.render.tables import Column, cell, table
+from slmops.console.session import Session, command
+from slmops.kit.clock import utc_now
+
+if TYPE_CHECKING:
+    from slmops.kit.trust.ceremony import Keys
+    from slmops.kit.trust.folder import Changes, Folder
+    from slmops.kit.trust.overview import RoleView, TrustView
+
+app = typer.Typer(name="trust", help="Who may vouch for packages, and who may sign plans.", no_args_is_help=True)
+app.add_typer(trust_client.app)
+
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder", help="The folder of the ceremony; default: keys/tuf of the data folder.", show_default=False
+    ),
+]
+KeyOption = Annotated[
+    list[Path] | None,
+    typer.Option("--key", help="A keyholder's key file; repeat it. Default: those in offline/.", show_default=False),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+
+
+class Done(BaseModel):
+    """What changed, or would."""
+
+    dry_run: bool
+    folder: Path
+    changes: tuple[str, ...]
+
+
+@command(app, "ceremony", "slmops trust ceremony --folder ./trust", "slmops trust ceremony --folder ./trust --dry-run")
+async def ceremony(
+    session: Session,
+    folder: FolderOption = None,
+    keys: Annotated[int, typer.Option(help="Keyholders of root, and of targets.")] = 3,
+    threshold: Annotated[int, typer.Option(help="How many of them must sign.")] = 2,
+    dry_run: DryRun = False,
+) -> None:
+    """Make the keys, the first root and the first targets. Take offline/ apart afterwards: one keyholder, one key."""
+    from slmops.kit.trust import ceremony as engine
+
+    where = _folder(session, folder)
+    _finish(session, where, engine.ceremony(where, utc_now(), keys=keys, threshold=threshold), dry_run)
+
+
+@command(app, "rotate", "slmops trust rotate timestamp", "slmops trust rotate root --keep-keys --dry-run")
+async def rotate(
+    session: Session,
+    role: Annotated[str, typer.Argument(help="root, targets, snapshot, timestamp, packages or rollout.")],
+    folder: FolderOption = None,
+    key: KeyOption = None,
+    keys: Annotated[int, typer.Option(help="Keyholders from now on; 0: as many as before.")] = 0,
+    keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Renew the date only.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """New keys for a role. What lacks signatures waits in pending/ for `slmops trust sign`."""
+    from slmops.kit.trust import ceremony as engine
+
+    def work(where: Folder, holders: Keys) -> Changes:
+        return engine.rotate(where, role, holders, utc_now(), keep_keys=keep_keys, keys=keys)
+
+    _edit(session, folder, key, work, dry_run)
+
+
+@command(app, "revoke", "slmops trust revoke smollm2:1.0.0 --dry-run", "slmops trust revoke 1a2b3c4d")
+async def revoke(
+    session: Session,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="MODEL, MODEL:VERSION, or the beginning of a key's id.")],
+    folder: FolderOption = None,
+    key: KeyOption = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Take trust away from a model, a version of it, or a key. Nothing that the packager signs can bring it back."""
+    from slmops.kit.trust import ceremony as engine
+
+    _edit(session, folder, key, lambda where, holders: engine.revoke(where, what, holders, utc_now()), dry_run)
+
+
+@command(app, "sign", "slmops trust sign --key /media/stick/root-1a2b3c4d.pem")
+async def sign(session: Session, folder: FolderOption = None, key: KeyOption = None, dry_run: DryRun = False) -> None:
+    """Add a keyholder's signature to what waits for it. With the last one that is needed it counts."""
+    from slmops.kit.trust import ceremony as engine
+
+    _edit(session, folder, key, engine.sign, dry_run)
+
+
+@command(app, "lock", "slmops trust lock /media/stick/root-1a2b3c4d.pem")
+async def lock(
+    session: Session, key: Annotated[Path, typer.Argument(metavar="KEY", help="A keyholder's key file.")]
+) -> None:
+    """Lock a key file with a passphrase, or with another one. Whoever signs with it is asked for the passphrase.
+
+    For keyholders' keys alone. The open file is replaced; copies of it, and what the medium keeps of it, are not.
+    """
+    from slmops.kit.trust.folder import Changes
+    from slmops.kit.trust.keys import locked, read_key
+
+    signer = read_key(key, passphrase)
+    new = typer.prompt(f"New passphrase of {key.name}", hide_input=True, confirmation_prompt=True, err=True)
+    changes = Changes(lines=[f"{key.name}: locked"], write={key: locked(signer, new.encode())})
+    changes.apply()
+    session.show(Done(dry_run=False, folder=key.parent, changes=tuple(changes.lines)), cell(changes.lines[0]))
+
+
+@command(app, "show", "slmops trust show", "slmops trust show --folder ./trust --json")
+async def show(session: Session, folder: FolderOption = None) -> None:
+    """Roles, keys and dates, what is revoked, and what waits for signatures."""
+    from slmops.kit.trust.overview import overview
+
+    view = overview(_folder(session, folder))
+    session.show(view, _roles(view, session.out.width))
+    session.remark(f"Plans are signed by: {_short(view.rollout_keys)}")
+    if view.revoked:
+        session.remark(f"Revoked: {', '.join(view.revoked)}")
+    for draft in view.waiting:
+        lacks = f"{draft.missing} more of {_short(draft.keys)}" if draft.missing else "the other files"
+        session.remark(f"{draft.role} {draft.version} waits for {lacks}")
+
+
+def _roles(view: TrustView, width: int) -> RenderableType:
+    columns: list[Column[RoleView]] = [
+        Column("role", lambda r: r.role),
+        Column("version", lambda r: str(r.version) if r.version else "the packager's", right=True),
+        Column("until", lambda r: f"{r.expires:%Y-%m-%d}" if r.expires else "-"),
+        Column("needs", lambda r: f"{r.threshold} of {len(r.keys)}"),
+        Column("keys", lambda r: cell(_short(r.keys)), fold=True),
+    ]
+    return table(view.roles, columns, width)
+
+
+def _short(keys: tuple[str, ...]) -> str:
+    return " ".join(keyid[:8] for keyid in keys)
+
+
+def passphrase(key: Path) -> bytes:
+    """Asked at the terminal, or read from standard input, a line for each locked key."""
+    asked: str = typer.prompt(f"Passphrase of {key.name}", hide_input=True, err=True)
+    return asked.encode()
+
+
+def _folder(session: Session, folder: Path | None) -> Folder:
+    from slmops.kit.trust.folder import Folder
+
+    return Folder(folder or (session.settings.data or settings.DEFAULT_DATA) / "keys" / "tuf")
+
+
+def _edit(
+    session: Session,
+    folder: Path | None,
+    key: list[Path] | None,
+    work: Callable[[Folder, Keys], Changes],
+    dry_run: bool,
+) -> None:
+    from slmops.kit.trust.keys import read_keys
+
+    where = _folder(session, folder)
+    holders = read_keys(key or where.offline.glob("*.pem"), passphrase)
+    _finish(session, where, work(where, holders), dry_run)
+
+
+def _finish(session: Session, folder: Folder, changes: Changes, dry_run: bool) -> None:
+    if not dry_run:
+        changes.apply()
+    done = Done(dry_run=dry_run, folder=folder.root, changes=tuple(changes.lines))
+    session.show(done, cell("\n".join(changes.lines)))
+    if dry_run:
+        session.remark("Nothing was changed: a dry run. Keys in it were made for it alone.")

@@ -1,0 +1,1 @@
+"""Builds a gateway's image with a package inside."""

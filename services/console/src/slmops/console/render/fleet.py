@@ -1,0 +1,302 @@
+"""Views as tables for people. Pure: the present and the width come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from slmops.console.render.optimizer import interval
+from slmops.console.render.tables import (
+    WIDE,
+    Cell,
+    Column,
+    cell,
+    duration,
+    figure,
+    moment,
+    or_else,
+    pairs,
+    printable,
+    problem_text,
+    short,
+    size,
+    state,
+    table,
+)
+from slmops.contracts.blueprint import Stage
+from slmops.contracts.commands import (
+    BlueprintView,
+    GarbageReport,
+    GatewayView,
+    PackageView,
+    RolloutView,
+    Share,
+    StageView,
+    VariantView,
+    VersionView,
+)
+from slmops.contracts.errors import Problem
+from slmops.contracts.evaluation import Evaluation
+from slmops.kit.bus.deadletters import DeadLetter
+
+
+def answer(text: str) -> Text:
+    return cell(text)
+
+
+# ---- models -----------------------------------------------------------------------------------------------
+
+
+def versions(views: Sequence[VersionView], now: datetime, width: int) -> RenderableType:
+    columns: list[Column[VersionView]] = [
+        Column("model", lambda v: v.model),
+        Column("version", lambda v: v.version),
+        Column("stage", lambda v: state("retired" if v.state == "retired" else v.stage)),
+        Column("size", lambda v: size(v.size_bytes), right=True),
+        Column("format", lambda v: cell(v.format), wide=True),
+        Column("architecture", lambda v: cell(v.architecture), wide=True),
+        Column("digest", lambda v: short(v.digest), wide=True),
+        Column("aliases", lambda v: ", ".join(v.aliases)),
+        Column("age", lambda v: duration(now - v.at), right=True),
+        Column("progress", lambda v: cell(v.progress), fold=True),
+    ]
+    nothing = "No models yet. Push one: slmops model push PATH --name NAME --version 1.0.0"
+    return or_else(table(views, columns, width), nothing)
+
+
+def version(view: VersionView, now: datetime, width: int) -> RenderableType:
+    facts = pairs(
+        [
+            ("model", f"{view.model}:{view.version}"),
+            ("stage", state(view.stage)),
+            ("state", view.state),
+            ("aliases", ", ".join(view.aliases)),
+            ("format", f"{view.format}, {view.architecture}"),
+            ("size", size(view.size_bytes)),
+            ("digest", view.digest),
+            ("registered", moment(view.at, now)),
+            ("progress", view.progress),
+        ]
+    )
+    parts: list[RenderableType] = [facts]
+    if view.variants:
+        parts += ["", variants(view.variants, width)]
+    if view.packages:
+        parts += ["", _packages(view.packages, now)]
+    return Group(*parts)
+
+
+def variants(views: Sequence[VariantView], width: int) -> RenderableType:
+    columns: list[Column[VariantView]] = [
+        Column("version", lambda v: f"{v.model}:{v.version}"),
+        Column("profile", lambda v: v.profile, wide=True),
+        Column("recipe", lambda v: v.recipe),
+        Column("gate", lambda v: state("chosen" if v.chosen else v.gate)),
+        _measured("size", lambda e: size(e.bytes)),
+        _measured("KL", lambda e: interval(e.kl, e.kl_low, e.kl_high, ".3f") if width >= WIDE else figure(e.kl, ".3f")),
+        _measured("top-1", lambda e: figure(e.top1, ".1%")),
+        _measured("ppl", lambda e: figure(e.ppl, ".1f"), wide=True),
+        _measured("tok/s", lambda e: figure(e.tokens_per_s, ".0f")),
+        _measured("TTFT", lambda e: figure(e.ttft_s, ".2f", " s"), wide=True),
+        _measured("RSS", lambda e: size(e.peak_rss_bytes), wide=True),
+    ]
+    if not views:
+        return Text("No variants yet.", style="dim")
+    # Below and not in a column: why one was chosen is what people want to read, and figures leave it no room.
+    reasons = pairs((f"{v.model}:{v.version} {v.recipe}", v.reason) for v in views)
+    return Group(table(views, columns, width), "", reasons)
+
+
+def _measured(heading: str, cell: Callable[[Evaluation], str], wide: bool = False) -> Column[VariantView]:
+    return Column(heading, lambda v: cell(v.evaluation) if v.evaluation else "", right=True, wide=wide)
+
+
+def _packages(views: Sequence[PackageView], now: datetime) -> Table:
+    columns: list[Column[PackageView]] = [
+        Column("package", lambda p: short(p.manifest.digest)),
+        Column("profile", lambda p: p.profile),
+        Column("recipe", lambda p: p.recipe),
+        Column("size", lambda p: size(p.size_bytes), right=True),
+        Column("age", lambda p: duration(now - p.at), right=True),
+    ]
+    return table(views, columns)
+
+
+# ---- blueprints and rollouts ------------------------------------------------------------------------------
+
+
+def blueprints(views: Sequence[BlueprintView], now: datetime) -> RenderableType:
+    columns: list[Column[BlueprintView]] = [
+        Column("blueprint", lambda b: b.spec.name),
+        Column("revision", lambda b: str(b.revision), right=True),
+        Column("model", lambda b: b.spec.model),
+        Column("profile", lambda b: b.spec.profile),
+        Column("stable", lambda b: b.stable.version if b.stable else "none"),
+        Column("age", lambda b: duration(now - b.at), right=True),
+        Column("stages", lambda b: cell(" → ".join(map(_scope, b.spec.stages))), fold=True),
+    ]
+    return or_else(table(views, columns), "No blueprints yet. Apply one: slmops blueprint apply FILE")
+
+
+def _scope(stage: Stage) -> str:
+    labels = ",".join(f"{key}={value}" for key, value in sorted(stage.selector.items()))
+    share = f"{stage.percent:g}%" if stage.percent < 100 or not labels else ""
+    return " ".join(part for part in (stage.name, share, labels) if part)
+
+
+def rollouts(views: Sequence[RolloutView], now: datetime, width: int) -> RenderableType:
+    columns: list[Column[RolloutView]] = [
+        Column("blueprint", lambda r: r.blueprint),
+        Column("release", lambda r: f"{r.model}:{r.version}"),
+        Column("state", lambda r: state(r.state)),
+        Column("stage", lambda r: cell(_stage(r))),
+        Column("took", lambda r: duration((r.ended_at or now) - r.started_at), right=True),
+        Column("age", lambda r: duration(now - r.started_at), right=True, wide=True),
+        Column("rollout", lambda r: cell(r.rollout), wide=True),
+        Column("reason", lambda r: cell(r.reason), fold=True),
+    ]
+    return or_else(table(views, columns, width), "No rollouts yet. Start one: slmops rollout start BLUEPRINT")
+
+
+def _stage(view: RolloutView) -> str:
+    return f"{view.stage + 1}/{len(view.stages)} {view.stages[view.stage].name}"
+
+
+def rollout(view: RolloutView, gateways: Sequence[GatewayView], now: datetime) -> RenderableType:
+    """One rollout as it stands: its stages, and the gateways that it moves."""
+    head = pairs(
+        [
+            ("rollout", view.rollout),
+            ("moves", f"{view.blueprint} to {view.model}:{view.version}"),
+            ("state", state(view.state)),
+            ("took", duration((view.ended_at or now) - view.started_at)),
+            ("reason", view.reason),
+        ]
+    )
+    columns: list[Column[tuple[int, StageView]]] = [
+        Column("stage", lambda s: cell(s[1].name, "bold" if s[0] == view.stage and not view.ended_at else "")),
+        Column("targets", lambda s: str(s[1].targets), right=True),
+        Column("committed", lambda s: str(s[1].committed), right=True),
+        Column("failed", lambda s: cell(s[1].failed, "red" if s[1].failed else ""), right=True),
+        Column("waiting for", lambda s: cell(s[1].waiting), fold=True),
+    ]
+    parts: list[RenderableType] = [head, "", table(list(enumerate(view.stages)), columns)]
+    if gateways:
+        parts += ["", table(gateways, _gateway_columns(now))]
+    return Group(*parts)
+
+
+def rollout_line(view: RolloutView) -> str:
+    """The same in a line, for a log."""
+    stage = view.stages[view.stage]
+    reached = f"{stage.committed} of {stage.targets} committed, {stage.failed} failed"
+    more = [text for text in (view.reason, stage.waiting and f"waiting for {stage.waiting}") if text]
+    return printable(f"{view.state}, stage {_stage(view)}: {'; '.join([reached, *more])}")
+
+
+# ---- gateways ---------------------------------------------------------------------------------------------
+
+
+def gateways(views: Sequence[GatewayView], now: datetime, width: int) -> RenderableType:
+    return or_else(
+        table(views, _gateway_columns(now), width), "No gateways yet. One appears here when it has enrolled."
+    )
+
+
+def _gateway_columns(now: datetime) -> list[Column[GatewayView]]:
+    return [
+        Column("gateway", lambda g: g.gateway_id),
+        Column("blueprint", lambda g: g.blueprint, wide=True),
+        Column("labels", lambda g: cell(_labels(g)), wide=True),
+        Column("phase", lambda g: state(g.phase.value)),
+        Column("running", lambda g: f"{g.running_version or 'nothing'}{'' if g.running == g.desired else ' *'}"),
+        Column("tok/s", lambda g: figure(g.measured.get("tokens_per_s"), ".0f"), right=True),
+        Column("seen", lambda g: duration(now - g.last_seen), right=True),
+        Column("problem", lambda g: cell(g.problem.what if g.problem else ""), fold=True),
+    ]
+
+
+def _labels(g: GatewayView) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(g.labels.items()))
+
+
+def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
+    facts: list[tuple[str, Cell | None]] = [
+        ("gateway", g.gateway_id),
+        ("blueprint", g.blueprint),
+        ("labels", _labels(g)),
+        ("phase", state(g.phase.value)),
+        ("running", f"{g.running_version or 'nothing'}  {short(g.running)}"),
+        ("target", short(g.target)),
+        ("desired", short(g.desired)),
+        *((f"  {field}", because) for field, because in sorted(g.desired_because.items())),
+        ("plan", f"generation {g.plan_generation}"),
+        *((name, f"{value:.4g}") for name, value in sorted(g.measured.items())),
+        ("API", api),
+        ("last seen", moment(g.last_seen, now)),
+    ]
+    parts: list[RenderableType] = [pairs(facts)]
+    if g.problem is not None:
+        parts += ["", problem_text(g.problem)]
+    return Group(*parts)
+
+
+# ---- storage ----------------------------------------------------------------------------------------------
+
+
+def garbage(report: GarbageReport) -> RenderableType:
+    rows = [
+        ("in use", report.live, "a version, variant or package names them"),
+        ("young", report.young, "nothing names them yet, or any more; kept for the grace period"),
+        ("garbage", report.garbage, "nothing names them, and nobody wanted them within the grace period"),
+        ("uploads", report.uploads, "never registered within the grace period; they go with the garbage"),
+    ]
+    if report.removed is not None:
+        rows.append(("removed", report.removed, "of the garbage"))
+    columns: list[Column[tuple[str, Share, str]]] = [
+        Column("blobs", lambda r: cell(r[0], "bold")),
+        Column("number", lambda r: str(r[1].objects), right=True),
+        Column("size", lambda r: size(r[1].size_bytes), right=True),
+        Column("why", lambda r: cell(r[2]), fold=True),
+    ]
+    made = table(rows, columns)
+    if not report.missing:
+        return made
+    lost = (
+        f"{report.missing} blobs are named and not in the store. Restore it from a backup, or push and optimize again."
+    )
+    return Group(made, "", cell(lost, "bold red"))
+
+
+# ---- dead letters -----------------------------------------------------------------------------------------
+
+
+def dead_letters(letters: Sequence[DeadLetter], now: datetime, width: int) -> RenderableType:
+    columns: list[Column[DeadLetter]] = [
+        Column("seq", lambda d: str(d.sequence), right=True),
+        # The consumer's name is its service and this subject's template.
+        Column("subject", lambda d: cell(d.subject), fold=True),
+        Column("consumer", lambda d: cell(d.consumer.partition("/")[0])),
+        Column("code", lambda d: cell(d.code)),
+        Column("size", lambda d: size(d.size_bytes), right=True),
+        Column("age", lambda d: duration(now - d.at), right=True),
+        Column("reason", lambda d: cell(d.reason), fold=True),
+    ]
+    return or_else(table(letters, columns, width), "No dead letters.")
+
+
+def payload(sequence: int, text: str) -> RenderableType:
+    return Group("", Text(f"payload of {sequence}", style="bold"), cell(text))
+
+
+def replayed(rows: Sequence[tuple[int, str, Problem | None]]) -> RenderableType:
+    columns: list[Column[tuple[int, str, Problem | None]]] = [
+        Column("seq", lambda r: str(r[0]), right=True),
+        Column("subject", lambda r: cell(r[1])),
+        Column("outcome", lambda r: problem_text(r[2]) if r[2] else cell("replayed", "green"), fold=True),
+    ]
+    return or_else(table(rows, columns), "No dead letters.")

@@ -1,0 +1,1 @@
+"""Brings a release onto the device: download, verification, slots, probe, and the way back."""

@@ -1,0 +1,118 @@
+"""Brings a release's files onto the gateway: asks the packager, downloads what is missing, verifies, lays out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from slmops.contracts.commands import FetchPackage, PackageFiles
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import NotFound, NotReady
+from slmops.contracts.manifest import DeltaStep
+from slmops.contracts.plan import Release
+from slmops.gateway.install.download import UrlSource, blob_path, fetch
+from slmops.gateway.install.factory import Factory
+from slmops.gateway.install.route import follow, missing_bytes
+from slmops.gateway.install.slots import Slot, Slots
+from slmops.gateway.install.trust import ClientSource, Trust
+from slmops.kit.package import verify_package
+
+
+class Acquirer:
+    """Holds no S3 key: each file comes by a short-lived URL, resumable, and is verified before it counts."""
+
+    def __init__(
+        self,
+        gateway_id: str,
+        client: ClientSource,
+        slots: Slots,
+        blobs: Path,
+        trusted_key: Path,
+        trust: Trust,
+        factory: Factory | None = None,
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._client = client
+        self._slots = slots
+        self._blobs = blobs
+        self._trusted_key = trusted_key
+        self._trust = trust
+        self._factory = factory
+        self.fetched_bytes = 0
+        """What the last release took of the network, deltas and whole files; without manifest and signature."""
+
+    async def acquire(self, release: Release) -> Slot:
+        """The release in the inactive slot. Raises what `Trust.check`, `fetch` and `verify_package` do."""
+        digest = release.manifest.digest
+        if (there := self._slots.candidate) is not None and there.digest == digest:
+            await self._trust.check(release, installed=True)
+            await self._verify(there.path, digest)
+            return there
+        # What came with the device was vouched for when it was made, and must serve before there is a network.
+        await self._trust.check(release, installed=self._brought(digest) is not None)
+        slot = await asyncio.to_thread(self._slots.install, digest, await self._bring(digest))
+        try:
+            await self._verify(slot.path, digest)
+        except Exception:
+            self._slots.reject()
+            raise
+        return slot
+
+    async def _bring(self, digest: Digest) -> list[tuple[Path, str]]:
+        """Every file, on this device, and its path in the package."""
+        if brought := self._brought(digest):
+            return brought.files()
+        package = await self._ask(digest)
+        files = [package.manifest, package.signature, *package.files]
+        urls = _urls(package)
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self.fetched_bytes = await follow(package, self._slots.installed, self._blobs, self._delta_url(digest, urls))
+        self.fetched_bytes += missing_bytes(package, self._blobs)
+        for file in files:
+            await fetch(file.descriptor, self._url(file.descriptor.digest, digest, urls), self._blobs)
+        return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
+
+    def _brought(self, digest: Digest) -> Factory | None:
+        """Where the release lies, if it came with the device."""
+        came = self._factory is not None and self._factory.release.manifest.digest == digest
+        return self._factory if came else None
+
+    def prune(self) -> None:
+        """Delete blobs that no slot holds a link to, and downloads of releases that nobody wants any more."""
+        for blob in self._blobs.glob("*"):
+            if blob.stat().st_nlink == 1:
+                blob.unlink()
+
+    async def _verify(self, path: Path, digest: Digest) -> None:
+        await asyncio.to_thread(verify_package, path, self._trusted_key, digest)
+
+    async def _ask(self, digest: Digest) -> PackageFiles:
+        client = self._client()
+        if client is None:
+            raise NotReady("no network: the package cannot be fetched yet")
+        have = tuple(slot.digest for slot in self._slots.installed)
+        return await client.request(FetchPackage(gateway_id=self._gateway_id, manifest=digest, have=have))
+
+    def _url(self, blob: Digest, manifest: Digest, urls: dict[Digest, str]) -> UrlSource:
+        async def source() -> str:
+            """The first URL came with the answer; another one is asked for when it expired."""
+            if url := urls.pop(blob, None):
+                return url
+            found = _urls(await self._ask(manifest))
+            if blob not in found:
+                raise NotFound("the packager does not offer it any more", where=blob)
+            return found[blob]
+
+        return source
+
+    def _delta_url(self, manifest: Digest, urls: dict[Digest, str]) -> Callable[[DeltaStep], UrlSource]:
+        return lambda step: self._url(step.delta.digest, manifest, urls)
+
+
+def _urls(package: PackageFiles) -> dict[Digest, str]:
+    """By the blob's digest."""
+    files = (package.manifest, package.signature, *package.files)
+    return {file.descriptor.digest: file.url for file in files} | {
+        step.delta.digest: step.url for step in package.route
+    }

@@ -1,0 +1,116 @@
+"""The last gate before a release serves: golden prompts, speed and memory, on this very device."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+from statistics import median
+
+from slmops.contracts.errors import InferenceFailed
+from slmops.contracts.golden import GoldenPrompt
+from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest
+from slmops.gateway.serving.runner import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeBudget:
+    """What a release must keep to. Every bound is inclusive; a figure that is missing or NaN keeps to none."""
+
+    min_tokens_per_s: float
+    max_ttft_s: float
+    max_rss_bytes: int
+    min_pass_share: float = 1.0
+    timeout: timedelta = timedelta(minutes=2)
+    """For all prompts together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One golden prompt. Deliberately without its answer, which must not leave the gateway."""
+
+    index: int
+    passed: bool
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """`tokens_per_s` and `ttft_s` are medians over the prompts; None where nothing was measured."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    tokens_per_s: float | None
+    ttft_s: float | None
+    peak_rss_bytes: int
+    results: tuple[ProbeResult, ...]
+
+
+async def probe(runner: Runner, golden: Sequence[GoldenPrompt], budget: ProbeBudget) -> ProbeReport:
+    """Asks every golden prompt, one after the other, greedily. Never raises for a bad model: that is a report."""
+    done: list[Done] = []
+    broken = None
+    try:
+        async with asyncio.timeout(budget.timeout.total_seconds()):
+            for prompt in golden:
+                done.append(await _ask(runner, prompt))
+    except InferenceFailed as error:
+        broken = f"prompt {len(done)} failed: {error.what}"
+    except TimeoutError:
+        broken = f"prompt {len(done)} was not answered within {budget.timeout.total_seconds():g} s for all"
+    return judge(golden, done, budget, peak_rss_bytes=runner.peak_rss_bytes(), broken=broken)
+
+
+def judge(
+    golden: Sequence[GoldenPrompt],
+    done: Sequence[Done],
+    budget: ProbeBudget,
+    *,
+    peak_rss_bytes: int,
+    broken: str | None = None,
+) -> ProbeReport:
+    """The decision, pure. `done` answers the first of `golden`, in order; `broken` is why there are no more."""
+    results = tuple(
+        ProbeResult(index, prompt.passes(answer.text), answer.completion_tokens)
+        for index, (prompt, answer) in enumerate(zip(golden, done, strict=False))
+    )
+    tokens_per_s = _median([answer.tokens_per_s for answer in done if answer.tokens_per_s is not None])
+    ttft_s = _median([answer.ttft_s for answer in done])
+    right = sum(result.passed for result in results)
+    checks = {
+        "there are no golden prompts": len(golden) > 0,
+        broken or "not every prompt was answered": broken is None and len(done) == len(golden),
+        f"{right} of {len(golden)} golden prompts passed, {budget.min_pass_share:.0%} must": bool(golden)
+        and right / len(golden) >= budget.min_pass_share,
+        f"{_shown(tokens_per_s)} tokens/s, at least {budget.min_tokens_per_s:g} must be": tokens_per_s is not None
+        and tokens_per_s >= budget.min_tokens_per_s,
+        f"{_shown(ttft_s)} s to the first token, at most {budget.max_ttft_s:g} may be": ttft_s is not None
+        and ttft_s <= budget.max_ttft_s,
+        # A peak of 0 means that nobody measured.
+        f"{peak_rss_bytes} bytes of memory, at most {budget.max_rss_bytes} may be": 0
+        < peak_rss_bytes
+        <= budget.max_rss_bytes,
+    }
+    reasons = tuple(reason for reason, kept in checks.items() if not kept)
+    return ProbeReport(not reasons, reasons, tokens_per_s, ttft_s, peak_rss_bytes, results)
+
+
+async def _ask(runner: Runner, prompt: GoldenPrompt) -> Done:
+    request = InferenceRequest(
+        messages=(ChatMessage(role="user", content=prompt.prompt),), max_tokens=prompt.max_tokens, stream=False
+    )
+    async with aclosing(runner.generate(request)) as items:
+        async for item in items:
+            if isinstance(item, Done):
+                return item
+    raise InferenceFailed("the runner ended an answer without its end")
+
+
+def _median(values: list[float]) -> float | None:
+    return median(values) if values else None
+
+
+def _shown(value: float | None) -> str:
+    return "no measured" if value is None else f"{value:.3g}"

@@ -1,0 +1,254 @@
+"""Two slots on disk, A and B: one serves, the other takes the next release. Every step survives kill -9.
+
+    slots.json     which slot serves, what is in each, what failed; replaced atomically, and the only truth
+    slots/A, B     the files of a release
+    slots/staging  a release that is being laid out; worth nothing until it is renamed
+
+A slot that slots.json does not name is empty, whatever lies there; `Slots(root)` clears it away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import IllegalTransition, InvalidMessage
+from slmops.gateway.disk_full import raise_disk_full
+
+_MAX_FAILED = 32  # remembered failures; the oldest is forgotten
+
+
+class SlotName(StrEnum):
+    A = "A"
+    B = "B"
+
+    @property
+    def other(self) -> SlotName:
+        return SlotName.B if self is SlotName.A else SlotName.A
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    name: SlotName
+    digest: Digest
+    path: Path
+
+
+class SlotsState(BaseModel):
+    """The content of slots.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    active: SlotName | None = None
+    on_trial: bool = False
+    """The active slot was activated and neither committed nor reverted: the other one is the way back."""
+    releases: dict[SlotName, Digest] = Field(default_factory=dict)
+    failed: tuple[Digest, ...] = ()
+    attempts: dict[Digest, int] = Field(default_factory=dict)
+    """How often a release was activated and not committed."""
+
+
+class Slots:
+    """One process owns the folder. Raises `IllegalTransition` where a step makes no sense now."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._file = root / "slots.json"
+        (root / "slots").mkdir(parents=True, exist_ok=True)
+        self.state = SlotsState.model_validate_json(self._file.read_bytes()) if self._file.exists() else SlotsState()
+        self._clear()
+
+    @property
+    def active(self) -> Slot | None:
+        """What serves, or is to serve after a restart."""
+        return self._slot(self.state.active)
+
+    @property
+    def candidate(self) -> Slot | None:
+        """What is in the other slot: a release to activate, or while `on_trial` the way back."""
+        return self._slot(self._inactive)
+
+    @property
+    def installed(self) -> list[Slot]:
+        """Whatever lies in a slot, what serves first."""
+        return [slot for slot in (self.active, self.candidate) if slot]
+
+    @property
+    def on_trial(self) -> bool:
+        return self.state.on_trial
+
+    @property
+    def failed(self) -> tuple[Digest, ...]:
+        return self.state.failed
+
+    def attempts(self, digest: Digest) -> int:
+        return self.state.attempts.get(digest, 0)
+
+    def install(self, manifest_digest: Digest, files: Iterable[tuple[Path, str]]) -> Slot:
+        """Lays `(blob, path in the package)` out in the inactive slot, by hard link where the file system can.
+
+        Idempotent for a release that is installed. Raises `InvalidMessage` for a path that climbs or repeats or a
+        blob that is a symlink; `DiskFull`. Then the slot is empty and nothing that serves has changed.
+        """
+        self._no_trial()
+        if self.candidate and self.candidate.digest == manifest_digest:
+            return self.candidate
+        name = self._inactive
+        laid_out = _checked(files)
+        self._write(releases=self._without(name))
+        self._clear()
+        staging = self._root / "slots" / "staging"
+        try:
+            with raise_disk_full("to install a release", self._root):
+                for blob, path in laid_out:
+                    _place(blob, staging / path)
+                _sync_tree(staging)
+                os.rename(staging, self._path(name))
+                _sync(self._root / "slots")
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self._write(releases={**self.state.releases, name: manifest_digest})
+        return Slot(name, manifest_digest, self._path(name))
+
+    def activate(self) -> Slot:
+        """The candidate serves, on trial. The slot that served stays as the way back."""
+        candidate = self._candidate_to_activate()
+        attempts = {**self.state.attempts, candidate.digest: self.attempts(candidate.digest) + 1}
+        self._write(active=candidate.name, on_trial=True, attempts=attempts)
+        return candidate
+
+    def commit(self) -> Slot:
+        """The release on trial stays."""
+        active = self._on_trial_slot()
+        attempts = {digest: count for digest, count in self.state.attempts.items() if digest != active.digest}
+        self._write(on_trial=False, attempts=attempts)
+        return active
+
+    def revert(self, *, failed: bool = True) -> Slot | None:
+        """Back to the slot before the trial; None if there was none. `failed`: the release is not to be tried again."""
+        active = self._on_trial_slot()
+        previous = self.candidate.name if self.candidate else None
+        marked = self._with_failed(active.digest) if failed else self.state.failed
+        self._write(active=previous, on_trial=False, failed=marked)
+        return self.active
+
+    def reject(self) -> None:
+        """The candidate failed before it was activated: its slot is empty, and it is not to be tried again."""
+        candidate = self._candidate_to_activate()
+        self._write(releases=self._without(candidate.name), failed=self._with_failed(candidate.digest))
+        self._clear()
+
+    def fail(self, digest: Digest) -> None:
+        """Remembers a release that failed before it was installed."""
+        self._write(failed=self._with_failed(digest))
+
+    def forget_failed(self, digest: Digest) -> None:
+        """It may be tried again, from the first attempt. Fine for one that did not fail."""
+        failed = tuple(other for other in self.state.failed if other != digest)
+        attempts = {other: count for other, count in self.state.attempts.items() if other != digest}
+        self._write(failed=failed, attempts=attempts)
+
+    @property
+    def _inactive(self) -> SlotName:
+        return self.state.active.other if self.state.active else SlotName.A
+
+    def _slot(self, name: SlotName | None) -> Slot | None:
+        digest = self.state.releases.get(name) if name else None
+        return Slot(name, digest, self._path(name)) if name and digest else None
+
+    def _path(self, name: SlotName) -> Path:
+        return self._root / "slots" / name
+
+    def _without(self, name: SlotName) -> dict[SlotName, Digest]:
+        return {other: digest for other, digest in self.state.releases.items() if other != name}
+
+    def _with_failed(self, digest: Digest) -> tuple[Digest, ...]:
+        return (*(other for other in self.state.failed if other != digest), digest)[-_MAX_FAILED:]
+
+    def _no_trial(self) -> None:
+        if self.state.on_trial:
+            raise IllegalTransition("a release is on trial", fix="Commit or revert it first.")
+
+    def _candidate_to_activate(self) -> Slot:
+        self._no_trial()
+        if self.candidate is None:
+            raise IllegalTransition("there is no candidate", fix="Install a release first.")
+        return self.candidate
+
+    def _on_trial_slot(self) -> Slot:
+        if self.active is None or not self.state.on_trial:
+            raise IllegalTransition("no release is on trial", fix="Activate one first.")
+        return self.active
+
+    def _clear(self) -> None:
+        """Removes what slots.json does not name."""
+        named = {str(name) for name in self.state.releases}
+        for path in (self._root / "slots").iterdir():
+            if path.name not in named:
+                shutil.rmtree(path)
+
+    def _write(self, **changes: object) -> None:
+        """The new state, on disk before it is believed."""
+        state = SlotsState.model_validate({**self.state.model_dump(), **changes})
+        new = self._file.with_suffix(".new")
+        with raise_disk_full("to install a release", self._root):
+            with new.open("wb") as out:
+                out.write(state.model_dump_json(indent=2).encode())
+                out.flush()
+                os.fsync(out.fileno())
+            os.rename(new, self._file)
+            _sync(self._root)
+        self.state = state
+
+
+def _checked(files: Iterable[tuple[Path, str]]) -> list[tuple[Path, PurePosixPath]]:
+    """Refuses every path that could land outside its slot or on another file."""
+    laid_out: dict[PurePosixPath, Path] = {}
+    for blob, text in files:
+        path = PurePosixPath(text)
+        climbs = path.is_absolute() or ".." in path.parts or not path.parts or "\\" in text or "\0" in text
+        if climbs or path in laid_out:
+            raise InvalidMessage(f"a package may not hold a file at {text!r}", fix="Rebuild the package.")
+        if blob.is_symlink() or not blob.is_file():
+            raise InvalidMessage(f"the blob for {text!r} is no regular file", where=blob.name)
+        laid_out[path] = blob
+    folders = {parent for path in laid_out for parent in path.parents}
+    if both := folders & laid_out.keys():
+        raise InvalidMessage(f"a package names {min(map(str, both))!r} as a file and as a folder")
+    if not laid_out:
+        raise InvalidMessage("a package without files cannot be installed")
+    return [(blob, path) for path, blob in laid_out.items()]
+
+
+def _place(blob: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(blob, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copyfile(blob, target)  # another file system, or one without hard links
+        _sync(target)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_tree(folder: Path) -> None:
+    """The folders only: the files are fsynced where they are written."""
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        _sync(path)

@@ -1,0 +1,175 @@
+"""What this gateway trusts. Two must agree before anything is installed (Uptane's split): the packager's repository
+says what may be, the rollout service's signed plan says what should be now. The repository names who may sign plans.
+
+Persisted below `trust/`, so that neither a restart nor a mirror of yesterday takes it back. What serves goes on serving
+whatever this says: only something new, or a change, has to be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from slmops.contracts.errors import NotReady, TemporaryError, TrustRefused
+from slmops.contracts.plan import Identity, Plan, Release
+from slmops.contracts.signed import PlanStatement
+from slmops.contracts.trust import Attack, RolloutKeys, package_target, refused
+from slmops.gateway.disk_full import raise_disk_full
+from slmops.kit.atomic_write import atomic_write
+from slmops.kit.bus.client import BusClient
+from slmops.kit.clock import Clock
+from slmops.kit.trust.asking import Answers
+
+if TYPE_CHECKING:
+    from slmops.kit.trust.client import Target, TrustedState
+
+log = logging.getLogger(__name__)
+_PLAN_FILE = "plan.json"
+ClientSource = Callable[[], Answers | None]
+"""The bus, or a bundle where there is none."""
+
+
+class _Accepted(BaseModel):
+    """The content of plan.json: the newest plan that was accepted, by generation and by the key that signed it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    keyid: str
+    generation: int
+
+
+class Trust:
+    """`pinned` is the root of trust that this gateway was given out of band. `grace`: so long past its date may be what
+    must be renewed online, when it comes with a bundle; what comes over the bus has none."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        client: ClientSource,
+        home: Path,
+        pinned: Path,
+        clock: Clock,
+        grace: timedelta = timedelta(),
+    ) -> None:
+        self._identity = identity
+        self._client = client
+        self._home = home
+        self._pinned = pinned
+        self._clock = clock
+        self._grace = grace
+        self._plan = b""
+
+    async def refresh(self, source: Answers) -> None:
+        """Bring what is trusted up to date from `source`. Raises `TrustRefused`, and what `source` raises."""
+        await self._refreshed(source)
+
+    async def plan(self, data: bytes, source: Answers | None = None) -> Plan:
+        """The plan of a signed envelope, if it may be followed; `source` brought it, else the one of now. Raises
+        `TrustRefused`, and what fetching raises."""
+        source = source or self._client()
+        keys = await asyncio.to_thread(lambda: self._state.rollout_keys())  # the first time it loads a library
+        try:
+            statement, keyid = self._open(data, keys, source)
+        except TrustRefused:
+            # Perhaps it is signed by a key that was named since.
+            await self._refreshed(source)
+            keys = self._state.rollout_keys()
+            statement, keyid = self._open(data, keys, source)
+        self._check_newest(statement.plan, keyid, keys)
+        self._remember(_Accepted(keyid=keyid, generation=statement.plan.generation))
+        self._plan = data
+        return statement.plan
+
+    async def check(self, release: Release, *, installed: bool = False) -> None:
+        """Whether both vouch for the release, by what the repository says now.
+
+        `installed`: it was vouched for when it was laid out here, and while nobody answers that is enough, so that a
+        fleet can go back although the packager is down. Raises `TrustRefused`, which names the attack, and what
+        fetching raises.
+        """
+        source = self._client()
+        path = package_target(release.model, release.version, release.manifest.digest)
+        try:
+            found = await self._refreshed(source, path)
+        except TemporaryError as error:
+            if not installed:
+                raise
+            log.warning("%s:%s was trusted when it was installed: %s", release.model, release.version, error)
+            return
+        if self._plan or not installed:
+            # Once more, for the key that signed the plan may have been revoked since it was read.
+            self._open(self._plan, self._state.rollout_keys(), source)
+        if found is None:
+            raise refused(
+                Attack.ARBITRARY_PACKAGE,
+                f"the plan wants a package of {release.model}:{release.version} that nobody vouches for",
+                where=release.manifest.digest,
+                fix="See slmops trust show: the model may be revoked. Else somebody else writes the plan.",
+            )
+        if (found.digest, found.size) != (release.manifest.digest, release.manifest.size):
+            what = f"plan and repository disagree about {release.model}:{release.version}"
+            raise refused(Attack.ARBITRARY_PACKAGE, what, where=release.manifest.digest)
+
+    def _open(self, data: bytes, keys: RolloutKeys | None, source: Answers | None) -> tuple[PlanStatement, str]:
+        from slmops.kit.trust.plans import open_plan
+
+        if keys is None:
+            raise refused(Attack.WRONG_KEY, "it is not known yet who may sign plans", where="plan")
+        statement, keyid = open_plan(data, keys)
+        if statement.plan.blueprint != self._identity.blueprint:
+            raise refused(Attack.MIX_AND_MATCH, f"this is the plan of {statement.plan.blueprint}", where="plan")
+        if statement.expires_at + self._grace_of(source) <= self._clock():
+            what = f"the newest plan that we are given is past its date ({statement.expires_at:%Y-%m-%d})"
+            raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service, which signs it anew.")
+        return statement, keyid
+
+    def _check_newest(self, plan: Plan, keyid: str, keys: RolloutKeys | None) -> None:
+        """The number never goes back. A key that is no longer trusted cannot have set it high for ever."""
+        last = self._accepted()
+        trusted = {key.keyid for key in keys.keys} if keys else set()
+        if last is not None and last.keyid in trusted and plan.generation < last.generation:
+            raise refused(
+                Attack.ROLLBACK,
+                f"the plan is generation {plan.generation}, and {last.generation} was followed already",
+                where="plan",
+                fix="If the rollout service lost its database: rotate its key, and revoke the old one.",
+            )
+
+    def _accepted(self) -> _Accepted | None:
+        try:
+            return _Accepted.model_validate_json((self._home / _PLAN_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def _remember(self, accepted: _Accepted) -> None:
+        if accepted == self._accepted():
+            return
+        with raise_disk_full("to remember a plan", self._home):
+            self._home.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self._home / _PLAN_FILE) as out:
+                out.write(accepted.model_dump_json().encode())
+
+    async def _refreshed(self, source: Answers | None, path: str | None = None) -> Target | None:
+        if source is None:
+            raise NotReady("no network: what is trusted cannot be brought up to date yet")
+        from slmops.kit.trust.bus import BusFetcher
+
+        fetcher = BusFetcher(source, self._identity.gateway_id, asyncio.get_running_loop())
+        return await asyncio.to_thread(self._state.refresh, fetcher, path, self._grace_of(source))
+
+    def _grace_of(self, source: Answers | None) -> timedelta:
+        return timedelta() if source is None or isinstance(source, BusClient) else self._grace
+
+    @cached_property
+    def _state(self) -> TrustedState:
+        # It brings `tuf`, 0.4 s: loaded when something is to be trusted, not when a gateway starts.
+        from slmops.kit.trust.client import TrustedState
+
+        return TrustedState(self._home, self._pinned)

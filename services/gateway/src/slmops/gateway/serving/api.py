@@ -1,0 +1,219 @@
+"""The local HTTP API: OpenAI's chat completions, health and metrics. Prompts and answers are never logged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from slmops.contracts.errors import InternalError, NotFound, NotReady, PromptRefused, SlmopsError
+from slmops.gateway.serving.chat import ChatRequest, Reply
+from slmops.gateway.serving.inference import Done, Release, Token
+from slmops.gateway.serving.metrics import GenAiMetrics
+from slmops.gateway.serving.releases import Serving
+
+Items = AsyncGenerator[tuple[Release, Token | Done], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiLimits:
+    max_body_bytes: int = 2**20
+    default_max_tokens: int = 256
+    """For a request that names no bound."""
+
+
+def create_api(
+    serving: Serving, *, registry: CollectorRegistry | None = None, limits: ApiLimits | None = None
+) -> Starlette:
+    """`registry`: what `/metrics` shows; the GenAI metrics are added to it."""
+    registry = registry or CollectorRegistry()
+    chat = _Chat(serving, GenAiMetrics(registry), limits or ApiLimits())
+
+    async def models(request: Request) -> Response:
+        release = serving.release
+        card = release and {"id": release.model, "object": "model", "created": 0, "owned_by": "slmops"}
+        return JSONResponse({"object": "list", "data": [card] if card else []})
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        return JSONResponse({"ready": serving.ready}, status_code=200 if serving.ready else 503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _internal_error},
+    )
+
+
+class _Chat:
+    """`POST /v1/chat/completions`."""
+
+    def __init__(self, serving: Serving, metrics: GenAiMetrics, limits: ApiLimits) -> None:
+        self._serving, self._metrics, self._limits = serving, metrics, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, limit_bytes = Request(scope, receive), self._limits.max_body_bytes
+        try:
+            body = await _body(request, limit_bytes)
+        except ClientDisconnect:
+            return
+        if body is None:
+            response: Response | None = _error(413, f"the body is larger than {limit_bytes} bytes", "body_too_large")
+        else:
+            response = await _unless_gone(request, self._respond(body))
+        if response:
+            await response(scope, receive, send)
+
+    async def _respond(self, body: bytes) -> Response:
+        try:
+            asked = ChatRequest.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "invalid_request")
+        started = time.monotonic()
+        items = self._measured(self._serving.generate(asked.inference(self._limits.default_max_tokens)), started)
+        try:
+            self._check_model(asked)
+            release, first_item = await anext(items)  # a failure before it is still an HTTP status
+        except SlmopsError as error:
+            await items.aclose()
+            return _refusal(error)
+        reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), release)
+        if isinstance(first_item, Done) and not asked.stream:
+            await items.aclose()
+            return JSONResponse(reply.whole(first_item))
+        return _EventStream(_events(reply, first_item, items, asked.include_usage))
+
+    def _check_model(self, asked: ChatRequest) -> None:
+        release = self._serving.release
+        if asked.model and release and asked.model not in (release.model, f"{release.model}:{release.version}"):
+            raise NotFound("this gateway does not serve that model", fix=f"Ask for {release.model!r}.")
+
+    async def _measured(self, items: Items, started: float) -> Items:
+        """The same items; outcome and duration go to the metrics."""
+        model = self._serving.release.model if self._serving.release else ""
+        try:
+            async with aclosing(items):
+                async for release, item in items:
+                    if isinstance(item, Done):
+                        self._metrics.answered(release.model, item, timedelta(seconds=time.monotonic() - started))
+                    yield release, item
+        except SlmopsError as error:
+            self._metrics.failed(model, error.code, timedelta(seconds=time.monotonic() - started))
+            raise
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events that stop the generation the moment the client is gone."""
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
+async def _events(reply: Reply, first: Token | Done, items: Items, include_usage: bool) -> AsyncGenerator[str, None]:
+    yield _event(reply.chunk({"role": "assistant", "content": ""}))
+    try:
+        async with aclosing(items):
+            async for item in _chain(first, items):
+                if isinstance(item, Token):
+                    yield _event(reply.chunk({"content": item.text}))
+                    continue
+                yield _event(reply.chunk({}, item.finish_reason))
+                if include_usage:
+                    yield _event(reply.usage_chunk(item))
+    except SlmopsError as error:
+        yield _event(_error_body(error.what, error.code))  # the status is gone; the client must still know
+    yield "data: [DONE]\n\n"
+
+
+async def _chain(first: Token | Done, items: Items) -> AsyncIterator[Token | Done]:
+    yield first
+    async for _, item in items:
+        yield item
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response | None:
+    """`work`, cancelled when the client disconnects before it is done; then None."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait([task], timeout=0.25))[0]:
+            if await request.is_disconnected():
+                return None
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def _body(request: Request, limit_bytes: int) -> bytes | None:
+    """None when it is larger. Counted as it arrives: a Content-Length may be missing or a lie."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            return None
+    return bytes(body)
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def _error_body(message: str, code: str, kind: str = "server_error") -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse(_error_body(message, code, kind), status_code=status, headers=headers)
+
+
+def _refusal(error: SlmopsError) -> JSONResponse:
+    message = f"{error.what}. {error.fix}" if error.fix else error.what
+    if isinstance(error, NotReady):
+        retry_after = {"Retry-After": str(math.ceil(error.delay.total_seconds()))}
+        return _error(503, message, error.code, retry_after)
+    status = 400 if isinstance(error, PromptRefused) else 404 if isinstance(error, NotFound) else 500
+    return _error(status, message, error.code)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """A path or a method that is not there."""
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+    return _error(status, detail, "no_such_route")
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    return _error(500, "unexpected error; see the gateway's log", InternalError.code)

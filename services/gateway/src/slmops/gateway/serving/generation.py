@@ -1,0 +1,140 @@
+"""One loaded model and one answer in the making. The only file that speaks to onnxruntime-genai."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import onnxruntime_genai as og
+
+from slmops.contracts.errors import InferenceFailed, PromptRefused
+from slmops.contracts.manifest import ADAPTER_PATH
+from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest
+from slmops.gateway.serving.stopwords import StopWords
+
+# A long prompt is read in pieces between the tokens of other answers; the result is the same, bit for bit.
+PREFILL_CHUNK_TOKENS = 64
+
+
+class LoadedModel:
+    """An onnxruntime-genai folder in memory. Raises `InferenceFailed` when it does not load.
+
+    `context_tokens` bounds prompt and answer together, and so the key-value cache of one request.
+    """
+
+    def __init__(self, folder: Path, *, context_tokens: int, threads: int | None = None) -> None:
+        og.disable_telemetry_events()
+        try:
+            config = og.Config(str(folder))
+            config.overlay(json.dumps(_session(threads or len(os.sched_getaffinity(0)))))
+            self.model = og.Model(config)
+            self.tokenizer = og.Tokenizer(self.model)
+            self.adapters = og.Adapters(self.model) if (folder / ADAPTER_PATH).exists() else None
+            if self.adapters:
+                self.adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
+            trained = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            raise InferenceFailed(f"the model does not load: {error}", where=folder.name) from error
+        self.context_tokens = min(context_tokens, trained)
+        self.end_tokens = frozenset(int(token) for token in self.tokenizer.eos_token_ids)
+
+    def encode(self, request: InferenceRequest) -> list[int]:
+        """The prompt's tokens. Raises `PromptRefused`: empty, too long, or nothing the chat template can take."""
+        try:
+            tokens = [int(token) for token in self.tokenizer.encode(self._prompt(request))]
+        except RuntimeError:
+            # The library's message may quote the prompt.
+            raise PromptRefused("the model's chat template does not take these messages") from None
+        if not tokens:
+            raise PromptRefused("the prompt is empty")
+        if len(tokens) >= self.context_tokens:
+            raise PromptRefused(
+                f"the prompt has {len(tokens)} tokens and the context holds {self.context_tokens}, the answer included",
+                fix="Send a shorter prompt.",
+            )
+        return tokens
+
+    def _prompt(self, request: InferenceRequest) -> str:
+        if request.messages is None:
+            return request.prompt or ""
+        messages = json.dumps([message.model_dump() for message in request.messages], ensure_ascii=False)
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def _session(threads: int) -> dict[str, object]:
+    # The library's own default is half of the processors. Without spinning, a second runner (the one that is
+    # being probed while this one serves) costs what it computes and not a processor.
+    # Of what an adapter's inputs make the runtime warn, a gateway's log would fill up.
+    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0", "log_severity_level": 3}
+    return {"model": {"decoder": {"session_options": options}}}
+
+
+class Generation:
+    """One answer. `step` does one unit of work, so that several answers can take turns; `done` ends it."""
+
+    def __init__(self, model: LoadedModel, request: InferenceRequest, received: float) -> None:
+        """`received`: `time.perf_counter()` when the request arrived, from which time to first token counts."""
+        self._model, self._received = model, received
+        self._unread = self._prompt = model.encode(request)
+        params = og.GeneratorParams(model.model)
+        params.set_search_options(**_search(request, len(self._prompt), model.context_tokens))
+        self._generator = og.Generator(model.model, params)
+        if model.adapters:
+            self._generator.set_active_adapter(model.adapters, ADAPTER_PATH)
+        self._stream = model.tokenizer.create_stream()
+        self._stops = StopWords(request.stop)
+        self._completion_tokens = 0
+        self._first = self._last = received
+        self._finish: FinishReason | None = None
+        self._text: list[str] = []
+
+    def step(self) -> str:
+        """Reads a piece of the prompt, or makes one token. Returns the text that became certain by it."""
+        if self._unread:
+            chunk, self._unread = self._unread[:PREFILL_CHUNK_TOKENS], self._unread[PREFILL_CHUNK_TOKENS:]
+            self._generator.append_tokens(chunk)
+            return ""
+        self._generator.generate_next_token()
+        token = int(self._generator.get_next_tokens()[0])
+        self._last = time.perf_counter()
+        self._first = self._first if self._completion_tokens else self._last
+        self._completion_tokens += 1
+        text = self._stops.feed("" if token in self._model.end_tokens else self._stream.decode(token))
+        if self._stops.hit or token in self._model.end_tokens:
+            self._finish = "stop"
+        elif self._generator.is_done():
+            self._finish = "length"
+        if self._finish:
+            text += self._stops.flush()
+        self._text.append(text)
+        return text
+
+    def done(self) -> Done | None:
+        """The whole answer once it is finished."""
+        if self._finish is None:
+            return None
+        decoding, decoded = self._last - self._first, self._completion_tokens - 1
+        return Done(
+            text="".join(self._text),
+            finish_reason=self._finish,
+            prompt_tokens=len(self._prompt),
+            completion_tokens=self._completion_tokens,
+            ttft_s=self._first - self._received,
+            tokens_per_s=decoded / decoding if decoded and decoding > 0 else None,
+        )
+
+
+def _search(request: InferenceRequest, prompt_tokens: int, context_tokens: int) -> dict[str, object]:
+    options: dict[str, object] = {
+        # Also the size of the key-value cache that is allocated at once.
+        "max_length": min(prompt_tokens + request.max_tokens, context_tokens),
+        "do_sample": request.temperature > 0,
+        "top_p": request.top_p,
+    }
+    if request.temperature > 0:
+        options["temperature"] = request.temperature
+    if request.seed is not None:
+        options["random_seed"] = request.seed % 2**31
+    return options

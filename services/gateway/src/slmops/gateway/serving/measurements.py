@@ -1,0 +1,61 @@
+"""What a release did since somebody last asked: counts and samples, never a word of a prompt or an answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from slmops.contracts.descriptor import Digest
+from slmops.gateway.serving.inference import Done
+
+_SAMPLES = 1000  # per release and interval; the latest stay
+
+
+def _samples() -> deque[float]:
+    return deque(maxlen=_SAMPLES)
+
+
+@dataclass(slots=True)
+class ReleaseMeasurement:
+    """Of one release. `failed` counts answers that a client asked for and did not get by our fault;
+    a refused prompt or a client that left is none of them."""
+
+    release: Digest
+    requests: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    decode_s: float = 0.0
+    """Seconds of decoding, the first token counted at the rate of the others: tokens over seconds is that rate."""
+    ttft_sum_s: float = 0.0
+    ttft_s: deque[float] = field(default_factory=_samples)
+    tokens_per_s: deque[float] = field(default_factory=_samples)
+
+    def add(self, done: Done) -> None:
+        self.requests += 1
+        self.prompt_tokens += done.prompt_tokens
+        self.completion_tokens += done.completion_tokens
+        self.ttft_sum_s += done.ttft_s
+        self.ttft_s.append(done.ttft_s)
+        if done.tokens_per_s is not None:
+            self.decode_s += done.completion_tokens / done.tokens_per_s
+            self.tokens_per_s.append(done.tokens_per_s)
+
+    def add_failure(self) -> None:
+        self.requests += 1
+        self.failed += 1
+
+
+class Measurements:
+    """One `ReleaseMeasurement` per release that answered since the last `take`."""
+
+    def __init__(self) -> None:
+        self._releases: dict[Digest, ReleaseMeasurement] = {}
+
+    def of(self, release: Digest) -> ReleaseMeasurement:
+        return self._releases.setdefault(release, ReleaseMeasurement(release))
+
+    def take(self) -> dict[Digest, ReleaseMeasurement]:
+        """Everything since the last call, which starts anew."""
+        taken, self._releases = self._releases, {}
+        return taken

@@ -1,0 +1,219 @@
+"""A model runner in its own process, so that a crash of native code or a runaway model never takes the agent along."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from slmops.contracts.errors import InferenceFailed, Problem, RunnerDied
+from slmops.gateway.serving.inference import Done, InferenceRequest, Ready, Release, Token
+from slmops.gateway.serving.memory import peak_rss_bytes
+
+_LINE_LIMIT_BYTES = 16 * 2**20  # a `done` line repeats the whole answer
+
+
+class Runner(Protocol):
+    """Something that answers with one release."""
+
+    @property
+    def release(self) -> Release: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    async def start(self) -> Ready:
+        """Loads the model; also after a death. Raises `InferenceFailed`."""
+
+    def generate(self, request: InferenceRequest) -> AsyncGenerator[Token | Done, None]:
+        """Tokens (none without `stream`), then one `Done`. Closing it cancels the work.
+
+        Raises `PromptRefused`, `RunnerDied`, `InferenceFailed`.
+        """
+
+    async def dead(self) -> None:
+        """Returns when the runner has ended; at once if it does not run."""
+
+    async def stop(self, drain: timedelta = ...) -> None:
+        """Lets running answers finish for at most `drain`, then kills. Idempotent."""
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory it ever held; 0 before the first start."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    context_tokens: int = 2048
+    """Prompt and answer together; bounds the key-value cache of one request."""
+    max_tokens: int = 256
+    """Of one answer, whatever a request asks for."""
+    parallel: int = 4
+    """Answers that take turns; others wait. Bounds the caches held at once."""
+    threads: int | None = None
+    """Threads of one step. None: one per processor that the process may use."""
+    nice: int = 0
+    load_timeout: timedelta = timedelta(minutes=2)
+
+
+class ProcessRunner:
+    """`Runner` over a process of `serving.runner_process`. It never outlives the process that started it."""
+
+    def __init__(self, release: Release, model_dir: Path, options: RunnerOptions | None = None) -> None:
+        self.release = release
+        self._model_dir = model_dir
+        self._options = options or RunnerOptions()
+        self._ids = itertools.count(1)
+        self._answers: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._peak = 0
+
+    @property
+    def alive(self) -> bool:
+        return self._reading is not None and not self._reading.done()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> Ready:
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT_BYTES,
+            start_new_session=True,  # Ctrl-C in a terminal is for the agent, which drains
+        )
+        try:
+            ready = await self._loaded(self._process)
+        except BaseException:
+            await self.kill()
+            raise
+        self._reading = asyncio.create_task(self._dispatch(self._process), name=f"runner {self._process.pid}")
+        return ready
+
+    async def generate(self, request: InferenceRequest) -> AsyncGenerator[Token | Done, None]:
+        if not self.alive:
+            raise self._death()
+        request_id = str(next(self._ids))
+        answers = self._answers[request_id] = asyncio.Queue()
+        self._idle.clear()
+        finished = False
+        try:
+            self._send({"id": request_id, **self._bounded(request).model_dump(mode="json")})
+            while not finished:
+                answer = await answers.get()
+                finished = answer["event"] != "token"
+                yield _item(answer)
+        finally:
+            del self._answers[request_id]
+            if not self._answers:
+                self._idle.set()
+            if not finished and self.alive:
+                self._send({"cancel": request_id})
+
+    def _bounded(self, request: InferenceRequest) -> InferenceRequest:
+        return request.model_copy(update={"max_tokens": min(request.max_tokens, self._options.max_tokens)})
+
+    async def dead(self) -> None:
+        if self._reading:
+            await asyncio.wait([self._reading])
+
+    async def stop(self, drain: timedelta = timedelta(seconds=60)) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain.total_seconds()):
+                await self._idle.wait()
+        self.peak_rss_bytes()
+        await self.kill()
+        if self._reading:
+            await asyncio.wait([self._reading])
+
+    def peak_rss_bytes(self) -> int:
+        if self._process and self._process.returncode is None:
+            self._peak = max(self._peak, peak_rss_bytes(self._process.pid) or 0)
+        return self._peak
+
+    def _command(self) -> list[str]:
+        options = {
+            "--model": self._model_dir,
+            "--context-tokens": self._options.context_tokens,
+            "--parallel": self._options.parallel,
+            "--threads": self._options.threads,
+            "--nice": self._options.nice,
+            "--parent": os.getpid(),
+        }
+        flags = [f"{name}={value}" for name, value in options.items() if value is not None]
+        return [sys.executable, "-m", "slmops.gateway.serving.runner_process", *flags]
+
+    async def _loaded(self, process: asyncio.subprocess.Process) -> Ready:
+        allowed_s = self._options.load_timeout.total_seconds()
+        try:
+            first = await asyncio.wait_for(_read(process), allowed_s)
+        except TimeoutError:
+            raise InferenceFailed(
+                f"the model did not load within {allowed_s:g} s", where=self._model_dir.name
+            ) from None
+        if first is None:
+            with suppress(TimeoutError):  # its own exit code says more than our kill
+                await asyncio.wait_for(process.wait(), timeout=5)
+            raise self._death()
+        if first.pop("event") == "error":
+            raise Problem.model_validate(first["problem"]).error()
+        return Ready(**first)
+
+    async def _dispatch(self, process: asyncio.subprocess.Process) -> None:
+        """Hands each answer to its request until the process ends, then tells every request that still waits."""
+        while message := await _read(process):
+            if waiting := self._answers.get(message["id"]):
+                waiting.put_nowait(message)
+            if message["event"] == "done":
+                self.peak_rss_bytes()
+        await process.wait()
+        problem = Problem.of(self._death()).model_dump()
+        for waiting in self._answers.values():
+            waiting.put_nowait({"event": "error", "problem": problem})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        # A pipe that broke is a death, which the reader reports.
+        if self._process and self._process.stdin:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def kill(self) -> None:
+        """At once, whatever it is doing."""
+        if self._process and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()  # it holds no state that a gentle end would save
+            await self._process.wait()
+
+    def _death(self) -> RunnerDied:
+        code = self._process.returncode if self._process else None
+        how = "does not run" if code is None else f"ended with {_exit(code)}"
+        return RunnerDied(f"the model runner {how}", where=f"{self.release.model}:{self.release.version}")
+
+
+async def _read(process: asyncio.subprocess.Process) -> dict[str, Any] | None:
+    line = await process.stdout.readline() if process.stdout else b""
+    # A line that was cut by the process's death is no message.
+    return dict(json.loads(line)) if line.endswith(b"\n") else None
+
+
+def _item(answer: dict[str, Any]) -> Token | Done:
+    fields = {name: value for name, value in answer.items() if name not in ("id", "event")}
+    if answer["event"] == "error":
+        raise Problem.model_validate(fields["problem"]).error()
+    return Token(**fields) if answer["event"] == "token" else Done(**fields)
+
+
+def _exit(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,0 +1,152 @@
+"""The model's own process: JSON lines in on stdin, JSON lines out on stdout, until stdin ends.
+
+In:  {"id", …the fields of `InferenceRequest`}   {"cancel": id}
+Out: {"event": "ready", …`Ready`}                first, or {"event": "error", "problem"} and the end
+     {"id", "event": "token", "text"}            only for a request with `stream`
+     {"id", "event": "done", …`Done`}
+     {"id", "event": "error", "problem"}         this request failed; the process goes on
+
+Answers take turns, a token each, so that a short one never waits for a long one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from slmops.contracts.errors import InferenceFailed, Problem
+from slmops.gateway.serving.generation import Generation, LoadedModel
+from slmops.gateway.serving.inference import InferenceRequest, Ready
+from slmops.gateway.serving.memory import rss_bytes
+from slmops.kit.lifeline import die_with
+
+_log = logging.getLogger(__name__)
+
+Answer = Callable[[dict[str, Any]], None]
+
+
+class TurnTaker:
+    """Steps the running answers in turn. At most `parallel` run, which bounds memory; others wait in order."""
+
+    def __init__(self, model: LoadedModel, answer: Answer, parallel: int) -> None:
+        self._model, self._answer, self._parallel = model, answer, parallel
+        self._waiting: deque[tuple[str, InferenceRequest, float]] = deque()
+        self._running: dict[str, tuple[Generation, bool]] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not (self._running or self._waiting)
+
+    def take(self, message: dict[str, Any]) -> None:
+        if "cancel" in message:
+            self._running.pop(message["cancel"], None)
+            self._waiting = deque(entry for entry in self._waiting if entry[0] != message["cancel"])
+        else:
+            self._waiting.append((message["id"], InferenceRequest.model_validate(message), time.perf_counter()))
+
+    def turn(self) -> None:
+        """One step of every running answer."""
+        while self._waiting and len(self._running) < self._parallel:
+            request_id, request, received = self._waiting.popleft()
+            self._guarded(request_id, partial(self._begin, request_id, request, received))
+        for request_id in list(self._running):
+            self._guarded(request_id, partial(self._step, request_id))
+
+    def _begin(self, request_id: str, request: InferenceRequest, received: float) -> None:
+        self._running[request_id] = Generation(self._model, request, received), request.stream
+
+    def _step(self, request_id: str) -> None:
+        generation, stream = self._running[request_id]
+        text = generation.step()
+        if text and stream:
+            self._answer({"id": request_id, "event": "token", "text": text})
+        if done := generation.done():
+            del self._running[request_id]
+            self._answer({"id": request_id, "event": "done", **asdict(done)})
+
+    def _guarded(self, request_id: str, work: Callable[[], None]) -> None:
+        """A failed request is answered and forgotten; the others go on."""
+        try:
+            work()
+        except (InferenceFailed, RuntimeError, MemoryError) as error:
+            self._running.pop(request_id, None)
+            if not isinstance(error, InferenceFailed):
+                _log.error("generation failed: %s", type(error).__name__)  # the text may quote the prompt
+                error = InferenceFailed(f"the runtime failed with {type(error).__name__}")
+            self._answer({"id": request_id, "event": "error", "problem": Problem.of(error).model_dump()})
+
+
+def _own_stdout() -> Answer:
+    """Keeps the real stdout for answers. What native code prints goes to stderr and cannot break a line."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message, ensure_ascii=False) + "\n")
+        out.flush()
+
+    return answer
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serve one onnxruntime-genai model over stdin and stdout.")
+    parser.add_argument("--model", type=Path, required=True, help="folder with genai_config.json")
+    parser.add_argument("--context-tokens", type=int, default=2048, help="prompt and answer together")
+    parser.add_argument("--parallel", type=int, default=4, help="answers that take turns; others wait")
+    parser.add_argument("--threads", type=int, default=None, help="default: one per processor it may use")
+    parser.add_argument("--nice", type=int, default=0)
+    parser.add_argument("--parent", type=int, default=None, help="die with this process")
+    return parser.parse_args()
+
+
+def _messages(lines: Iterable[str], queue: SimpleQueue[dict[str, Any] | None]) -> None:
+    for line in lines:
+        queue.put(json.loads(line))
+    queue.put(None)
+
+
+def _serve(turns: TurnTaker, queue: SimpleQueue[dict[str, Any] | None]) -> None:
+    while True:
+        while turns.idle or not queue.empty():
+            message = queue.get()
+            if message is None:
+                return
+            turns.take(message)
+        turns.turn()
+
+
+def main() -> int:
+    options = _arguments()
+    answer = _own_stdout()
+    if options.parent is not None:
+        die_with(options.parent)
+    os.nice(options.nice)
+    started = time.perf_counter()
+    try:
+        model = LoadedModel(options.model, context_tokens=options.context_tokens, threads=options.threads)
+    except InferenceFailed as error:
+        answer({"event": "error", "problem": Problem.of(error).model_dump()})
+        return 1
+    ready = Ready(load_s=time.perf_counter() - started, rss_bytes=rss_bytes(os.getpid()), model=str(model.model.type))
+    answer({"event": "ready", **asdict(ready)})
+    queue: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+    threading.Thread(target=_messages, args=(sys.stdin, queue), daemon=True).start()
+    _serve(TurnTaker(model, answer, options.parallel), queue)
+    return 0
+
+
+if __name__ == "__main__":
+    # Without the interpreter's teardown: the thread may still read stdin, and nothing is left to save.
+    os._exit(main())

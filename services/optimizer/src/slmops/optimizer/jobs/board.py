@@ -1,0 +1,100 @@
+"""The job board: how far every job came, and which are to end. In a KV bucket, so that all workers see the same.
+
+Whoever has a job's message writes its state, so nobody else does; the wish to end it is a key of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nats.errors import Error as NatsError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from slmops.contracts import subjects
+from slmops.contracts.errors import Unreachable
+from slmops.contracts.jobs import JobState, JobView
+from slmops.kit.bus.service_bus import Bus
+
+
+class Board:
+    """Every method raises `Unreachable`."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._opened: KeyValue | None = None
+
+    async def queue(self, view: JobView) -> None:
+        """Put up a job that is new; one that is known stays as far as it came."""
+        with _reachable():
+            bucket = await self._bucket()
+            try:
+                await bucket.create(subjects.job_key(view.job), view.model_dump_json().encode())
+            except KeyWrongLastSequenceError:
+                return
+
+    async def put(self, view: JobView) -> None:
+        with _reachable():
+            await (await self._bucket()).put(subjects.job_key(view.job), view.model_dump_json().encode())
+
+    async def find(self, job: str) -> JobView | None:
+        state = await self._get(subjects.job_key(job))
+        return _seen(JobView.model_validate_json(state), await self.cancelled(job)) if state else None
+
+    async def all(self) -> list[JobView]:
+        """In the order in which they were queued."""
+        with _reachable():
+            watcher = await (await self._bucket()).watchall(ignore_deletes=True)
+            found: dict[str, bytes] = {}
+            async for entry in watcher:
+                if entry is None:  # everything that was there
+                    break
+                found[entry.key] = entry.value or b""
+            await watcher.stop()  # type: ignore[no-untyped-call]
+        by = {key: value.decode() for key, value in found.items()}
+        views = [JobView.model_validate_json(text) for key, text in by.items() if key == subjects.job_key(_job(key))]
+        seen = [_seen(view, by.get(subjects.cancellation_key(view.job))) for view in views]
+        return sorted(seen, key=lambda view: view.queued_at)
+
+    async def cancel(self, job: str, by: str) -> None:
+        with _reachable():
+            await (await self._bucket()).put(subjects.cancellation_key(job), by.encode())
+
+    async def cancelled(self, job: str) -> str | None:
+        """By whom; None if nobody wants it to end."""
+        by = await self._get(subjects.cancellation_key(job))
+        return by.decode() if by is not None else None
+
+    async def _get(self, key: str) -> bytes | None:
+        with _reachable():
+            bucket = await self._bucket()
+            try:
+                return (await bucket.get(key)).value
+            except KeyNotFoundError:
+                return None
+
+    async def _bucket(self) -> KeyValue:
+        if self._opened is None:
+            self._opened = await self._bus.client.js.key_value(subjects.JOB_BUCKET)
+        return self._opened
+
+
+def _job(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _seen(view: JobView, cancelled_by: str | None) -> JobView:
+    """A job whose end is wanted, before its worker has heard of it."""
+    if cancelled_by is None or view.state.ended:
+        return view
+    state = JobState.CANCELLED if view.state is JobState.QUEUED else JobState.CANCELLING
+    return view.model_copy(update={"state": state, "reason": f"cancelled by {cancelled_by}"})
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except (TimeoutError, NatsError, OSError) as error:
+        raise Unreachable(f"the job board does not answer: {str(error) or type(error).__name__}") from error

@@ -1,0 +1,213 @@
+"""One job as a process that can be killed at any moment and started again: `python -m slmops.optimizer.jobs.main`.
+
+Stdout is one JSON object per line, `{"step", "done", "of"}` when a step begins or has come further, and a `Problem` if
+the job fails; then the exit code is 1. The work folder belongs to one source. What is finished in it is not done again:
+each step's output appears under its final name complete, by a rename.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import DiskFull, NotEnoughMemory, OptimizationFailed, Problem, UnsupportedArchitecture
+from slmops.contracts.evaluation import Evaluation, Verdict
+from slmops.contracts.recipe import Recipe
+from slmops.contracts.search import SearchSpec
+from slmops.optimizer.domain.choice import choose
+from slmops.optimizer.domain.front import front
+from slmops.optimizer.domain.gate import judge
+from slmops.optimizer.domain.result import PICTURES, RESULT_FILE, JobResult, ReferenceFigures, Variant
+from slmops.optimizer.jobs.capacity import COPIES_PER_VARIANT, check_disk, check_memory, copies, memory
+from slmops.optimizer.measure.evaluate import Reference, evaluate, reference
+from slmops.optimizer.measure.plot import draw
+from slmops.optimizer.measure.tasks import bundled_tasks
+from slmops.optimizer.measure.texts import evaluation_text, read_texts
+from slmops.optimizer.recipes.library import recipe_named
+from slmops.optimizer.recipes.pipeline import Pipeline, write_atomically
+from slmops.optimizer.recipes.progress import Progress, Tell
+from slmops.optimizer.recipes.search import Search, explicit
+from slmops.optimizer.recipes.spec import JobSpec
+
+_BEFORE_RECIPES = 3  # read, export, reference
+
+
+class Job:
+    """The steps, each of which does nothing if its output exists."""
+
+    def __init__(self, source: Path, work: Path, spec: JobSpec, tell: Tell) -> None:
+        """Refuses what cannot end well before anything takes time: `InvalidRecipe`, `InvalidMessage`,
+        `NotEnoughMemory`, `DiskFull`, and what `inspect` raises."""
+        self.spec, self.work = spec, work
+        self.recipes = tuple(map(explicit, spec.recipes))
+        self.text = evaluation_text(spec.evaluation_texts)
+        if spec.calibration_texts:
+            read_texts(spec.evaluation_texts, spec.calibration_texts)  # refuses a pair that is not kept apart
+        self.tasks = bundled_tasks()
+        self.timings_s: dict[str, float] = {}
+        variants = spec.search.max_trials if spec.search else len(self.recipes)
+        self.progress = Progress(_BEFORE_RECIPES + variants, tell)
+        self.pipeline = Pipeline(source, work, spec, self.progress.within)
+        self.memory = memory(spec.memory_limit_bytes)  # as it is now: later some of it is ours
+        check_memory(self.pipeline.facts, self.memory)
+        left_behind = COPIES_PER_VARIANT * variants if spec.search else sum(map(copies, self.recipes))
+        check_disk(self.pipeline.facts, work, left_behind)
+
+    def run(self) -> JobResult:
+        """Raises what `Pipeline` and `reference` raise. A recipe that fails is a refused variant, not a failed job."""
+        with self._part("read"):
+            full = self.pipeline.read()
+        with self._part("export"):
+            self.pipeline.export(full)
+        with self._part("reference"):
+            self.against = reference(full, self.text)
+        search = self.spec.search
+        variants = self._searched(search) if search else tuple(map(self._variant, self.recipes))
+        result = JobResult(
+            reference=self._figures(self.against),
+            variants=variants,
+            front=front(variants),
+            choice=choose(variants, self.spec.profile, search.prefer if search else "smallest", self._anchored),
+            timings_s=self.timings_s,
+        )
+        if search:
+            draw(result, self.spec.profile, [self.work / name for name in PICTURES])
+        return result
+
+    def _searched(self, search: SearchSpec) -> tuple[Variant, ...]:
+        book = self._evaluations / "trials.jsonl"
+        return Search(search, self.spec.profile, self.recipes, book, self.progress).run(self._variant)
+
+    @property
+    def _anchored(self) -> frozenset[str]:
+        """Recipes that keep a predecessor's grids."""
+        return frozenset(r.name for r in self.recipes if r.anchored_on)
+
+    def _figures(self, against: Reference) -> ReferenceFigures:
+        return ReferenceFigures(
+            architecture=self.pipeline.facts.architecture,
+            parameters=self.pipeline.facts.parameters,
+            ppl=against.ppl,
+            windows=len(against.tokens),
+            window_tokens=against.tokens.shape[1],
+        )
+
+    def _variant(self, recipe: Recipe) -> Variant:
+        start, path, evaluation = time.perf_counter(), None, None
+        try:
+            check_memory(self.pipeline.facts, self.memory, recipe)
+            with self._clocked(recipe.name):
+                folder = self.pipeline.variant(recipe, lambda name: self.progress.begin(f"{recipe.name}: {name}"))
+            self.progress.begin(f"{recipe.name}: evaluate")
+            with self._clocked(f"evaluate {recipe.name}"):
+                evaluation = self._evaluated(folder)
+            path = folder.relative_to(self.work).as_posix()
+            verdict = judge(evaluation, self.spec.profile)
+        except (OptimizationFailed, UnsupportedArchitecture, NotEnoughMemory) as error:
+            verdict = Verdict(passed=False, reasons=(str(error),))
+        self.progress.part_done()
+        return Variant(
+            recipe=recipe.name,
+            definition=recipe,
+            evaluation=evaluation,
+            verdict=verdict,
+            path=path,
+            seconds=round(time.perf_counter() - start, 2),
+        )
+
+    def _evaluated(self, folder: Path) -> Evaluation:
+        measured = self._evaluations / f"{folder.name}.json"
+        if not measured.exists():
+            measured.parent.mkdir(parents=True, exist_ok=True)
+            found = evaluate(folder, self.against, golden=self.spec.golden, tasks=self.tasks, seed=self.spec.seed)
+            write_atomically(measured, found.model_dump_json())
+        return Evaluation.model_validate_json(measured.read_bytes())
+
+    @cached_property
+    def _evaluations(self) -> Path:
+        """By everything that a measurement depends on besides the variant and the tools."""
+        asked = [prompt.model_dump_json() for prompt in self.spec.golden] + [task.digest for task in self.tasks]
+        key = digest_of(json.dumps([self.text.digest, self.spec.seed, *asked]).encode())
+        return self.work / "evaluations" / key[7:23]
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        self.progress.begin(name)
+        with self._clocked(name):
+            yield
+        self.progress.part_done()
+
+    @contextmanager
+    def _clocked(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings_s[name] = round(time.perf_counter() - start, 2)
+
+
+def main() -> int:
+    arguments = _arguments()
+    if arguments.die_with_stdin:
+        threading.Thread(target=_die_with_stdin, daemon=True).start()
+    # torch's threads spin otherwise: on a busy machine 64 s instead of 15.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    tell = _private_stdout()
+    try:
+        result = Job(arguments.source, arguments.work, _spec(arguments), tell).run()
+        write_atomically(arguments.work / RESULT_FILE, result.model_dump_json(indent=2))
+    except Exception as error:  # the process's edge: everything becomes a Problem for the parent
+        return _fail(error, tell)
+    return 0
+
+
+def _spec(arguments: argparse.Namespace) -> JobSpec:
+    if arguments.spec:
+        return JobSpec.model_validate_json(arguments.spec.read_bytes())
+    return JobSpec(recipes=tuple(map(recipe_named, arguments.recipes.split(","))))
+
+
+def _fail(error: Exception, tell: Tell) -> int:
+    import traceback
+
+    traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+        error = DiskFull("the disk is full", where=error.filename, fix="Free space in the optimizer's work folder.")
+    tell(Problem.of(error).model_dump())
+    return 1
+
+
+def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m slmops.optimizer.jobs.main", description=__doc__)
+    parser.add_argument("--source", type=Path, required=True, help="a model file or directory")
+    parser.add_argument("--work", type=Path, required=True, help="folder of this job alone")
+    parser.add_argument("--recipes", default="int8,int4", help="names, separated by commas")
+    parser.add_argument("--die-with-stdin", action="store_true", help="kill this process group when stdin ends")
+    parser.add_argument("--spec", type=Path, help="a JobSpec as JSON, instead of --recipes")
+    return parser.parse_args(argv)
+
+
+def _die_with_stdin() -> None:
+    """The parent holds the other end and never writes. Without this a killed service would leave us at work in the
+    folder in which its successor starts the same job."""
+    os.read(0, 1)  # not sys.stdin: its lock, held here, is fatal when the interpreter ends
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _private_stdout() -> Tell:
+    """Keep stdout for us: the builder and native code print to descriptor 1, which from now on is stderr."""
+    stream = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    return lambda line: print(json.dumps(line), file=stream, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

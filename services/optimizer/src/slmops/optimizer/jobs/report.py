@@ -1,0 +1,122 @@
+"""The evidence for a variant's figures: all that somebody else needs to measure them again. A blob of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slmops.contracts.descriptor import Digest, digest_of
+from slmops.contracts.errors import InvalidMessage, NotFound
+from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.golden import GoldenPrompt, dump_golden
+from slmops.contracts.model import ModelFile
+from slmops.contracts.recipe import Recipe
+from slmops.kit.objects.store import digest_of_path
+from slmops.optimizer.measure.bootstrap import METHOD
+from slmops.optimizer.measure.evaluate import Reference
+from slmops.optimizer.measure.tasks import Task
+from slmops.optimizer.measure.texts import Text
+from slmops.optimizer.recipes.pipeline import TOOLS
+
+
+class Source(BaseModel):
+    """A text or a file of questions; `digest` is of its bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: Digest
+
+
+class Report(BaseModel):
+    """`evaluation` is of `variant_files`, made by `recipe` from `reference_files`.
+
+    Its fidelity was measured on the first `windows` times `window_tokens` tokens of `evaluation_text`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: Recipe
+    evaluation: Evaluation
+    reference_files: tuple[ModelFile, ...]
+    """The version as it was registered: what the reference was read from."""
+    variant_files: tuple[ModelFile, ...]
+    evaluation_text: Source
+    windows: int
+    window_tokens: int
+    calibration_text: Source | None
+    """What its passes may have learned from."""
+    tasks: tuple[Source, ...]
+    golden: Digest | None
+    seed: int
+    """Of the passes and of the intervals."""
+    intervals: str = METHOD
+    tools: dict[str, str]
+    """Versions by distribution."""
+
+
+def report(
+    recipe: Recipe,
+    evaluation: Evaluation,
+    variant: Path,
+    against: Reference,
+    *,
+    reference_files: Sequence[ModelFile],
+    calibration: Text | None,
+    tasks: Sequence[Task],
+    golden: Sequence[GoldenPrompt],
+    seed: int,
+) -> Report:
+    """Reads `variant` for its digests. `tasks`, `golden` and `seed` are those that `evaluate` was given."""
+    return Report(
+        recipe=recipe,
+        evaluation=evaluation,
+        reference_files=tuple(reference_files),
+        variant_files=files_of(variant),
+        evaluation_text=_source(against.text),
+        windows=len(against.tokens),
+        window_tokens=against.tokens.shape[1],
+        calibration_text=_source(calibration) if calibration else None,
+        tasks=tuple(map(_source, tasks)),
+        golden=digest_of(dump_golden(tuple(golden)).encode()) if golden else None,
+        seed=seed,
+        tools=tool_versions(),
+    )
+
+
+def read_report(path: Path) -> Report:
+    """Raises `NotFound` and `InvalidMessage`."""
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise NotFound(f"the report cannot be read: {error.strerror}", where=str(path)) from error
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise InvalidMessage(
+            f"this is no evaluation report: {'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}",
+            where=str(path),
+            fix="Give the evaluation.json of a package, or the variant's report.",
+        ) from error
+
+
+def files_of(path: Path) -> tuple[ModelFile, ...]:
+    """A file, or all files below a folder, with their digests: what a version or a variant is made of."""
+    base = path.parent if path.is_file() else path
+    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return tuple(_file(file, base) for file in found)
+
+
+def tool_versions() -> dict[str, str]:
+    return {tool: version(tool) for tool in TOOLS}
+
+
+def _source(of: Text | Task) -> Source:
+    return Source(name=of.name, digest=of.digest)
+
+
+def _file(path: Path, base: Path) -> ModelFile:
+    digest, size_bytes = digest_of_path(path)
+    return ModelFile(path=path.relative_to(base).as_posix(), digest=digest, size_bytes=size_bytes)

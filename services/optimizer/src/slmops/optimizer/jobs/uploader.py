@@ -1,0 +1,139 @@
+"""What is kept of a job: files of what is delivered, reports, pictures, and what is worth knowing another time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from slmops.contracts.descriptor import Descriptor, digest_of
+from slmops.contracts.golden import dump_golden
+from slmops.contracts.manifest import FILE_PATH, JOB_REPORT
+from slmops.contracts.model import ModelFile, files_digest
+from slmops.kit.objects.store import Objects, digest_of_path
+from slmops.optimizer.domain.front import front
+from slmops.optimizer.domain.result import PICTURES, JobResult, Variant
+from slmops.optimizer.jobs.report import Report, Source, tool_versions
+from slmops.optimizer.measure.tasks import bundled_tasks
+from slmops.optimizer.measure.texts import read_texts
+from slmops.optimizer.recipes.library import check
+from slmops.optimizer.recipes.restore import take
+from slmops.optimizer.recipes.spec import JobSpec
+from slmops.optimizer.store import Measured, Outcome, VariantOutcome
+
+REPORT = "application/vnd.slmops.evaluation.v1+json"
+_FILE = "application/octet-stream"
+_MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+
+
+class JobReport(JobResult):
+    """All variants of a job, the front among them, and how one was chosen. `pictures` are those of a search."""
+
+    pictures: tuple[Descriptor, ...] = ()
+
+
+class ArtifactUploader:
+    """Of one job in `folder`; `files` are the version's. `measured` is what it learned that was not `known`."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        spec: JobSpec,
+        files: Sequence[ModelFile],
+        folder: Path,
+        known: Sequence[Measured],
+        result: JobResult,
+    ) -> None:
+        self._objects, self._spec, self._files, self._folder, self._result = objects, spec, files, folder, result
+        self._known = {one.path: one for one in known}
+        # A search tries much that nobody needs: of what passes, what something else that passes is better than in
+        # everything is not delivered. A variant that was asked for by name is.
+        passed = [variant for variant in result.variants if variant.verdict.passed]
+        self._dominated = front(passed).dominated if spec.search else {}
+        self.measured: list[Measured] = []
+
+    async def keep(self) -> Outcome:
+        variants = [await self._variant(variant) for variant in self._result.variants]
+        pictures = [await self._picture(path) for name in PICTURES if (path := self._folder / name).exists()]
+        report = JobReport(**dict(self._result), pictures=tuple(pictures))
+        return Outcome(
+            variants=tuple(variants),
+            reason=self._result.choice.reason,
+            report=await self._put(report.model_dump_json(indent=2, by_alias=True), JOB_REPORT),
+            pictures=tuple(pictures),
+        )
+
+    async def _variant(self, variant: Variant) -> VariantOutcome:
+        delivered = variant.verdict.passed and variant.recipe not in self._dominated
+        kept = await self._measured(variant, delivered)
+        return VariantOutcome(
+            recipe=variant.recipe,
+            digest=files_digest(kept.files) if kept else None,
+            files=kept.files if kept else (),
+            evaluation=variant.evaluation,
+            passed=delivered,
+            chosen=variant.recipe == self._result.choice.recipe,
+            reason=self._reason(variant),
+            report=kept.report if kept else None,
+        )
+
+    async def _measured(self, variant: Variant, delivered: bool) -> Measured | None:
+        """None for a recipe that failed."""
+        if variant.path is None or variant.evaluation is None:
+            return None
+        folder = self._folder / variant.path
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not paths:  # its folder was restored
+            return self._known[variant.path]
+        files = [await self._file(path, path.relative_to(folder).as_posix(), delivered) for path in paths]
+        report = await self._put(
+            (await asyncio.to_thread(self._report, variant, files)).model_dump_json(indent=2), REPORT
+        )
+        self.measured.append(take(variant, self._folder, files, report, stored=delivered))
+        return self.measured[-1]
+
+    async def _file(self, path: Path, name: str, delivered: bool) -> ModelFile:
+        if delivered:
+            stored = await self._objects.put_file(path, _FILE)
+            return ModelFile(path=name, digest=stored.digest, size_bytes=stored.size)
+        digest, size_bytes = await asyncio.to_thread(digest_of_path, path)
+        return ModelFile(path=name, digest=digest, size_bytes=size_bytes)
+
+    def _report(self, variant: Variant, files: Sequence[ModelFile]) -> Report:
+        assert variant.evaluation is not None
+        spec, reference = self._spec, self._result.reference
+        texts = read_texts(spec.evaluation_texts, spec.calibration_texts)
+        calibrated = any(step.params.calibrated for step in check(variant.definition))
+        return Report(
+            recipe=variant.definition,
+            evaluation=variant.evaluation,
+            reference_files=tuple(self._files),
+            variant_files=tuple(files),
+            evaluation_text=Source(name=texts.evaluation.name, digest=texts.evaluation.digest),
+            windows=reference.windows,
+            window_tokens=reference.window_tokens,
+            calibration_text=Source(name=texts.calibration.name, digest=texts.calibration.digest)
+            if calibrated
+            else None,
+            tasks=tuple(Source(name=task.name, digest=task.digest) for task in bundled_tasks()),
+            golden=digest_of(dump_golden(spec.golden).encode()) if spec.golden else None,
+            seed=spec.seed,
+            tools=tool_versions(),
+        )
+
+    async def _picture(self, path: Path) -> Descriptor:
+        stored = await self._objects.put_file(path, _MEDIA_TYPES[path.suffix])
+        return stored.model_copy(update={"annotations": {FILE_PATH: path.name}})
+
+    async def _put(self, text: str, media_type: str) -> Descriptor:
+        return await self._objects.put_bytes(text.encode(), media_type)
+
+    def _reason(self, variant: Variant) -> str:
+        choice = self._result.choice
+        if variant.recipe == choice.recipe:
+            return choice.reason
+        if not variant.verdict.passed:
+            return "; ".join(variant.verdict.reasons)
+        if better := self._dominated.get(variant.recipe):
+            return f"passes, but dominated by {better}, which is no worse in bytes, KL and tokens/s"
+        return f"passes, not chosen; {choice.reason}"

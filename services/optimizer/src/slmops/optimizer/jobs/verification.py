@@ -1,0 +1,79 @@
+"""Runs a verification: fetches what a report speaks of, and has it measured again in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import ValidationError
+
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import NotFound, OptimizationFailed, Problem
+from slmops.contracts.evaluation import Verification
+from slmops.contracts.model import ModelFile
+from slmops.contracts.permissions import ANSWER_WITHIN
+from slmops.kit.objects.store import Objects
+from slmops.optimizer.jobs.report import read_report
+
+_MARGIN_S = 10  # for the answer
+
+
+async def verified(digest: Digest, objects: Objects, home: Path) -> Verification:
+    """Raises `NotFound` if the report, the version or the variant is not in the store, and what `verify` raises."""
+    home.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="verify-", dir=home) as name:
+        folder = Path(name)
+        await objects.get_file(digest, folder / "report.json")
+        report = await asyncio.to_thread(read_report, folder / "report.json")
+        version = await _fetched(report.reference_files, folder / "version", objects)
+        await _fetched(report.variant_files, folder / "variant", objects)
+        return await _measured(folder, version)
+
+
+async def _fetched(files: Sequence[ModelFile], folder: Path, objects: Objects) -> Path:
+    """The folder, or the file if it is a single one, as a GGUF is."""
+    for file in files:
+        try:
+            await objects.get_file(file.digest, folder / file.path)
+        except NotFound as error:
+            raise NotFound(
+                f"{file.path} is not in the store",
+                where=file.digest,
+                fix="Files are kept of variants that passed their gate, and in a search were not dominated.",
+            ) from error
+    return folder / files[0].path if len(files) == 1 else folder
+
+
+async def _measured(folder: Path, version: Path) -> Verification:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "slmops.optimizer.jobs.verify", str(folder / "report.json")),
+        *("--variant", str(folder / "variant"), "--reference", str(version)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN.total_seconds() - _MARGIN_S):
+            out, log = await process.communicate()
+    except TimeoutError as error:
+        raise OptimizationFailed("verifying took too long to be answered", fix="Verify by hand.") from error
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return _read(out, log)
+
+
+def _read(out: bytes, log: bytes) -> Verification:
+    text = out[out.find(b"{") :]  # native code may have said something before
+    with suppress(ValidationError):
+        return Verification.model_validate_json(text)
+    with suppress(ValidationError):
+        raise Problem.model_validate_json(text).error()
+    raise OptimizationFailed(f"verifying failed: {log[-500:].decode(errors='replace')}")

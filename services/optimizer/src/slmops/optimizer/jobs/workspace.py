@@ -1,0 +1,92 @@
+"""Where jobs work on this machine, and their processes."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from slmops.optimizer.domain.result import JobResult
+from slmops.optimizer.jobs.process import OnProgress, run_job
+from slmops.optimizer.recipes.restore import restore
+from slmops.optimizer.recipes.spec import JobSpec
+from slmops.optimizer.store import Measured
+
+_LOCK, _LOCK_EVERY_S = ".lock", 0.2
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A work folder that nobody else works in while `lock`, a descriptor, is open anywhere."""
+
+    folder: Path
+    lock: int
+
+
+class Workspace:
+    """Works under `home`, one folder per work, so that a job that was cut off continues where it was."""
+
+    def __init__(self, home: Path, timeout: timedelta) -> None:
+        self._home = home
+        self._timeout = timeout
+
+    @asynccontextmanager
+    async def claim(self, work: str) -> AsyncIterator[Claim]:
+        """Wait until the folder is ours alone: another worker on this machine may be doing the same work."""
+        folder = self._folder(work)
+        lock = await _lock(folder)
+        try:
+            yield Claim(folder, lock)
+        finally:
+            os.close(lock)
+
+    def discard(self, work: str) -> None:
+        """Remove the folder, unless somebody works in it."""
+        if (lock := _locked(self._folder(work))) is not None:
+            shutil.rmtree(self._folder(work), ignore_errors=True)
+            os.close(lock)
+
+    def _folder(self, work: str) -> Path:
+        return self._home / "jobs" / work
+
+    async def run(
+        self, source: Path, claim: Claim, spec: JobSpec, known: Sequence[Measured], on_progress: OnProgress
+    ) -> JobResult:
+        """Make, measure and judge variants; what is `known` is only judged.
+
+        Raises what the job raises: typed errors of the model's fault, `NotEnoughMemory`, `OptimizationFailed`,
+        `DiskFull`.
+        """
+        await asyncio.to_thread(restore, claim.folder, known)
+        timeout = self._timeout + (spec.search.budget if spec.search else timedelta())
+        return await run_job(source, claim.folder, spec, on_progress, timeout, held=[claim.lock])
+
+
+async def _lock(folder: Path) -> int:
+    while True:
+        if (lock := _locked(folder)) is not None:
+            return lock
+        await asyncio.sleep(_LOCK_EVERY_S)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None while another process does, or has just removed the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK
+    with suppress(BlockingIOError, FileNotFoundError):
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)
+    return None

@@ -1,0 +1,1 @@
+"""Measures a variant against its reference: quality, speed, memory and energy."""

@@ -1,0 +1,140 @@
+"""One version in one work folder: its reference, and what recipes make of it. Everything is made once, and resumed.
+
+A pass's output lies in a folder named by the digest of everything that went into it, so that recipes with the same
+beginning share it, and a process that was killed starts again at the first pass that was not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.recipe import Recipe
+from slmops.kit.atomic_write import atomic_write
+from slmops.kit.modelfile import adapter_base, inspect
+from slmops.optimizer.intake import materialize
+from slmops.optimizer.intake.export import check_parity, export
+from slmops.optimizer.measure.texts import Texts, calibration, read_texts
+from slmops.optimizer.passes import Context, Tokens
+from slmops.optimizer.recipes.library import Step, check
+from slmops.optimizer.recipes.spec import JobSpec
+
+TOOLS = ("slmops-optimizer", "torch", "transformers", "gguf", "onnxruntime", "onnxruntime-genai", "onnx-ir")
+"""Their versions are part of every key."""
+
+OnPass = Callable[[str, float], None]
+CALIBRATION_WINDOWS, CALIBRATION_TOKENS = 1024, 256
+MIN_CALIBRATION_WINDOWS = 16
+
+
+class Pipeline:
+    """`tell` gets what is happening within a pass, and the share of it that is done."""
+
+    def __init__(self, source: Path, work: Path, spec: JobSpec, tell: OnPass) -> None:
+        self.source, self.work, self.spec, self.tell = source, work, spec, tell
+        self.facts = inspect(source)
+        self._claim()
+
+    def _claim(self) -> None:
+        """Empty the folder if what lies there was made from something else or by other tools."""
+        claim, text = self.work / "claim.json", json.dumps(self._root, sort_keys=True)
+        if claim.exists() and claim.read_text() == text:
+            return
+        for name in ("reference", "base", "exports", "passes", "evaluations"):
+            shutil.rmtree(self.work / name, ignore_errors=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_atomically(claim, text)
+
+    @cached_property
+    def _root(self) -> Mapping[str, object]:
+        tools = {tool: version(tool) for tool in TOOLS}
+        return {"size_bytes": self.facts.size_bytes, "tools": tools, "seed": self.spec.seed}
+
+    def read(self) -> Path:
+        """The version as a float32 Hugging Face directory. Raises `InvalidModel` and its kind."""
+        full = self.work / "reference"
+        if not full.exists():
+            materialize(self.source, full)
+        return full
+
+    def _base(self) -> Path:
+        """What the adapter that the version is was trained on, likewise."""
+        base = self.work / "base"
+        if not base.exists():
+            materialize(adapter_base(self.source), base)
+        return base
+
+    def export(self, model: Path) -> Path:
+        """The float32 graph of a float directory, proved equal. Raises `OptimizationFailed`."""
+        model = model.resolve()
+        out = self.work / "exports" / digest_of(str(model.relative_to(self.work.resolve())).encode())[7:23]
+        if not out.exists():
+            out.parent.mkdir(exist_ok=True)
+            unproved = out.with_name(f"{out.name}.unproved")
+            shutil.rmtree(unproved, ignore_errors=True)
+            export(model, unproved)
+            check_parity(model, unproved)
+            unproved.rename(out)
+        return out
+
+    def variant(self, recipe: Recipe, on_pass: Callable[[str], None]) -> Path:
+        """The genai folder that the recipe makes. Raises `InvalidRecipe`, and what its passes raise.
+
+        An adapter is merged into its base before, or laid beside what a recipe that takes adapters makes of the base.
+        """
+        beside = recipe.takes_adapters and self._adapter is not None
+        made = self._base() if beside else self.read()
+        key = digest_of((json.dumps(self._root, sort_keys=True) + (" base" if beside else "")).encode())
+        for step in check(recipe):
+            on_pass(step.name)
+            text = self._texts.calibration.digest if step.params.calibrated else ""
+            key = digest_of(f"{key} {step.name} {step.params.model_dump_json()} {text}".encode())
+            made = self._passed(step, made, self.work / "passes" / f"{step.name}-{key[7:23]}")
+        return made
+
+    def _passed(self, step: Step, given: Path, out: Path) -> Path:
+        if not out.exists():
+            out.parent.mkdir(exist_ok=True)
+            part = out.with_name(f"{out.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            step.kind.run(given, part, step.params, self._context)
+            part.rename(out)
+        return out
+
+    @cached_property
+    def _context(self) -> Context:
+        return Context(
+            reference=self.read(),
+            export=self.export,
+            calibration=lambda: self._calibration,
+            seed=self.spec.seed,
+            tell=self.tell,
+            predecessor=self.spec.predecessor,
+            adapter=self._adapter,
+        )
+
+    @property
+    def _adapter(self) -> Path | None:
+        return self.source if self.facts.format == "adapter" else None
+
+    @cached_property
+    def _texts(self) -> Texts:
+        return read_texts(self.spec.evaluation_texts, self.spec.calibration_texts)
+
+    @cached_property
+    def _calibration(self) -> Tokens:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.read(), local_files_only=True)
+        windows, fewest = CALIBRATION_WINDOWS, MIN_CALIBRATION_WINDOWS
+        return calibration(tokenizer, windows, CALIBRATION_TOKENS, self.spec.seed, self._texts, fewest)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

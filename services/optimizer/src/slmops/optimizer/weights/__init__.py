@@ -1,0 +1,1 @@
+"""Arithmetic on weights: quantization grids, sensitivities, codes and adapters."""

@@ -1,0 +1,27 @@
+"""Writes a file so that it exists complete or not at all, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yields a file that is renamed to `path` when the block ends without an error; otherwise nothing is left.
+
+    `durable`: flush it to the disk first. Raises `OSError`.
+    """
+    new = path.with_name(f".{path.name}.new")
+    try:
+        with new.open("wb") as out:
+            yield out
+            if durable:
+                out.flush()
+                os.fsync(out.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""NATS: connections, consumers, dead letters, streams and credentials."""

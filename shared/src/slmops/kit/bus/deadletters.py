@@ -1,0 +1,144 @@
+"""The messages that a consumer gave up on: listed, read and replayed, without leaving a consumer behind.
+
+They are read one by one by sequence, so a reader that dies leaves nothing on the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.js.api import RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
+from slmops.contracts.errors import NotFound, NotReady, PermanentError, Problem, Unreachable
+from slmops.kit.bus.client import PROBLEM_HEADER, REQUEST_TIMEOUT, BusClient
+
+STREAM = "DLQ"
+REASON_HEADER = "slmops-dead-because"
+CODE_HEADER = "slmops-dead-code"
+CONSUMER_HEADER = "slmops-dead-consumer"
+SUBJECT_HEADER = "slmops-dead-subject"
+SIZE_HEADER = "slmops-dead-size"
+
+
+class DeadLetter(BaseModel):
+    """One message, and why it is here. `headers` are the original ones, without those of the bus itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sequence: int
+    subject: str = Field(description="Where it was published first")
+    consumer: str
+    code: str
+    reason: str
+    at: AwareDatetime = Field(description="When the consumer gave up")
+    size_bytes: int = Field(description="Of the payload as it was published")
+    whole: bool = Field(default=True, description="False: too large to be kept; its headers and its end are missing")
+    # A payload may be private: it leaves this object only when somebody asks for it by name.
+    payload: bytes = Field(repr=False, exclude=True)
+    headers: Mapping[str, str] = Field(repr=False, exclude=True)
+
+
+async def dead_letters(client: BusClient, newest: int | None = None) -> AsyncIterator[DeadLetter]:
+    """Those that are stored now, oldest first: all, or those among the `newest` sequences.
+
+    Raises `Unreachable`, `NotReady`.
+    """
+    with _reachable():
+        last = (await client.js.stream_info(STREAM)).state.last_seq
+    after = 0 if newest is None else max(0, last - newest)
+    while after < last:
+        with _reachable():
+            try:
+                message = await client.js.get_msg(STREAM, seq=after + 1, subject=">", next=True)
+            except NotFoundError:
+                return
+        letter = _letter(message)
+        after = letter.sequence
+        if after <= last:
+            yield letter
+
+
+async def dead_letter(client: BusClient, sequence: int) -> DeadLetter:
+    """Raises `NotFound`, `Unreachable`."""
+    with _reachable():
+        try:
+            return _letter(await client.js.get_msg(STREAM, seq=sequence))
+        except NotFoundError as error:
+            raise NotFound(f"there is no dead letter {sequence}", fix="List them: slmops dlq ls.") from error
+
+
+async def replay(client: BusClient, letter: DeadLetter) -> None:
+    """Publish it again where it came from, then delete it.
+
+    It keeps its `ce-id`, so consumers that handled it already skip it. The message id is new to JetStream, and the same
+    whenever this letter is replayed: a repetition, after being cut off before the deletion, publishes nothing twice.
+    A command is asked again, and the letter kept when no service is there to answer. Raises `Unreachable`, the
+    service's own error when it refuses the command again, and `PermanentError` for a letter that is not whole.
+    """
+    if not letter.whole:
+        raise PermanentError(
+            "the message was too large to be kept whole", where=letter.subject, fix="Send it again from its source."
+        )
+    problem = None
+    if subjects.stream_of(letter.subject) is None:
+        problem = await _ask(client, letter)
+    else:
+        fresh = {MESSAGE_ID_HEADER: f"replay:{STREAM}:{letter.sequence}"}
+        await client.store(letter.subject, letter.payload, {**letter.headers, **fresh})
+    with _reachable():
+        await client.js.delete_msg(STREAM, letter.sequence)
+    if problem is not None:
+        raise problem.error()
+
+
+async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
+    try:
+        answer = await client.connection.request(
+            letter.subject, letter.payload, timeout=REQUEST_TIMEOUT.total_seconds(), headers=dict(letter.headers)
+        )
+    except NoRespondersError as error:
+        raise Unreachable(
+            "nobody answers this command; its dead letter is kept", where=letter.subject, fix="Start its service."
+        ) from error
+    except (TimeoutError, NatsError) as error:
+        raise Unreachable(f"no answer; the dead letter is kept: {error}", where=letter.subject) from error
+    if PROBLEM_HEADER not in (answer.headers or {}):
+        return None
+    return Problem.model_validate_json(answer.data)
+
+
+def _letter(message: RawStreamMsg) -> DeadLetter:
+    headers = dict(message.headers or {})
+    payload = bytes(message.data or b"")
+    ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER}
+    original = {k: v for k, v in headers.items() if k not in ours and not k.lower().startswith("nats-")}
+    assert message.subject is not None and message.time is not None, "the server names both"
+    return DeadLetter(
+        sequence=message.seq or 0,
+        subject=headers.get(SUBJECT_HEADER) or message.subject.removeprefix(subjects.DEAD_LETTER_PREFIX),
+        consumer=headers.get(CONSUMER_HEADER, ""),
+        code=headers.get(CODE_HEADER, ""),
+        reason=headers.get(REASON_HEADER, ""),
+        at=message.time,
+        size_bytes=int(headers.get(SIZE_HEADER) or len(payload)),
+        whole=SIZE_HEADER not in headers,
+        payload=payload,
+        headers=original,
+    )
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotReady("there is no dead letter stream yet", fix="Start a service: it makes the streams.") from error
+    except (TimeoutError, NatsError, APIError) as error:
+        raise Unreachable(f"the dead letters cannot be reached: {error}", where=STREAM) from error

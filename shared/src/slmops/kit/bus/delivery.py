@@ -1,0 +1,169 @@
+"""What happens to a message whose handling fails. Nothing is swallowed, nothing is lost.
+
+- a permanent error, or one that does not validate: dead-lettered at once, rejected
+- a temporary error: redelivered after its delay; on the last delivery dead-lettered, rejected
+- a defect of ours (any other exception): like a temporary error, with its traceback in the log
+- a process that dies: JetStream redelivers when the acknowledgement is overdue; a message that every time ends so is
+  dead-lettered instead of handled once more
+
+A dead letter is stored under `dlq.<subject>` with the original payload and headers, and why. While that is impossible
+the message stays where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from faststream import BaseMiddleware
+from faststream.exceptions import HandlerException, NackMessage, RejectMessage
+from nats.aio.msg import Msg
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from prometheus_client import Counter, Histogram
+from pydantic import ValidationError
+
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
+from slmops.contracts.errors import InternalError, InvalidMessage, PermanentError, Problem, TemporaryError
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.deadletters import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SIZE_HEADER, SUBJECT_HEADER
+from slmops.kit.tracing import span
+
+log = logging.getLogger("slmops.delivery")
+MAX_DELIVER = 6  # ours, not the server's: it would drop a message whose dead letter could not be stored
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Delay before each redelivery of a message that failed for a passing reason; after the last it is dead-lettered."""
+_HEADER_LIMIT_BYTES = 64 << 10  # JetStream's
+
+MESSAGES = Counter("slmops_messages_total", "Messages handled, by outcome", ["service", "subject", "outcome"])
+SECONDS = Histogram("slmops_message_seconds", "Time to handle a message", ["service", "subject"])
+
+
+async def dead_letter(client: BusClient, message: Msg, consumer: str, error: BaseException) -> None:
+    """Store a message that `consumer` gave up on. The same message of the same consumer is stored once."""
+    problem = Problem.of(error)
+    original = {
+        str(k): str(v) for k, v in (message.headers or {}).items() if str(k).lower() != MESSAGE_ID_HEADER.lower()
+    }
+    ours = {
+        MESSAGE_ID_HEADER: f"{consumer}:{_origin(message)}",
+        REASON_HEADER: " ".join(problem.what.split())[:500],
+        CODE_HEADER: problem.code,
+        CONSUMER_HEADER: consumer,
+        SUBJECT_HEADER: message.subject,
+    }
+    payload, headers = bytes(message.data), original | ours
+    limit, header_bytes = client.connection.max_payload, _wire_bytes(headers)
+    if header_bytes > _HEADER_LIMIT_BYTES or len(payload) + header_bytes > limit:  # the server would hang up on us
+        payload, headers = payload[: limit // 2], ours | {SIZE_HEADER: str(len(payload))}
+    await client.store(subjects.dead_letter(message.subject), payload, headers)
+    log.error("dead-lettered %s for %s: %s", subjects.template(message.subject), consumer, problem.what)
+
+
+def _wire_bytes(headers: Mapping[str, str]) -> int:
+    """What they take of the server's limit, with room for what the client adds."""
+    return 256 + sum(len(f"{key}: {value}\r\n".encode()) for key, value in headers.items())
+
+
+def _origin(message: Msg) -> str:
+    """Where the message came from; a core message has no sequence, so each arrival is its own."""
+    try:
+        metadata = message.metadata
+        return f"{metadata.stream}:{metadata.sequence.stream}"
+    except Exception:  # nats-py raises NotJSMessageError, or ValueError on a reply subject that is none
+        return str(uuid.uuid4())
+
+
+def classify(error: Exception, delivered: int, max_deliver: int | None = None) -> TemporaryError | None:
+    """The error to retry for, or None when the message is to be dead-lettered. `delivered` counts from 1."""
+    if isinstance(error, (PermanentError, ValidationError)) or delivered >= (max_deliver or MAX_DELIVER):
+        return None
+    if isinstance(error, TemporaryError):
+        return error
+    log.exception("handler failed", exc_info=error)
+    return TemporaryError(f"unexpected {type(error).__name__}")
+
+
+class Delivery:
+    """Makes the middleware of one service's broker: spans and metrics by subject template, and the rules above."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.client: BusClient | None = None
+        self.max_deliver: dict[str, int] = {}
+        """By durable consumer, where it is not `MAX_DELIVER`."""
+
+    def __call__(self, msg: Any, /, *, context: Any) -> BaseMiddleware[Any, Any]:
+        return _Middleware(msg, context=context, delivery=self)
+
+    async def fail(self, message: Msg, consumer: str, error: Exception) -> HandlerException:
+        """What to tell JetStream about a message that failed."""
+        delivered = message.metadata.num_delivered or 1
+        retry = classify(error, delivered, self.limit(message))
+        if retry is not None:
+            delay = max(retry.delay.total_seconds(), BACKOFF_S[min(delivered, len(BACKOFF_S)) - 1])
+            return NackMessage(delay=delay)
+        if self.client is None:
+            return NackMessage(delay=BACKOFF_S[0])
+        try:
+            await dead_letter(self.client, message, consumer, error)
+        except TemporaryError:
+            return NackMessage(delay=BACKOFF_S[-1])  # the DLQ itself is out of reach: keep the message
+        return RejectMessage()
+
+    def limit(self, message: Msg) -> int:
+        return self.max_deliver.get(message.metadata.consumer, MAX_DELIVER)
+
+
+class _Middleware(BaseMiddleware[Any, Any]):
+    def __init__(self, msg: Any, /, *, context: Any, delivery: Delivery) -> None:
+        super().__init__(msg, context=context)
+        self.delivery = delivery
+
+    async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+        raw: Msg = msg.raw_message
+        subject, service = subjects.template(raw.subject), self.delivery.service
+        stored = subjects.stream_of(raw.subject) is not None
+        with (
+            SECONDS.labels(service, subject).time(),
+            span(f"process {subject}", parent=_parent(raw.headers), kind=SpanKind.CONSUMER) as current,
+        ):
+            try:
+                if stored:
+                    _check_deliveries(raw, self.delivery.limit(raw))
+                result = await call_next(msg)
+            except (HandlerException, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                current.set_status(Status(StatusCode.ERROR, Problem.of(error).code))
+                MESSAGES.labels(service, subject, "failed").inc()
+                if not stored:
+                    raise
+                raise await self.delivery.fail(raw, f"{service}/{subject}", error) from error
+            MESSAGES.labels(service, subject, "done").inc()
+            return result
+
+
+def _check_deliveries(message: Msg, max_deliver: int) -> None:
+    """Raises `InternalError` for a message that was tried to the end, and never with an outcome."""
+    delivered = message.metadata.num_delivered or 1
+    if delivered > max_deliver:
+        raise InternalError(f"it is delivered {delivered} times and was never finished: each time its process died")
+
+
+def _parent(headers: Mapping[str, Any] | None) -> str | None:
+    return next((str(v) for k, v in (headers or {}).items() if str(k).lower() == "traceparent"), None)
+
+
+def not_json(error: Exception) -> InvalidMessage:
+    return InvalidMessage(f"the payload does not validate: {_summary(error)}")
+
+
+def _summary(error: Exception) -> str:
+    """Which fields are wrong; never their values, which may be private."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'payload'}: {e['msg']}" for e in error.errors()[:5])
+    return type(error).__name__

@@ -1,0 +1,332 @@
+"""The bus of a service: handlers for events and commands on FastStream.
+
+Over two connections: one consumes events and publishes, the other answers commands, for a request names the subject of
+its answer and must not choose among all that a service may publish (`contracts.permissions`).
+
+bus = Bus("registry", settings)
+bus.on(VariantOptimized, handlers.variant_optimized)      # durable, acknowledged after the work
+bus.serve(RegisterVersion, handlers.register_version)     # request/reply, typed errors
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from faststream import AckPolicy
+from faststream.nats import JStream, NatsBroker, PullSub
+from faststream.nats.annotations import NatsMessage
+from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError, MaxPayloadError
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from pydantic import BaseModel, ValidationError
+
+from slmops.contracts import subjects
+from slmops.contracts.cloudevent import Envelope
+from slmops.contracts.commands import Command
+from slmops.contracts.errors import Denied, InvalidMessage, PermanentError, Problem, SlmopsError
+from slmops.contracts.events import Event
+from slmops.contracts.permissions import answering_user, may_be_answered
+from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
+from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
+from slmops.kit.bus.gaps import Durable
+from slmops.kit.bus.provision import ACK_WAIT_S, consumer, provision
+from slmops.kit.bus.stream_watch import look_for_gaps
+from slmops.kit.settings import BusSettings
+
+log = logging.getLogger("slmops.bus")
+E = TypeVar("E", bound=Event)
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=BaseModel)
+Keepalive = Callable[[], Awaitable[None]]
+Fetch = Callable[..., Coroutine[Any, Any, list[Msg]]]
+_PULL_TIMEOUT_S = 5.0
+_JSON = {"content-type": "application/json"}
+# What a handler's task is handling. Not a parameter of the handler: FastStream would fetch it in a thread, per message.
+_current: ContextVar[NatsMessage] = ContextVar("current message")
+
+
+@dataclass(frozen=True)
+class MessageContext:
+    """What a handler may need besides the message: its attributes, and how to say that the work goes on."""
+
+    id: str
+    subject: str
+    traceparent: str | None
+    keepalive: Keepalive
+    attempt: int = 1
+    """How often it was delivered, this time included."""
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """While the block lasts, JetStream is told again and again that the work goes on, so it goes to nobody else."""
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(ACK_WAIT_S / 3)
+                # A beat that is lost in a reconnection is no reason to stop: at worst the message comes twice.
+                with contextlib.suppress(NatsError):
+                    await self.keepalive()
+
+        beating = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            beating.cancel()
+
+
+@dataclass(frozen=True)
+class _Consumer:
+    stream: str
+    durable: str
+    subject: str
+    ack_wait_s: float
+
+
+class Bus:
+    """Declares handlers before `start`; publishes and asks through `client` after it."""
+
+    def __init__(self, service: str, settings: BusSettings) -> None:
+        self.service = service
+        self.settings = settings
+        self._delivery = Delivery(service)
+        self._consumers: list[_Consumer] = []
+        self._client: BusClient | None = None
+        self._stopping = False
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when the connection is closed for good, which reconnecting cannot mend (a credential was refused)."""
+        self.broker = self._broker(service, settings.nats_creds, subjects.inbox(service))
+        self.answering = self._broker(answering_user(service), settings.answering_creds)
+
+    def _broker(self, user: str, creds: Path | None, inbox: str = subjects.INBOX) -> NatsBroker:
+        return NatsBroker(
+            self.settings.nats_url.split(","),
+            name=user,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=1,
+            middlewares=[self._delivery],
+            closed_cb=self._closed,
+            error_cb=_reported,
+            logger=None,
+            user_credentials=str(creds) if creds else None,
+            inbox_prefix=inbox.encode(),
+        )
+
+    @property
+    def client(self) -> BusClient:
+        assert self._client is not None, "the bus is started by the service's app"
+        return self._client
+
+    @property
+    def durables(self) -> list[Durable]:
+        return [Durable(spec.stream, spec.durable) for spec in self._consumers]
+
+    def on(self, kind: type[E], handler: Callable[[E, MessageContext], Awaitable[None]]) -> None:
+        """Consume every event of a kind, durably and at least once: `handler` is idempotent by `MessageContext.id`."""
+        subject = f"{kind.type}.*" if kind.per_gateway else kind.type
+        self._consume(subject, kind, handler)
+
+    def consume(
+        self,
+        subject: str,
+        kind: type[M],
+        handler: Callable[[M, MessageContext], Awaitable[None]],
+        ack_wait_s: float = ACK_WAIT_S,
+        max_deliver: int | None = None,
+    ) -> None:
+        """Consume stored messages that are no events: measurements, jobs. `max_deliver` None is `MAX_DELIVER`."""
+        self._consume(subject, kind, handler, ack_wait_s, max_deliver)
+
+    def _consume(
+        self,
+        subject: str,
+        kind: type[M],
+        handler: Callable[[M, MessageContext], Awaitable[None]],
+        ack_wait_s: float = ACK_WAIT_S,
+        max_deliver: int | None = None,
+    ) -> None:
+        stream = subjects.stream_of(subject)
+        assert stream is not None, f"no stream stores {subject}"
+        durable = f"{self.service}-{subject}".replace(".", "_").replace("*", "each")
+        self._consumers.append(_Consumer(stream, durable, subject, ack_wait_s))
+        if max_deliver is not None:
+            self._delivery.max_deliver[durable] = max_deliver
+
+        async def decode(message: NatsMessage) -> M:
+            _current.set(message)
+            try:
+                return kind.model_validate_json(message.body)
+            except (ValidationError, ValueError) as error:
+                raise not_json(error) from error
+
+        async def handle(message: M) -> None:
+            raw = _current.get()
+            if isinstance(message, Event) and message.subject != raw.raw_message.subject:
+                # A gateway is held to its own subject by its permissions; the body must not speak for another.
+                raise PermanentError(f"{message.key} speaks on another's subject", where=raw.raw_message.subject)
+            await handler(message, _delivered(raw, kind))
+
+        # FastStream validates and documents by annotation, and the real one is only known here.
+        handle.__annotations__ |= {"message": kind, "return": None}
+        handle.__name__ = getattr(handler, "__name__", "handle")
+        self.broker.subscriber(
+            subject,
+            stream=JStream(stream, declare=False),
+            durable=durable,
+            pull_sub=PullSub(batch_size=1, timeout=_PULL_TIMEOUT_S),
+            inbox_prefix=f"{subjects.inbox(self.service)}.".encode(),  # FastStream does not take the connection's
+            ack_policy=AckPolicy.REJECT_ON_ERROR,
+            decoder=decode,
+            title=f"{subject}:{self.service}",
+        )(handle)
+
+    def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]]) -> None:
+        """Answer a command. Several processes of a service share the work; an error is answered as a `Problem`.
+
+        A request whose reply subject is not the inbox of somebody who may ask is dead-lettered, not carried out.
+        """
+        template = kind.subject_template()
+        subject = template.replace("{gateway_id}", "*")
+
+        async def decode(message: NatsMessage) -> Any:
+            _current.set(message)
+            return message.body  # validated below, where a refusal can still be answered
+
+        async def handle(message: bytes) -> None:
+            raw = _current.get()
+            reply = raw.raw_message.reply
+            if not may_be_answered(subject, reply):
+                refused = Denied("its reply subject is not the inbox of somebody who may ask", where=template)
+                await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", refused)
+                raise refused
+            try:
+                await self._answer(reply, await handler(_command(kind, message, raw)))
+            except Exception as error:
+                await self._answer(reply, await self._refuse(template, raw, error))
+
+        handle.__annotations__ |= {"message": bytes, "return": None}
+        handle.__name__ = kind.name
+        self.answering.subscriber(
+            subject,
+            queue=self.service,
+            decoder=decode,
+            no_reply=True,
+            title=f"{template}:{self.service}",
+            description=kind.__doc__,
+        )(handle)
+
+    async def _answer(self, reply: str, answer: BaseModel) -> None:
+        headers = _JSON | ({PROBLEM_HEADER: answer.code} if isinstance(answer, Problem) else {})
+        await self.answering.publish(answer.model_dump_json(by_alias=True).encode(), reply, headers=headers)
+
+    async def _refuse(self, template: str, raw: NatsMessage, error: Exception) -> Problem:
+        if isinstance(error, InvalidMessage):
+            await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", error)
+        elif isinstance(error, MaxPayloadError):
+            error = PermanentError("the answer is larger than the bus carries", where=template, fix="Ask for less.")
+        elif not isinstance(error, SlmopsError):
+            log.exception("%s failed", template, exc_info=error)
+        return Problem.of(error)
+
+    async def start(self) -> None:
+        """Connect, provision, consume. Raises `Unreachable`."""
+        probe = await BusClient.connect(self.settings, name=self.service, patient=False)
+        await probe.close()
+        self._client = self._delivery.client = BusClient(await self.broker.connect())
+        await provision(self.client.js)
+        for spec in self._consumers:
+            await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
+        await look_for_gaps(self.client, self.durables)
+        await self.broker.start()
+        self._pause_when_closed()
+        if self.answering.subscribers:
+            await self._start_answering()
+
+    async def _start_answering(self) -> None:
+        creds = self.settings.answering_creds
+        probe = await BusClient.connect(
+            self.settings.model_copy(update={"nats_creds": creds}), name=answering_user(self.service), patient=False
+        )
+        await probe.close()
+        connection = await self.answering.connect()
+        await self.answering.start()
+        # Who saw us start may ask at once, so the server must know our subscriptions. Twice, because nats-py's first
+        # PING overtakes what is still buffered.
+        await connection.flush()
+        await connection.flush()
+
+    async def ping(self, timeout_s: float) -> bool:
+        """Whether the server answers on every connection."""
+        brokers = (self.broker, self.answering) if self.answering.subscribers else (self.broker,)
+        return all(await asyncio.gather(*(broker.ping(timeout_s) for broker in brokers)))
+
+    async def begin_stop(self) -> None:
+        """Take no more commands. From now on a closed connection is no loss."""
+        self._stopping = True
+        await self.answering.stop()
+
+    async def stop(self) -> None:
+        await self.begin_stop()
+        await self.broker.stop()
+
+    async def _closed(self) -> None:
+        if not self._stopping:
+            self.on_lost()
+
+    def _pause_when_closed(self) -> None:
+        """FastStream asks a closed connection again at once and for ever, without letting anything else run."""
+        for subscriber in self.broker.subscribers:
+            pull = getattr(subscriber, "subscription", None)
+            if isinstance(pull, JetStreamContext.PullSubscription):
+                pull.fetch = _patient(pull.fetch)  # type: ignore[method-assign]
+
+
+async def _reported(error: Exception) -> None:
+    """What the server denies us shows nowhere else: a subscription that is denied just never delivers."""
+    if "permissions violation" in str(error).lower():
+        log.error("%s", error)
+
+
+def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> MessageContext:
+    message = raw.raw_message
+    if issubclass(kind, Event):
+        envelope = Envelope.from_headers(message.headers)
+        if envelope.type != kind.type:
+            raise InvalidMessage(f"a {envelope.type} was published on the subject of {kind.type}")
+        identity, parent = envelope.id, envelope.traceparent
+    else:
+        headers = {str(k).lower(): str(v) for k, v in (message.headers or {}).items()}
+        identity, parent = headers.get("nats-msg-id", ""), headers.get("traceparent")
+    if not identity:
+        raise InvalidMessage("the message has no id")
+    return MessageContext(identity, message.subject, parent, message.in_progress, message.metadata.num_delivered or 1)
+
+
+def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Command[Any]:
+    try:
+        command = kind.model_validate_json(payload)
+    except (ValidationError, ValueError) as error:
+        raise not_json(error) from error
+    if command.subject != raw.raw_message.subject:
+        # A gateway is held to its own subject by its permissions; the body must not speak for another.
+        raise PermanentError("the command names another gateway than its subject", where=raw.raw_message.subject)
+    return command
+
+
+def _patient(fetch: Fetch) -> Fetch:
+    async def patient(*args: Any, **kwargs: Any) -> list[Msg]:
+        try:
+            return await fetch(*args, **kwargs)
+        except ConnectionClosedError:
+            await asyncio.sleep(1)
+            raise
+
+    return patient

@@ -1,0 +1,24 @@
+"""Cancels tasks that run until they are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+_AGAIN_S = 5.0
+"""Longer than a task cleans up, which a second cancellation would tear; shorter than a container is given to stop."""
+
+
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks and returns when all of them have ended, with whatever outcome.
+
+    They are cancelled again after a while. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes in the
+    moment in which what it waits for is done (python/cpython#86296), nats-py awaits every acknowledgement with it, and
+    a loop around it would go on for ever.
+    """
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN_S)

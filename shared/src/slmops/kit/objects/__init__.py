@@ -1,0 +1,1 @@
+"""The object store: blobs by digest, and their collection."""

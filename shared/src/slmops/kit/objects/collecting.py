@@ -1,0 +1,141 @@
+"""The store as whoever collects garbage sees it: what there is, how old, and its deletion by sweeps (`kit.sweeps`).
+
+It knows nothing of what is garbage. Every age is by the store's own clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from io import BytesIO
+from uuid import uuid4
+
+from minio.deleteobjects import DeleteObject
+
+from slmops.contracts.addresses import blob_key
+from slmops.contracts.descriptor import Digest
+from slmops.contracts.errors import Unreachable
+from slmops.kit.objects import sweeps
+from slmops.kit.objects.s3 import LOOK, Stored, answered, listed, minio, stat
+from slmops.kit.objects.sweeps import CLAIMS, SWEEPS, claim_key
+from slmops.kit.settings import ObjectSettings
+
+UPLOADS = "uploads/"
+BLOBS = "blobs/sha256/"
+SWEEP_OF = 32
+"""Blobs in one sweep: few enough to look at each well within the lease, and that nobody who puts one waits long."""
+
+
+class Collecting:
+    """Every method raises `Unreachable`."""
+
+    def __init__(self, settings: ObjectSettings) -> None:
+        self._endpoint, self._bucket = settings.s3_endpoint, settings.s3_bucket
+        self._client = minio(settings, LOOK, retries=1)
+        # One attempt of few seconds: a deletion must not arrive after the lease of its sweep.
+        self._deleting = minio(settings, LOOK, retries=0)
+
+    async def now(self) -> datetime:
+        """By the clock that made the times of `Stored`."""
+
+        def ask() -> datetime:
+            sweep = self._begin(())
+            found = stat(self._client, self._bucket, sweep)
+            self._client.remove_object(self._bucket, sweep)
+            if found is None:
+                raise Unreachable("an object that was just written is not there", where=sweep)
+            return found.modified
+
+        return await answered(self._endpoint, ask)
+
+    async def blobs(self) -> dict[Digest, Stored]:
+        return await self._by_digest(BLOBS)
+
+    async def claims(self) -> dict[Digest, Stored]:
+        return await self._by_digest(CLAIMS)
+
+    async def uploads(self) -> list[Stored]:
+        return await answered(self._endpoint, lambda: listed(self._client, self._bucket, UPLOADS))
+
+    async def sweep(self, condemned: Sequence[Digest], live: Collection[Digest], before: datetime) -> list[Digest]:
+        """Delete what is still older than `before`: blobs and claims, of the `live` claims only. Answers which blobs.
+
+        Raises `Unreachable` also for a store so slow that it is not safe to delete; then nothing is deleted.
+        """
+        return await answered(self._endpoint, lambda: self._sweep(condemned, live, before))
+
+    async def remove_uploads(self, keys: Sequence[str]) -> None:
+        """Uploads that nobody registered."""
+        await answered(self._endpoint, lambda: self._delete(keys))
+
+    async def abort_parts(self, before: datetime) -> int:
+        """End uploads in parts that were begun before then and never finished; answers how many. No list shows them."""
+        return await answered(self._endpoint, lambda: self._abort_parts(before))
+
+    async def end_dead_sweeps(self, now: datetime) -> None:
+        """Remove what collectors that died left: their lease is over."""
+
+        def end() -> None:
+            limit = now - timedelta(seconds=2 * sweeps.LEASE_S)
+            found = listed(self._client, self._bucket, SWEEPS)
+            self._delete([sweep.key for sweep in found if sweep.modified < limit])
+
+        await answered(self._endpoint, end)
+
+    async def _by_digest(self, prefix: str) -> dict[Digest, Stored]:
+        found = await answered(self._endpoint, lambda: listed(self._client, self._bucket, prefix))
+        return {f"sha256:{stored.key.removeprefix(prefix)}": stored for stored in found}
+
+    def _begin(self, condemned: Sequence[Digest]) -> str:
+        sweep, data = SWEEPS + uuid4().hex, "\n".join(condemned).encode()
+        self._client.put_object(self._bucket, sweep, BytesIO(data), len(data))
+        return sweep
+
+    def _sweep(self, condemned: Sequence[Digest], live: Collection[Digest], before: datetime) -> list[Digest]:
+        safe_until = time.monotonic() + sweeps.LEASE_S / 2  # the other half is for the deletion to arrive
+        sweep = self._begin(condemned)
+        blobs, claims = self._old(condemned, live, before)
+        if time.monotonic() > safe_until:
+            self._client.remove_object(self._bucket, sweep)
+            raise Unreachable("the object store is too slow to delete safely", where=self._endpoint, fix="Try later.")
+        # If this fails, it may yet happen: then the sweep stays, and with it who would put what it condemns waits.
+        self._delete([*map(blob_key, blobs), *map(claim_key, claims)])
+        self._client.remove_object(self._bucket, sweep)
+        return blobs
+
+    def _old(
+        self, condemned: Sequence[Digest], live: Collection[Digest], before: datetime
+    ) -> tuple[list[Digest], list[Digest]]:
+        """Blobs and claims that may go, looked at now."""
+        blobs, claims = [], []
+        for digest in condemned:
+            blob = stat(self._client, self._bucket, blob_key(digest))
+            claim = stat(self._client, self._bucket, claim_key(digest))
+            if claim and claim.modified >= before:
+                continue
+            if blob and blob.modified < before and digest not in live:
+                blobs.append(digest)
+            if claim:
+                claims.append(digest)
+        return blobs, claims
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        """What is not there is deleted already."""
+        for error in self._deleting.remove_objects(self._bucket, [DeleteObject(key) for key in keys]):
+            raise Unreachable(f"the object store did not delete: {error.code}", where=f"{self._bucket}/{error.name}")
+
+    def _abort_parts(self, before: datetime) -> int:
+        aborted, marks = 0, ("", "")
+        while True:
+            # minio-py keeps these to itself; they are plain ListMultipartUploads and AbortMultipartUpload.
+            found = self._client._list_multipart_uploads(
+                self._bucket, key_marker=marks[0] or None, upload_id_marker=marks[1] or None
+            )
+            for upload in found.uploads:
+                if upload.initiated_time and upload.initiated_time < before:
+                    self._client._abort_multipart_upload(self._bucket, upload.object_name, upload.upload_id or "")
+                    aborted += 1
+            if not found.is_truncated:
+                return aborted
+            marks = (found.next_key_marker or "", found.next_upload_id_marker or "")
