@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _server_files(layout: Layout, home: Path) -> dict[str, str]:
-    """Empty for what is no server."""
+    """Returns nothing for a folder that does not belong to a server."""
     if home.name == "nats":
         store = DATA / "store"
         return {"nats-server.conf": server_config(layout.authority(), store, port=4222, host="0.0.0.0")}  # noqa: S104

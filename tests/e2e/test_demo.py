@@ -38,7 +38,7 @@ def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
     assert (report["model"]["name"], report["model"]["version"]) == ("smollm2", "1.0.0")
     gates = {(v["version"], v["recipe"]): v["gate"] for v in report["variants"]}
     passed = {(v, r): "passed" for v in ("1.0.0", "1.0.1") for r in ("int4", "int8")}
-    # With the words of its embedding exchanged, the second is no small update of the first, and that is seen at once.
+    # The second has other words in its embedding, so it is not a small update of the first and is refused early.
     assert gates == passed | {("1.0.1", "int4-anchored"): "refused"}
     assert done.stdout.count("int4 chosen, being packaged") == 2  # the smaller of those that pass
     for variant in (v for v in report["variants"] if v["gate"] == "passed"):

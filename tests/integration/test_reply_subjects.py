@@ -249,7 +249,7 @@ class Following:
 
 
 async def test_a_gateway_follows_no_answer_that_another_led_to_its_twin(scene: Scene) -> None:
-    """Gateways share an account, so an answer can be led to a subject that another listens to. It is no plan."""
+    """Gateways share an account, so an answer can be led to a subject that another listens to. It is not a plan."""
     rollout = await scene.world.connect("rollout")
     await rollout.write_desired("blueprint.edge-chat", b"the plan of another blueprint")
     seed = new_user_seed()

@@ -78,7 +78,10 @@ def test_a_number_that_was_never_written_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_a_temporary_error_that_says_where(number: int) -> None:
-    with pytest.raises(DiskFull, match="no room to rest") as error, raise_disk_full("to rest", Path("/here")):
+    with (
+        pytest.raises(DiskFull, match="not enough disk space to rest") as error,
+        raise_disk_full("to rest", Path("/here")),
+    ):
         raise OSError(number, "")
     assert error.value.where == "/here"
 

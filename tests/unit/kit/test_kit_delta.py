@@ -218,7 +218,7 @@ PACK = zstandard.ZstdCompressor().compress
 BASE = f'[{{"path": "a.bin", "digest": "{digest_of(b"0123456789")}", "size_bytes": 10}}]'
 BOMB = PACK(b"\0" * (64 << 20))
 HOSTILE = {
-    "nothing": (b"", "this is no delta"),
+    "nothing": (b"", "this is not a delta"),
     "another version": (struct.pack("<8sHI", b"SLMDELTA", 9, 0), "of version 9"),
     "an endless header": (struct.pack("<8sHI", b"SLMDELTA", 1, 1 << 31), "header claims"),
     "a bomb for a header": (struct.pack("<8sHI", b"SLMDELTA", 1, len(BOMB)) + BOMB, "unpacks to more than"),

@@ -5,8 +5,8 @@
     │   ├── Unreachable              NATS, S3, the database or a gateway does not answer
     │   │   └── CredentialsRefused   NATS answers and does not accept who we are
     │   ├── Conflict                 somebody else wrote first: read again, decide again
-    │   ├── NotReady                 a thing that will exist does not exist yet
-    │   └── DiskFull                 no room where we must write
+    │   ├── NotReady                 something that is expected does not exist yet
+    │   └── DiskFull                 not enough disk space where we must write
     └── PermanentError               retrying changes nothing: reject, dead-letter, tell the user
         ├── InvalidMessage           an event, command or configuration that does not validate
         ├── InvalidName              a model, gateway or blueprint name outside the grammar
@@ -18,7 +18,7 @@
         ├── InvalidRecipe            a recipe that names no pass, or contradicts itself
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
-        ├── DigestMismatch           bytes are not the bytes that were named
+        ├── DigestMismatch           the bytes do not match their digest
         ├── InvalidDelta             a delta that is damaged, hostile, or of another version
         ├── InvalidBundle            a bundle that is damaged, hostile, or of another format
         ├── SignatureInvalid         no valid signature by a trusted key

@@ -191,7 +191,7 @@ class PackageDeltaPublished(PackageEvent):
 
 
 class PackageWithdrawn(PackageEvent):
-    """Nobody vouches for the package any more, no plan needed it, and it may be removed. It is not published again."""
+    """The package is no longer trusted, no plan needed it, and it may be removed. It is not published again."""
 
     type: ClassVar[str] = "slmops.package.withdrawn.v1"
     profile: Name

@@ -34,7 +34,7 @@ def check_name(value: str, kind: str = "name") -> str:
     """Raises `InvalidName`, naming what is allowed."""
     if not re.fullmatch(NAME_PATTERN, value):
         raise InvalidName(
-            f"{value!r} is no valid {kind}",
+            f"{value!r} is not a valid {kind}",
             fix="Use 1 to 63 lowercase letters, digits and inner hyphens, for example 'smollm2'.",
         )
     return value
@@ -44,7 +44,7 @@ def check_version(value: str) -> str:
     """Raises `InvalidVersion`."""
     if not re.fullmatch(VERSION_PATTERN, value) or len(value) > 64:
         raise InvalidVersion(
-            f"{value!r} is no valid version", fix="Use MAJOR.MINOR.PATCH, for example '1.0.0' or '1.1.0-rc.1'."
+            f"{value!r} is not a valid version", fix="Use MAJOR.MINOR.PATCH, for example '1.0.0' or '1.1.0-rc.1'."
         )
     return value
 

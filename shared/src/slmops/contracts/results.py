@@ -1,4 +1,4 @@
-"""What crosses an air gap on the way back: what a gateway would have told over the bus, sealed with its own key.
+"""Results that are carried back over an air gap: a gateway's reports and measurements, sealed with its own key.
 
 A file of JSON lines: messages, and in the last line a seal over all of them. Nobody who carries it can change, add or
 leave out a message of it; that an older file is carried again is harmless, for each message has its identity.
@@ -41,7 +41,7 @@ class ResultMessage(_Strict):
     payload: str
 
     def check(self, gateway_id: str) -> None:
-        """Raises `InvalidMessage` for what this gateway could not have told over the bus either."""
+        """Raises `InvalidMessage` for a message that this gateway may not publish over the bus."""
         told: GatewayReported | MeasurementBatch
         if strange := sorted(name for name in self.headers if not _HEADER.fullmatch(name)):
             raise InvalidMessage(f"no message of a gateway has a header {strange[0]!r}", where=self.subject)

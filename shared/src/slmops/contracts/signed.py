@@ -45,7 +45,7 @@ class SignedPlan(BaseModel):
 
     @classmethod
     def decode(cls, data: bytes) -> SignedPlan:
-        """Raises `TrustRefused` for what is no envelope, above all for a plan that nobody signed."""
+        """Raises `TrustRefused` for what is not an envelope, above all for a plan that nobody signed."""
         if len(data) > PLAN_LIMIT_BYTES:
             raise refused(Attack.ENDLESS_DATA, f"the plan has {len(data)} bytes", where="plan")
         try:
@@ -55,7 +55,7 @@ class SignedPlan(BaseModel):
             raise refused(Attack.TOO_FEW_KEYS, what, where="plan", fix="Upgrade the rollout service.") from error
 
     def statement(self) -> PlanStatement:
-        """What it says; whether that is true was not checked here. Raises `TrustRefused` when it is no plan."""
+        """What it says; whether that is true was not checked here. Raises `TrustRefused` when it is not a plan."""
         try:
             return PlanStatement.model_validate_json(self.content())
         except ValidationError as error:
@@ -66,7 +66,7 @@ class SignedPlan(BaseModel):
         try:
             return b64decode(self.payload, validate=True)
         except ValueError as error:
-            raise refused(Attack.CORRUPT, "the plan's payload is no base64", where="plan") from error
+            raise refused(Attack.CORRUPT, "the plan's payload is not base64", where="plan") from error
 
 
 def plan_in(data: bytes) -> Plan:

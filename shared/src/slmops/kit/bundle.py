@@ -93,7 +93,7 @@ def _index(file: BinaryIO) -> BundleIndex:
     except ValueError:
         size = -1
     if not 0 <= size <= INDEX_LIMIT_BYTES or header != _header(INDEX_NAME, size):
-        raise InvalidBundle("this is no bundle", where=INDEX_NAME, fix="Make one: slmops bundle export.")
+        raise InvalidBundle("this is not a bundle", where=INDEX_NAME, fix="Make one: slmops bundle export.")
     data = file.read(_padded(size))
     if len(data) < _padded(size):
         raise InvalidBundle("the file is cut off", where=INDEX_NAME, fix="Copy it again, whole.")

@@ -245,7 +245,7 @@ class Journal:
         except SlmopsError:
             raise
         except IntegrityError as error:
-            raise Conflict("another writer was first", where=self._where) from error
+            raise Conflict("another writer committed first", where=self._where) from error
         except (ProgrammingError, DataError):
             raise  # a defect of ours, not a state of the database
         except DBAPIError as error:

@@ -133,7 +133,7 @@ def _entries(directory: Path) -> _Entries:
     index = _parsed(Index, _read(directory, INDEX_PATH), INDEX_PATH)
     for entry in index.manifests:
         if (entry.media_type, entry.artifact_type, {*entry.annotations}) != (OCI_MANIFEST, None, {REF_NAME}):
-            raise InvalidMessage(f"the index says of {entry.digest} what it should not", where=INDEX_PATH)
+            raise InvalidMessage(f"the index has unexpected fields for {entry.digest}", where=INDEX_PATH)
     by_name = {entry.annotations[REF_NAME]: entry for entry in index.manifests}
     packages = [entry for name, entry in by_name.items() if not name.startswith("sha256-")]
     if len(packages) != 1 or len(index.manifests) > 2:

@@ -1,4 +1,4 @@
-"""Whether a folder is a package, whole and signed by the key that we trust.
+"""Verifies that a folder is a complete package, signed by a trusted key.
 
 Checked in this order, and the first that fails refuses
 1. `manifest.json` is the manifest that is wanted, by the plan or, if nobody says which, by the signature

@@ -89,7 +89,7 @@ class Service:
 
     def _lost(self) -> None:
         """Without the bus there is nothing to serve, and nothing to clean up that a crash would not leave as well."""
-        log.critical("the connection to the bus is closed for good; ending, to be started again")
+        log.critical("the connection to the bus is closed for good; exiting so that the supervisor restarts it")
         os._exit(TemporaryError.exit_code)
 
     async def _watched(self, task: Task) -> None:

@@ -12,7 +12,7 @@ from slmops.kit.settings import BusSettings, load
 
 CLIENT_FILE = "client.json"
 DEFAULT_DATA = Path.home() / ".slmops"
-"""Where `slmops up` keeps its data unless told otherwise."""
+"""Where `slmops up` keeps its data by default."""
 
 
 class Settings(BusSettings):

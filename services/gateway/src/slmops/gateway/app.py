@@ -104,7 +104,7 @@ class Gateway:
             try:
                 return await enrol(self.settings)
             except TemporaryError as error:
-                log.warning("enrolment waits: %s", error)
+                log.warning("could not enrol, retrying: %s", error)
                 await asyncio.sleep(error.delay.total_seconds())
 
     async def _connected(self, credentials: Credentials) -> BusClient:
@@ -124,7 +124,7 @@ class Gateway:
         try:
             return await enrol(self.settings, again=True)
         except SlmopsError as error:
-            log.warning("enrolment waits: %s", error)
+            log.warning("could not enrol, retrying: %s", error)
             await asyncio.sleep(_ENROL_AGAIN_EVERY_S)
             return refused
 
@@ -193,7 +193,7 @@ def _factory(settings: Settings) -> Factory | None:
     try:
         return Factory.open(settings.factory) if settings.factory else None
     except InvalidMessage as error:
-        log.error("what came with the device is of no use: %s", error)
+        log.error("the release that came with the device cannot be used: %s", error)
         return None
 
 
@@ -202,7 +202,7 @@ def _spool(path: Path) -> Spool:
     try:
         return Spool(path)
     except sqlite3.DatabaseError:
-        log.exception("%s cannot be opened: what waits for a network is lost at the next restart", path)
+        log.exception("%s cannot be opened: messages that wait for a network will be lost at the next restart", path)
         return Spool(Path(":memory:"))
 
 

@@ -18,4 +18,6 @@ def raise_disk_full(purpose: str, where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFull(f"no room {purpose}", where=str(where), fix="Free disk space on the gateway.") from error
+        raise DiskFull(
+            f"not enough disk space {purpose}", where=str(where), fix="Free disk space on the gateway."
+        ) from error

@@ -1,4 +1,4 @@
-"""The life of an update on a gateway, and what the gateway wants next. Pure.
+"""The phases of an update on a gateway, and the decision what to install next. Pure.
 
 Rules it keeps:
 - A release serves only after it was probed, and stays only after it soaked.

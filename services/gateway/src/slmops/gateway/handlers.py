@@ -1,4 +1,4 @@
-"""What the gateway wants, and the reaction to it: desired in, at most one update under way, reports out."""
+"""Reacts to the desired release: runs at most one update at a time and reports its phases."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Agent:
         self._changed.set()
 
     def plan_refused(self, error: SlmopsError) -> None:
-        """The newest plan is not followed: what was desired before stays, and the operator hears of it."""
-        log.error("the plan is not followed: %s", error)
+        """Keeps the previous desired release and reports why the newest plan was rejected."""
+        log.error("rejected the plan: %s", error)
         self._refused = Problem.of(error)
         if self.started:
             self.report()
@@ -112,7 +112,7 @@ class Agent:
             try:
                 await self._updater.refresh(wanted)
             except SlmopsError as error:
-                log.warning("the new settings wait: %s", error)
+                log.warning("could not apply the new settings, retrying: %s", error)
                 self._updater.problems[wanted.manifest.digest] = Problem.of(error)
                 pause = self._retry
         self.report()
@@ -139,7 +139,7 @@ class Agent:
             log.info("the update was withdrawn")
             return timedelta()
         except TemporaryError as error:
-            log.warning("the update waits: %s", error)
+            log.warning("could not update, retrying: %s", error)
             self._updater.problems[digest] = Problem.of(error)
             self.report()
             return max(self._retry, error.delay)

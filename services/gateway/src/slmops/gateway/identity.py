@@ -1,4 +1,4 @@
-"""Who this gateway is on the bus: its own nkey, made here and never sent, and the JWT that enrolment gave it."""
+"""The credentials of this gateway on the bus: its own nkey, which never leaves it, and the JWT from enrolment."""
 
 from __future__ import annotations
 

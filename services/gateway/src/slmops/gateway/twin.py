@@ -59,7 +59,7 @@ class Twin:
             try:
                 await self._read(client)
             except TemporaryError as error:
-                log.warning("the twin waits: %s", error)
+                log.warning("could not read the plan, retrying: %s", error)
                 pause = min(pause, error.delay)
             # Jitter, so that a fleet that came back together does not read together for ever.
             with contextlib.suppress(TimeoutError):
@@ -95,7 +95,7 @@ class Twin:
                 self._again.set()
 
     async def _apply(self, key: str, data: bytes, sequence: int) -> None:
-        """Raises `TemporaryError` when it cannot be told yet whether the plan may be trusted."""
+        """Raises `TemporaryError` while the plan's trust cannot be decided yet."""
         async with self._applying:
             if sequence <= self._seen.get(key, 0):
                 return
@@ -106,7 +106,7 @@ class Twin:
                     self._overlay = Overlay.model_validate_json(data)
             except ValidationError as error:
                 # What this release of the gateway cannot read must not move it: it stays where it is.
-                log.error("%s is not understood (%d errors); ignored", key, error.error_count())
+                log.error("ignored %s: it does not parse (%d errors)", key, error.error_count())
                 self._seen[key] = sequence
                 return
             except PermanentError as error:

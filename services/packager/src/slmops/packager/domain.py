@@ -1,4 +1,4 @@
-"""What is published once, and who may have it. Pure."""
+"""Decides what is published, and which gateway may fetch it. Pure."""
 
 from __future__ import annotations
 

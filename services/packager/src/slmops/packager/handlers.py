@@ -185,7 +185,7 @@ class Handlers:
     async def _files(self, digest: Digest, have: tuple[Digest, ...]) -> PackageFiles:
         package = await self._journal.read(lambda connection: store.package(connection, digest))
         if package is None:
-            raise NotFound("this package was not published here", where=digest)
+            raise NotFound("this package was not published by this system", where=digest)
         manifest = await self._objects.get_manifest(package.manifest.digest)
         layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageFiles(

@@ -1,4 +1,4 @@
-"""Which deltas are worth making, and which of them lead a gateway to what it wants. Pure."""
+"""Decides which deltas to make, and which chain of them a gateway should take. Pure."""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ def check_signing_key(path: Path) -> None:
     except OSError as error:
         raise InvalidMessage(f"the signing key cannot be read: {error.strerror}", where=str(path), fix=fix) from error
     except (ValueError, TypeError):
-        raise InvalidMessage("the signing key is no PEM key without a passphrase", where=str(path), fix=fix) from None
+        raise InvalidMessage(
+            "the signing key is not a PEM key without a passphrase", where=str(path), fix=fix
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InvalidMessage("the signing key is not on the curve P-256", where=str(path), fix=fix)
 

@@ -1,4 +1,4 @@
-"""Whether the registry has heard every fact: a collection that trusts a stream with gaps removes what is needed.
+"""Checks that the registry has received every fact; a collection after a gap would remove blobs that are needed.
 
 A consumer's gaps are kept beside the consumer, which goes with its stream. So which stream we read is remembered in our
 own database: when another one stands in its place, that is a gap of all our consumers.

@@ -1,4 +1,4 @@
-"""A collection: the time, then what lives, then what there is, then sweeps.
+"""Garbage collection, in this order: take the time, find live blobs, list all blobs, sweep the rest.
 
 The order is what makes it safe. Somebody who puts a blob names it within the grace period. So a blob that nobody wanted
 since a grace period before the time was taken either was named before that, and the marker knows it, or never will be.
@@ -45,7 +45,11 @@ class Collector:
             missing=len(live - blobs.keys()),
         )
         if report.missing:
-            log.error("%s blobs are named and not in the store, such as %s", report.missing, min(live - blobs.keys()))
+            log.error(
+                "%s referenced blobs are missing from the store, for example %s",
+                report.missing,
+                min(live - blobs.keys()),
+            )
         if command.dry_run:
             return report
         await self._store.end_dead_sweeps(now)

@@ -126,7 +126,7 @@ class Handlers:
     async def _adopt(self, command: RegisterVersion) -> None:
         """Every file of the command in the store, verified."""
         if not UPLOAD_ID.fullmatch(command.upload):
-            raise InvalidMessage("this is no upload", where="upload", fix="Begin an upload first and name its id.")
+            raise InvalidMessage("this is not an upload", where="upload", fix="Begin an upload first and name its id.")
         for file in command.files:
             await self._adopt_file(command.upload, file)
         if command.golden:

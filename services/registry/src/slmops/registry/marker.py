@@ -1,4 +1,4 @@
-"""Which blobs are named, by all that was ever said: our own events in the journal, those of others on the bus.
+"""Finds the blobs that events refer to: our own events in the journal, those of other services on the bus.
 
 Events of others are read from their stream and not only as they arrive, so that what waits to be delivered, was given
 up as a dead letter or is older than this table counts, too. How far a kind was read is kept per kind: one that becomes
@@ -96,6 +96,6 @@ class Marker:
             try:
                 self._read[document] = frozenset(named_in(await self._objects.get_bytes(document)))
             except NotFound:  # it counts as missing, and what it named is of no use without it
-                log.warning("the document %s is named and not in the store", document)
+                log.warning("the referenced document %s is missing from the store", document)
                 return frozenset()
         return self._read[document]

@@ -41,7 +41,7 @@ class Reconciler:
                     await self.judge(row.name)
                     await self.publish(row.name)
             except TemporaryError as error:
-                log.warning("the next tick tries again: %s", error)
+                log.warning("could not reconcile, retrying at the next tick: %s", error)
             await asyncio.sleep(self._tick_every.total_seconds())
 
     async def judge(self, blueprint: str) -> None:
@@ -66,7 +66,7 @@ class Reconciler:
                 await self._bus.client.write_desired(key, self._signer.sign(plan, now))
                 log.info("plan of %s written", blueprint)
         except TemporaryError as error:
-            log.warning("the plan of %s waits for the next tick: %s", blueprint, error)
+            log.warning("could not write the plan of %s, retrying at the next tick: %s", blueprint, error)
 
 
 def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""Signs plans with this service's own key, which is another trust than the packager's: a gateway asks for both."""
+"""Signs plans with this service's own key. Gateways require this signature and the packager's."""
 
 from __future__ import annotations
 

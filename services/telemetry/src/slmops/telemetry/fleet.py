@@ -1,4 +1,4 @@
-"""What is known now, asked where it is decided: a gateway's enrolment and labels, a blueprint's plan, and all rollouts.
+"""Reads the current state from the bus: a gateway's enrolment and labels, a blueprint's plan, and all rollouts.
 
 Our own tables follow events. A batch may be ahead of them: its gateway reads the plan as soon as it is written, and an
 event waits for its redelivery after a process of ours died with it.

@@ -82,11 +82,11 @@ class Handlers:
             try:
                 await self.close_windows()
             except TemporaryError as error:
-                log.warning("windows wait for the next tick: %s", error)
+                log.warning("could not close windows, retrying at the next tick: %s", error)
             await asyncio.sleep(_TICK_S)
 
     async def close_windows(self) -> None:
-        """Tell every window that is over, and forget its batches, in one transaction: each batch is told once."""
+        """Publishes ended windows and deletes their batches in one transaction, so each batch counts once."""
         limit = closing_before(self._clock(), self._window, self._grace)
         if await self._journal.read(lambda connection: store.ended_before(connection, limit)):
             await self._journal.transact(lambda unit: self._close(unit, limit))

@@ -1,7 +1,7 @@
-"""Batches that wait for their window to close, and what is expected: who is enrolled, and what rollouts give to whom.
+"""Batches whose window is open, and what telemetry expects: enrolled gateways, and which releases they were given.
 
-A batch that was told is gone from here; the consumed ids remain. `members` grows with the fleet, `offers` and `opened`
-with the number of rollouts.
+A batch of a published window is deleted here; the consumed ids remain. `members` grows with the fleet, `offers` and
+`opened` with the number of rollouts.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def schema() -> MetaData:
 
 
 def project(_connection: Connection, _event: Event) -> None:
-    """Nothing is read from windows that were told: consumers keep their own."""
+    """Published windows are not kept here: their consumers store what they need."""
 
 
 def add(unit: UnitOfWork, item: Pending) -> bool:

@@ -103,7 +103,7 @@ class Withdrawal(PackageOfVersion):
 
 
 class WithdrawPackage(PackageCommand[Withdrawal]):
-    """The operator takes back a package that nobody needs: nobody vouches for it any more, and it becomes garbage.
+    """The operator withdraws a package that nobody needs: it is no longer trusted and becomes garbage.
 
     Raises `NotFound`, `InvalidMessage` when several are meant, `IllegalTransition` while a plan names it or, but for
     `even_if_running`, while gateways run it. Of one that was withdrawn nothing happens.

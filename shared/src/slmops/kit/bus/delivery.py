@@ -151,7 +151,7 @@ def _check_deliveries(message: Msg, max_deliver: int) -> None:
     """Raises `InternalError` for a message that was tried to the end, and never with an outcome."""
     delivered = message.metadata.num_delivered or 1
     if delivered > max_deliver:
-        raise InternalError(f"it is delivered {delivered} times and was never finished: each time its process died")
+        raise InternalError(f"it was delivered {delivered} times and never finished: its process died every time")
 
 
 def _parent(headers: Mapping[str, Any] | None) -> str | None:

@@ -118,7 +118,7 @@ def user_of(creds: str) -> str:
         _, claims, _ = creds.split("-----BEGIN NATS USER JWT-----")[1].split()[0].split(".")
         return str(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["name"])
     except (IndexError, KeyError, ValueError) as error:
-        raise InvalidMessage("this is no credentials file", fix="Set SLMOPS_NATS_CREDS to a .creds file.") from error
+        raise InvalidMessage("this is not a credentials file", fix="Set SLMOPS_NATS_CREDS to a .creds file.") from error
 
 
 def creds_text(jwt: str, seed: str) -> str:
@@ -134,11 +134,11 @@ def _check_public_user_key(key: str) -> None:
         raw = base64.b32decode(key)
     except ValueError as error:
         raise InvalidMessage(
-            "a gateway's public key is no base32", fix="Send the public key of a user nkey."
+            "a gateway's public key is not base32", fix="Send the public key of a user nkey."
         ) from error
     checksum = int.from_bytes(raw[-2:], "little")
     if len(key) != _PUBLIC_USER_LENGTH or raw[0] != nkeys.PREFIX_BYTE_USER or nkeys.crc16(raw[:-2]) != checksum:
-        raise InvalidMessage("a gateway's public key is no user nkey", fix="It starts with U and has 56 characters.")
+        raise InvalidMessage("a gateway's public key is not a user nkey", fix="It starts with U and has 56 characters.")
 
 
 def gateway_jwt(signing_key: str, public_key: str, gateway_id: str, blueprint: str) -> str:

@@ -62,7 +62,7 @@ def _answering() -> Iterator[None]:
         yield
     except (NatsError, APIError, TimeoutError) as error:
         raise Unreachable(
-            f"JetStream does not do as asked: {str(error) or type(error).__name__}",
+            f"JetStream rejected the request: {str(error) or type(error).__name__}",
             fix="Enable JetStream on the server and the account, and see that it has disk space.",
         ) from error
 

@@ -48,7 +48,7 @@ async def _limit(js: JetStreamContext, stream: str) -> int:
 
 
 async def _nothing(_error: DiskFull) -> None:
-    """Nobody else is to be told."""
+    """Does nothing."""
 
 
 async def until_stored(
@@ -63,6 +63,6 @@ async def until_stored(
             await store()
             return
         except DiskFull as error:
-            log.warning("waits until there is room: %s", error)
+            log.warning("waiting for free space: %s", error)
             await waiting(error)
             await asyncio.sleep(error.delay.total_seconds())

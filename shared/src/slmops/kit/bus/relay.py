@@ -25,7 +25,7 @@ async def run_relay(journal: Journal, client: BusClient) -> None:
             while await drain(journal, client):
                 pass
         except TemporaryError as error:
-            log.warning("outbox waits: %s", error)
+            log.warning("could not publish the outbox, retrying: %s", error)
             await asyncio.sleep(error.delay.total_seconds())
         journal.appended.clear()
         with contextlib.suppress(TimeoutError):

@@ -67,7 +67,7 @@ class MessageContext:
 
     @asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
-        """While the block lasts, JetStream is told again and again that the work goes on, so it goes to nobody else."""
+        """Sends in-progress acknowledgements while the block runs, so that JetStream does not redeliver the message."""
 
         async def beat() -> None:
             while True:
@@ -269,7 +269,7 @@ class Bus:
         return all(await asyncio.gather(*(broker.ping(timeout_s) for broker in brokers)))
 
     async def begin_stop(self) -> None:
-        """Take no more commands. From now on a closed connection is no loss."""
+        """Stops taking commands. From now on a closed connection is expected."""
         self._stopping = True
         await self.answering.stop()
 

@@ -84,5 +84,5 @@ async def watch_streams(client: BusClient, durables: Sequence[Durable]) -> None:
             try:
                 await step()
             except TemporaryError as error:
-                log.warning("it is looked at later: %s", error)
+                log.warning("could not check a stream, retrying: %s", error)
         await asyncio.sleep(EVERY.total_seconds())

@@ -105,7 +105,7 @@ def read_header(source: BinaryIO) -> Header:
     """Raises `InvalidDelta`."""
     prefix = source.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
-        raise InvalidDelta("this is no delta", fix="Make one: slmops delta make BASE TARGET.")
+        raise InvalidDelta("this is not a delta", fix="Make one: slmops delta make BASE TARGET.")
     _, version, length = _PREFIX.unpack(prefix)
     if version != VERSION:
         raise InvalidDelta(f"the delta is of version {version}; this release reads {VERSION}", fix="Upgrade slmops.")

@@ -1,4 +1,4 @@
-"""What a model file or directory says about itself, read without loading a weight.
+"""Facts about a model file or directory, read without loading weights.
 
 gguf     one GGUF file, in any quantization
 hf       a Hugging Face directory: config.json, tokenizer.json, *.safetensors

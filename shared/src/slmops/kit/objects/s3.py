@@ -18,7 +18,7 @@ from slmops.kit.settings import ObjectSettings
 T = TypeVar("T")
 DATA = urllib3.Timeout(connect=5, read=120)  # a store may be silent while it copies gigabytes
 LOOK = urllib3.Timeout(connect=5, read=5)
-"""For questions about an object: a store that hangs is told to whoever asks before they give up asking us."""
+"""For requests about an object: we report a store that hangs before our own caller times out."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Sweeps:
                 self._claim(digest)
             if not self._waited(digest, seen) and self._there(digest):
                 return
-        raise Conflict("the blob is deleted as often as it is written", where=digest)
+        raise Conflict("the blob is deleted each time it is written", where=digest)
 
     def keep(self, digest: Digest) -> bool:
         """Whether there is such a blob. If so, it stays for the grace period, as if it had been put now."""

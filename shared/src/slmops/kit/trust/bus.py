@@ -1,4 +1,4 @@
-"""Metadata over the bus, for a gateway that has nothing else: one request per file, answered by the packager."""
+"""Fetches trust metadata over the bus: one request per file, answered by the packager."""
 
 from __future__ import annotations
 

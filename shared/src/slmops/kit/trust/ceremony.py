@@ -1,4 +1,4 @@
-"""The key ceremony, rotation and revocation: each makes `Changes`, which a dry run only tells.
+"""The key ceremony, rotation and revocation: each returns `Changes`, which a dry run only prints.
 
 Root and targets are signed by a threshold of keyholders. What lacks signatures waits in `pending/`, and each keyholder
 adds theirs alone (`sign`); with the last one that is needed it moves to `metadata/`. Who signs is decided by the

@@ -82,7 +82,7 @@ class TrustedState:
     def refresh(
         self, fetcher: FetcherInterface, path: str | None = None, grace: timedelta = timedelta()
     ) -> Target | None:
-        """Bring the state up to date and look up a target; None: nobody vouches for `path`.
+        """Bring the state up to date and look up a target; None: the repository does not list `path`.
 
         Timestamp and snapshot may be past their date by `grace`; what says who may sign what may not.
 

@@ -47,7 +47,7 @@ class HttpClient:
                 updater.refresh()
 
     def download(self, url: str, target: str, base: str, into: Path) -> Path | None:
-        """The file, which is written only when it is what was vouched for; None when nobody vouches for the target."""
+        """Returns the target, written only if it matches its metadata; None when the repository does not list it."""
         _check_address(base)
         with _writing(self._folder):
             recording, updater = self._updater(url)

@@ -1,4 +1,4 @@
-"""What a folder of the ceremony says: who may sign what, until when, what is revoked, what waits."""
+"""An overview of a ceremony folder: who may sign what, until when, what is revoked, what is pending."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _signatures(signed: SignedPlan) -> dict[str, Signature]:
         try:
             raw = b64decode(signature.sig, validate=True)
         except ValueError as error:
-            raise refused(Attack.CORRUPT, "the plan's signature is no base64", where="plan") from error
+            raise refused(Attack.CORRUPT, "the plan's signature is not base64", where="plan") from error
         found[signature.keyid] = Signature(signature.keyid, raw.hex())
     return found
 

@@ -1,1 +1,1 @@
-"""The main job, told as it happens: from a GGUF file to three answering gateways, and back from a bad version."""
+"""The demo of the main job: from a GGUF file to three answering gateways, and the rejection of a bad version."""

@@ -37,7 +37,7 @@ def parse(text: str, where: str) -> Blueprint:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
         raise InvalidMessage(
-            f"this is no valid blueprint: {wrong}", where=where, fix="At the least it has a name and a model."
+            f"this is not a valid blueprint: {wrong}", where=where, fix="It needs at least a name and a model."
         ) from error
 
 

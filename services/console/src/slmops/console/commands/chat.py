@@ -1,4 +1,4 @@
-"""`slmops chat`: ask one gateway over its OpenAI-compatible API."""
+"""`slmops chat`: send a prompt to one gateway over its OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _chunk(url: str, data: str) -> dict[str, Any]:
     except ValueError:
         chunk = None
     if not isinstance(chunk, dict):
-        raise InvalidMessage("the answer is no chat completion", where=url, fix="Is this an OpenAI-compatible API?")
+        raise InvalidMessage("the answer is not a chat completion", where=url, fix="Is this an OpenAI-compatible API?")
     if error := chunk.get("error"):
         raise Problem(code=str(error.get("code")), what=str(error.get("message")), where=url).error()
     return chunk

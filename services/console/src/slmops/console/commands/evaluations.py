@@ -1,4 +1,4 @@
-"""`slmops eval`: what was measured of a variant, on what evidence, and whether it can be measured again."""
+"""`slmops eval`: the measurements of a variant, their evidence, and their verification."""
 
 from __future__ import annotations
 

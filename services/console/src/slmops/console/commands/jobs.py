@@ -47,7 +47,7 @@ async def cancel(
 async def whole(client: BusClient, beginning: str) -> str:
     """The one job that begins so. Raises `InvalidMessage`, `NotFound`."""
     if not re.fullmatch(r"[0-9a-f-]{1,36}", beginning):
-        raise InvalidMessage(f"{beginning!r} is no job", fix=_LIST)
+        raise InvalidMessage(f"{beginning!r} is not a job", fix=_LIST)
     found = [view.job for view in (await client.request(ListJobs())).jobs if view.job.startswith(beginning)]
     if len(found) > 1:
         raise InvalidMessage(f"{len(found)} jobs begin with {beginning!r}", fix="Give more of it.")

@@ -32,7 +32,7 @@ def duration(text: str) -> timedelta:
     """`90s`, `30m`, `2h`, `1d`. Raises `InvalidMessage`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not found or not float(found[1]):
-        raise InvalidMessage(f"{text!r} is no duration", fix="Write a number and a unit: 90s, 30m, 2h or 1d.")
+        raise InvalidMessage(f"{text!r} is not a duration", fix="Write a number and a unit: 90s, 30m, 2h or 1d.")
     return timedelta(seconds=float(found[1]) * _UNITS[found[2]])
 
 

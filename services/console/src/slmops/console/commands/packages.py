@@ -1,4 +1,4 @@
-"""`slmops package`: what was published, as files that other tools take, and whether they are what was signed."""
+"""`slmops package`: list, export and verify published packages."""
 
 from __future__ import annotations
 
@@ -170,4 +170,4 @@ def _digest(text: str) -> Digest:
     try:
         return _DIGEST.validate_python(text)
     except ValidationError as error:
-        raise InvalidMessage(f"{text!r} is no digest", fix="Write sha256: and 64 hexadecimal digits.") from error
+        raise InvalidMessage(f"{text!r} is not a digest", fix="Write sha256: and 64 hexadecimal digits.") from error

@@ -44,7 +44,7 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
         raise InvalidRecipe(
-            f"this is no recipe: {wrong}", where=str(path), fix="See `slmops recipe show int4` for one."
+            f"this is not a recipe: {wrong}", where=str(path), fix="See `slmops recipe show int4` for one."
         ) from error
 
 

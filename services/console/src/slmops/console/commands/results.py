@@ -60,7 +60,7 @@ async def results(
 ) -> None:
     """Tell the fleet what gateways without a network had to tell: reports and measurements, sealed with their keys.
 
-    All files are verified before anything is told. To give a file again is harmless.
+    All files are verified before anything is published. Importing a file again is harmless.
     """
     client = await session.client()
     found = []

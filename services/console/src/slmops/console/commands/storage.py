@@ -1,4 +1,4 @@
-"""`slmops storage`: what the object store holds, and what of it nobody needs."""
+"""`slmops storage`: usage of the object store, and garbage collection."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def download(context: typer.Context) -> None:
             Path(_given(context, "target_dir")),
         )
         if found is None:
-            raise refused(Attack.ARBITRARY_PACKAGE, "nobody vouches for this target", where=name)
+            raise refused(Attack.ARBITRARY_PACKAGE, "the repository does not list this target", where=name)
         print(Downloaded(target=name, file=found).model_dump_json() if context.obj["as_json"] else found)
 
 

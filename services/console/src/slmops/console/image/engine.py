@@ -1,4 +1,4 @@
-"""A Docker engine, spoken to through its SDK: builds and pushes images and tells each step.
+"""A Docker engine through its SDK: builds and pushes images and reports each step.
 
 Which engine is Docker's own affair: DOCKER_HOST and its companions, else the local socket. Its classic builder is
 asked, which every engine has.

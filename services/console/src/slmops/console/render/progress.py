@@ -1,4 +1,4 @@
-"""What is going on, on stderr: a bar in a terminal, one line per step elsewhere, nothing for a machine."""
+"""Progress on stderr: a bar in a terminal, one line per step elsewhere, nothing with `--json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the console says of streams, and of what needs attention."""
+"""Views of streams and of attention items."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Brings a release onto the device: download, verification, slots, probe, and the way back."""
+"""Installs releases: download, verification, slots, probe, and revert."""

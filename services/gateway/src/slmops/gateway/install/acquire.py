@@ -1,4 +1,4 @@
-"""Brings a release's files onto the gateway: asks the packager, downloads what is missing, verifies, lays out."""
+"""Acquires the files of a release: asks the packager, downloads what is missing, verifies, and lays them out."""
 
 from __future__ import annotations
 

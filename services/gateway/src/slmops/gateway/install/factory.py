@@ -35,7 +35,9 @@ class Factory:
             ) from error
         except ValidationError as error:
             raise InvalidMessage(
-                f"this is no release: {error.error_count()} errors", where=str(document), fix="Build the image again."
+                f"this is not a release: {error.error_count()} errors",
+                where=str(document),
+                fix="Build the image again.",
             ) from error
         return cls(release, folder / PACKAGE_PATH)
 

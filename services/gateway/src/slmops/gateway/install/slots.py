@@ -219,7 +219,7 @@ def _checked(files: Iterable[tuple[Path, str]]) -> list[tuple[Path, PurePosixPat
         if climbs or path in laid_out:
             raise InvalidMessage(f"a package may not hold a file at {text!r}", fix="Rebuild the package.")
         if blob.is_symlink() or not blob.is_file():
-            raise InvalidMessage(f"the blob for {text!r} is no regular file", where=blob.name)
+            raise InvalidMessage(f"the blob for {text!r} is not a regular file", where=blob.name)
         laid_out[path] = blob
     folders = {parent for path in laid_out for parent in path.parents}
     if both := folders & laid_out.keys():

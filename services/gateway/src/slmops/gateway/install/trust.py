@@ -1,4 +1,4 @@
-"""What this gateway trusts. Two must agree before anything is installed (Uptane's split): the packager's repository
+"""The trust of this gateway. Two sources must agree before an install (Uptane's split): the packager's repository
 says what may be, the rollout service's signed plan says what should be now. The repository names who may sign plans.
 
 Persisted below `trust/`, so that neither a restart nor a mirror of yesterday takes it back. What serves goes on serving
@@ -109,7 +109,7 @@ class Trust:
         if found is None:
             raise refused(
                 Attack.ARBITRARY_PACKAGE,
-                f"the plan wants a package of {release.model}:{release.version} that nobody vouches for",
+                f"the plan wants a package of {release.model}:{release.version} that the repository does not list",
                 where=release.manifest.digest,
                 fix="See slmops trust show: the model may be revoked. Else somebody else writes the plan.",
             )

@@ -1,1 +1,1 @@
-"""Tells the control plane: reports and measurements, kept on disk until the bus has them."""
+"""Sends reports and measurements, kept on disk until the bus has acknowledged them."""

@@ -56,7 +56,7 @@ class Reporter:
         self._identity = identity
         self._spool = spool
         self._beside = Spool(Path(":memory:"), max_rows=_BESIDE_ROWS)
-        """What a full disk has no room for, so that it is told nevertheless."""
+        """The newest message that did not fit on a full disk, so that it is sent from memory."""
         self._counter = counter
         self._clock = clock
         self._queued = asyncio.Event()

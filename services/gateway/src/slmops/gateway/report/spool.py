@@ -130,7 +130,7 @@ class Spool:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                 raise
-            raise DiskFull("no room to spool a message", fix="Free disk space on the gateway.") from error
+            raise DiskFull("not enough disk space to spool a message", fix="Free disk space on the gateway.") from error
         finally:
             # SQLite itself may already have rolled back, as it does on a full disk.
             if self._db.in_transaction:

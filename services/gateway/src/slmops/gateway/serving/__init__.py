@@ -1,1 +1,1 @@
-"""Answers requests: the model's process, the OpenAI-compatible API, and what is measured of it."""
+"""Serves requests: the model's process, the OpenAI-compatible API, and its measurements."""

@@ -1,4 +1,4 @@
-"""One loaded model and one answer in the making. The only file that speaks to onnxruntime-genai."""
+"""One loaded model and the generation of one answer. The only file that imports onnxruntime-genai."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a runner is asked and what it answers. These shapes cross the pipe to the runner's process."""
+"""Requests to a runner and its responses. These types cross the pipe to the runner's process."""
 
 from __future__ import annotations
 

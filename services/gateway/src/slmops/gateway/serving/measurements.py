@@ -1,4 +1,4 @@
-"""What a release did since somebody last asked: counts and samples, never a word of a prompt or an answer."""
+"""Measurements of a release since the last batch: counts and samples, never text of a prompt or an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is decided on: a recipe, what was measured of the variant that it makes, and what the gate said."""
+"""A candidate of the choice: a recipe, the measurements of its variant, and the verdict of the gate."""
 
 from __future__ import annotations
 

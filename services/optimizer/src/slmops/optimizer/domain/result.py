@@ -1,4 +1,4 @@
-"""What a job hands back."""
+"""The result of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether there is room for a job, asked before it starts: a refusal with figures instead of an end by the kernel."""
+"""Checks memory and disk before a job starts, so that it is refused with figures instead of being killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a job's process, tells its progress, and never leaves it behind."""
+"""Starts a job's process, forwards its progress, and always stops it with us."""
 
 from __future__ import annotations
 

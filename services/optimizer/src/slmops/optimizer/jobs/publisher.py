@@ -1,4 +1,4 @@
-"""What the world hears of a job: its events, and its place on the board."""
+"""Publishes the events of one job and keeps its state on the job board."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class JobPublisher:
         await self._change(state=JobState.RUNNING, worker=worker, reason="", problem=None)
 
     async def progress(self, step: str, done: int, of: int) -> None:
-        """Nobody is told while the bus is away: that is no reason to end a job of hours."""
+        """Skips the report while the bus is unreachable, because a job of hours must not end for it."""
         try:
             event = VariantProgressed(**self._of, step=step, done=done, of=of, at=self._clock())
             await self._publish_once(event, f"progressed/{step}/{done}")

@@ -1,4 +1,4 @@
-"""The evidence for a variant's figures: all that somebody else needs to measure them again. A blob of its own."""
+"""The evaluation report of a variant: everything needed to measure its figures again, stored as a blob."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def read_report(path: Path) -> Report:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise InvalidMessage(
-            f"this is no evaluation report: {'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}",
+            f"this is not an evaluation report: {'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}",
             where=str(path),
             fix="Give the evaluation.json of a package, or the variant's report.",
         ) from error

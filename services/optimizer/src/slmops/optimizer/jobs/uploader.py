@@ -1,4 +1,4 @@
-"""What is kept of a job: files of what is delivered, reports, pictures, and what is worth knowing another time."""
+"""Uploads the artifacts of a job: delivered files, reports, pictures, and measurements for the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a verification: fetches what a report speaks of, and has it measured again in a process of its own."""
+"""Verifies an evaluation report: downloads its files and measures them again in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does jobs: from the cache, or in a process of its own that ends as soon as somebody wants it to."""
+"""Runs jobs from the queue: answers from the cache, or runs a process that can be cancelled at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where jobs work on this machine, and their processes."""
+"""The work folders of jobs on this machine, each locked by the worker that uses it."""
 
 from __future__ import annotations
 

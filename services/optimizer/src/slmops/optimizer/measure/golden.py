@@ -1,4 +1,4 @@
-"""Golden prompts, asked of a variant here so that no gateway has to find out."""
+"""Runs the golden prompts against a variant before it is offered to gateways."""
 
 from __future__ import annotations
 

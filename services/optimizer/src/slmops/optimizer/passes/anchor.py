@@ -120,7 +120,7 @@ class _Anchored:
     def _check_near(self) -> None:
         if (share := self._changed / max(self._codes, 1)) > self._params.max_changed:
             raise OptimizationFailed(
-                f"{share:.0%} of the codes would change: this is no small update of its predecessor",
+                f"{share:.0%} of the codes would change: this is not a small update of its predecessor",
                 fix="Use a recipe without anchor, or raise max_changed.",
             )
 

@@ -1,4 +1,4 @@
-"""What a recipe may be made of, as people and other services are told."""
+"""Describes the passes and their parameters for people and for other services."""
 
 from __future__ import annotations
 

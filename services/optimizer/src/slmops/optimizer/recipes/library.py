@@ -52,7 +52,7 @@ def read_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), extra="forbid")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise InvalidRecipe(
-            f"this is no recipe: {_first(error)}", where=str(path), fix="See `slmops recipe show int4` for one."
+            f"this is not a recipe: {_first(error)}", where=str(path), fix="See `slmops recipe show int4` for one."
         ) from error
     check(recipe)
     return recipe

@@ -1,4 +1,4 @@
-"""What a job tells of itself while it works: one JSON object per line, for a person at the other end."""
+"""Progress of a running job, as one JSON object per line."""
 
 from __future__ import annotations
 

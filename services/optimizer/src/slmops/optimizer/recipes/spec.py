@@ -1,4 +1,4 @@
-"""What a job's process is asked to do."""
+"""The input of a job's process."""
 
 from __future__ import annotations
 

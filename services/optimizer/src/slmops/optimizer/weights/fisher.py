@@ -1,4 +1,4 @@
-"""How much each projection matters to what the model says, from gradients of its own predictions.
+"""Sensitivity of each projection, estimated from gradients of the model's own predictions.
 
 For a small change δW of one matrix, KL(model ‖ changed model) ≈ ½ · E[(g · δW x)²], summed over positions, with g the
 gradient of log p(y) by the matrix's output and y drawn from the model itself: the Fisher information.

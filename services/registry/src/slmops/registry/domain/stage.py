@@ -1,4 +1,4 @@
-"""How far a version came on its way to a package, from what is known of its variants. Any order of arrival will do."""
+"""The stage of a version between registration and package, from its variants' events in any order."""
 
 from __future__ import annotations
 

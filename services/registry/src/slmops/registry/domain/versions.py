@@ -110,7 +110,7 @@ def register(model: Model, command: RegisterVersion, at: datetime) -> list[Event
     check_files(command.files)
     weights = tuple(sorted((f for f in command.files if f != command.golden), key=lambda file: file.path))
     if not weights:
-        raise InvalidMessage("golden prompts alone are no model", fix="Name the model's files too.")
+        raise InvalidMessage("golden prompts alone are not a model", fix="Name the model's files too.")
     if holds(model, command.version, weights):
         _check_same_golden(model, command)
         return []

@@ -1,4 +1,4 @@
-"""A blueprint as its stream tells it: revisions, the stable release, and its rollouts, one at a time."""
+"""The state of a blueprint, evolved from its stream: revisions, the stable release, and its rollouts."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def _check_startable(state: BlueprintState, candidate: Release) -> None:
     if (present := state.under_way) is not None:
         if present.candidate == candidate:
             raise AlreadyExists(
-                f"{what} is on its way already: rollout {present.id} is {present.state}",
+                f"{what} is already rolling out: rollout {present.id} is {present.state}",
                 fix=f"Watch it: slmops rollout watch {state.name}.",
             )
         raise IllegalTransition(

@@ -3,7 +3,7 @@
 What always holds
 1. A window is [n·length, (n+1)·length) of Unix time, so those of all releases and gateways coincide.
 2. A batch lies in the window that its end lies in, and is summed once. A window of which batches come after it was
-   closed is told again with those batches alone: windows add up.
+   closed is published again with those batches alone: windows add up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Cohort(NamedTuple):
 
 @dataclass(frozen=True)
 class Pending:
-    """A batch that is in no window told yet, with the trace that it came in."""
+    """A batch whose window is not published yet, with the trace that it came in."""
 
     batch: MeasurementBatch
     traceparent: str | None = None
