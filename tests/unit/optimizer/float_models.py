@@ -50,10 +50,12 @@ def make_model(folder: Path, architecture: str = "llama") -> Any:
     return model.eval().requires_grad_(False)
 
 
-def context(reference: Path, tokens: Any = None, seed: int = 0, tell: Any = lambda what, share: None) -> Context:
+def context(
+    reference: Path, tokens: Any = None, seed: int = 0, tell: Any = lambda what, share: None, **options: Any
+) -> Context:
     """Without `tokens`, random ones [1000, 64]: enough that nothing learns them by heart."""
     windows = np.random.default_rng(0).integers(3, VOCABULARY, (1000, 64)) if tokens is None else tokens
-    return Context(reference, lambda folder: folder, lambda: windows, seed, tell)
+    return Context(reference, lambda folder: folder, lambda: windows, seed, tell, **options)
 
 
 def logits(model: Any, tokens: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def test_a_killed_run_continues_and_ends_where_it_would_have(teacher, pruned, tm
 
 def test_time_is_a_budget_that_a_kill_does_not_refill(teacher, pruned, tmp_path, monkeypatch):
     params = Distill(minutes=3 / 60, step_tokens=STEP, checkpoint_s=0)
+    clock = itertools.count(step=0.01)  # a reading takes a hundredth of a second, however busy the machine is
 
     def kill(what: str, share: float) -> None:
         if share > 0.6:
@@ -108,9 +110,10 @@ def test_time_is_a_budget_that_a_kill_does_not_refill(teacher, pruned, tmp_path,
 
     monkeypatch.setattr(distill, "TELL_S", 0)
     with pytest.raises(Killed):
-        distill.run(pruned, tmp_path / "out", params, context(teacher, tell=kill))
+        distill.run(pruned, tmp_path / "out", params, context(teacher, tell=kill, clock_s=lambda: next(clock)))
     again: list[float] = []
-    distill.run(pruned, tmp_path / "out", params, context(teacher, tell=lambda what, share: again.append(share)))
+    told = context(teacher, tell=lambda what, share: again.append(share), clock_s=lambda: next(clock))
+    distill.run(pruned, tmp_path / "out", params, told)
     assert 0.5 < again[0] <= again[-1] < 1
 
 

@@ -7,6 +7,7 @@ variant  an onnxruntime-genai folder: what a package is made of
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class Context:
     """The genai folder of the variant that is replaced, if the job knows one."""
     adapter: Path | None = None
     """The LoRA as PEFT wrote it, with its base in `base`, if the version is one. `reference` is both merged."""
+    clock_s: Callable[[], float] = time.monotonic
+    """Seconds of a clock that never goes back, for budgets of time."""
 
 
 class Function(Protocol):

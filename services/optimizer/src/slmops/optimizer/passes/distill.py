@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -76,11 +75,11 @@ class _Training:
         self._weights = _trained(self.student)
         self._adam = torch.optim.AdamW(self._weights.values(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self._per_step = max(1, params.step_tokens // self._windows.shape[1])
-        self._steps, self._start = 0, time.monotonic()
+        self._steps, self._start = 0, context.clock_s()
 
     @property
     def _seconds(self) -> float:
-        return time.monotonic() - self._start
+        return self._context.clock_s() - self._start
 
     @property
     def _share(self) -> float:
@@ -95,7 +94,7 @@ class _Training:
         for name, weight in self._weights.items():
             weight.data.copy_(state["weights"][name])
         self._adam.load_state_dict(state["adam"])
-        self._steps, self._start = state["steps"], time.monotonic() - state["seconds"]
+        self._steps, self._start = state["steps"], self._context.clock_s() - state["seconds"]
 
     def _keep(self, folder: Path) -> None:
         import torch
