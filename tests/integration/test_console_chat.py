@@ -101,7 +101,7 @@ async def test_something_that_is_no_chat_api_is_told(url: str) -> None:
     server = await asyncio.start_server(_nonsense, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(InvalidMessage, match="no chat completion"):
+        with pytest.raises(InvalidMessage, match="not a chat completion"):
             await ask(f"http://127.0.0.1:{port}", QUESTION)
 
 

@@ -82,5 +82,5 @@ def test_what_is_no_report_is_a_typed_error(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     for content in ("{", "{}", "[]"):
         path.write_text(content)
-        with pytest.raises(InvalidMessage, match="no evaluation report"):
+        with pytest.raises(InvalidMessage, match="not an evaluation report"):
             read_report(path)

@@ -89,7 +89,7 @@ def test_other_golden_prompts_for_a_version_are_refused() -> None:
 
 
 def test_golden_prompts_alone_are_no_model() -> None:
-    with pytest.raises(InvalidMessage, match="no model"):
+    with pytest.raises(InvalidMessage, match="are not a model"):
         register(EMPTY, pushed("1.0.0", golden=GOLDEN).model_copy(update={"files": (GOLDEN,)}), T0)
 
 
