@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,10 +23,8 @@ from typing import Any, TypeVar
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
-from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError, MaxPayloadError
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
+from nats.errors import MaxPayloadError
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
@@ -37,6 +35,7 @@ from slmops.contracts.events import Event
 from slmops.contracts.permissions import answering_user, may_be_answered
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
 from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
+from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer, provision
 from slmops.kit.bus.stream_watch import look_for_gaps
@@ -47,7 +46,6 @@ E = TypeVar("E", bound=Event)
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
-Fetch = Callable[..., Coroutine[Any, Any, list[Msg]]]
 _PULL_TIMEOUT_S = 5.0
 _JSON = {"content-type": "application/json"}
 # What a handler's task is handling. Not a parameter of the handler: FastStream would fetch it in a thread, per message.
@@ -174,9 +172,7 @@ class Bus:
                 raise PermanentError(f"{message.key} speaks on another's subject", where=raw.raw_message.subject)
             await handler(message, _delivered(raw, kind))
 
-        # FastStream validates and documents by annotation, and the real one is only known here.
-        handle.__annotations__ |= {"message": kind, "return": None}
-        handle.__name__ = getattr(handler, "__name__", "handle")
+        describe(handle, getattr(handler, "__name__", "handle"), message=kind)
         self.broker.subscriber(
             subject,
             stream=JStream(stream, declare=False),
@@ -212,8 +208,7 @@ class Bus:
             except Exception as error:
                 await self._answer(reply, await self._refuse(template, raw, error))
 
-        handle.__annotations__ |= {"message": bytes, "return": None}
-        handle.__name__ = kind.name
+        describe(handle, kind.name, message=bytes)
         self.answering.subscriber(
             subject,
             queue=self.service,
@@ -246,7 +241,7 @@ class Bus:
             await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
         await look_for_gaps(self.client, self.durables)
         await self.broker.start()
-        self._pause_when_closed()
+        pause_when_closed(self.broker)
         if self.answering.subscribers:
             await self._start_answering()
 
@@ -281,13 +276,6 @@ class Bus:
         if not self._stopping:
             self.on_lost()
 
-    def _pause_when_closed(self) -> None:
-        """FastStream asks a closed connection again at once and for ever, without letting anything else run."""
-        for subscriber in self.broker.subscribers:
-            pull = getattr(subscriber, "subscription", None)
-            if isinstance(pull, JetStreamContext.PullSubscription):
-                pull.fetch = _patient(pull.fetch)  # type: ignore[method-assign]
-
 
 async def _reported(error: Exception) -> None:
     """What the server denies us shows nowhere else: a subscription that is denied just never delivers."""
@@ -319,14 +307,3 @@ def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Comm
         # A gateway is held to its own subject by its permissions; the body must not speak for another.
         raise PermanentError("the command names another gateway than its subject", where=raw.raw_message.subject)
     return command
-
-
-def _patient(fetch: Fetch) -> Fetch:
-    async def patient(*args: Any, **kwargs: Any) -> list[Msg]:
-        try:
-            return await fetch(*args, **kwargs)
-        except ConnectionClosedError:
-            await asyncio.sleep(1)
-            raise
-
-    return patient

@@ -66,7 +66,7 @@ def stage_targets(rollout: Rollout, stage: int, members: Iterable[Member]) -> li
 def check_given(report: GatewayReported, state: BlueprintState) -> None:
     """Raises `Denied` when a report speaks of a candidate that the open stages do not give to its gateway.
 
-    What it says of an older plan, or of the package that every gateway has, is no claim to the candidate.
+    A report about an older plan, or about the package that every gateway has, is not about the candidate.
     """
     rollout = state.under_way
     if rollout is None or report.plan_generation < rollout.generation:

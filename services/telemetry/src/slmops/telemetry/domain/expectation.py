@@ -38,7 +38,7 @@ class Offer:
 
 
 def offers_of(plan: Plan, release: Digest, at: datetime) -> list[Offer]:
-    """What the plan that is valid at this moment says of a release."""
+    """Returns the offers of the plan that is valid at `at` for a release."""
     found = [
         Offer(f"plan {plan.generation}", known.version, at)
         for known in (plan.stable, plan.previous)

@@ -1,0 +1,46 @@
+"""Work-arounds for FastStream 0.7, in one place so that they can go when it changes.
+
+- `describe`: FastStream validates a message, and documents its channel, by the annotations and the name of the handler.
+  Ours is a closure whose message type is a parameter, so both are set here.
+- `pause_when_closed`: a pull subscriber of FastStream fetches from a closed connection again at once and for ever, and
+  blocks the event loop. There is no option for a pause, so the `fetch` of its subscription is wrapped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from faststream.nats import NatsBroker
+from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError
+from nats.js import JetStreamContext
+
+Fetch = Callable[..., Coroutine[Any, Any, list[Msg]]]
+_PAUSE_S = 1.0
+
+
+def describe(handle: Callable[..., Any], name: str, *, message: Any) -> None:
+    """Sets the name of a handler and the type of its only parameter, `message`."""
+    handle.__annotations__ |= {"message": message, "return": None}
+    handle.__name__ = name
+
+
+def pause_when_closed(broker: NatsBroker) -> None:
+    """Lets every pull subscriber of a started broker wait a second after it met a closed connection."""
+    for subscriber in broker.subscribers:
+        pull = getattr(subscriber, "subscription", None)
+        if isinstance(pull, JetStreamContext.PullSubscription):
+            pull.fetch = _patient(pull.fetch)  # type: ignore[method-assign]
+
+
+def _patient(fetch: Fetch) -> Fetch:
+    async def patient(*args: Any, **kwargs: Any) -> list[Msg]:
+        try:
+            return await fetch(*args, **kwargs)
+        except ConnectionClosedError:
+            await asyncio.sleep(_PAUSE_S)
+            raise
+
+    return patient
