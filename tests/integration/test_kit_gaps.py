@@ -145,7 +145,7 @@ async def test_a_gap_outlives_restarts_and_stays_until_it_is_accepted(
     await consumer(world.client.js, *OURS, ModelAliasMoved.type, ack_wait_s=20)
     await publish(world, 3, 4)
     await world.client.js.purge_stream("EVENTS")
-    assert await look(world) == (1, 4), "what is missing is told as one"
+    assert await look(world) == (1, 4), "both gaps are reported as one range"
     (accepted,) = await gaps.accept(world.client, "EVENTS")
     assert (accepted.durable, accepted.gap.first, accepted.gap.last) == (OURS, 1, 4)
     assert await look(world) is None

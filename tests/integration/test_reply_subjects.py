@@ -174,7 +174,7 @@ async def test_no_reply_subject_but_ones_own_inbox_is_answered(scene: Scene, use
                 await attacker.publish(subject, b"{}", reply=reply)
     await attacker.flush()
     settling = await scene.settled()
-    # On a subject that is asked on, an answer is told from the attacker's own request by its payload.
+    # The attacker's own requests are on some of these subjects too. Their payload tells them from answers.
     arrived = [m for m in scene.heard if m.subject in named and not (m.subject in asked and m.data == b"{}")]
     assert {m.subject for m in arrived} == set()
     assert set(scene.done) <= settling

@@ -240,6 +240,7 @@ async def test_labels_that_a_gateway_reported_since_are_those_that_count(measure
     await measured.tell(GatewayReported(gateway_id="gw-1", **about, at=datetime.now(UTC)))
     await measured.send(batch("a", "gw-1", requests=7, release=CANDIDATE, version="2.0.0"))
     await eventually(measured.requests, lambda n: n == 7, "the canary of now")
+    assert await measured.dead_letters() == {}
 
 
 async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: Measured) -> None:
@@ -253,6 +254,7 @@ async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: M
     await asyncio.sleep(0.5)
     await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
     await eventually(measured.requests, lambda n: n == 7, "the late batch")
+    assert await measured.dead_letters() == {}
 
 
 async def test_a_batch_is_not_refused_for_an_event_that_was_not_delivered_yet(measured: Measured) -> None:

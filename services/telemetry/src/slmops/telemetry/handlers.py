@@ -30,6 +30,7 @@ from slmops.telemetry.fleet import Fleet
 
 log = logging.getLogger("slmops.telemetry")
 _TICK_S = 0.5
+_PAGE = 500
 
 
 class Handlers:
@@ -71,15 +72,26 @@ class Handlers:
 
     async def _catch_up(self) -> None:
         """With all rollouts that are stored now, whichever of their events were delivered to us."""
-        after = await self._journal.read(store.caught_up)
-        found = [one async for one in self._fleet.rollouts(after)]
-        if found:
-            await self._journal.transact(lambda unit: store.record_rollouts(unit.connection, found))
+        page: list[tuple[int, Event]] = []
+        async for one in self._fleet.rollouts(await self._journal.read(store.caught_up)):
+            page.append(one)
+            if len(page) >= _PAGE:
+                await self._record(page)
+                page = []
+        if page:
+            await self._record(page)
+
+    async def _record(self, page: Sequence[tuple[int, Event]]) -> None:
+        await self._journal.transact(lambda unit: store.record_rollouts(unit.connection, page))
 
     async def run(self) -> None:
-        """Closes windows until cancelled."""
+        """Closes windows until cancelled. First it reads the history of rollouts, so that no batch waits for that."""
+        behind = True
         while True:
             try:
+                if behind:
+                    await self._catch_up()
+                    behind = False
                 await self.close_windows()
             except TemporaryError as error:
                 log.warning("could not close windows, retrying at the next tick: %s", error)

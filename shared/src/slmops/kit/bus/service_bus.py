@@ -130,7 +130,7 @@ class Bus:
     def on(self, kind: type[E], handler: Callable[[E, MessageContext], Awaitable[None]]) -> None:
         """Consume every event of a kind, durably and at least once: `handler` is idempotent by `MessageContext.id`."""
         subject = f"{kind.type}.*" if kind.per_gateway else kind.type
-        self._consume(subject, kind, handler)
+        self.consume(subject, kind, handler)
 
     def consume(
         self,
@@ -140,17 +140,7 @@ class Bus:
         ack_wait_s: float = ACK_WAIT_S,
         max_deliver: int | None = None,
     ) -> None:
-        """Consume stored messages that are no events: measurements, jobs. `max_deliver` None is `MAX_DELIVER`."""
-        self._consume(subject, kind, handler, ack_wait_s, max_deliver)
-
-    def _consume(
-        self,
-        subject: str,
-        kind: type[M],
-        handler: Callable[[M, MessageContext], Awaitable[None]],
-        ack_wait_s: float = ACK_WAIT_S,
-        max_deliver: int | None = None,
-    ) -> None:
+        """Consume stored messages, also those that are not events. `max_deliver` None is `MAX_DELIVER`."""
         stream = subjects.stream_of(subject)
         assert stream is not None, f"no stream stores {subject}"
         durable = f"{self.service}-{subject}".replace(".", "_").replace("*", "each")
