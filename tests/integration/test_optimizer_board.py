@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,6 +96,21 @@ async def test_jobs_are_listed_in_the_order_in_which_they_were_queued(board: Boa
         await board.queue(view(job, queued_at=AT.replace(day=day)))
     await board.cancel("b", "bob")
     assert [one.job for one in await board.all()] == ["a", "b", "c"]
+
+
+async def test_a_list_is_whole_while_the_board_changes_and_the_process_is_busy(board: Board) -> None:
+    for job in ("a", "b"):
+        await board.queue(view(job))
+
+    async def change() -> None:
+        for done in range(100):
+            await board.put(view("a", done=done))
+            time.sleep(0.003)  # what arrives is processed late
+
+    changing = asyncio.create_task(change())
+    listed = await asyncio.gather(*[board.all() for _ in range(40)])
+    await changing
+    assert {tuple(sorted(entry.job for entry in jobs)) for jobs in listed} == {("a", "b")}
 
 
 async def test_a_board_that_is_gone_is_told(world: World, board: Board) -> None:

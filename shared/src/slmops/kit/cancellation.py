@@ -10,6 +10,17 @@ _AGAIN_S = 5.0
 """Longer than a task cleans up, which a second cancellation would tear; shorter than a container is given to stop."""
 
 
+def raise_if_cancelled() -> None:
+    """Raises `CancelledError` if this task was cancelled and an await returned all the same.
+
+    A loop that asks a server again and again calls it once per turn. Otherwise Ctrl-C is lost when it comes in the
+    moment in which an answer arrives (see `cancel_and_wait`).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels tasks and returns when all of them have ended, with whatever outcome.
 

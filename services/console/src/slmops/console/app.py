@@ -1,37 +1,48 @@
-"""Composition root of the command line: our command groups, and what other distributions add to them."""
+"""Composition root of the command line: our commands by name, and the commands that other distributions add.
+
+A command's module is imported when the command is called, so each call waits only for what it needs.
+"""
 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points, version
-from typing import Annotated
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from slmops.console.commands import (
-    attention,
-    blueprints,
-    bundles,
-    chat,
-    deadletters,
-    deltas,
-    evaluations,
-    gateways,
-    images,
-    jobs,
-    models,
-    optimizing,
-    packages,
-    recipes,
-    results,
-    rollouts,
-    storage,
-    streams,
-    trust,
-)
 from slmops.console.session import reported
 from slmops.contracts.exit_codes import ExitCode
 
+if TYPE_CHECKING:
+    from typer._click import Command, Context
+
+GROUPS = {
+    "model": "models",
+    "variant": "models:variant_app",
+    "blueprint": "blueprints",
+    "rollout": "rollouts",
+    "gateway": "gateways",
+    "job": "jobs",
+    "recipe": "recipes",
+    "eval": "evaluations",
+    "package": "packages",
+    "delta": "deltas",
+    "bundle": "bundles",
+    "trust": "trust",
+    "storage": "storage",
+    "stream": "streams",
+    "dlq": "deadletters",
+}
+"""Group → its module in `slmops.console.commands`, and the name of its `typer.Typer` if that is not `app`."""
+FURTHER = {"package": "images", "bundle": "results"}
+"""Group → a module whose `declare(app)` adds one more command to it."""
+SINGLE = {"optimize": "optimizing", "chat": "chat", "attention": "attention"}
+"""Command without a group → its module, whose `declare(app)` adds it."""
 PLUGINS = "slmops.commands"
 """Entry point group: name of the command → a function for typer. `slmops up` comes from there."""
 
@@ -54,25 +65,70 @@ def root(
     """
 
 
-GROUPS = (
-    *(models, blueprints, rollouts, gateways, jobs, recipes, evaluations),
-    *(packages, deltas, bundles, trust, storage, streams, deadletters),
-)
+def _typer() -> typer.Typer:
+    return typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
+
+
+class _Commands(Mapping[str, "Command"]):
+    """Every command of the first level by name, imported at its first use."""
+
+    def __init__(self) -> None:
+        plugins = {entry.name: entry for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name)}
+        self._plugins: Mapping[str, EntryPoint] = plugins
+        self._names = (*GROUPS, *SINGLE, *plugins)
+        self._imported = cache(self._import)
+
+    def __getitem__(self, name: str) -> Command:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._imported(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _import(self, name: str) -> Command:
+        parent = _typer()
+        parent.callback()(lambda: None)  # with it, typer makes a group of one command too
+        if name in GROUPS:
+            parent.add_typer(_group(name))
+        elif name in SINGLE:
+            declare: Callable[[typer.Typer], None] = _module(SINGLE[name]).declare
+            declare(parent)
+        else:
+            parent.command(name)(reported(self._plugins[name].load()))
+        group = typer.main.get_command(parent)
+        assert isinstance(group, TyperGroup)
+        return group.commands[name]
+
+
+@cache
+def _group(name: str) -> typer.Typer:
+    module, _, attribute = GROUPS[name].partition(":")
+    group: typer.Typer = getattr(_module(module), attribute or "app")
+    if name in FURTHER:
+        _module(FURTHER[name]).declare(group)
+    return group
+
+
+def _module(name: str) -> Any:
+    return import_module(f"slmops.console.commands.{name}")
+
+
+class _Root(TyperGroup):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.commands = _Commands()  # type: ignore[assignment]
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return list(self.commands)
 
 
 def build() -> typer.Typer:
-    app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
-    app.callback(epilog="Example: slmops model ls")(root)
-    for group in GROUPS:
-        app.add_typer(group.app)
-    app.add_typer(models.variant_app)
-    images.declare(packages.app)
-    results.declare(bundles.app)
-    optimizing.declare(app)
-    chat.declare(app)
-    attention.declare(app)
-    for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):
-        app.command(entry.name)(reported(entry.load()))
+    app = _typer()
+    app.callback(cls=_Root, epilog="Example: slmops model ls")(root)
     return app
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from slmops.contracts.errors import TemporaryError
+from slmops.kit.cancellation import raise_if_cancelled
 
 T = TypeVar("T")
 EVERY = timedelta(seconds=0.5)
@@ -29,4 +30,5 @@ async def poll(
         else:
             answered = time.monotonic()
             yield answer
+        raise_if_cancelled()
         await asyncio.sleep(every.total_seconds())

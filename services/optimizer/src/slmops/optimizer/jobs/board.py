@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nats.errors import Error as NatsError
+from nats.js.api import DeliverPolicy
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
-from nats.js.kv import KeyValue
+from nats.js.kv import KV_OP, KeyValue
 
 from slmops.contracts import subjects
 from slmops.contracts.errors import Unreachable
 from slmops.contracts.jobs import JobState, JobView
 from slmops.kit.bus.service_bus import Bus
+
+_ENTRY_WITHIN_S = 5.0
 
 
 class Board:
@@ -45,17 +48,36 @@ class Board:
     async def all(self) -> list[JobView]:
         """In the order in which they were queued."""
         with _reachable():
-            watcher = await (await self._bucket()).watchall(ignore_deletes=True)
-            found: dict[str, bytes] = {}
-            async for entry in watcher:
-                if entry is None:  # everything that was there
-                    break
-                found[entry.key] = entry.value or b""
-            await watcher.stop()  # type: ignore[no-untyped-call]
-        by = {key: value.decode() for key, value in found.items()}
+            by = await self._entries()
         views = [JobView.model_validate_json(text) for key, text in by.items() if key == subjects.job_key(_job(key))]
         seen = [_seen(view, by.get(subjects.cancellation_key(view.job))) for view in views]
         return sorted(seen, key=lambda view: view.queued_at)
+
+    async def _entries(self) -> dict[str, str]:
+        """Value by key.
+
+        `KeyValue.watchall` is not used: nats-py 2.16 ends it at once, with nothing, when the server's messages have
+        arrived and are not processed yet. What the server says that it has sent is certain.
+        """
+        prefix = f"$KV.{subjects.JOB_BUCKET}."
+        reader = await self._bus.client.js.subscribe(
+            f"{prefix}>",
+            stream=f"KV_{subjects.JOB_BUCKET}",
+            ordered_consumer=True,
+            deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+        )
+        found: dict[str, str] = {}
+        try:
+            info = await reader.consumer_info()
+            left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
+            while left:
+                message = await reader.next_msg(timeout=_ENTRY_WITHIN_S)
+                left = message.metadata.num_pending
+                if KV_OP not in (message.headers or {}):  # else it was deleted
+                    found[message.subject.removeprefix(prefix)] = message.data.decode()
+        finally:
+            await reader.unsubscribe()
+        return found
 
     async def cancel(self, job: str, by: str) -> None:
         with _reachable():
