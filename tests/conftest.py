@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from servers import S3, NatsServer, running
 
+from slmops.kit import cancellation
 from slmops.local import ports as local_ports
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
@@ -28,6 +29,7 @@ def pytest_configure() -> None:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     local_ports._RANGE = range(8_000, local_ports._RANGE.start)[worker::workers]
+    cancellation._AGAIN_S = 0.5  # nothing that a test stops cleans up for long
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""Rollout and telemetry as processes on a real nats-server, with gateways that enrol, follow the plan and report.
+"""Rollout and telemetry on a real nats-server, with gateways that enrol, follow the plan and report.
+
+The services run in the test's own process, or as processes of their own where a test kills them or reads their logs.
 
 The gateways are simulated and the rest is real: credentials, permissions, twin, journal, gate.
 """
@@ -6,6 +8,7 @@ The gateways are simulated and the rest is real: credentials, permissions, twin,
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -15,11 +18,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 import pytest
+from integration.artifact_world import running
 from nats.aio.client import RawCredentials
 from sqlalchemy.engine import make_url
 
@@ -51,6 +56,9 @@ from slmops.local.servers import http_answers, nats_spec
 NAME = "edge-chat"
 T = TypeVar("T")
 WITHIN_S = 30
+TURN_S = 0.1
+HEARTBEAT_EVERY = 3
+"""Turns of a gateway between two reports when nothing changes."""
 
 
 async def eventually(look: Callable[[], Awaitable[T]], true: Callable[[T], bool], what: str) -> T:
@@ -63,33 +71,45 @@ async def eventually(look: Callable[[], Awaitable[T]], true: Callable[[T], bool]
 
 @dataclass
 class System:
-    """A nats-server of its own, and the services as processes that a test can kill."""
+    """A nats-server of its own, and the services; `killable`: as processes of their own."""
 
     layout: Layout
     url: str
     databases: dict[str, str]
     http: dict[str, int]
+    stack: AsyncExitStack
+    killable: bool
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def spawn(self, service: str) -> None:
-        settings = {
-            "NATS_URL": self.url,
-            "NATS_CREDS": str(self.layout.creds(service)),
-            "DATABASE_URL": self.databases[service],
-            "HTTP_PORT": str(self.http[service]),
-            "ENROLMENT_TOKEN": str(self.layout.enrolment_token),
-            "GATEWAY_SIGNING_SEED": str(self.layout.gateway_signing_key),
-            "PLAN_SIGNING_KEY": str(self.layout.plan_signing_key),
-            "TICK_EVERY": "PT0.2S",
-            "WINDOW_S": "0.5",
-            "GRACE_S": "0.3",
+    def settings(self, service: str) -> dict[str, str]:
+        return {
+            "nats_url": self.url,
+            "nats_creds": str(self.layout.creds(service)),
+            "database_url": self.databases[service],
+            "http_port": str(self.http[service]),
+            "enrolment_token": str(self.layout.enrolment_token),
+            "gateway_signing_seed": str(self.layout.gateway_signing_key),
+            "plan_signing_key": str(self.layout.plan_signing_key),
+            "tick_every": "PT0.2S",
+            "window_s": "0.5",
+            "grace_s": "0.3",
         }
-        env = os.environ | {f"SLMOPS_{key}": value for key, value in settings.items()}
+
+    def spawn(self, service: str) -> None:
+        env = os.environ | {f"SLMOPS_{key.upper()}": value for key, value in self.settings(service).items()}
         with self.layout.log(service).open("ab") as log:
             argv = [sys.executable, "-m", f"slmops.{service}.app"]
             self.processes[service] = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
 
     async def start(self, service: str) -> None:
+        if self.killable:
+            await self.start_process(service)
+        else:
+            settings = import_module(f"slmops.{service}.settings").Settings(**self.settings(service))
+            app = import_module(f"slmops.{service}.app").build(settings)
+            await self.stack.enter_async_context(running(app))
+
+    async def start_process(self, service: str) -> None:
         self.spawn(service)
         deadline = time.monotonic() + WITHIN_S
         while not await http_answers(self.http[service]):
@@ -117,7 +137,9 @@ class System:
             process.wait(timeout=20)
 
 
-async def open_system(folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None) -> System:
+async def open_system(
+    folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None, *, killable: bool = False
+) -> System:
     layout = Layout(folder)
     layout.prepare()
     ports = choose_ports(layout.ports_file, ["nats", "rollout", "telemetry"])
@@ -127,7 +149,7 @@ async def open_system(folder: Path, stack: AsyncExitStack, databases: dict[str, 
     assert spec.ready is not None
     await eventually(spec.ready, bool, "nats-server")
     databases = databases or {s: f"sqlite:///{folder}/{s}.db" for s in ("rollout", "telemetry")}
-    system = System(layout, f"nats://{HOST}:{ports['nats']}", databases, ports)
+    system = System(layout, f"nats://{HOST}:{ports['nats']}", databases, ports, stack, killable)
     stack.push_async_callback(asyncio.to_thread, system.stop)
     return system
 
@@ -139,7 +161,10 @@ async def _stopped(server: asyncio.subprocess.Process) -> None:
 
 @dataclass
 class Gateway:
-    """Enrols, follows its plan, reports, measures. Releases in `bad` fail its probe, as the real one's would."""
+    """Enrols, follows its plan, reports, measures. Releases in `bad` fail its probe, as the real one's would.
+
+    It reports again and again although nothing changed, as the real one does.
+    """
 
     identity: Identity
     client: BusClient
@@ -149,6 +174,7 @@ class Gateway:
     sequence: int = 0
     generation: int = 0
     silent: bool = False
+    last_report: tuple[UpdatePhase, Release, dict[str, Any]] | None = None
 
     @classmethod
     async def enrol(
@@ -175,11 +201,14 @@ class Gateway:
         return cls(identity, client, bad)
 
     async def run(self) -> None:
-        while True:
+        for turn in itertools.count():
             await self.follow()
+            if self.last_report and turn % HEARTBEAT_EVERY == 0:
+                phase, target, changes = self.last_report
+                await self.report(phase, target, **changes)
             if self.running and not self.silent:
                 await self.measure(self.running)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(TURN_S)
 
     async def follow(self) -> None:
         found = await self.client.read_desired(subjects.blueprint_key(NAME))
@@ -201,6 +230,7 @@ class Gateway:
 
     async def report(self, phase: UpdatePhase, target: Release, **changes: Any) -> None:
         self.sequence += 1
+        self.last_report = phase, target, changes
         event = GatewayReported(
             gateway_id=self.identity.gateway_id,
             blueprint=NAME,
@@ -322,8 +352,10 @@ class World:
         return await self.operator.reached("completed")
 
 
-async def _world(folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None) -> World:
-    system = await open_system(folder, stack, databases)
+async def _world(
+    folder: Path, stack: AsyncExitStack, databases: dict[str, str] | None = None, *, killable: bool = False
+) -> World:
+    system = await open_system(folder, stack, databases, killable=killable)
     await asyncio.gather(system.start("rollout"), system.start("telemetry"))
     client = await system.connect("console")
     stack.push_async_callback(client.close)

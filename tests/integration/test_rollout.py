@@ -57,6 +57,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield await _world(tmp_path, stack)
 
 
+@pytest.fixture
+async def killable_world(tmp_path: Path) -> AsyncIterator[World]:
+    """The services as processes of their own."""
+    async with AsyncExitStack() as stack:
+        yield await _world(tmp_path, stack, killable=True)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 async def any_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     databases = _new_databases(request.getfixturevalue("postgres")) if request.param == "postgres" else None
@@ -120,8 +127,8 @@ async def test_a_bad_candidate_is_rolled_back_and_the_fleet_never_sees_it(any_wo
     assert gateway.running_version == "1.0.0"
 
 
-async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(world: World) -> None:
-    operator, system = world.operator, world.system
+async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(killable_world: World) -> None:
+    operator, system = killable_world.operator, killable_world.system
 
     async def killed_and_started() -> None:
         for service in ("rollout", "telemetry"):
@@ -129,8 +136,8 @@ async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(world: 
         await asyncio.gather(system.start("rollout"), system.start("telemetry"))
 
     await operator.apply()
-    canary = await world.gateway("gw-1", "canary")
-    second = await world.gateway("gw-2", run=False)
+    canary = await killable_world.gateway("gw-1", "canary")
+    second = await killable_world.gateway("gw-2", run=False)
     canary.silent = True
     await operator.publish_package("1.0.0")
     await operator.start("1.0.0")
@@ -149,9 +156,9 @@ async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(world: 
     assert await operator.dead_letters() == {}
 
 
-async def test_what_was_committed_and_not_written_is_written_by_the_next_process(world: World) -> None:
+async def test_what_was_committed_and_not_written_is_written_by_the_next_process(killable_world: World) -> None:
     """Exactly the state that a SIGKILL between the commit and the write to the bucket leaves behind."""
-    operator, system = world.operator, world.system
+    operator, system = killable_world.operator, killable_world.system
     await operator.apply()
     await operator.publish_package("1.0.0")
     await operator.start("1.0.0")
@@ -329,16 +336,16 @@ async def test_a_report_of_a_candidate_that_no_stage_gives_its_gateway_is_dead_l
     assert (view.phase, view.problem) == (UpdatePhase.IDLE, None)
 
 
-async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrolments(world: World) -> None:
-    operator, client = world.operator, world.operator.client
+async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrolments(killable_world: World) -> None:
+    operator, client = killable_world.operator, killable_world.operator.client
     await operator.apply()
-    gateway = await world.gateway("gw-1", "canary", run=False)
+    gateway = await killable_world.gateway("gw-1", "canary", run=False)
     enrolled = await eventually(lambda: client.latest(GatewayEnrolled, "gw-1"), bool, "the enrolment")
     assert enrolled is not None
-    world.system.kill("rollout")
-    for path in world.system.layout.root.glob("rollout.db*"):
+    killable_world.system.kill("rollout")
+    for path in killable_world.system.layout.root.glob("rollout.db*"):
         path.unlink()
-    await world.system.start("rollout")
+    await killable_world.system.start("rollout")
     assert (await client.request(ListGateways())).gateways == ()
     report = GatewayReported(
         gateway_id="gw-1", blueprint=NAME, sequence=1, phase=UpdatePhase.IDLE, at=datetime.now(UTC)
@@ -354,12 +361,12 @@ async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrol
     )
 
 
-async def test_a_wrong_token_gets_no_credential_over_the_bus(world: World) -> None:
-    bootstrap = await world.system.connect("enrol", inbox_prefix=b"_INBOX_enrol", patient=False)
+async def test_a_wrong_token_gets_no_credential_over_the_bus(killable_world: World) -> None:
+    bootstrap = await killable_world.system.connect("enrol", inbox_prefix=b"_INBOX_enrol", patient=False)
     wrong = "not-the-token-of-this-site"
     command = EnrolGateway(gateway_id="gw-9", blueprint=NAME, public_key=public_key(new_user_seed()), token=wrong)
     with pytest.raises(Denied, match="gw-9"):
         await bootstrap.request(command)
     await bootstrap.close()
-    assert (await world.operator.client.request(ListGateways())).gateways == ()
-    assert wrong not in world.system.layout.log("rollout").read_text()
+    assert (await killable_world.operator.client.request(ListGateways())).gateways == ()
+    assert wrong not in killable_world.system.layout.log("rollout").read_text()

@@ -102,20 +102,36 @@ class Measured:
         return (await self.client.js.stream_info("DLQ", subjects_filter=">")).state.subjects or {}
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+ON_BOTH = pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+
+
+@ON_BOTH
 async def measured(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Measured]:
-    databases = _new_databases(request.getfixturevalue("postgres")) if request.param == "postgres" else None
     async with AsyncExitStack() as stack:
-        system = await open_system(tmp_path, stack, databases)
-        await system.start("telemetry")
-        client = await system.connect("console")
-        stack.push_async_callback(client.close)
-        measured = Measured(system, client)
-        for gateway_id in ("gw-1", "gw-2", "gw-3", "gw-4"):
-            await measured.enrol(gateway_id)
-        await measured.start("edge-chat-1", release("1.0.0"))
-        await measured.tell(RolloutCompleted(blueprint="edge-chat", rollout="edge-chat-1", reason="", at=EARLIER))
-        yield measured
+        yield await measured_on(request, tmp_path, stack)
+
+
+@ON_BOTH
+async def killable(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Measured]:
+    """With the service as a process of its own."""
+    async with AsyncExitStack() as stack:
+        yield await measured_on(request, tmp_path, stack, killable=True)
+
+
+async def measured_on(
+    request: pytest.FixtureRequest, folder: Path, stack: AsyncExitStack, *, killable: bool = False
+) -> Measured:
+    databases = _new_databases(request.getfixturevalue("postgres")) if request.param == "postgres" else None
+    system = await open_system(folder, stack, databases, killable=killable)
+    await system.start("telemetry")
+    client = await system.connect("console")
+    stack.push_async_callback(client.close)
+    measured = Measured(system, client)
+    for gateway_id in ("gw-1", "gw-2", "gw-3", "gw-4"):
+        await measured.enrol(gateway_id)
+    await measured.start("edge-chat-1", release("1.0.0"))
+    await measured.tell(RolloutCompleted(blueprint="edge-chat", rollout="edge-chat-1", reason="", at=EARLIER))
+    return measured
 
 
 def batch(identity: str, gateway_id: str = "gw-1", requests: int = 1, **changes: Any) -> MeasurementBatch:
@@ -162,20 +178,20 @@ async def test_duplicates_count_once_and_late_batches_are_told_apart(measured: M
     assert len({w.started_at for w in windows}) == 1
 
 
-async def test_nothing_is_lost_or_told_twice_over_kills(measured: Measured) -> None:
+async def test_nothing_is_lost_or_told_twice_over_kills(killable: Measured) -> None:
     """Killed six times while batches stream in, at moments that differ: windows still add up exactly."""
     total = 0
     for round_ in range(6):
         for number in range(20):
-            await measured.send(batch(f"{round_}-{number}", requests=number))
+            await killable.send(batch(f"{round_}-{number}", requests=number))
             total += number
         await asyncio.sleep(0.17 * round_)
-        measured.system.kill("telemetry")
-        await measured.system.start("telemetry")
-    await eventually(measured.requests, lambda n: n >= total, "every request")
+        killable.system.kill("telemetry")
+        await killable.system.start("telemetry")
+    await eventually(killable.requests, lambda n: n >= total, "every request")
     await asyncio.sleep(1.5)
-    assert await measured.requests() == total
-    assert await measured.dead_letters() == {}
+    assert await killable.requests() == total
+    assert await killable.dead_letters() == {}
 
 
 async def test_foreign_and_impossible_batches_are_dead_lettered_and_the_service_goes_on(measured: Measured) -> None:
@@ -257,15 +273,15 @@ async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: M
     assert await measured.dead_letters() == {}
 
 
-async def test_a_batch_is_not_refused_for_an_event_that_was_not_delivered_yet(measured: Measured) -> None:
+async def test_a_batch_is_not_refused_for_an_event_that_was_not_delivered_yet(killable: Measured) -> None:
     """A process that dies with an event has it again after 10 s; what is stored by then decides."""
-    await measured.enrol("gw-9", ring="canary")
-    measured.system.kill("telemetry")
-    await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
+    await killable.enrol("gw-9", ring="canary")
+    killable.system.kill("telemetry")
+    await killable.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
     durable = "telemetry-slmops_rollout_started_v1"
-    reader = await measured.client.js.pull_subscribe_bind(durable, "EVENTS")
+    reader = await killable.client.js.pull_subscribe_bind(durable, "EVENTS")
     await reader.fetch(1, timeout=5)  # and never acknowledged, as by a process that died with it
-    await measured.system.start("telemetry")
-    await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
-    await eventually(measured.requests, lambda n: n == 7, "the canary")
-    assert await measured.dead_letters() == {}
+    await killable.system.start("telemetry")
+    await killable.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
+    await eventually(killable.requests, lambda n: n == 7, "the canary")
+    assert await killable.dead_letters() == {}
