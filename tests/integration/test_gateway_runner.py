@@ -319,7 +319,7 @@ async def test_a_refused_prompt_is_nobodys_failure(make_runner: MakeRunner) -> N
 
 async def test_without_a_model_and_with_too_many_requests_nobody_waits(make_runner: MakeRunner) -> None:
     serving = Serving(ServingLimits(max_requests=1))
-    with pytest.raises(NotReady, match="no model"):
+    with pytest.raises(NotReady, match="does not serve a model yet"):
         await served(serving, ask())
     runner = make_runner(context_tokens=512)
     await runner.start()
