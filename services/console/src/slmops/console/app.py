@@ -1,4 +1,4 @@
-"""Composition root of the command line: our command groups, and what other distributions add to them."""
+"""Composition root of the command line: our command groups, and the commands of other distributions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from slmops.console.commands import (
     streams,
     trust,
 )
-from slmops.console.session import reported
+from slmops.console.session import plugin_command
 from slmops.contracts.exit_codes import ExitCode
 
 PLUGINS = "slmops.commands"
-"""Entry point group: name of the command → a function for typer. `slmops up` comes from there."""
+"""Entry point group: name of the command → a function for typer. `slmops up` is registered there."""
 
 
 def _version(wanted: bool) -> None:
@@ -47,10 +47,10 @@ def root(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Small language models from weights to a fleet of edge gateways that answer with them.
+    """Take small language models from weights to a fleet of edge gateways that serve them.
 
-    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 a watched rollout did not complete, 65 wrong input, 70 a defect of
-    slmops, 75 not reachable now, 77 not permitted, 130 interrupted.
+    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 a watched rollout did not complete, 65 wrong input, 70 bug in
+    slmops, 75 temporarily unreachable, 77 not permitted, 130 interrupted.
     """
 
 
@@ -72,7 +72,7 @@ def build() -> typer.Typer:
     chat.declare(app)
     attention.declare(app)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):
-        app.command(entry.name)(reported(entry.load()))
+        app.command(entry.name)(plugin_command(entry.load()))
     return app
 
 
