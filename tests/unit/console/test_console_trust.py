@@ -142,16 +142,16 @@ def test_a_dry_run_shows_the_changes_without_making_them(folder: Folder, world: 
     calls = [("rotate", "root"), ("rotate", "targets", "--keep-keys"), ("rotate", "rollout"), ("revoke", "smollm2")]
     for name, *arguments in [*calls, ("revoke", "smollm2:1.0.0"), ("revoke", keyid[:8])]:
         before = everything_below(folder.root)
-        told = trust(name, folder, *arguments, "--dry-run")
+        planned = trust(name, folder, *arguments, "--dry-run")
         assert everything_below(folder.root) == before
-        assert told["changes"]
+        assert planned["changes"]
     old = move_keys("targets", folder, tmp_path / "old")
     trust("rotate", folder, "targets", "--keep-keys")
     before = everything_below(folder.root)
     sign = [f"--key={path}" for path in old]
-    told = trust("sign", folder, *sign, "--dry-run")["changes"]
+    planned = trust("sign", folder, *sign, "--dry-run")["changes"]
     assert everything_below(folder.root) == before
-    assert trust("sign", folder, *sign)["changes"] == told
+    assert trust("sign", folder, *sign)["changes"] == planned
     assert everything_below(folder.root) != before
 
 

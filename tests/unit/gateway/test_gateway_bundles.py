@@ -40,8 +40,8 @@ class Follower:
         self.refusals.append(error)
 
 
-class Island:
-    """A gateway without a network: its bundle folder, its trusted state and a recording follower."""
+class OfflineGateway:
+    """Simulates a gateway without a network: its bundle folder, its trusted state and a recording follower."""
 
     def __init__(self, root: Path, world: TrustWorld, grace: timedelta = timedelta()) -> None:
         self.root, self.world, self.follower = root, world, Follower()
@@ -118,44 +118,44 @@ def world(tmp_path: Path) -> TrustWorld:
 
 
 @pytest.fixture
-def island(tmp_path: Path, world: TrustWorld) -> Island:
-    return Island(tmp_path, world)
+def gateway(tmp_path: Path, world: TrustWorld) -> OfflineGateway:
+    return OfflineGateway(tmp_path, world)
 
 
-async def test_a_fresh_bundle_and_a_newer_one_are_accepted(island: Island, world: TrustWorld) -> None:
-    await island.accepts(bundle(world))
+async def test_a_fresh_bundle_and_a_newer_one_are_accepted(gateway: OfflineGateway, world: TrustWorld) -> None:
+    await gateway.accepts(bundle(world))
     world.publish()
-    await island.accepts(bundle(world, generation=2))
-    assert island.follower.generations == [1, 2]
+    await gateway.accepts(bundle(world, generation=2))
+    assert gateway.follower.generations == [1, 2]
 
 
-async def test_an_older_bundle_is_rejected_as_a_rollback(island: Island, world: TrustWorld) -> None:
+async def test_an_older_bundle_is_rejected_as_a_rollback(gateway: OfflineGateway, world: TrustWorld) -> None:
     old, old_plan = bundle(world, generation=2), bundle(world, generation=1)
     world.publish()
-    await island.accepts(bundle(world, generation=2))
-    assert await island.rejects(old) == Attack.ROLLBACK
+    await gateway.accepts(bundle(world, generation=2))
+    assert await gateway.rejects(old) == Attack.ROLLBACK
     newest = bundle(world, generation=1)
-    assert await island.rejects(newest) == Attack.ROLLBACK  # only the plan is older
-    assert await island.rejects(old_plan) == Attack.ROLLBACK
+    assert await gateway.rejects(newest) == Attack.ROLLBACK  # only the plan is older
+    assert await gateway.rejects(old_plan) == Attack.ROLLBACK
 
 
-async def test_mixed_metadata_of_two_bundles_is_rejected(island: Island, world: TrustWorld) -> None:
+async def test_mixed_metadata_of_two_bundles_is_rejected(gateway: OfflineGateway, world: TrustWorld) -> None:
     first = metadata(world)
     world.publish()
     second, version = metadata(world), world.version("snapshot")
     only_newest_timestamp = first | {"timestamp.json": second["timestamp.json"]}
-    assert await island.rejects(bundle(world, only_newest_timestamp)) == Attack.MIX_AND_MATCH
+    assert await gateway.rejects(bundle(world, only_newest_timestamp)) == Attack.MIX_AND_MATCH
     older = first[f"{version - 1}.snapshot.json"]
     replaced = second | {f"{version}.snapshot.json": older}
-    assert await island.rejects(bundle(world, replaced)) == Attack.MIX_AND_MATCH
+    assert await gateway.rejects(bundle(world, replaced)) == Attack.MIX_AND_MATCH
 
 
 async def test_a_bundle_for_another_blueprint_is_rejected_whatever_its_index_says(
-    island: Island, world: TrustWorld
+    gateway: OfflineGateway, world: TrustWorld
 ) -> None:
-    assert await island.rejects(bundle(world, blueprint="kiosk", planned="kiosk")) == Attack.MIX_AND_MATCH
-    await island.accepts(bundle(world))
-    assert await island.rejects(bundle(world, planned="kiosk")) == Attack.MIX_AND_MATCH
+    assert await gateway.rejects(bundle(world, blueprint="kiosk", planned="kiosk")) == Attack.MIX_AND_MATCH
+    await gateway.accepts(bundle(world))
+    assert await gateway.rejects(bundle(world, planned="kiosk")) == Attack.MIX_AND_MATCH
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ async def test_the_gateways_grace_decides_how_old_a_bundle_may_be(
     tmp_path: Path, age: timedelta, grace: timedelta, attack: Attack | None
 ) -> None:
     world = TrustWorld(tmp_path, NOW - age)
-    island = Island(tmp_path, world, grace)
+    gateway = OfflineGateway(tmp_path, world, grace)
     if attack is None:
-        await island.accepts(bundle(world))
+        await gateway.accepts(bundle(world))
     else:
-        assert await island.rejects(bundle(world)) == attack
+        assert await gateway.rejects(bundle(world)) == attack
 
 
 async def test_the_grace_does_not_apply_to_the_metadata_of_keyholders(tmp_path: Path) -> None:
@@ -186,32 +186,34 @@ async def test_the_grace_does_not_apply_to_the_metadata_of_keyholders(tmp_path: 
         world = TrustWorld(root, NOW - age)
         manifest = Descriptor.of(b"manifest", OCI_MANIFEST)
         world.publish(content=b"manifest")
-        island = Island(root, world, timedelta(days=90))
-        await island.accepts(bundle(world))
+        gateway = OfflineGateway(root, world, timedelta(days=90))
+        await gateway.accepts(bundle(world))
         fields = {"revision": 1, "model": "smollm2", "version": "1.0.0", "size_bytes": 1}
         wanted = Release.model_validate(fields | {"manifest": manifest, "signature": manifest})
         if trusted:
-            await island.trust.check(wanted)
+            await gateway.trust.check(wanted)
             continue
         with pytest.raises(TrustRefused, match=Attack.EXPIRED):
-            await island.trust.check(wanted)
+            await gateway.trust.check(wanted)
 
 
 async def test_an_expired_plan_in_a_fresh_bundle_is_rejected(tmp_path: Path) -> None:
     world = TrustWorld(tmp_path)
-    island = Island(tmp_path, world)
-    await island.accepts(bundle(world))
+    gateway = OfflineGateway(tmp_path, world)
+    await gateway.accepts(bundle(world))
     world.now = NOW - timedelta(days=8)  # the plan is older than the repository's metadata
-    assert await island.rejects(bundle(world, generation=2)) == Attack.FREEZE
+    assert await gateway.rejects(bundle(world, generation=2)) == Attack.FREEZE
 
 
-async def test_a_damaged_bundle_is_reported_and_the_next_is_accepted(island: Island, world: TrustWorld) -> None:
+async def test_a_damaged_bundle_is_reported_and_the_next_is_accepted(
+    gateway: OfflineGateway, world: TrustWorld
+) -> None:
     damaged = bundle(world)
     data = bytearray(damaged.read_bytes())
     data[data.index(b'"signed"') + 20] ^= 1
-    (island.drop / "damaged.slmops").write_bytes(data)
-    await island.process_folder()
-    [error] = island.follower.refusals
+    (gateway.drop / "damaged.slmops").write_bytes(data)
+    await gateway.process_folder()
+    [error] = gateway.follower.refusals
     assert error.code == "invalid_bundle"
-    island.follower.refusals.clear()
-    await island.accepts(damaged)
+    gateway.follower.refusals.clear()
+    await gateway.accepts(damaged)

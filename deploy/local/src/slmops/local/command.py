@@ -59,12 +59,12 @@ async def _run(system: System, console: Console) -> None:
 
 
 async def _until_cancelled(system: System, console: Console) -> None:
-    def tell(state: ProcessState) -> None:
+    def print_state(state: ProcessState) -> None:
         if not console.is_terminal:
             console.print(f"{state.name}: {state.status}, pid {state.pid}, restarts {state.restarts}")
 
     try:
-        await system.start(tell)
+        await system.start(print_state)
         console.print("Ready. In another terminal: [bold]slmops gateway ls[/], [bold]slmops chat[/]. Ctrl-C stops.")
         await asyncio.Event().wait()
     finally:

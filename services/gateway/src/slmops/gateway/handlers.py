@@ -73,7 +73,7 @@ class Agent:
 
     @property
     def started(self) -> bool:
-        """Whether the installed release was restored, or nothing was installed."""
+        """Whether the start is complete: the installed or factory release serves, was rejected, or does not exist."""
         return self._started.is_set()
 
     async def run(self) -> None:

@@ -69,7 +69,8 @@ def _held(rollouts: Sequence[RolloutView]) -> Iterator[Item]:
                 kind="rollout_held",
                 what=f"{rollout.rollout} is held at stage {rollout.stages[rollout.stage].name}: {rollout.reason}",
                 where=rollout.blueprint,
-                fix=f"Run slmops rollout watch {rollout.blueprint}; wait, or slmops rollout abort {rollout.blueprint}",
+                fix=f"Watch it: slmops rollout watch {rollout.blueprint}. "
+                f"Wait, or end it: slmops rollout abort {rollout.blueprint}",
             )
 
 

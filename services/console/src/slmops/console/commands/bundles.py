@@ -39,7 +39,7 @@ from slmops.kit.bundle import BundleFile, write_bundle
 from slmops.kit.clock import utc_now
 from slmops.kit.trust.asking import Answers
 
-app = typer.Typer(name="bundle", help="Updates for gateways without a network.", no_args_is_help=True)
+app = typer.Typer(name="bundle", help="Export and import updates for gateways without a network.", no_args_is_help=True)
 _ASKS_AS = "console"
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A file written by `slmops bundle export`.")]
 

@@ -20,7 +20,9 @@ from slmops.contracts.errors import Denied, InvalidMessage, NotFound
 if TYPE_CHECKING:
     from slmops.kit.delta import DeltaFile, Stat
 
-app = typer.Typer(name="delta", help="Bit-exact differences between two versions, by tensor.", no_args_is_help=True)
+app = typer.Typer(
+    name="delta", help="Make and apply bit-exact deltas between two versions, by tensor.", no_args_is_help=True
+)
 R = TypeVar("R")
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A model file or folder to start from.")]
 

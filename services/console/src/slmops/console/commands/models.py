@@ -23,7 +23,9 @@ from slmops.kit.clock import utc_now
 __all__ = ["app", "find_versions", "push", "query", "variant_app", "wait_until_packaged"]
 
 app = typer.Typer(name="model", help="Push models and show their state.", no_args_is_help=True)
-variant_app = typer.Typer(name="variant", help="Variants that the optimizer made of a version.", no_args_is_help=True)
+variant_app = typer.Typer(
+    name="variant", help="List the variants that the optimizer made of a version.", no_args_is_help=True
+)
 Reference = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A model, or one version of it.")]
 
 

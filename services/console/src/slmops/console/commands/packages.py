@@ -24,7 +24,7 @@ from slmops.kit.clock import utc_now
 from slmops.kit.oci_layout import is_layout, manifest_digest_of, verify_layout
 from slmops.kit.package import verify_package
 
-app = typer.Typer(name="package", help="Signed packages: list, export, verify, withdraw.", no_args_is_help=True)
+app = typer.Typer(name="package", help="List, export, verify and withdraw signed packages.", no_args_is_help=True)
 Reference = Annotated[
     str, typer.Argument(metavar="MODEL:VERSION|DIGEST", help="A version, or the digest of a manifest.")
 ]
@@ -137,7 +137,10 @@ async def withdraw(
     profile: Profile = None,
     reason: Annotated[str, typer.Option(help="Reason; it is stored with the event.")] = "",
     even_if_running: Annotated[
-        bool, typer.Option("--even-if-running", help="Ignore gateways that last reported as running it: they are lost.")
+        bool,
+        typer.Option(
+            "--even-if-running", help="Ignore gateways that last reported as running it, because they are lost."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be withdrawn, and change nothing.")

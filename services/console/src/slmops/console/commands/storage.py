@@ -44,7 +44,7 @@ async def gc(
         typer.Option(metavar="DURATION", help="Keep blobs that were used within this time: 12h, 30d. Default: 7d."),
     ] = None,
 ) -> None:
-    """Remove blobs that no version, variant or package names, and the remains of failed uploads.
+    """Remove blobs that no version, variant or package names, and files of failed uploads.
 
     Source files and unpackaged variants of retired versions are removed. Packages are kept, because a gateway may
     return to them. The command may run at any time and may be interrupted. It does not touch blobs that are being

@@ -139,7 +139,7 @@ async def resize_command(
 
 @command(app, "accept", "slmops stream accept EVENTS")
 async def accept(session: Session, name: StreamName) -> None:
-    """Accept the messages that a stream's consumers missed as lost, so that blocked work continues.
+    """Accept that a stream's consumers missed messages, so that blocked work continues.
 
     Restore what can be restored first. After a gap of EVENTS is accepted, `slmops storage gc` removes blobs that only
     the lost events name.

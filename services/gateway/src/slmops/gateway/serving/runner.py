@@ -1,4 +1,4 @@
-"""A model runner in its own process, so that a crash in native code or a model without end cannot stop the agent."""
+"""A model runner in its own process, so that a crash in native code or a runaway model cannot stop the agent."""
 
 from __future__ import annotations
 
