@@ -1,4 +1,4 @@
-# make help lists what there is. Every target sets up first; that is quick when nothing changed.
+# `make help` lists the targets. Every target runs the setup first, which is quick if nothing changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ SOURCES := shared services deploy tests docs
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta fuzz tuf-conformance clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 setup: $(STAMP)  ## install everything into .venv
@@ -23,20 +23,20 @@ $(STAMP): $(PROJECTS)
 	  $(addprefix --editable ./,$(DISTRIBUTIONS)) --group dev
 	@touch $@
 
-demo: setup  ## the main job: from a GGUF file to three answering gateways (ARGS="--model PATH" for your own)
+demo: setup  ## run the demo: from a GGUF file to three gateways that serve it (ARGS="--model PATH" for your own)
 	@$(BIN)/slmops demo $(ARGS)
 
 up: setup  ## keep the system running for your own use
 	@$(BIN)/slmops up $(ARGS)
 
-# Two at a time, for most of them wait for processes; a file's tests share servers; those that take longest first.
-test: setup  ## all tests but the slow ones (ARGS="-n 0 -x": one at a time, until the first failure)
+# Two workers, because most tests wait for processes. The tests of a file share servers. The longest files run first.
+test: setup  ## run all tests except the slow ones (ARGS="-n 0 -x": one at a time, until the first failure)
 	@$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: setup  ## the tests that take minutes: the demo, containers, each process killed again and again
+test-slow: setup  ## run the tests that take minutes: the demo, containers, repeated kills of each process
 	@$(BIN)/pytest -m slow $(ARGS)
 
-check: setup  ## format, lint, types, layers, generated documents
+check: setup  ## check format, lint, types, layers, generated documents
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
@@ -46,26 +46,26 @@ check: setup  ## format, lint, types, layers, generated documents
 docs: setup  ## generate docs/events.md, docs/states and docs/asyncapi
 	@$(BIN)/python docs/generate.py
 
-bench: setup  ## measure ours against the bare tools, side by side; writes build/bench (ARGS="bus objects": only these)
+bench: setup  ## measure slmops against the bare tools, side by side; writes build/bench (ARGS="bus objects": only these)
 	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 
-bench-optimizer: setup  ## every recipe on a real model, beside the builder's own (about an hour; ARGS="--minutes 5": a short student)
+bench-optimizer: setup  ## measure every recipe on a real model, beside the builder's own (about an hour; ARGS="--minutes 5": short distillation)
 	@PYTHONPATH=tests $(BIN)/python -m bench.optimizer $(ARGS)
 
-bench-delta: setup  ## updates between versions of a real model, beside bsdiff, xdelta3, zstd and casync (half an hour; ARGS="--ours")
+bench-delta: setup  ## measure updates between versions of a real model, beside bsdiff, xdelta3, zstd and casync (half an hour; ARGS="--ours")
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	@PYTHONPATH=tests $(BIN)/python -m bench.delta $(ARGS)
 
-fuzz: setup  ## feed readers what nobody would send (ARGS="bundle --seconds 300"); what is new is kept in tests/corpus
+fuzz: setup  ## fuzz the file readers (ARGS="bundle --seconds 300"); new inputs are kept in tests/corpus
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
 	@cd tests && ../$(BIN)/python -m fuzz $(or $(ARGS),delta)
 
-tuf-conformance: setup  ## TUF's own suite against `slmops trust client` (SUITE=a checkout of theupdateframework/tuf-conformance)
-	@test -d "$(SUITE)" || { echo "say where the suite is: make tuf-conformance SUITE=FOLDER" >&2; exit 2; }
+tuf-conformance: setup  ## run TUF's conformance suite against `slmops trust client` (SUITE=a checkout of theupdateframework/tuf-conformance)
+	@test -d "$(SUITE)" || { echo "name the folder of the suite: make tuf-conformance SUITE=FOLDER" >&2; exit 2; }
 	@command -v faketime >/dev/null || { echo "the suite needs faketime (Debian: apt-get install faketime)" >&2; exit 2; }
 	@test -x build/tuf-conformance/bin/python || $(PYTHON) -m venv build/tuf-conformance
 	@build/tuf-conformance/bin/python -m pip install --quiet "$(SUITE)"
 	@cd "$(SUITE)" && $(CURDIR)/build/tuf-conformance/bin/pytest tuf_conformance --entrypoint=$(CURDIR)/tests/conformance/tuf-client -q $(ARGS)
 
-clean:  ## remove what was built and installed
+clean:  ## remove everything that was built and installed
 	rm -rf $(VENV) build

@@ -1,7 +1,7 @@
-"""Health of the process in this container: `healthy.py URL` exits 0 if it is healthy. Standard library only.
+"""Checks the health of this container's process: `healthy.py URL` exits 0 if it is healthy. Standard library only.
 
-`http://…` must answer 200. `nats://HOST:PORT` must greet as nats-server does once its streams are recovered; that
-needs no credential and no monitoring port.
+`http://…` must answer with 200. `nats://HOST:PORT` must send the greeting of nats-server, which it sends after its
+streams are recovered; this needs no credential and no monitoring port.
 """
 
 import socket
@@ -24,9 +24,9 @@ def nats_greets(url: str) -> bool:
 
 
 def main(url: str) -> None:
-    look = nats_greets if url.startswith("nats://") else http_answers
+    check = nats_greets if url.startswith("nats://") else http_answers
     try:
-        sys.exit(None if look(url) else f"{url} does not answer as it should")
+        sys.exit(None if check(url) else f"{url} did not give the expected answer")
     except OSError as error:
         sys.exit(f"{url}: {error}")
 

@@ -1,8 +1,8 @@
-"""Makes the keys and the configuration of a deployment in containers, once; each container gets only its own.
+"""Makes the keys and the configuration of a deployment in containers. Each container gets only its own.
 
-The authority's volume holds every seed, and no other container mounts it. Every other volume becomes `/data` in its
-container: what it needs lies in `keys/`, belongs to root, and can be read there and not be changed. Run again, it
-keeps what is there and signs the services' credentials anew, so that a changed table of permissions takes effect.
+The authority's volume holds all seeds, and no other container mounts it. Every other volume becomes `/data` in its
+container. Its keys are in `keys/`, owned by root, so that the container can read but not change them. A second run
+keeps existing keys and signs the services' credentials again, so that a changed permission table takes effect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AUTHORITY = Path("/authority")
 SERVICES = Path("/services")
 GATEWAYS = Path("/gateways")
 DATA = Path("/data")
-"""Where each container sees its own volume."""
+"""Where each container mounts its own volume."""
 GROUP = 10001
 """The user and group `slmops` of the image."""
 USES_OBJECTS = ("registry", "optimizer", "packager")
@@ -33,14 +33,14 @@ def main() -> None:
     layout = Layout(AUTHORITY)
     layout.prepare()
     for home in sorted(SERVICES.iterdir()):
-        _hand_over(home, _server_files(layout, home) or _service_files(layout, home.name))
+        _write_keys(home, _server_files(layout, home) or _service_files(layout, home.name))
     for home in sorted(GATEWAYS.iterdir()):
         paths = (layout.creds(ENROL_USER), layout.enrolment_token, layout.trusted_key)
-        _hand_over(home, _copies(paths) | {"trusted-root.json": layout.trusted_root.read_text()})
+        _write_keys(home, _copies(paths) | {"trusted-root.json": layout.trusted_root.read_text()})
 
 
 def _server_files(layout: Layout, home: Path) -> dict[str, str]:
-    """Returns nothing for a folder that does not belong to a server."""
+    """Returns the files of a server; an empty dict for a folder that does not belong to a server."""
     if home.name == "nats":
         store = DATA / "store"
         return {"nats-server.conf": server_config(layout.authority(), store, port=4222, host="0.0.0.0")}  # noqa: S104
@@ -63,7 +63,7 @@ def _service_files(layout: Layout, service: str) -> dict[str, str]:
         files["s3.env"] = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
     if service == "packager":
         files |= _copies([layout.signing_key])
-        # Of the trust repository what is online and what is public; keyholders' keys stay with the authority.
+        # Only online keys and public metadata of the trust repository. Keyholders' keys stay with the authority.
         for folder in (layout.trust.online, layout.trust.metadata):
             files |= {f"tuf/{folder.name}/{path.name}": path.read_text() for path in sorted(folder.iterdir())}
     if service == "rollout":
@@ -75,8 +75,8 @@ def _copies(paths: Iterable[Path]) -> dict[str, str]:
     return {path.name: path.read_text() for path in paths}
 
 
-def _hand_over(home: Path, files: Mapping[str, str]) -> None:
-    """Write the files for the container whose volume is mounted at `home`, which is given to it."""
+def _write_keys(home: Path, files: Mapping[str, str]) -> None:
+    """Writes the files of the container whose volume is mounted at `home`, and makes its user the volume's owner."""
     keys = home / "keys"
     keys.mkdir(exist_ok=True)
     os.chown(keys, 0, GROUP)

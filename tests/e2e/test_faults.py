@@ -266,7 +266,7 @@ def test_a_port_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
 def test_one_system_per_folder(up: Up) -> None:
     done = up("up", within_s=AT_ONCE_S)
     assert done.exit_code == NOT_NOW
-    assert "error [conflict]: another slmops runs on this data folder" in done.err
+    assert "error [conflict]: another slmops uses this data folder" in done.err
     assert str(up.data) in done.err
     assert up("model", "ls").exit_code == 0, "the first one goes on"
 

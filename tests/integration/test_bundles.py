@@ -175,5 +175,5 @@ async def test_a_bundle_of_deltas_is_for_those_that_have_the_base(site: Site, tm
             assert weights(await acquirer.acquire(second)) == versions.weights[1]
             assert acquirer.fetched_bytes == made.delta.size
         else:
-            with pytest.raises(TemporaryError, match="does not hold what this gateway lacks"):
+            with pytest.raises(TemporaryError, match="lacks a file that this gateway needs"):
                 await acquirer.acquire(second)

@@ -73,7 +73,7 @@ async def test_an_answer_comes_whole_and_in_pieces_and_with_its_figures(world: W
     assert streamed.out == whole.out
     assert "12 tokens, " in whole.err
     unknown = await slmops("chat", "gw-3", QUESTION, "--json")
-    assert (unknown.exit_code, unknown.problem["fix"]) == (1, "Use one of gw-1, gw-2, or --url.")
+    assert (unknown.exit_code, unknown.problem["fix"]) == (1, "Use one of: gw-1, gw-2; or use --url.")
     gone = await slmops("chat", QUESTION, "--json")  # the first gateway, where nobody listens
     assert (gone.exit_code, gone.problem["code"]) == (75, "unreachable")
 

@@ -228,7 +228,7 @@ async def test_an_upload_that_keeps_failing_is_unreachable_without_the_signature
 async def test_a_file_that_has_another_size_by_now_is_not_sent(source: Source, change_bytes: int) -> None:
     hashed = source.file.model_copy(update={"size_bytes": source.file.size_bytes + change_bytes})
     async with store() as (url, bodies), httpx.AsyncClient() as http:
-        with pytest.raises(DigestMismatch, match="changed while it was pushed"):
+        with pytest.raises(DigestMismatch, match="changed during the push"):
             await engine._put(http, url, Source(source.path, hashed), lambda _: None)
     assert bodies == []
 

@@ -48,7 +48,7 @@ async def test_streams_are_listed_with_their_consumers_and_gaps(world: World, sl
     assert (ours["name"], ours["pending"], ours["gap"]["first"], ours["gap"]["last"]) == (OURS.consumer, 1, 1, 1)
     assert (found["WINDOWS"]["refuses"], found["WINDOWS"]["max_age"]) == (False, "P30D")
     shown = (await slmops("stream", "ls")).out
-    for text in ("EVENTS", "refuses", "drops the oldest", "30 d", OURS.consumer, "1 to 1: removed"):
+    for text in ("EVENTS", "refuses new", "drops oldest", "30 d", OURS.consumer, "1 to 1: removed"):
         assert text in shown
 
 
@@ -66,9 +66,9 @@ async def test_a_full_stream_is_enlarged_and_takes_messages_again(
 @pytest.mark.parametrize(
     ("arguments", "code", "exit_code", "says"),
     [
-        (("EVENTS", "8KiB"), "illegal_transition", 1, "would remove some"),
-        (("EVENTS", "8KiB", "--force"), "illegal_transition", 1, "would remove some"),
-        (("WINDOWS", "8KiB"), "invalid_message", 65, "and 8KiB is less"),
+        (("EVENTS", "8KiB"), "illegal_transition", 1, "would drop messages"),
+        (("EVENTS", "8KiB", "--force"), "illegal_transition", 1, "would drop messages"),
+        (("WINDOWS", "8KiB"), "invalid_message", 65, "8KiB is below"),
         (("EVENTS", "1024TiB"), "disk_full", 75, "cannot reserve"),
         (("NOTHING", "1GiB"), "not_found", 1, "no stream NOTHING"),
     ],
@@ -100,7 +100,7 @@ async def test_a_gap_is_accepted_once(world: World, slmops: Cli) -> None:
     await make_a_gap(world)
     done = await slmops("stream", "accept", "EVENTS", "--json")
     assert [(gap["consumer"], gap["first"], gap["last"]) for gap in done.json["accepted"]] == [(OURS.consumer, 1, 1)]
-    assert "There was no gap" in (await slmops("stream", "accept", "EVENTS")).out
+    assert "There are no gaps" in (await slmops("stream", "accept", "EVENTS")).out
     assert (await slmops("stream", "accept", "NOTHING", "--json")).problem["code"] == "not_found"
 
 

@@ -293,4 +293,4 @@ def test_wrong_calls_are_typed_errors(client: Client, world: TrustWorld, tmp_pat
     assert (fresh.exit_code, json.loads(fresh.stderr)["code"]) == (1, "not_found")
     taken = client("init", str(world.folder.first_root), **{"metadata-dir": str(tmp_path / "text")})
     assert (taken.exit_code, json.loads(taken.stderr)["code"]) == (1, "denied")
-    assert json.loads(slmops("trust", "client", "--json", "refresh").stderr)["what"] == "--metadata-dir is needed"
+    assert json.loads(slmops("trust", "client", "--json", "refresh").stderr)["what"] == "--metadata-dir is required"

@@ -60,7 +60,7 @@ async def test_a_device_whose_factory_folder_is_damaged_starts_and_says_so(tmp_p
     (device.factory / "release.json").write_text('{"revision": 0}')
     async with device.on() as api:
         assert (await api.post("/v1/chat/completions", json=HELLO)).status_code == 503
-    assert "this is not a release" in device.log
+    assert "the factory release document is not valid" in device.log
 
 
 # ---- what the plan changes --------------------------------------------------------------------------------

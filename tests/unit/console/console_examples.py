@@ -1,4 +1,4 @@
-"""Views as services answer with them, and the command line as a function."""
+"""Example views as services return them, and a function that runs the command line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AT = NOW - timedelta(minutes=5)
 
 
 def nothing_set_up(monkeypatch: pytest.MonkeyPatch, nowhere: Path) -> None:
-    """No system on this machine, nobody's environment, and no server where one is looked for."""
+    """Hides any system on this machine: no environment variables, no data folder, an address without a server."""
     for name in ("SLMOPS_NATS_CREDS", "SLMOPS_DATA", "SLMOPS_TRACE_FILE", "TRACEPARENT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLMOPS_NATS_URL", "nats://127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""What needs a person, decided from what the bus and the services say."""
+"""The items of `slmops attention`, made from the state of streams, dead letters and rollouts."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ def kinds(*views: StreamView) -> list[tuple[str, str]]:
     return [(item.kind, item.where) for item in items(views, (), ())]
 
 
-def test_when_all_is_well_nothing_needs_attention() -> None:
+def test_a_healthy_system_needs_no_attention() -> None:
     assert items([stream()], [], [rollout()]) == []
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.69, False), (0.7, True), (1.0, True)])
-def test_a_stream_that_refuses_is_told_from_70_percent_on(share: float, told: bool) -> None:
-    assert kinds(stream(share=share)) == ([("stream_full", "EVENTS")] if told else [])
+@pytest.mark.parametrize(("share", "listed"), [(0.69, False), (0.7, True), (1.0, True)])
+def test_a_stream_that_refuses_messages_is_listed_from_70_percent_on(share: float, listed: bool) -> None:
+    assert kinds(stream(share=share)) == ([("stream_full", "EVENTS")] if listed else [])
 
 
-def test_a_stream_that_forgets_or_has_no_limit_is_never_full() -> None:
+def test_a_stream_that_drops_messages_or_has_no_limit_is_never_listed() -> None:
     unlimited = stream(share=5).model_copy(update={"limit_bytes": None})
     assert kinds(stream("WINDOWS", 1, refuses=False), unlimited) == []
 
 
-def test_a_full_stream_names_the_command_that_helps() -> None:
+def test_the_fix_of_a_full_stream_is_a_resize_command() -> None:
     (item,) = items([stream(share=0.8)], (), ())
     assert item.what.startswith("80% of 1GiB used")
     assert item.fix == "slmops stream resize EVENTS 2GiB"
 
 
-def test_a_gap_is_told_for_each_consumer_that_has_one() -> None:
+def test_each_consumer_with_a_gap_is_listed() -> None:
     gap = Gap(first=3, last=9, why="removed", found_at=AT)
     consumers = (ConsumerView(name="registry-x", pending=0, gap=gap), ConsumerView(name="packager-x", pending=4))
     (item,) = items([stream().model_copy(update={"consumers": consumers})], (), ())
@@ -74,7 +74,7 @@ def test_a_gap_is_told_for_each_consumer_that_has_one() -> None:
     assert "slmops stream accept EVENTS" in item.fix
 
 
-def test_dead_letters_are_grouped_by_consumer_code_and_gateway_the_newest_first() -> None:
+def test_dead_letters_are_grouped_by_consumer_code_and_gateway_newest_first() -> None:
     letters = [letter(1), letter(2, "measure.gw-2"), letter(3), letter(4, code="denied")]
     found = items([stream("DLQ", messages=4, refuses=False)], letters, ())
     assert [(item.where, item.what.partition(",")[0]) for item in found] == [
@@ -83,15 +83,15 @@ def test_dead_letters_are_grouped_by_consumer_code_and_gateway_the_newest_first(
         ("measure.gw-2 for telemetry", "1 × invalid_message"),
     ]
     assert found[1].what.endswith("reason 3")
-    assert found[1].fix == "Mend the cause, then slmops dlq replay 3 and the others"
+    assert found[1].fix == "Fix the cause, then run: slmops dlq replay 3 (and the others)"
 
 
-def test_letters_that_were_not_read_are_told() -> None:
+def test_the_number_of_unread_dead_letters_is_listed() -> None:
     found = items([stream("DLQ", messages=1200, refuses=False)], [letter(1200)], ())
-    assert found[-1].what == "1199 older dead letters were not looked at"
+    assert found[-1].what == "1199 older dead letters were not read"
 
 
-def test_a_rollout_that_is_held_needs_a_person() -> None:
+def test_a_held_rollout_is_listed() -> None:
     (item,) = items((), (), [rollout("held"), rollout("completed")])
     assert (item.kind, item.where) == ("rollout_held", "edge-chat")
     assert "slmops rollout abort edge-chat" in item.fix

@@ -1,4 +1,4 @@
-"""Every command explains itself, and every wrong call ends in a typed error with its exit code."""
+"""Every command has help with an example, and every wrong call ends in a typed error with its exit code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that does something, with the words that call it."""
+    """Yields every command (not the groups) with the words that call it."""
     for name, child in getattr(command, "commands", {}).items():
         if hasattr(child, "commands"):
             yield from leaves(child, (*path, name))
@@ -48,7 +48,7 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 COMMANDS = dict(leaves(typer.main.get_command(console.build())))
 
 
-def test_the_commands_are_all_there() -> None:
+def test_all_expected_commands_exist() -> None:
     ours = {" ".join(path) for path, command in COMMANDS.items() if "--traceparent" in str(option_names(command))}
     assert ours == EXPECTED
 
@@ -70,14 +70,14 @@ def test_help_has_an_example_and_the_example_parses(path: tuple[str, ...]) -> No
 
 
 def behind(path: tuple[str, ...], words: list[str]) -> list[str]:
-    """The words after the command's own name; a group may have options before it."""
+    """Returns the words after the command's name. A group may have options before it."""
     rest = iter(words)
     assert all(name in rest for name in path)
     return list(rest)
 
 
 @pytest.mark.parametrize("path", [tuple(name.split()) for name in sorted(EXPECTED)], ids=" ".join)
-def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[str, ...]) -> None:
+def test_every_command_has_the_common_options(path: tuple[str, ...]) -> None:
     assert {"--json", "--data", "--traceparent"} <= set(option_names(COMMANDS[path]))
 
 
@@ -146,7 +146,7 @@ def test_every_command_speaks_json_and_can_be_pointed_at_a_system(path: tuple[st
         (["attention"], "unreachable", 75),
     ],
 )
-def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:
+def test_a_wrong_call_ends_in_a_typed_error(tmp_path: Path, arguments: list[str], code: str, exit_code: int) -> None:
     files = {name: tmp_path / f"{name}.gguf" for name in ("gguf", "missing", "text", "truncated", "foreign", "folder")}
     make_gguf(files["gguf"])
     make_gguf(files["foreign"], architecture="mamba")
@@ -155,21 +155,21 @@ def test_a_wrong_call_is_a_typed_error(tmp_path: Path, arguments: list[str], cod
     files["folder"].mkdir()
     given = [argument.format(**files) for argument in arguments]
 
-    for_machines = slmops(*given, "--json")
-    assert for_machines.exit_code == exit_code
-    assert for_machines.stdout == ""
-    problem = json.loads(for_machines.stderr)
+    with_json = slmops(*given, "--json")
+    assert with_json.exit_code == exit_code
+    assert with_json.stdout == ""
+    problem = json.loads(with_json.stderr)
     assert problem["code"] == code
 
-    for_people = slmops(*given)
-    assert for_people.exit_code == exit_code
-    assert f"error [{code}]: {problem['what']}" in for_people.stderr
-    assert (f"where: {problem['where']}" in for_people.stderr) is bool(problem["where"])
-    assert (f"fix:   {problem['fix']}" in for_people.stderr) is bool(problem["fix"])
-    assert "Traceback" not in for_people.stderr
+    as_text = slmops(*given)
+    assert as_text.exit_code == exit_code
+    assert f"error [{code}]: {problem['what']}" in as_text.stderr
+    assert (f"where: {problem['where']}" in as_text.stderr) is bool(problem["where"])
+    assert (f"fix:   {problem['fix']}" in as_text.stderr) is bool(problem["fix"])
+    assert "Traceback" not in as_text.stderr
 
 
-def test_a_bad_golden_prompt_is_named_by_file_and_line(tmp_path: Path) -> None:
+def test_the_error_for_a_bad_golden_prompt_names_file_and_line(tmp_path: Path) -> None:
     golden = tmp_path / "prompts.jsonl"
     golden.write_text('{"prompt": "Capital of France?", "expect": ["Paris"]}\n\n{"prompt": "2+2?", "expect": []}\n')
     done = slmops("model", "push", str(make_gguf(tmp_path / "m.gguf")), *PUSH, "--golden", str(golden), "--json")
@@ -177,14 +177,14 @@ def test_a_bad_golden_prompt_is_named_by_file_and_line(tmp_path: Path) -> None:
     assert json.loads(done.stderr)["where"] == f"{golden} line 3"
 
 
-def test_an_empty_file_of_golden_prompts_is_refused(tmp_path: Path) -> None:
+def test_an_empty_file_of_golden_prompts_is_rejected(tmp_path: Path) -> None:
     golden = tmp_path / "prompts.jsonl"
     golden.write_text("\n\n")
     done = slmops("model", "push", str(make_gguf(tmp_path / "m.gguf")), *PUSH, "--golden", str(golden), "--json")
     assert (done.exit_code, json.loads(done.stderr)["code"]) == (65, "invalid_message")
 
 
-def test_a_wrong_blueprint_names_every_wrong_field() -> None:
+def test_the_error_for_a_wrong_blueprint_names_every_wrong_field() -> None:
     text = "name: Edge Chat\nmodel: smollm2\nstages:\n  - name: canary\n    percent: 200\ncolour: red\n"
     done = slmops("blueprint", "apply", "-", "--json", stdin=text)
     problem = json.loads(done.stderr)
@@ -193,25 +193,25 @@ def test_a_wrong_blueprint_names_every_wrong_field() -> None:
         assert field in problem["what"]
 
 
-def test_wrong_usage_is_told_by_exit_code_2() -> None:
+def test_wrong_usage_exits_with_2() -> None:
     assert slmops("rollout", "start").exit_code == 2
     assert slmops("model", "push", "x", "--name", "n").exit_code == 2
     assert slmops("no-such-command").exit_code == 2
 
 
-def test_commands_of_other_distributions_appear_and_have_the_same_manners(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint("taken", "test_console_commands:taken", console.PLUGINS)
+def test_commands_of_other_distributions_are_added_and_report_errors_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("listen", "test_console_commands:listen", console.PLUGINS)
     monkeypatch.setattr(console, "entry_points", lambda group: [entry] if group == console.PLUGINS else [])
-    monkeypatch.setattr(EntryPoint, "load", lambda _: taken)
-    done = slmops("taken", "--port", "80", app=console.build())
+    monkeypatch.setattr(EntryPoint, "load", lambda _: listen)
+    done = slmops("listen", "--port", "80", app=console.build())
     assert done.exit_code == PortTaken.exit_code
-    assert "error [port_taken]: somebody listens on 80" in done.stderr
-    assert "Example: slmops taken" in slmops("taken", "--help", app=console.build()).output
+    assert "error [port_taken]: port 80 is taken" in done.stderr
+    assert "Example: slmops listen" in slmops("listen", "--help", app=console.build()).output
 
 
-def taken(port: int = 1) -> None:
-    """Take a port.
+def listen(port: int = 1) -> None:
+    """Listen on a port.
 
-    Example: slmops taken
+    Example: slmops listen
     """
-    raise PortTaken(f"somebody listens on {port}")
+    raise PortTaken(f"port {port} is taken")

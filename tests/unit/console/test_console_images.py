@@ -1,4 +1,4 @@
-"""What goes into an image, without an engine: which bytes, which labels, and nothing that is secret."""
+"""The content of an image, without an engine: its bytes, its labels, and no secrets."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def everything(factory: Factory) -> bytes:
 # ---- the tar ----------------------------------------------------------------------------------------------
 
 
-def test_a_context_follows_from_its_files_alone_and_not_from_the_disk(tmp_path: Path) -> None:
+def test_a_context_depends_only_on_the_content_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 1000)
     (tmp_path / "b").write_bytes(b"")
     one = b"".join(stream({"deep/a": tmp_path / "a", "b": tmp_path / "b", "c": b"text"}))
@@ -80,10 +80,10 @@ def test_a_context_follows_from_its_files_alone_and_not_from_the_disk(tmp_path: 
         assert file.read() == b"x" * 1000
 
 
-def test_a_file_that_changes_while_it_is_sent_ends_the_build(tmp_path: Path) -> None:
+def test_a_file_that_changes_during_the_build_stops_it(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 1000)
     parts = stream({"a": tmp_path / "a"})
-    next(parts)  # its header, with its size
+    next(parts)  # the header, which contains the size
     (tmp_path / "a").write_bytes(b"x" * 999)
     with pytest.raises(DigestMismatch, match="999"):
         list(parts)
@@ -92,7 +92,7 @@ def test_a_file_that_changes_while_it_is_sent_ends_the_build(tmp_path: Path) -> 
 # ---- the gateway's image ----------------------------------------------------------------------------------
 
 
-def test_the_context_of_a_gateway_has_all_that_its_dockerfile_copies() -> None:
+def test_the_context_of_a_gateway_contains_everything_that_its_dockerfile_copies() -> None:
     text = (ROOT / "deploy/docker/Dockerfile").read_text()
     upto = text[: text.index("AS gateway\n")]
     copied = [line.split()[1] for line in upto.splitlines() if re.match(r"COPY (?!--from)", line)]
@@ -104,7 +104,7 @@ def test_the_context_of_a_gateway_has_all_that_its_dockerfile_copies() -> None:
     assert not any("__pycache__" in file or file.startswith("services/packager") for file in context)
 
 
-def test_what_else_lies_in_a_checkout_stays_there(tmp_path: Path) -> None:
+def test_other_files_of_a_checkout_are_not_in_the_context(tmp_path: Path) -> None:
     for folder in ("shared", "services/gateway", "deploy/docker"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "constraints.txt", tmp_path)
@@ -115,7 +115,7 @@ def test_what_else_lies_in_a_checkout_stays_there(tmp_path: Path) -> None:
     assert set(source_files(tmp_path)) == before
 
 
-def test_a_folder_that_is_no_checkout_or_has_no_wheels_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkout_or_without_wheels_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no constraints\.txt"):
         source_files(tmp_path)
     with pytest.raises(NotFound, match="no wheels"):
@@ -125,7 +125,7 @@ def test_a_folder_that_is_no_checkout_or_has_no_wheels_is_told(tmp_path: Path) -
 # ---- the package on top -----------------------------------------------------------------------------------
 
 
-def test_an_image_brings_the_package_its_release_and_the_public_key_and_nothing_else(
+def test_an_image_contains_only_the_package_its_release_and_the_public_keys(
     factory: Factory, keys: Keys, package: Path
 ) -> None:
     files = {path.removeprefix("device/opt/factory/") for path in package_context(factory, None)}
@@ -138,7 +138,7 @@ def test_an_image_brings_the_package_its_release_and_the_public_key_and_nothing_
     assert all(content in data for content in CONTENT.values())
 
 
-def test_the_same_package_makes_the_same_bytes_wherever_it_lies(
+def test_the_same_package_gives_the_same_bytes_in_any_folder(
     factory: Factory, keys: Keys, root: Path, package: Path, tmp_path: Path
 ) -> None:
     here = everything(factory)
@@ -147,7 +147,7 @@ def test_the_same_package_makes_the_same_bytes_wherever_it_lies(
     assert {member.mtime for member in unpacked(here).values()} == {factory.created.timestamp()}
 
 
-def test_the_release_says_what_the_blueprint_and_the_profile_demand(factory: Factory, package: Path) -> None:
+def test_the_release_has_the_settings_of_blueprint_and_profile(factory: Factory, package: Path) -> None:
     release = Release.model_validate_json(bytes(factory.files()["release.json"]))
     assert release == factory.release
     assert (release.model, release.version, release.probe, release.runtime) == (
@@ -161,7 +161,7 @@ def test_the_release_says_what_the_blueprint_and_the_profile_demand(factory: Fac
     assert release.size_bytes == sum(layer.size for layer in factory.manifest.layers)
 
 
-def test_the_labels_say_what_is_inside(factory: Factory) -> None:
+def test_the_labels_describe_the_content(factory: Factory) -> None:
     assert factory.labels("python:3.12-slim") == {
         "org.opencontainers.image.title": "slmops gateway with smollm2",
         "org.opencontainers.image.version": "1.0.0",
@@ -174,7 +174,7 @@ def test_the_labels_say_what_is_inside(factory: Factory) -> None:
     }
 
 
-def test_the_recipe_runs_nothing_and_ends_as_somebody_who_is_not_root(factory: Factory) -> None:
+def test_the_dockerfile_runs_no_command_and_sets_a_user_other_than_root(factory: Factory) -> None:
     context = package_context(factory, "edge-chat")
     lines = bytes(context["Dockerfile"]).decode().splitlines()
     assert not [line for line in lines if line.startswith(("RUN", "ADD"))]
@@ -183,7 +183,7 @@ def test_the_recipe_runs_nothing_and_ends_as_somebody_who_is_not_root(factory: F
     assert b"SLMOPS_BLUEPRINT" not in bytes(package_context(factory, None)["Dockerfile"])
 
 
-def test_nothing_that_is_not_signed_by_the_key_gets_in(package: Path, keys: Keys, root: Path, tmp_path: Path) -> None:
+def test_a_package_that_the_key_did_not_sign_is_rejected(package: Path, keys: Keys, root: Path, tmp_path: Path) -> None:
     with pytest.raises(SignatureInvalid):
         read(package, new_keys(tmp_path / "others").public, root)
     (package / "more").write_bytes(b"x")
@@ -195,7 +195,7 @@ def test_nothing_that_is_not_signed_by_the_key_gets_in(package: Path, keys: Keys
         read(package, keys.public, root)
 
 
-def test_a_blueprint_for_another_model_is_refused(package: Path, keys: Keys, root: Path) -> None:
+def test_a_blueprint_for_another_model_is_rejected(package: Path, keys: Keys, root: Path) -> None:
     with pytest.raises(InvalidMessage, match="the package is smollm2 for edge-small"):
         read(package, keys.public, root, Blueprint(name="edge-chat", model="other"))
 
@@ -204,7 +204,7 @@ def test_a_blueprint_for_another_model_is_refused(package: Path, keys: Keys, roo
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "unix:///nowhere/docker.sock"])
-def test_without_an_engine_the_error_says_where_and_how_to_start_one(
+def test_the_error_without_an_engine_names_its_address_and_how_to_start_one(
     address: str, package: Path, keys: Keys, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nothing_set_up(monkeypatch, tmp_path / "nowhere")
@@ -227,7 +227,7 @@ def test_without_an_engine_the_error_says_where_and_how_to_start_one(
     assert "dockerd" in problem["fix"]
 
 
-def test_a_package_that_is_bad_is_told_before_an_engine_is_asked_for(
+def test_a_bad_package_is_rejected_before_the_engine_is_contacted(
     package: Path, keys: Keys, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nothing_set_up(monkeypatch, tmp_path / "nowhere")
@@ -237,7 +237,7 @@ def test_a_package_that_is_bad_is_told_before_an_engine_is_asked_for(
     assert (done.exit_code, json.loads(done.stderr)["code"]) == (1, "signature_invalid")
 
 
-def test_a_root_of_trust_that_is_none_is_refused(package: Path, keys: Keys, root: Path, tmp_path: Path) -> None:
+def test_an_invalid_root_of_trust_is_rejected(package: Path, keys: Keys, root: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "root.json"
     damaged.write_bytes(root.read_bytes().replace(b'"version": 1', b'"version": 2'))
     for data in (damaged, keys.public):

@@ -1,4 +1,4 @@
-"""What of a folder belongs to a model."""
+"""Which files of a folder belong to a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
     assert model_files(path) == [path]
 
 
-def test_of_a_hugging_face_folder_configuration_tokenizer_weights_and_licence_are_taken(tmp_path: Path) -> None:
+def test_configuration_tokenizer_weights_and_licence_of_a_hugging_face_folder_are_pushed(tmp_path: Path) -> None:
     wanted = [
         "LICENSE", "LICENSE.txt", "README.md", "chat_template.jinja", "config.json", "merges.txt",
         "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
@@ -29,7 +29,7 @@ def test_of_a_hugging_face_folder_configuration_tokenizer_weights_and_licence_ar
     assert [path.name for path in model_files(tmp_path)] == wanted
 
 
-def test_files_are_followed_where_a_cache_links_them(tmp_path: Path) -> None:
+def test_symlinks_of_a_model_cache_are_followed(tmp_path: Path) -> None:
     blob = tmp_path / "blob"
     blob.write_text("{}")
     folder = tmp_path / "snapshot"
@@ -39,7 +39,7 @@ def test_files_are_followed_where_a_cache_links_them(tmp_path: Path) -> None:
     assert stat.S_ISREG(model_files(folder)[0].stat().st_mode)
 
 
-def test_of_an_onnx_folder_the_graph_and_its_data_are_taken_of_another_they_are_not(tmp_path: Path) -> None:
+def test_onnx_files_are_pushed_only_from_an_onnx_folder(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.onnx.data", "tokenizer.json"):
         (tmp_path / name).write_text(name)
     assert [path.name for path in model_files(tmp_path)] == ["tokenizer.json"]
@@ -48,7 +48,7 @@ def test_of_an_onnx_folder_the_graph_and_its_data_are_taken_of_another_they_are_
     assert names == ["genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json"]
 
 
-def test_an_adapter_brings_its_base_from_wherever_it_lies(tmp_path: Path) -> None:
+def test_an_adapter_is_pushed_with_its_base_from_any_folder(tmp_path: Path) -> None:
     adapter, elsewhere = tmp_path / "adapter", tmp_path / "elsewhere"
     for folder, name in (
         (adapter, "adapter_config.json"),

@@ -1,4 +1,4 @@
-"""Tables fit their terminal, say what matters, and cannot be written to by others."""
+"""Tables fit the terminal, show all important values, and pass no control characters to it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MUST_SHOW = {
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("name", MUST_SHOW)
-def test_a_table_fits_and_cuts_nothing_that_matters(name: str, width: int) -> None:
+def test_a_table_fits_the_terminal_without_cutting_important_values(name: str, width: int) -> None:
     text = shown(tables(width)[name], width)
     assert max(map(len, text.splitlines())) <= width
     for word in MUST_SHOW[name]:
@@ -75,12 +75,12 @@ def test_a_table_fits_and_cuts_nothing_that_matters(name: str, width: int) -> No
     assert "…" not in text
 
 
-def test_a_wide_terminal_shows_more() -> None:
+def test_a_wide_terminal_shows_more_columns() -> None:
     assert "ppl" not in shown(tables(80)["variants"], 80)
     assert "ppl" in shown(tables(120)["variants"], 120)
 
 
-def test_what_others_wrote_is_neither_markup_nor_a_command_to_the_terminal() -> None:
+def test_foreign_text_is_neither_interpreted_as_markup_nor_by_the_terminal() -> None:
     hostile = shown(render.dead_letters([dead_letter(f"[bold]x[/bold]{ESCAPE}")], NOW, 120), 120)
     assert "[bold]x[/bold]" in hostile
     assert "\x1b" not in hostile
@@ -90,13 +90,13 @@ def test_what_others_wrote_is_neither_markup_nor_a_command_to_the_terminal() -> 
     assert "\x1b" not in render.rollout_line(rollout().model_copy(update={"reason": ESCAPE}))
 
 
-def test_a_payload_is_not_in_the_table() -> None:
+def test_payloads_are_not_shown_in_the_table() -> None:
     assert "secret" not in shown(render.dead_letters([dead_letter()], NOW, 200), 200)
     assert b"secret" not in dead_letter().model_dump_json().encode()
     assert "secret" not in repr(dead_letter())
 
 
-def test_an_empty_list_says_what_to_do() -> None:
+def test_an_empty_list_shows_the_next_command() -> None:
     assert "slmops model push" in shown(render.versions([], NOW, 80), 80)
     assert "slmops rollout start" in shown(render.rollouts([], NOW, 80), 80)
 

@@ -1,4 +1,4 @@
-"""What the optimizer answers fits its terminal and says what matters."""
+"""Tables of jobs, recipes and evaluations fit the terminal and show all important values."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def tables(width: int) -> dict[str, RenderableType]:
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("name", MUST_SHOW)
-def test_a_table_fits_and_cuts_nothing_that_matters(name: str, width: int) -> None:
+def test_a_table_fits_the_terminal_without_cutting_important_values(name: str, width: int) -> None:
     text = shown(tables(width)[name], width)
     assert max(map(len, text.splitlines())) <= width
     for word in MUST_SHOW[name]:
@@ -149,20 +149,20 @@ def test_a_table_fits_and_cuts_nothing_that_matters(name: str, width: int) -> No
     assert "…" not in text
 
 
-def test_an_ended_job_shows_its_reason_and_a_running_one_what_is_known() -> None:
+def test_an_ended_job_shows_its_reason_and_a_running_job_its_progress() -> None:
     assert KNOWN in render.job_line(job())
     assert "smallest of 2" in render.job_line(job(JobState.DONE))
     assert "6/15" not in shown(render.job(job(JobState.DONE), NOW), 80)
 
 
-def test_a_recipe_is_shown_as_it_can_be_saved() -> None:
+def test_a_recipe_is_shown_in_a_form_that_can_be_saved() -> None:
     assert Recipe.model_validate(yaml.safe_load(render.recipe(RECIPE)), extra="forbid") == RECIPE
 
 
-def test_what_others_wrote_cannot_command_the_terminal() -> None:
+def test_foreign_text_is_not_interpreted_by_the_terminal() -> None:
     assert "\x1b" not in shown(render.jobs([job(step=ESCAPE, reason=ESCAPE)], NOW, 80), 80)
     assert "\x1b" not in render.job_line(job(step=ESCAPE))
 
 
-def test_no_jobs_says_what_to_do() -> None:
+def test_an_empty_list_of_jobs_shows_the_next_command() -> None:
     assert "slmops optimize" in shown(render.jobs([], NOW, 80), 80)

@@ -1,4 +1,4 @@
-"""Where the command line looks for the system."""
+"""Where the command line finds the address of the system."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_named_folder_tells_everything(folder: Path) -> None:
+def test_all_settings_come_from_a_named_folder(folder: Path) -> None:
     found = settings.find(folder)
-    assert found.nats_url == "nats://127.0.0.1:9000"  # although the environment has another
+    assert found.nats_url == "nats://127.0.0.1:9000"  # although the environment names another address
     assert found.nats_creds == Path("/keys/console.creds")
     assert found.gateways == {"gw-1": "http://127.0.0.1:9001"}
     assert found.trace_file == Path("/traces/console.jsonl")
 
 
-def test_the_default_folder_is_used_when_nothing_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_used_without_other_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLMOPS_NATS_URL")
     monkeypatch.setattr(settings, "DEFAULT_DATA", folder)
     assert settings.find().nats_url == "nats://127.0.0.1:9000"
 
 
-def test_an_address_in_the_environment_never_meets_the_credentials_of_a_folder(
+def test_a_folders_credentials_are_not_used_for_an_address_from_the_environment(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLMOPS_DATA", str(folder))
@@ -53,7 +53,9 @@ def test_an_address_in_the_environment_never_meets_the_credentials_of_a_folder(
     assert found.gateways == {"gw-1": "http://127.0.0.1:9001"}
 
 
-def test_credentials_in_the_environment_beat_those_of_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_in_the_environment_override_those_of_the_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SLMOPS_NATS_URL")
     monkeypatch.setenv("SLMOPS_DATA", str(folder))
     monkeypatch.setenv("SLMOPS_NATS_CREDS", "/mine.creds")
@@ -61,7 +63,7 @@ def test_credentials_in_the_environment_beat_those_of_the_folder(folder: Path, m
     assert (found.nats_url, found.nats_creds) == ("nats://127.0.0.1:9000", Path("/mine.creds"))
 
 
-def test_without_a_folder_the_environment_alone_is_enough() -> None:
+def test_the_environment_is_enough_without_a_folder() -> None:
     assert settings.find().nats_url == "nats://127.0.0.1:1"
 
 

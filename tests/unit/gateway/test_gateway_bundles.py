@@ -1,4 +1,4 @@
-"""What a gateway without a network takes from a bundle and what it refuses, by the name of the attack."""
+"""Which bundles a gateway without a network accepts, and which attack it names when it rejects one."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Follower:
         self.refusals.append(error)
 
 
-class Island:
-    """A gateway's folder for bundles, what it trusts, and whom it tells."""
+class OfflineGateway:
+    """Simulates a gateway without a network: its bundle folder, its trusted state and a recording follower."""
 
     def __init__(self, root: Path, world: TrustWorld, grace: timedelta = timedelta()) -> None:
         self.root, self.world, self.follower = root, world, Follower()
@@ -52,32 +52,32 @@ class Island:
         twin = Twin(IDENTITY, self.trust.plan, self.follower, timedelta(seconds=60))
         self.bundles = Bundles(self.drop, root / "blobs", "edge-chat", self.trust, twin, timedelta(seconds=1))
 
-    async def look(self) -> None:
-        for path, state in self.bundles._new():
-            await self.bundles._look(path, state)
+    async def process_folder(self) -> None:
+        for path, state in self.bundles._new_bundles():
+            await self.bundles._process(path, state)
 
     def trusted(self) -> dict[str, bytes]:
         found = everything_below(self.root / "trust")
         return {path: data for path, data in found.items() if not path.startswith("state-")}
 
-    async def given(self, path: Path) -> None:
-        """Taken, and followed."""
+    async def accepts(self, path: Path) -> None:
+        """Asserts that the bundle is accepted and its plan followed."""
         before = len(self.follower.generations)
         path.rename(self.drop / path.name)
-        await self.look()
+        await self.process_folder()
         assert not self.follower.refusals, self.follower.refusals
         assert len(self.follower.generations) == before + 1
 
-    async def refused(self, path: Path) -> str:
-        """The attack; nothing that was trusted is another, and nobody is told to do anything."""
+    async def rejects(self, path: Path) -> str:
+        """Asserts that the bundle is rejected and changes no trusted state and no plan. Returns the attack."""
         before = self.trusted(), list(self.follower.generations), self.bundles.source
         path.rename(self.drop / path.name)
-        await self.look()
+        await self.process_folder()
         assert (self.trusted(), self.follower.generations, self.bundles.source) == before
         [error] = self.follower.refusals
         self.follower.refusals.clear()
-        await self.look()
-        assert not self.follower.refusals  # not again and again
+        await self.process_folder()
+        assert not self.follower.refusals  # the same file is not processed twice
         assert isinstance(error, TrustRefused), error
         return error.attack
 
@@ -96,7 +96,7 @@ def bundle(
     blueprint: str = "edge-chat",
     planned: str = "edge-chat",
 ) -> Path:
-    """A file, as somebody with a text editor could make it."""
+    """Writes a bundle with any content, as an attacker could."""
     plan = sign_plan(Plan(blueprint=planned, generation=generation), read_key(world.folder.plan_key), world.now)
     named = metadata(world) if files is None else files
     content: dict[str, bytes | Path] = {metadata_name(name): data for name, data in named.items()}
@@ -118,42 +118,44 @@ def world(tmp_path: Path) -> TrustWorld:
 
 
 @pytest.fixture
-def island(tmp_path: Path, world: TrustWorld) -> Island:
-    return Island(tmp_path, world)
+def gateway(tmp_path: Path, world: TrustWorld) -> OfflineGateway:
+    return OfflineGateway(tmp_path, world)
 
 
-async def test_a_bundle_in_time_is_taken_and_so_is_the_next(island: Island, world: TrustWorld) -> None:
-    await island.given(bundle(world))
+async def test_a_fresh_bundle_and_a_newer_one_are_accepted(gateway: OfflineGateway, world: TrustWorld) -> None:
+    await gateway.accepts(bundle(world))
     world.publish()
-    await island.given(bundle(world, generation=2))
-    assert island.follower.generations == [1, 2]
+    await gateway.accepts(bundle(world, generation=2))
+    assert gateway.follower.generations == [1, 2]
 
 
-async def test_an_older_bundle_is_a_rollback(island: Island, world: TrustWorld) -> None:
+async def test_an_older_bundle_is_rejected_as_a_rollback(gateway: OfflineGateway, world: TrustWorld) -> None:
     old, old_plan = bundle(world, generation=2), bundle(world, generation=1)
     world.publish()
-    await island.given(bundle(world, generation=2))
-    assert await island.refused(old) == Attack.ROLLBACK
+    await gateway.accepts(bundle(world, generation=2))
+    assert await gateway.rejects(old) == Attack.ROLLBACK
     newest = bundle(world, generation=1)
-    assert await island.refused(newest) == Attack.ROLLBACK  # of the plan alone
-    assert await island.refused(old_plan) == Attack.ROLLBACK
+    assert await gateway.rejects(newest) == Attack.ROLLBACK  # only the plan is older
+    assert await gateway.rejects(old_plan) == Attack.ROLLBACK
 
 
-async def test_metadata_of_two_bundles_is_mixed(island: Island, world: TrustWorld) -> None:
+async def test_mixed_metadata_of_two_bundles_is_rejected(gateway: OfflineGateway, world: TrustWorld) -> None:
     first = metadata(world)
     world.publish()
     second, version = metadata(world), world.version("snapshot")
     only_newest_timestamp = first | {"timestamp.json": second["timestamp.json"]}
-    assert await island.refused(bundle(world, only_newest_timestamp)) == Attack.MIX_AND_MATCH
+    assert await gateway.rejects(bundle(world, only_newest_timestamp)) == Attack.MIX_AND_MATCH
     older = first[f"{version - 1}.snapshot.json"]
     replaced = second | {f"{version}.snapshot.json": older}
-    assert await island.refused(bundle(world, replaced)) == Attack.MIX_AND_MATCH
+    assert await gateway.rejects(bundle(world, replaced)) == Attack.MIX_AND_MATCH
 
 
-async def test_a_bundle_for_others_is_refused_whatever_its_index_says(island: Island, world: TrustWorld) -> None:
-    assert await island.refused(bundle(world, blueprint="kiosk", planned="kiosk")) == Attack.MIX_AND_MATCH
-    await island.given(bundle(world))
-    assert await island.refused(bundle(world, planned="kiosk")) == Attack.MIX_AND_MATCH
+async def test_a_bundle_for_another_blueprint_is_rejected_whatever_its_index_says(
+    gateway: OfflineGateway, world: TrustWorld
+) -> None:
+    assert await gateway.rejects(bundle(world, blueprint="kiosk", planned="kiosk")) == Attack.MIX_AND_MATCH
+    await gateway.accepts(bundle(world))
+    assert await gateway.rejects(bundle(world, planned="kiosk")) == Attack.MIX_AND_MATCH
 
 
 @pytest.mark.parametrize(
@@ -163,53 +165,55 @@ async def test_a_bundle_for_others_is_refused_whatever_its_index_says(island: Is
         (timedelta(days=3), timedelta(), Attack.FREEZE),  # the timestamp
         (timedelta(days=3), timedelta(days=1), Attack.FREEZE),
         (timedelta(days=3), timedelta(days=3), None),
-        (timedelta(days=30), timedelta(days=30), None),  # of plan, snapshot and timestamp
+        (timedelta(days=30), timedelta(days=30), None),  # plan, snapshot and timestamp
         (timedelta(days=32), timedelta(days=30), Attack.FREEZE),
     ],
 )
-async def test_how_old_a_bundle_may_be_is_said_by_the_gateway(
+async def test_the_gateways_grace_decides_how_old_a_bundle_may_be(
     tmp_path: Path, age: timedelta, grace: timedelta, attack: Attack | None
 ) -> None:
     world = TrustWorld(tmp_path, NOW - age)
-    island = Island(tmp_path, world, grace)
+    gateway = OfflineGateway(tmp_path, world, grace)
     if attack is None:
-        await island.given(bundle(world))
+        await gateway.accepts(bundle(world))
     else:
-        assert await island.refused(bundle(world)) == attack
+        assert await gateway.rejects(bundle(world)) == attack
 
 
-async def test_who_may_sign_has_no_grace(tmp_path: Path) -> None:
-    for age, vouched in ((timedelta(days=89), True), (timedelta(days=90, hours=12), False)):
+async def test_the_grace_does_not_apply_to_the_metadata_of_keyholders(tmp_path: Path) -> None:
+    for age, trusted in ((timedelta(days=89), True), (timedelta(days=90, hours=12), False)):
         root = tmp_path / str(age.days)
         world = TrustWorld(root, NOW - age)
         manifest = Descriptor.of(b"manifest", OCI_MANIFEST)
         world.publish(content=b"manifest")
-        island = Island(root, world, timedelta(days=90))
-        await island.given(bundle(world))
+        gateway = OfflineGateway(root, world, timedelta(days=90))
+        await gateway.accepts(bundle(world))
         fields = {"revision": 1, "model": "smollm2", "version": "1.0.0", "size_bytes": 1}
         wanted = Release.model_validate(fields | {"manifest": manifest, "signature": manifest})
-        if vouched:
-            await island.trust.check(wanted)
+        if trusted:
+            await gateway.trust.check(wanted)
             continue
         with pytest.raises(TrustRefused, match=Attack.EXPIRED):
-            await island.trust.check(wanted)
+            await gateway.trust.check(wanted)
 
 
-async def test_the_plan_of_a_bundle_has_its_own_date(tmp_path: Path) -> None:
+async def test_an_expired_plan_in_a_fresh_bundle_is_rejected(tmp_path: Path) -> None:
     world = TrustWorld(tmp_path)
-    island = Island(tmp_path, world)
-    await island.given(bundle(world))
-    world.now = NOW - timedelta(days=8)  # the plan is older than what vouches for packages
-    assert await island.refused(bundle(world, generation=2)) == Attack.FREEZE
+    gateway = OfflineGateway(tmp_path, world)
+    await gateway.accepts(bundle(world))
+    world.now = NOW - timedelta(days=8)  # the plan is older than the repository's metadata
+    assert await gateway.rejects(bundle(world, generation=2)) == Attack.FREEZE
 
 
-async def test_a_damaged_bundle_is_told_and_the_next_is_taken(island: Island, world: TrustWorld) -> None:
+async def test_a_damaged_bundle_is_reported_and_the_next_is_accepted(
+    gateway: OfflineGateway, world: TrustWorld
+) -> None:
     damaged = bundle(world)
     data = bytearray(damaged.read_bytes())
     data[data.index(b'"signed"') + 20] ^= 1
-    (island.drop / "damaged.slmops").write_bytes(data)
-    await island.look()
-    [error] = island.follower.refusals
+    (gateway.drop / "damaged.slmops").write_bytes(data)
+    await gateway.process_folder()
+    [error] = gateway.follower.refusals
     assert error.code == "invalid_bundle"
-    island.follower.refusals.clear()
-    await island.given(damaged)
+    gateway.follower.refusals.clear()
+    await gateway.accepts(damaged)

@@ -1,4 +1,4 @@
-"""The update's state machine: every pair, those in the table and those that are not."""
+"""The state machine of an update: every pair of phase and event, whether in the table or not."""
 
 from itertools import product
 
@@ -11,7 +11,7 @@ NEW, OLD = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 MISSING = [pair for pair in product(Phase, Event) if pair not in TRANSITIONS]
 
 
-def test_a_good_update_goes_through_every_proof_in_order() -> None:
+def test_a_good_update_passes_all_phases_in_order() -> None:
     phase, seen = Phase.IDLE, []
     for event in (
         Event.UPDATE_WANTED,
@@ -32,7 +32,7 @@ def test_a_pair_that_is_not_in_the_table_is_illegal(phase: Phase, event: Event) 
         next_phase(phase, event)
 
 
-def test_the_only_way_to_serve_is_through_the_probe_and_to_stay_through_the_soak() -> None:
+def test_a_release_serves_only_after_its_probe_and_is_committed_only_after_its_soak() -> None:
     assert [at for (at, _), to in TRANSITIONS.items() if to is Phase.SOAKING] == [Phase.PROBED]
     assert [at for (at, _), to in TRANSITIONS.items() if to is Phase.COMMITTED] == [Phase.SOAKING]
 
@@ -42,13 +42,13 @@ def test_every_phase_can_be_reached_and_none_is_a_dead_end() -> None:
     assert {at for at, _ in TRANSITIONS} == set(Phase)
 
 
-def test_after_a_restart_an_update_begins_anew_from_every_phase_that_was_under_way() -> None:
+def test_a_restart_resets_an_unfinished_update_to_idle() -> None:
     for phase in set(Phase) - RESTING:
         assert next_phase(phase, Event.RESTARTED) is Phase.IDLE
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_an_update_begins_only_where_it_may(phase: Phase) -> None:
+def test_an_update_starts_only_in_a_resting_phase(phase: Phase) -> None:
     wanted = should_update(desired=NEW, active=OLD, failed=(), phase=phase)
     assert wanted == ((phase, Event.UPDATE_WANTED) in TRANSITIONS)
 
@@ -56,7 +56,7 @@ def test_an_update_begins_only_where_it_may(phase: Phase) -> None:
 @pytest.mark.parametrize(
     ("desired", "failed", "attempts"),
     [(None, (), 0), (OLD, (), 0), (NEW, (NEW,), 0), (NEW, (), MAX_ATTEMPTS)],
-    ids=["nothing is desired", "it serves already", "it failed before", "it never survived its soak"],
+    ids=["nothing is desired", "it already serves", "it failed before", "it never finished a soak"],
 )
-def test_no_update_when(desired: str | None, failed: tuple[str, ...], attempts: int) -> None:
+def test_no_update_starts_when(desired: str | None, failed: tuple[str, ...], attempts: int) -> None:
     assert not should_update(desired=desired, active=OLD, failed=failed, phase=Phase.IDLE, attempts=attempts)

@@ -1,4 +1,4 @@
-"""A gateway whose disk is full tells it: what there is no room for is told from memory, and numbering needs no room."""
+"""A gateway with a full disk still sends reports: from memory, with sequence numbers that need no disk space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUS = Status(UpdatePhase.IDLE, problem=Problem(code="disk_full", what="x" * 1
 
 
 class Bus(BusClient):
-    """Keeps what is published."""
+    """Records published reports."""
 
     def __init__(self) -> None:
         self.stored: list[GatewayReported] = []
@@ -33,7 +33,7 @@ class Bus(BusClient):
 
 def reporter(home: Path, *, full: bool = False) -> tuple[Reporter, Spool]:
     spool = Spool(home / "spool.db")
-    if full:  # what SQLite says of a disk without room
+    if full:  # SQLite then fails as on a full disk
         spool._db.execute("PRAGMA max_page_count = 1")
     identity = Identity(gateway_id="gw-1", blueprint="edge-chat")
     return Reporter(identity, spool, home / "report.sequence", lambda: datetime.now(UTC)), spool
@@ -43,13 +43,13 @@ async def sent(reporter: Reporter, count: int) -> list[GatewayReported]:
     bus = Bus()
     sending = asyncio.create_task(reporter.send(bus))
     async with asyncio.timeout(5):
-        while len(bus.stored) < count:  # noqa: ASYNC110 (its own loop fills it)
+        while len(bus.stored) < count:  # noqa: ASYNC110 (the sending task fills it)
             await asyncio.sleep(0)
     sending.cancel()
     return bus.stored
 
 
-async def test_reports_are_sent_although_the_disk_has_no_room_for_them(tmp_path: Path) -> None:
+async def test_reports_are_sent_from_memory_when_the_disk_is_full(tmp_path: Path) -> None:
     reports, spool = reporter(tmp_path, full=True)
     reports.report(STATUS)
     reports.report(STATUS)
@@ -58,34 +58,34 @@ async def test_reports_are_sent_although_the_disk_has_no_room_for_them(tmp_path:
     assert [(report.sequence, report.problem) for report in found] == [(1, STATUS.problem), (2, STATUS.problem)]
 
 
-async def test_a_number_is_taken_in_place_and_never_twice(tmp_path: Path) -> None:
+async def test_sequence_numbers_are_stored_in_place_and_never_reused(tmp_path: Path) -> None:
     first, _ = reporter(tmp_path)
     first.report(STATUS)
     file = (tmp_path / "report.sequence").stat().st_ino
     first.report(STATUS)
-    assert (tmp_path / "report.sequence").stat().st_ino == file, "another file would need room"
+    assert (tmp_path / "report.sequence").stat().st_ino == file, "a new file would need disk space"
     second, _ = reporter(tmp_path)
     second.report(STATUS)
     assert [report.sequence for report in await sent(second, 3)] == [1, 2, 3]
 
 
-def test_a_number_that_was_never_written_is_none(tmp_path: Path) -> None:
-    (tmp_path / "report.sequence").touch()  # made, and then there was no room for what is in it
+def test_an_empty_sequence_file_counts_as_zero(tmp_path: Path) -> None:
+    (tmp_path / "report.sequence").touch()  # as after a crash on a full disk
     reports, _ = reporter(tmp_path)
     reports.report(STATUS)
     assert int((tmp_path / "report.sequence").read_text()) == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_a_temporary_error_that_says_where(number: int) -> None:
+def test_a_full_disk_raises_a_temporary_error_with_the_path(number: int) -> None:
     with (
-        pytest.raises(DiskFull, match="not enough disk space to rest") as error,
-        raise_disk_full("to rest", Path("/here")),
+        pytest.raises(DiskFull, match="not enough disk space to store it") as error,
+        raise_disk_full("to store it", Path("/here")),
     ):
         raise OSError(number, "")
     assert error.value.where == "/here"
 
 
-def test_another_error_stays_what_it_is() -> None:
-    with pytest.raises(PermissionError), raise_disk_full("to rest", Path("/here")):
+def test_another_error_is_not_converted() -> None:
+    with pytest.raises(PermissionError), raise_disk_full("to store it", Path("/here")):
         raise PermissionError(errno.EACCES, "")

@@ -1,4 +1,4 @@
-"""The file of golden prompts."""
+"""Reading and writing golden prompt files."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.golden import GoldenPrompt, dump_golden, parse_golden
 
 
-def test_a_file_survives_the_round_trip() -> None:
+def test_written_prompts_are_read_back_unchanged() -> None:
     prompts = (
         GoldenPrompt(prompt="Capital of France?", expect=("Paris", "París")),
         GoldenPrompt(prompt="é", expect=("1",)),
@@ -14,7 +14,7 @@ def test_a_file_survives_the_round_trip() -> None:
     assert parse_golden(dump_golden(prompts)) == prompts
 
 
-def test_any_expected_text_passes_whatever_the_case() -> None:
+def test_any_expected_text_passes_in_any_case() -> None:
     golden = GoldenPrompt(prompt="?", expect=("Paris", "Lutetia"))
     assert golden.passes("it is PARIS.")
     assert golden.passes("lutetia")
@@ -33,7 +33,7 @@ def test_any_expected_text_passes_whatever_the_case() -> None:
         '{"prompt": "x", "expect": ["y"], "max_tokens": 0}',
     ],
 )
-def test_a_bad_line_is_named_and_its_text_is_not_quoted(line: str) -> None:
+def test_an_error_names_the_bad_line_without_quoting_it(line: str) -> None:
     with pytest.raises(InvalidMessage) as caught:
         parse_golden('{"prompt": "fine", "expect": ["fine"]}\n\n' + line)
     assert caught.value.where == "golden.jsonl line 3"

@@ -6,7 +6,7 @@ from slmops.contracts.errors import PortTaken
 from slmops.gateway.serving.listen import listen
 
 
-def test_a_taken_port_is_said_with_its_number() -> None:
+def test_the_error_names_a_taken_port() -> None:
     with listen() as first:
         first.listen()
         host, port = first.getsockname()

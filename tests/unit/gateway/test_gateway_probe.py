@@ -1,4 +1,4 @@
-"""The probe's decision: what passes, and that a missing or absurd figure never does."""
+"""The probe's decision: which releases pass. A missing or NaN figure never passes."""
 
 from dataclasses import asdict, replace
 from math import inf, nan
@@ -25,7 +25,7 @@ def test_a_good_release_passes_without_reasons() -> None:
     assert (report.tokens_per_s, report.ttft_s, report.peak_rss_bytes) == (50.0, 0.1, 1000)
 
 
-def test_a_report_holds_no_word_of_an_answer() -> None:
+def test_a_report_contains_no_text_of_an_answer() -> None:
     report = judge(GOLDEN, [done("the secret, right 0")] * 4, BUDGET, peak_rss_bytes=10)
     assert [result.passed for result in report.results] == [True, False, False, False]
     assert "secret" not in str(asdict(report))
@@ -34,10 +34,10 @@ def test_a_report_holds_no_word_of_an_answer() -> None:
 def test_fast_nonsense_does_not_pass() -> None:
     report = judge(GOLDEN, [done("the the the the", tokens_per_s=9999)] * 4, BUDGET, peak_rss_bytes=10)
     assert not report.passed
-    assert report.reasons == ("0 of 4 golden prompts passed, 100% must",)
+    assert report.reasons == ("0 of 4 golden prompts passed (required: 100%)",)
 
 
-def test_a_share_of_the_prompts_may_be_enough() -> None:
+def test_the_required_share_of_prompts_can_be_lowered() -> None:
     answers = [done(), done(), done(), done("wrong")]
     assert not judge(GOLDEN, answers, BUDGET, peak_rss_bytes=10).passed
     assert judge(GOLDEN, answers, replace(BUDGET, min_pass_share=0.75), peak_rss_bytes=10).passed
@@ -48,7 +48,7 @@ def test_a_share_of_the_prompts_may_be_enough() -> None:
     [
         ([done(tokens_per_s=9.9)] * 4, 10, "tokens/s"),
         ([done(tokens_per_s=nan)] * 4, 10, "tokens/s"),
-        ([done(tokens_per_s=None)] * 4, 10, "no measured tokens/s"),
+        ([done(tokens_per_s=None)] * 4, 10, "unmeasured tokens/s"),
         ([done(ttft_s=1.1)] * 4, 10, "first token"),
         ([done(ttft_s=nan)] * 4, 10, "first token"),
         ([done(ttft_s=inf)] * 4, 10, "first token"),
@@ -69,7 +69,7 @@ def test_a_budget_of_nan_passes_nothing(field: str) -> None:
     assert not judge(GOLDEN, [done()] * 4, replace(BUDGET, **{field: nan}), peak_rss_bytes=10).passed
 
 
-def test_no_golden_prompts_pass_nothing_whatever_the_budget() -> None:
+def test_without_golden_prompts_no_budget_passes() -> None:
     budget = ProbeBudget(min_tokens_per_s=0, max_ttft_s=inf, max_rss_bytes=10**12, min_pass_share=0)
     report = judge([], [], budget, peak_rss_bytes=10)
     assert not report.passed

@@ -1,4 +1,4 @@
-"""Two slots: what serves is never touched, and kill -9 between any two file system operations leaves sense."""
+"""Two slots: the active one is never touched, and kill -9 between any two file system operations does no harm."""
 
 import errno
 import os
@@ -49,7 +49,7 @@ def commit(slots: Slots, digest: str, blobs: Path) -> None:
     slots.commit()
 
 
-def test_the_first_release_has_no_way_back_and_the_second_has(root: Path, blobs: Path) -> None:
+def test_the_second_release_can_be_reverted_and_the_first_cannot(root: Path, blobs: Path) -> None:
     slots = Slots(root)
     assert slots.active is None
     slots.install(ONE, files(blobs, ONE))
@@ -66,7 +66,7 @@ def test_the_first_release_has_no_way_back_and_the_second_has(root: Path, blobs:
     assert slots.candidate.digest == ONE
 
 
-def test_a_trial_that_failed_ends_on_the_release_before_and_is_remembered(root: Path, blobs: Path) -> None:
+def test_a_failed_trial_returns_to_the_previous_release_and_is_recorded(root: Path, blobs: Path) -> None:
     slots = Slots(root)
     commit(slots, ONE, blobs)
     slots.install(TWO, files(blobs, TWO))
@@ -79,7 +79,7 @@ def test_a_trial_that_failed_ends_on_the_release_before_and_is_remembered(root: 
     assert (again.failed, again.attempts(TWO)) == ((), 0)
 
 
-def test_a_trial_that_a_restart_cut_short_is_no_failure_but_is_counted(root: Path, blobs: Path) -> None:
+def test_a_trial_interrupted_by_a_restart_counts_as_an_attempt_and_not_as_a_failure(root: Path, blobs: Path) -> None:
     slots = Slots(root)
     commit(slots, ONE, blobs)
     for attempt in (1, 2):
@@ -94,7 +94,7 @@ def test_a_trial_that_a_restart_cut_short_is_no_failure_but_is_counted(root: Pat
     assert slots.attempts(TWO) == 0
 
 
-def test_a_rejected_candidate_is_gone_and_remembered(root: Path, blobs: Path) -> None:
+def test_a_rejected_candidate_is_deleted_and_recorded_as_failed(root: Path, blobs: Path) -> None:
     slots = Slots(root)
     commit(slots, ONE, blobs)
     candidate = slots.install(TWO, files(blobs, TWO))
@@ -103,7 +103,7 @@ def test_a_rejected_candidate_is_gone_and_remembered(root: Path, blobs: Path) ->
     assert (slots.candidate, slots.failed, content(slots)) == (None, (TWO,), ONE)
 
 
-def test_only_so_many_failures_are_remembered(root: Path) -> None:
+def test_only_the_last_32_failures_are_kept(root: Path) -> None:
     slots = Slots(root)
     for number in range(40):
         slots.fail(f"sha256:{number:064x}")
@@ -111,19 +111,19 @@ def test_only_so_many_failures_are_remembered(root: Path) -> None:
     assert slots.failed[-1].endswith("27")
 
 
-def test_installing_what_is_installed_changes_nothing(root: Path, blobs: Path) -> None:
+def test_installing_an_installed_release_changes_nothing(root: Path, blobs: Path) -> None:
     slots = Slots(root)
     first = slots.install(ONE, files(blobs, ONE))
     assert slots.install(ONE, []) == first
 
 
 @pytest.mark.parametrize("step", ["activate", "commit", "revert", "reject"])
-def test_a_step_without_its_ground_is_illegal(root: Path, step: str) -> None:
+def test_a_step_on_empty_slots_is_illegal(root: Path, step: str) -> None:
     with pytest.raises(IllegalTransition):
         getattr(Slots(root), step)()
 
 
-def test_while_a_release_is_on_trial_its_way_back_is_not_overwritten(root: Path, blobs: Path) -> None:
+def test_the_previous_release_is_not_overwritten_during_a_trial(root: Path, blobs: Path) -> None:
     slots = Slots(root)
     commit(slots, ONE, blobs)
     slots.install(TWO, files(blobs, TWO))
@@ -139,7 +139,7 @@ def test_while_a_release_is_on_trial_its_way_back_is_not_overwritten(root: Path,
     "path",
     ["../x", "a/../../x", "/etc/passwd", "", ".", "..", "a/..", "a\\..\\b", "a\0b", "model.onnx", "model.onnx/x"],
 )
-def test_a_path_that_climbs_or_repeats_is_refused_and_nothing_changed(root: Path, blobs: Path, path: str) -> None:
+def test_a_path_that_leaves_the_slot_or_repeats_is_rejected_without_changes(root: Path, blobs: Path, path: str) -> None:
     slots = Slots(root)
     commit(slots, ONE, blobs)
     with pytest.raises(PermanentError):
@@ -148,25 +148,25 @@ def test_a_path_that_climbs_or_repeats_is_refused_and_nothing_changed(root: Path
     assert {path.name for path in (root / "slots").iterdir()} <= {"A", "B"}
 
 
-def test_a_file_cannot_hide_under_a_folder_of_its_name(root: Path, blobs: Path) -> None:
+def test_a_file_and_a_folder_of_the_same_name_are_rejected(root: Path, blobs: Path) -> None:
     with pytest.raises(PermanentError):
         Slots(root).install(ONE, [(blob(blobs, "1"), "a/b"), (blob(blobs, "2"), "a")])
 
 
-def test_a_symlink_is_no_blob(root: Path, blobs: Path) -> None:
+def test_a_symlink_is_rejected_as_a_blob(root: Path, blobs: Path) -> None:
     (blobs / "link").symlink_to("/etc/hostname")
     with pytest.raises(InvalidMessage, match="regular"):
         Slots(root).install(ONE, [(blobs / "link", "model.onnx")])
 
 
-def test_a_blob_costs_no_second_copy_where_links_work(root: Path, blobs: Path) -> None:
+def test_blobs_are_hard_linked(root: Path, blobs: Path) -> None:
     slot = Slots(root).install(ONE, files(blobs, ONE))
     assert (slot.path / "model.onnx").stat().st_ino == blob(blobs, ONE).stat().st_ino
 
 
 def test_without_hard_links_the_blob_is_copied(root: Path, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
-        raise OSError(errno.EXDEV, "another file system")
+        raise OSError(errno.EXDEV, "a different file system")
 
     monkeypatch.setattr(os, "link", no_links)
     slot = Slots(root).install(ONE, files(blobs, ONE))
@@ -174,7 +174,7 @@ def test_without_hard_links_the_blob_is_copied(root: Path, blobs: Path, monkeypa
     assert (slot.path / "model.onnx").stat().st_ino != blob(blobs, ONE).stat().st_ino
 
 
-def test_the_state_is_replaced_as_a_whole_and_never_rewritten_in_place(root: Path, blobs: Path) -> None:
+def test_the_state_file_is_replaced_atomically(root: Path, blobs: Path) -> None:
     slots = Slots(root)
     slots.install(ONE, files(blobs, ONE))
     with (root / "slots.json").open() as before:
@@ -184,7 +184,10 @@ def test_the_state_is_replaced_as_a_whole_and_never_rewritten_in_place(root: Pat
 
 
 def survives(operation: int, work: Callable[[], None]) -> bool:
-    """Runs `work` in a process of its own that ends, as by kill -9, before its n-th file system operation."""
+    """Runs `work` in a child process that exits, as by kill -9, before its n-th file system operation.
+
+    Returns whether `work` finished before that.
+    """
     if (child := os.fork()) == 0:
         left = operation
 
@@ -207,7 +210,7 @@ def survives(operation: int, work: Callable[[], None]) -> bool:
 
 
 def update(root: Path, blobs: Path) -> None:
-    """What an agent does from its start: a good release TWO, then a bad THREE over the slot that served before."""
+    """Does what an agent does after a start: installs the good release TWO, then the bad release THREE."""
     slots = Slots(root)
     if slots.on_trial:
         slots.revert(failed=False)
@@ -222,7 +225,7 @@ def update(root: Path, blobs: Path) -> None:
 
 
 def check(slots: Slots, root: Path) -> None:
-    """What must hold whenever the power goes: something serves, what is named is whole, a trial has a way back."""
+    """Asserts what holds after a power loss: an active slot, complete slots, and a way to revert a trial."""
     assert slots.active is not None
     assert slots.candidate is not None or not slots.on_trial
     present = [slot for slot in (slots.active, slots.candidate) if slot]
@@ -242,7 +245,7 @@ def test_kill_9_between_any_two_operations_of_a_whole_update(tmp_path: Path, roo
         shutil.copytree(root, killed)
         finished = survives(operation, partial(update, killed, blobs))
         check(Slots(killed), killed)
-        if operation % 7 == 0:  # and an agent that starts again comes to the same end
+        if operation % 7 == 0:  # a restarted agent gets the same result
             assert survives(10**6, partial(update, killed, blobs))
             check(Slots(killed), killed)
             assert content(Slots(killed)) == TWO

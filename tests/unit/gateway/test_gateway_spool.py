@@ -1,4 +1,4 @@
-"""The spool: order, bounds, and what kill -9 and a full disk leave."""
+"""The spool: order, bounds, and its content after kill -9 and on a full disk."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from slmops.contracts.errors import DiskFull
 from slmops.gateway.report.spool import Spool
 
 
-def test_messages_come_out_whole_and_in_order_until_they_are_done(tmp_path: Path) -> None:
+def test_messages_stay_pending_in_order_until_they_are_done(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool.db")
     spool.put("a.report", {"ce-id": "1", "é": "ü"}, b"\x00\xff", "1")
     spool.put("a.report", {}, b"two", "2")
@@ -31,7 +31,7 @@ def test_messages_come_out_whole_and_in_order_until_they_are_done(tmp_path: Path
     assert spool.pending() == []
 
 
-def test_a_message_put_twice_is_there_once(tmp_path: Path) -> None:
+def test_a_message_put_twice_is_stored_once(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool.db")
     spool.put("a", {}, b"1", "same")
     spool.put("a", {}, b"1", "same")
@@ -39,7 +39,7 @@ def test_a_message_put_twice_is_there_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"max_rows": 3}, {"max_bytes": 3 * 103}])
-def test_the_oldest_measurements_go_first_and_are_counted_and_reports_never(
+def test_the_oldest_measurements_are_dropped_and_counted_and_reports_are_kept(
     tmp_path: Path, bounds: dict[str, int]
 ) -> None:
     spool = Spool(tmp_path / "spool.db", **bounds)
@@ -57,7 +57,7 @@ def test_the_oldest_measurements_go_first_and_are_counted_and_reports_never(
     assert (again.dropped, len(again)) == (7, 4)
 
 
-def test_what_put_returned_from_survives_kill_9(tmp_path: Path) -> None:
+def test_a_stored_message_survives_kill_9(tmp_path: Path) -> None:
     code = """
 import sys; from pathlib import Path; from slmops.gateway.report.spool import Spool
 spool = Spool(Path(sys.argv[1]))
@@ -79,7 +79,7 @@ for n in range(10**6):
     assert len(kept) <= seen + 2
 
 
-def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_raises_an_error_and_keeps_stored_messages(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool.db")
     spool.put("a", {}, b"first", "first")
     spool._db.execute("PRAGMA max_page_count = 16")
@@ -91,8 +91,8 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
     assert len(spool) == 2
 
 
-def test_power_loss_cannot_take_an_acknowledged_message(tmp_path: Path) -> None:
-    """FULL in WAL: a commit is fsynced before it returns (sqlite.org/pragma.html#pragma_synchronous)."""
+def test_a_stored_message_survives_power_loss(tmp_path: Path) -> None:
+    """With synchronous=FULL in WAL mode, SQLite fsyncs every commit (sqlite.org/pragma.html#pragma_synchronous)."""
     spool = Spool(tmp_path / "spool.db")
     assert spool._db.execute("PRAGMA synchronous").fetchone() == (2,)
     assert sqlite3.connect(tmp_path / "spool.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)

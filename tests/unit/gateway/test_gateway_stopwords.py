@@ -1,4 +1,4 @@
-"""Stop strings over pieces of text: the same answer however it is cut."""
+"""Stop strings over pieces of text: the result does not depend on how the text is split."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ def test_a_stop_string_across_pieces_is_never_shown() -> None:
     assert shown(["one E", "N", "D two"], ("END",)) == ("one ", True)
 
 
-def test_what_only_began_like_one_is_shown_in_the_end() -> None:
+def test_a_partial_stop_string_at_the_end_is_shown() -> None:
     assert shown(["one EN"], ("END",)) == ("one EN", False)
 
 
@@ -25,7 +25,7 @@ def test_text_is_not_held_back_longer_than_needed() -> None:
 
 
 @given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
-def test_the_answer_ends_before_a_stop_string_and_no_earlier(pieces: list[str], words: list[str]) -> None:
+def test_the_answer_ends_exactly_before_a_stop_string(pieces: list[str], words: list[str]) -> None:
     whole = "".join(pieces)
     text, hit = shown(pieces, tuple(words))
     assert whole.startswith(text)

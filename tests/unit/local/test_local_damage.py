@@ -1,4 +1,4 @@
-"""A damaged model is the same file with other meanings: nothing but the order of its words' rows has changed."""
+"""A damaged model differs from the original only in the order of its embedding rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gguf_rows(path: Path) -> Matrix:
 
 
 def directory(folder: Path) -> Path:
-    """In two files; the embedding is in the second, between others."""
+    """Makes a model of two files. The embedding is in the second file, between other tensors."""
     home = folder / "model"
     home.mkdir()
     (home / "config.json").write_text("{}")
@@ -54,7 +54,7 @@ def contents(path: Path) -> list[tuple[str, bytes]]:
 
 
 @KINDS
-def test_the_first_rows_stay_and_the_others_change_places(tmp_path: Path, make: Make, rows_of: Rows) -> None:
+def test_the_first_rows_are_kept_and_the_others_are_shuffled(tmp_path: Path, make: Make, rows_of: Rows) -> None:
     source = make(tmp_path)
     before, sound = contents(source), rows_of(source)
     broken = rows_of(damage(source, tmp_path / "broken"))
@@ -62,10 +62,10 @@ def test_the_first_rows_stay_and_the_others_change_places(tmp_path: Path, make: 
     assert (broken[:KEPT_ROWS] == sound[:KEPT_ROWS]).all()
     moved = (broken[KEPT_ROWS:] != sound[KEPT_ROWS:]).any(axis=1)
     assert moved.mean() > 0.9
-    assert sorted(map(tuple, broken)) == sorted(map(tuple, sound)), "each row is there once, whole"
+    assert sorted(map(tuple, broken)) == sorted(map(tuple, sound)), "the rows are the same"
 
 
-def test_header_and_size_of_a_gguf_file_stay(tmp_path: Path) -> None:
+def test_header_and_size_of_a_gguf_file_do_not_change(tmp_path: Path) -> None:
     source = gguf(tmp_path)
     broken = damage(source, tmp_path / "broken.gguf")
     assert read_gguf(broken) == read_gguf(source)
@@ -74,7 +74,7 @@ def test_header_and_size_of_a_gguf_file_stay(tmp_path: Path) -> None:
     assert broken.stat().st_size == source.stat().st_size
 
 
-def test_every_other_tensor_and_file_of_a_directory_stays(tmp_path: Path) -> None:
+def test_other_tensors_and_files_of_a_directory_do_not_change(tmp_path: Path) -> None:
     source = directory(tmp_path)
     broken = damage(source, tmp_path / "broken")
     for (name, sound), (same, other) in zip(contents(source), contents(broken), strict=True):
@@ -87,7 +87,7 @@ def test_every_other_tensor_and_file_of_a_directory_stays(tmp_path: Path) -> Non
 
 
 @KINDS
-def test_a_seed_makes_the_same_damage_again_and_another_one_other(tmp_path: Path, make: Make, rows_of: Rows) -> None:
+def test_the_damage_depends_only_on_the_seed(tmp_path: Path, make: Make, rows_of: Rows) -> None:
     source = make(tmp_path)
     first, again, other = (
         rows_of(damage(source, tmp_path / name, seed)) for name, seed in (("1", 1), ("1 again", 1), ("2", 2))
@@ -96,7 +96,7 @@ def test_a_seed_makes_the_same_damage_again_and_another_one_other(tmp_path: Path
     assert (first != other).any()
 
 
-def test_what_was_at_the_target_is_gone(tmp_path: Path) -> None:
+def test_an_existing_target_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "broken"
     target.mkdir()
     (target / "left.bin").touch()
@@ -104,13 +104,18 @@ def test_what_was_at_the_target_is_gone(tmp_path: Path) -> None:
     assert not (target / "left.bin").exists()
 
 
-def test_what_cannot_be_damaged_is_an_error_and_leaves_no_copy(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_damaged_raises_an_error_and_leaves_no_copy(tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(gguf(tmp_path).read_bytes().replace(b"token_embd", b"token_embo"))
     without = directory(tmp_path)
     (without / "model-00002-of-00002.safetensors").unlink()
     few = make_gguf(tmp_path / "few.gguf", rows=KEPT_ROWS)
-    for source, what in ((other, "token_embd"), (without, "embed_tokens"), (few, "300 words"), (tmp_path / "no", "no")):
+    for source, what in (
+        (other, "token_embd"),
+        (without, "embed_tokens"),
+        (few, "only 300 rows"),
+        (tmp_path / "no", "no"),
+    ):
         with pytest.raises(InvalidModel, match=what) as error:
             damage(source, tmp_path / "broken")
         assert str(source) in str(error.value.where)

@@ -1,4 +1,4 @@
-"""Each process gets the settings that it needs, and no secret that it does not need."""
+"""Each process gets the settings and only the secrets that it needs."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ def test_services_have_the_s3_keys_and_gateways_do_not(specs: dict[str, ProcessS
         ("trusted_root", {"gw-1", "gw-2", "gw-3"}),
     ],
 )
-def test_a_key_is_shown_only_to_its_holders(
+def test_only_its_holders_get_a_key(
     specs: dict[str, ProcessSpec], layout: Layout, path: str, holders: set[str]
 ) -> None:
     value = str(getattr(layout, path))
     assert {name for name, spec in specs.items() if value in spec.env.values()} == holders
 
 
-def test_keyholders_keys_are_shown_to_nobody(specs: dict[str, ProcessSpec], layout: Layout) -> None:
+def test_no_process_gets_the_keyholders_keys(specs: dict[str, ProcessSpec], layout: Layout) -> None:
     assert list(layout.trust.offline.glob("*.pem"))
     shown = {value for spec in specs.values() for value in spec.env.values()}
     assert not shown & {str(layout.trust.root), str(layout.trust.offline)}
     assert str(layout.trust.online) in shown
 
 
-def test_the_authority_is_shown_to_nobody(specs: dict[str, ProcessSpec]) -> None:
+def test_no_process_gets_the_authority(specs: dict[str, ProcessSpec]) -> None:
     assert not [value for spec in specs.values() for value in spec.env.values() if "nats-authority" in value]
 
 

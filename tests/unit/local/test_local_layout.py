@@ -1,4 +1,4 @@
-"""The data folder: keys are made once, and only their owner can read them."""
+"""The data folder: keys are generated once, and only their owner can read them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_keys_survive_a_restart(tmp_path: Path) -> None:
     assert (again.authority(), again.s3_credentials()) == (first.authority(), first.s3_credentials())
 
 
-def test_only_the_owner_can_read(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     layout.prepare()
     layout.s3_credentials()
@@ -46,7 +46,7 @@ def test_the_trusted_key_verifies_what_the_signing_key_signs(tmp_path: Path) -> 
     assert private.public_key() == public
 
 
-def test_a_folder_that_is_a_file_is_a_typed_error(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_raises_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(Denied, match="data folder") as error:
         Layout(tmp_path / "data").prepare()

@@ -1,4 +1,4 @@
-"""The permission table covers every event and command of the contracts, each with exactly one owner."""
+"""The permission table covers every event and command of the contracts. Each has exactly one owner."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def publishers(subject: str) -> list[str]:
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
-def test_an_event_has_one_owner(event: type[Event]) -> None:
+def test_an_event_has_exactly_one_publisher(event: type[Event]) -> None:
     subject = event.subject_template().replace("{gateway_id}", NAME)
     assert len(publishers(subject)) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_command_reaches_its_service_and_the_console_may_send_it(command: type[Command[object]]) -> None:  # type: ignore[type-var]
+def test_the_console_may_send_a_command_and_only_its_service_receives_it(command: type[Command[object]]) -> None:  # type: ignore[type-var]
     subject = command.subject_template().replace("{gateway_id}", NAME)
     everybody = OWNERS | {f"{name}-answers": row for name, row in ANSWERING_PERMISSIONS.items()}
     listeners = [name for name, row in everybody.items() if covered(row.subscribe, subject)]
@@ -51,26 +51,26 @@ def test_a_command_reaches_its_service_and_the_console_may_send_it(command: type
     assert covered(SERVICE_PERMISSIONS["console"].publish, subject)
 
 
-def test_a_gateway_sends_its_measurements_and_fetches_its_package() -> None:
+def test_only_a_gateway_may_send_its_measurements_and_fetch_its_package() -> None:
     assert publishers(measurements(NAME)) == ["gateway"]
     assert publishers(f"cmd.packager.fetch.{NAME}") == ["gateway"]
 
 
-def test_only_the_optimizer_queues_jobs_and_only_rollout_writes_the_plan() -> None:
+def test_only_the_optimizer_may_queue_jobs_and_only_rollout_may_write_plans() -> None:
     assert publishers(optimize_job("edge")) == ["optimizer"]
     assert publishers("$KV.desired.blueprint.x") == ["rollout"]
 
 
-def test_the_bootstrap_user_may_only_enrol() -> None:
+def test_the_bootstrap_user_may_only_request_enrolment() -> None:
     assert ENROL_PERMISSIONS.publish == ("cmd.rollout.enrol",)
 
 
-def test_who_answers_may_publish_on_the_inboxes_of_those_who_ask_and_nowhere_else() -> None:
+def test_an_answering_user_may_publish_only_on_the_inboxes_of_its_requesters() -> None:
     assert ANSWERING_PERMISSIONS["rollout"].publish == ("_R_.>", "_INBOX.>")
     assert ANSWERING_PERMISSIONS["registry"].publish == ("_R_.>", "_INBOX_optimizer.>", "_INBOX.>")
 
 
-def test_who_may_ask_is_read_from_what_may_be_published() -> None:
+def test_the_requesters_of_a_command_are_those_who_may_publish_it() -> None:
     assert requesters("cmd.registry.list_versions") == ("optimizer", "console")
     assert requesters("cmd.registry.retire_version") == ("console",)
 
@@ -91,7 +91,7 @@ def test_who_may_ask_is_read_from_what_may_be_published() -> None:
         "$JS.API.STREAM.PURGE.EVENTS",
     ],
 )
-def test_what_is_no_inbox_of_a_requester_gets_no_answer(reply: str) -> None:
+def test_only_inboxes_of_requesters_get_an_answer(reply: str) -> None:
     assert not may_be_answered("cmd.registry.retire_version", reply)
     assert may_be_answered("cmd.registry.retire_version", "_INBOX.x.y")
     assert may_be_answered("cmd.registry.retire_version", "_R_.x.y")

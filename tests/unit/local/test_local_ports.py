@@ -1,4 +1,4 @@
-"""Ports are free, distinct and remembered; a fixed one that is taken is an error that names it."""
+"""Chosen ports are free, distinct and stored. A fixed port that is taken raises an error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def test_ports_are_free_distinct_and_remembered(tmp_path: Path) -> None:
+def test_ports_are_free_distinct_and_stored(tmp_path: Path) -> None:
     ports = choose_ports(tmp_path / "ports", NAMES)
     assert len(set(ports.values())) == len(NAMES)
     assert all(is_free(port) for port in ports.values())
     assert choose_ports(tmp_path / "ports", NAMES) == ports
 
 
-def test_a_remembered_port_that_is_taken_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+def test_only_a_stored_port_that_is_taken_is_replaced(tmp_path: Path) -> None:
     ports = choose_ports(tmp_path / "ports", ["a", "b"])
     with socket.create_server((HOST, ports["a"])):
         again = choose_ports(tmp_path / "ports", ["a", "b"])
@@ -35,13 +35,13 @@ def test_a_remembered_port_that_is_taken_is_replaced_and_the_others_stay(tmp_pat
     assert again["b"] == ports["b"]
 
 
-def test_a_fixed_port_is_used_and_remembered(tmp_path: Path) -> None:
+def test_a_fixed_port_is_used_and_stored(tmp_path: Path) -> None:
     free = choose_ports(tmp_path / "other", ["x"])["x"]
     assert choose_ports(tmp_path / "ports", ["a"], {"a": free})["a"] == free
     assert choose_ports(tmp_path / "ports", ["a"])["a"] == free
 
 
-def test_a_fixed_port_that_is_taken_is_an_error(tmp_path: Path, listener: socket.socket) -> None:
+def test_a_taken_fixed_port_raises_an_error(tmp_path: Path, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     with pytest.raises(PortTaken, match=str(port)) as error:
         choose_ports(tmp_path / "ports", ["nats"], {"nats": port})

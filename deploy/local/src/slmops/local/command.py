@@ -23,20 +23,20 @@ _COLOURS = {"starting": "yellow", "ready": "green", "restarting": "red", "failed
 
 
 def up(
-    data: Annotated[Path, typer.Option(help="The folder that holds everything.", envvar="SLMOPS_DATA")] = DEFAULT_DATA,
+    data: Annotated[Path, typer.Option(help="Folder for all data of the system.", envvar="SLMOPS_DATA")] = DEFAULT_DATA,
     gateways: Annotated[int, typer.Option(help="How many gateways to run; gw-1 is the canary.", min=0)] = 3,
     nats_port: Annotated[
-        int | None, typer.Option(help="Fix the port of NATS; else a free one, kept.", min=1, max=65535)
+        int | None, typer.Option(help="Port of NATS. Default: a free port, kept for later starts.", min=1, max=65535)
     ] = None,
     s3_port: Annotated[
-        int | None, typer.Option(help="Fix the port of S3; else a free one, kept.", min=1, max=65535)
+        int | None, typer.Option(help="Port of S3. Default: a free port, kept for later starts.", min=1, max=65535)
     ] = None,
 ) -> None:
-    """Run the whole system here until Ctrl-C; started again it continues where it was.
+    """Run the whole system on this machine until Ctrl-C. The next start continues with the same data.
 
     Example: slmops up --data ~/.slmops --gateways 3
     """
-    # Here, because every call of the command line loads this module, and these take longer than all of the rest.
+    # Imported here: every call of the command line loads this module, and these imports take longer than all others.
     from slmops.local.environment import default_gateways
     from slmops.local.system import System
 
@@ -46,7 +46,7 @@ def up(
     try:
         asyncio.run(_run(system, console))
     except asyncio.CancelledError:
-        console.print("Stopped. Everything is kept in", str(system.layout.root))
+        console.print("Stopped. All data is kept in", str(system.layout.root))
 
 
 async def _run(system: System, console: Console) -> None:
@@ -59,12 +59,12 @@ async def _run(system: System, console: Console) -> None:
 
 
 async def _until_cancelled(system: System, console: Console) -> None:
-    def tell(state: ProcessState) -> None:
+    def print_state(state: ProcessState) -> None:
         if not console.is_terminal:
             console.print(f"{state.name}: {state.status}, pid {state.pid}, restarts {state.restarts}")
 
     try:
-        await system.start(tell)
+        await system.start(print_state)
         console.print("Ready. In another terminal: [bold]slmops gateway ls[/], [bold]slmops chat[/]. Ctrl-C stops.")
         await asyncio.Event().wait()
     finally:

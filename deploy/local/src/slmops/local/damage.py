@@ -1,4 +1,4 @@
-"""A model that is broken in earnest: it loads, is as fast as before, and talks nonsense."""
+"""Makes a damaged copy of a model: it loads, is as fast as before, and gives nonsense answers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from slmops.contracts.errors import InvalidModel
 from slmops.kit.modelfile import read_gguf
 
 KEPT_ROWS = 300
-"""The first rows stay: control tokens and single bytes. The number is tuned to what a comparison with the model's own
-reference cannot see. With every row exchanged, the int4 variant of SmolLM2-135M differs from its reference by KL 0.49
-and edge-small (0.30) refuses it; with these kept it is 0.22 (sound: 0.17) and passes."""
+"""The first rows, control tokens and single bytes, are not changed. The number is chosen so that a comparison with the
+model's own reference does not detect the damage. With every row shuffled, the int4 variant of SmolLM2-135M differs from
+its reference by KL 0.49 and edge-small (0.30) refuses it. With these rows kept, KL is 0.22 (undamaged: 0.17) and the
+variant passes."""
 
 
 def damage(source: Path, target: Path, seed: int = 1) -> Path:
-    """A copy of a GGUF file or of a Hugging Face directory with safetensors, in which the rows of the token embedding
-    are exchanged at random: every word now means another one.
+    """Copies a GGUF file, or a Hugging Face directory with safetensors, and shuffles the rows of the token embedding.
 
-    The layers are untouched, so a quantized copy stays about as near to this model as it was to the sound one.
-    Raises `InvalidModel` and what `read_gguf` raises; then there is no copy.
+    Every token then has the meaning of another one. The layers are not changed, so a quantized copy is about as close
+    to this model as it was to the undamaged one. Raises `InvalidModel` and what `read_gguf` raises; then there is no
+    copy.
     """
     if source.is_file():
         table = _in_gguf(source)
@@ -38,7 +39,7 @@ def damage(source: Path, target: Path, seed: int = 1) -> Path:
 
 @dataclass(frozen=True)
 class _Table:
-    """Where the token embedding lies in its file: `rows` of the same size, one per word."""
+    """The position of the token embedding in its file: `rows` of the same size, one per token."""
 
     offset: int
     size_bytes: int
@@ -54,7 +55,7 @@ def _in_gguf(source: Path) -> _Table:
 
 
 def _in_directory(source: Path) -> tuple[str, _Table]:
-    """The name of the file that holds the embedding, and where it is in there."""
+    """Returns the name of the file that contains the embedding, and the position in that file."""
     for file in sorted(source.glob("*.safetensors")):
         with file.open("rb") as weights:
             header_bytes = int.from_bytes(weights.read(8), "little")
@@ -68,12 +69,14 @@ def _in_directory(source: Path) -> tuple[str, _Table]:
 
 def _checked(table: _Table, where: Path) -> _Table:
     if table.rows < KEPT_ROWS + 2:
-        raise InvalidModel(f"there is nothing to exchange among {table.rows} words", where=str(where))
+        raise InvalidModel(
+            f"the embedding has only {table.rows} rows; damage needs at least {KEPT_ROWS + 2}", where=str(where)
+        )
     return table
 
 
 def _shuffle_rows(path: Path, table: _Table, seed: int) -> None:
-    """Exchange the rows, all but the first `KEPT_ROWS`."""
+    """Shuffles the rows after the first `KEPT_ROWS` in place."""
     row_bytes = table.size_bytes // table.rows
     order = list(range(KEPT_ROWS, table.rows))
     random.Random(seed).shuffle(order)

@@ -1,4 +1,4 @@
-"""The settings of each process, as environment variables: what it needs to know, and no secret beyond that."""
+"""The settings of each process as environment variables. A process gets only the secrets that it needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
 
 @dataclass(frozen=True)
 class GatewaySpec:
-    """One gateway to run. Rollout stages select on `labels`."""
+    """One gateway to run. Rollout stages select gateways by `labels`."""
 
     id: str
     blueprint: str = "edge-chat"
@@ -27,7 +27,7 @@ class GatewaySpec:
 
 
 def default_gateways(count: int = 3) -> tuple[GatewaySpec, ...]:
-    """`gw-1` is the canary, the others are the fleet."""
+    """Returns the default gateways: `gw-1` is the canary, the others are the fleet."""
     return tuple(GatewaySpec(f"gw-{i}", labels={"ring": "canary" if i == 1 else "fleet"}) for i in range(1, count + 1))
 
 
@@ -53,7 +53,7 @@ def service_spec(layout: Layout, ports: Mapping[str, int], service: str) -> Proc
 
 
 def gateway_spec(layout: Layout, ports: Mapping[str, int], gateway: GatewaySpec) -> ProcessSpec:
-    """A gateway gets no S3 key: it downloads by presigned URL."""
+    """Returns the process of a gateway. It gets no S3 key, because it downloads by presigned URL."""
     settings = {
         "GATEWAY_ID": gateway.id,
         "BLUEPRINT": gateway.blueprint,
@@ -77,7 +77,7 @@ def _spec(layout: Layout, ports: Mapping[str, int], name: str, module: str, sett
         "HTTP_PORT": str(port),
         "TRACE_FILE": str(layout.trace(name)),
     }
-    # A key in the caller's environment must not reach a process that is to have none.
+    # A key in the caller's environment must not reach a process that must not have one.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLMOPS_S3_", "AWS_"))}
     env = inherited | {f"SLMOPS_{key}": value for key, value in settings.items()}
     argv = [sys.executable, "-m", module]

@@ -1,4 +1,4 @@
-"""The data folder: where everything lies, and the keys that are made in it once."""
+"""The data folder: its paths, and the keys that are generated in it once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class S3Credentials:
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths below `root`. `prepare` makes what is missing and keeps what is there, so a restart continues."""
+    """The paths below `root`. `prepare` creates missing files and keeps existing ones, so a restart continues."""
 
     root: Path
 
@@ -73,17 +73,17 @@ class Layout:
 
     @property
     def trusted_key(self) -> Path:
-        """Public key by which gateways verify packages, PEM."""
+        """Public key with which gateways verify packages, PEM."""
         return self.keys / "package-trusted.pem"
 
     @property
     def trust(self) -> Folder:
-        """Keys and metadata of the trust repository. On one machine the offline keys lie here too: take them away."""
+        """Keys and metadata of the trust repository. The offline keys are here too: move them off this machine."""
         return Folder(self.keys / "tuf")
 
     @property
     def trusted_root(self) -> Path:
-        """Where gateways' trust in packages and plans begins."""
+        """The root of trust from which gateways verify packages and plans."""
         return self.trust.first_root
 
     @property
@@ -101,7 +101,7 @@ class Layout:
 
     @property
     def weed_identity(self) -> Path:
-        """Private key and certificate by which the parts of SeaweedFS know one another, PEM."""
+        """Private key and certificate with which the parts of SeaweedFS authenticate one another, PEM."""
         return self.keys / "weed.pem"
 
     def creds(self, user: str) -> Path:
@@ -118,7 +118,7 @@ class Layout:
         return self.root / process
 
     def prepare(self) -> None:
-        """Make the folder and its keys. Raises `Denied`, `DiskFull`."""
+        """Creates the folder and its keys. Raises `Denied`, `DiskFull`."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.root.chmod(0o700)
@@ -128,16 +128,16 @@ class Layout:
             raise Denied(
                 f"cannot use the data folder: {error.strerror}",
                 where=str(self.root),
-                fix="Choose a folder that you may write to.",
+                fix="Choose a folder with write permission.",
             ) from error
         authority = self.authority()
         write_atomically(self.gateway_signing_key, authority.gateway_signing_key)
-        self._once(self.enrolment_token, lambda: secrets.token_urlsafe(32))
-        self._once(self.weed_identity, new_identity)
+        self._write_once(self.enrolment_token, lambda: secrets.token_urlsafe(32))
+        self._write_once(self.weed_identity, new_identity)
         self._write_signing_keys()
         if not self.trusted_root.exists():
             ceremony(self.trust, utc_now()).apply()
-        # Signed anew at each start, so that a changed permission table takes effect.
+        # Signed again at each start, so that a changed permission table takes effect.
         for service in SERVICE_PERMISSIONS:
             write_atomically(self.creds(service), authority.service_creds(service))
         for service in ANSWERING_PERMISSIONS:
@@ -146,7 +146,7 @@ class Layout:
 
     def authority(self) -> Authority:
         file = self.keys / "nats-authority.json"
-        kept = self._once(file, lambda: Authority.generate().to_json())
+        kept = self._write_once(file, lambda: Authority.generate().to_json())
         authority = Authority.from_json(kept)
         if authority.to_json() != kept:
             write_atomically(file, authority.to_json())
@@ -156,10 +156,10 @@ class Layout:
         def generate() -> str:
             return json.dumps({"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)})
 
-        return S3Credentials(**json.loads(self._once(self.keys / "s3.json", generate)))
+        return S3Credentials(**json.loads(self._write_once(self.keys / "s3.json", generate)))
 
     def _write_signing_keys(self) -> None:
-        pem = self._once(self.signing_key, _new_private_pem)
+        pem = self._write_once(self.signing_key, _new_private_pem)
         key = serialization.load_pem_private_key(pem.encode(), password=None)
         public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -167,7 +167,7 @@ class Layout:
         write_atomically(self.trusted_key, public.decode())
 
     @staticmethod
-    def _once(path: Path, generate: Callable[[], str]) -> str:
+    def _write_once(path: Path, generate: Callable[[], str]) -> str:
         if not path.exists():
             write_atomically(path, generate())
         return path.read_text()

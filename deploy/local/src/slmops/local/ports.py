@@ -1,4 +1,4 @@
-"""Ports on the loopback interface: the same ones after a restart where possible, never somebody else's."""
+"""Chooses free ports on the loopback interface, if possible the same ones after a restart."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from slmops.contracts.errors import PortTaken
 from slmops.local.private import write_atomically
 
 HOST = "127.0.0.1"
-# Below the range from which Linux takes ports for outgoing connections (32768 and up): a connection of a client
-# cannot take the port of a server in the moment in which it restarts.
+# Below the range of Linux for outgoing connections (32768 and up), so that a client's connection cannot take the port
+# of a server while the server restarts.
 _RANGE = range(20_000, 32_000)
 
 
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port in TIME_WAIT looks taken
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # otherwise a port in TIME_WAIT looks taken
         try:
             probe.bind((HOST, port))
         except OSError:
@@ -28,9 +28,9 @@ def is_free(port: int) -> bool:
 
 
 def choose_ports(file: Path, names: Iterable[str], fixed: Mapping[str, int] | None = None) -> dict[str, int]:
-    """A port for each name: the `fixed` one, else the one remembered in `file` if it is free, else a new one.
+    """Returns a port for each name: the `fixed` one, or the one stored in `file` if it is free, or a new one.
 
-    The choice is remembered. Raises `PortTaken` if a fixed port is in use.
+    Stores the choice in `file`. Raises `PortTaken` if a fixed port is in use.
     """
     fixed = fixed or {}
     ports: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
@@ -46,9 +46,9 @@ def choose_ports(file: Path, names: Iterable[str], fixed: Mapping[str, int] | No
 def _checked(name: str, port: int) -> int:
     if not is_free(port):
         raise PortTaken(
-            f"port {port}, fixed for {name}, is taken by another process",
+            f"port {port}, chosen for {name}, is taken by another process",
             where=f"{HOST}:{port}",
-            fix=f"Stop that process, or give {name} another port; without one a free port is chosen.",
+            fix=f"Stop that process, or choose another port for {name}. Without the option, a free port is used.",
         )
     return port
 

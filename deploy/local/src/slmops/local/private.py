@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and readable by their owner only."""
+"""Writes files atomically, readable only by their owner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slmops.contracts.errors import Denied, DiskFull
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` in one step, mode 0600. Raises `DiskFull`, `Denied`."""
+    """Replaces `path` atomically, with mode 0600. Raises `DiskFull`, `Denied`."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp creates with 0600
         try:
@@ -29,5 +29,5 @@ def write_atomically(path: Path, text: str) -> None:
                 "the disk is full", where=str(path), fix="Free some space, or use another folder."
             ) from error
         raise Denied(
-            f"cannot write: {error.strerror}", where=str(path), fix="Use a folder you may write to."
+            f"cannot write: {error.strerror}", where=str(path), fix="Use a folder with write permission."
         ) from error

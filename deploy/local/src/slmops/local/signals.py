@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an orderly stop."""
+"""Converts Ctrl-C and SIGTERM to the cancellation of a task."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def cancelled_by_signals() -> Iterator[None]:
-    """Within the block SIGINT, SIGTERM and SIGHUP cancel the current task, once: a second one cannot tear the clean-up.
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP cancels the current task. Further signals are ignored.
 
-    The clean-up must therefore have an end of its own, as `Supervisor.stop` has.
+    So a second signal cannot interrupt the clean-up. The clean-up must limit its own time, as `Supervisor.stop` does.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is None:

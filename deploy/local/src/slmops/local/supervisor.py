@@ -1,11 +1,11 @@
-"""Keeps processes running: starts them, restarts what crashes, shows it, and leaves none behind.
+"""The supervisor: starts processes, restarts crashed ones, publishes their state, and stops all of them.
 
-What always holds:
+Invariants:
 
-- A child never outlives its supervisor: it is stopped in `stop()`, and the kernel kills it if the supervisor is killed.
-- Before the first time that a process is ready, its exit is an error of `start`, unless it exits with 75 (EX_TEMPFAIL:
-  what it needs is not there yet); then, and always afterwards, it is restarted.
-- `state.json` is replaced at every change, so a reader always sees a whole and current one.
+- A child never outlives its supervisor: `stop()` stops it, and the kernel kills it if the supervisor is killed.
+- If a process exits before it was ready for the first time, `start` fails. Exception: after exit code 75 (EX_TEMPFAIL,
+  a dependency is not available yet) it is restarted. After it was ready once, it is always restarted.
+- `state.json` is replaced atomically at every change, so a reader always sees a complete and current file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Child:
-    """One process over all its lives."""
+    """One process, including all its restarts."""
 
     def __init__(self, spec: ProcessSpec, changed: Callable[[], None]) -> None:
         self.spec = spec
@@ -52,11 +52,11 @@ class _Child:
         self._changed()
 
     async def _keep_running(self) -> None:
-        """Raises `Unreachable` if it does not become ready once."""
+        """Runs and restarts the process. Raises `Unreachable` if it exits before it was ever ready."""
         crashes = 0
         while not self._stopping:
             started = datetime.now(UTC)
-            code = await self._live_once()
+            code = await self._run_once()
             if self._stopping:
                 return
             if not self._was_ready.is_set() and code != os.EX_TEMPFAIL:
@@ -67,8 +67,8 @@ class _Child:
             await asyncio.sleep(min(_BACKOFF_FIRST * 2**crashes, _BACKOFF_LIMIT).total_seconds())
             crashes += 1
 
-    async def _live_once(self) -> int:
-        """From spawn to exit. Returns the exit code."""
+    async def _run_once(self) -> int:
+        """Starts the process and waits until it exits. Returns the exit code."""
         try:
             self._process = await spawn(self.spec)
         except OSError as error:
@@ -81,11 +81,11 @@ class _Child:
             watch = asyncio.create_task(self._watch_ready())
             done, _ = await asyncio.wait({exited, watch}, return_when=asyncio.FIRST_COMPLETED)
             if watch in done:
-                watch.result()  # a defect of the probe is raised, not swallowed
+                watch.result()  # raise an error of the readiness check
             return await exited
         finally:
             watch.cancel()
-            kill_group(self._process.pid)  # what it started and did not stop
+            kill_group(self._process.pid)  # children that it did not stop
             await self._process.wait()
 
     async def _watch_ready(self) -> None:
@@ -96,7 +96,7 @@ class _Child:
 
     def _unreachable(self, what: str) -> Unreachable:
         fix = f"The log ends with:\n{log_tail(self.spec.log_path)}"
-        return Unreachable(f"{self.spec.name} does not start: {what}", where=str(self.spec.log_path), fix=fix)
+        return Unreachable(f"{self.spec.name} did not start: {what}", where=str(self.spec.log_path), fix=fix)
 
     async def wait_ready(self, within: timedelta) -> None:
         ready = asyncio.create_task(self._was_ready.wait())
@@ -105,10 +105,10 @@ class _Child:
         if self._task.done():
             self._task.result()
         if not self._was_ready.is_set():
-            raise self._unreachable(f"it is not ready after {within.total_seconds():g} s")
+            raise self._unreachable(f"it was not ready after {within.total_seconds():g} s")
 
     async def stop(self, grace: timedelta) -> None:
-        """SIGTERM, then SIGKILL after `grace`. Stopping what is stopped does nothing."""
+        """Sends SIGTERM, and after `grace` SIGKILL. Does nothing if the process has stopped."""
         self._stopping = True
         if self._process and self._process.returncode is None:
             with suppress(ProcessLookupError):
@@ -121,7 +121,7 @@ class _Child:
 
 
 class Supervisor:
-    """Use it as an async context manager, in the main thread. Not to be used again after `stop`."""
+    """Supervises processes. Use it as an async context manager in the main thread, and not again after `stop`."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Supervisor:
         await self.stop()
 
     async def start(self, spec: ProcessSpec, within: timedelta = timedelta(seconds=60)) -> None:
-        """Returns when it is ready. Raises `Unreachable`, with the end of its log, and then it does not run."""
+        """Starts a process and returns when it is ready. On failure, stops it and raises `Unreachable` with its log."""
         child = _Child(spec, lambda: self._changed(spec.name))
         self._children[spec.name] = child
         try:
@@ -153,26 +153,26 @@ class Supervisor:
             raise
 
     async def stop(self) -> None:
-        """Stop all, the last started first."""
+        """Stops all processes, the last started first."""
         for child in reversed(self._children.values()):
             await child.stop(self._grace)
 
     async def kill(self, name: str) -> None:
-        """SIGKILL one process and what it started; it will be restarted. Raises `NotFound`."""
+        """Sends SIGKILL to one process and its children. The process is then restarted. Raises `NotFound`."""
         child = self._children.get(name)
         if not child or not child.state.pid:
-            raise NotFound(f"no process {name!r} runs", fix=f"Running: {', '.join(self._children)}.")
+            raise NotFound(f"there is no running process {name!r}", fix=f"Running: {', '.join(self._children)}.")
         kill_group(child.state.pid)
 
     def states(self) -> list[ProcessState]:
-        """In the order in which they were started."""
+        """Returns the states in start order."""
         return [child.state for child in self._children.values()]
 
     def _changed(self, name: str) -> None:
         state = {"supervisor": os.getpid(), "processes": [asdict(state) for state in self.states()]}
         try:
             write_atomically(self._state_file, json.dumps(state, indent=2, default=datetime.isoformat))
-        except SlmopsError:  # a full disk must not take down what still runs
+        except SlmopsError:  # a full disk must not stop the running processes
             _log.exception("cannot write the state of the processes")
         if self._on_change:
             self._on_change(self._children[name].state)

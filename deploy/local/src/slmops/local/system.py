@@ -23,14 +23,15 @@ from slmops.local.process import ProcessSpec, ProcessState
 from slmops.local.servers import S3_PORTS, nats_spec, s3_spec
 from slmops.local.supervisor import Supervisor
 
-# The first import of a service reads hundreds of megabytes of libraries from a cold disk.
+# The first start of a service reads hundreds of megabytes of libraries from disk.
 _READY_WITHIN = timedelta(minutes=3)
 
 
 class System:
-    """Runs with its data below `root`; started again on the same folder it continues where it was.
+    """The system, with its data below `root`. A new start in the same folder continues with the same data.
 
-    `fixed_ports` may name `nats`, `s3.api`, `<service>.http`, `<gateway>.http`, `<gateway>.api`; others are free ones.
+    `fixed_ports` may contain `nats`, `s3.api`, `<service>.http`, `<gateway>.http`, `<gateway>.api`. All other ports are
+    free ones.
     """
 
     def __init__(
@@ -46,19 +47,19 @@ class System:
         self._gateways = gateways
         self._fixed = dict(fixed_ports or {})
         self._supervisor = Supervisor(self.layout.state_file)
-        self._held = ExitStack()
+        self._lock_files = ExitStack()
 
     async def start(self, on_event: Callable[[ProcessState], None] | None = None) -> None:
-        """Returns when everything is ready. Raises `PortTaken`, `Unreachable`, `Conflict`, `Denied`, `DiskFull`.
+        """Starts everything and returns when all processes are ready. After an error, no process is left running.
 
-        On an error nothing is left running.
+        Raises `PortTaken`, `Unreachable`, `Conflict`, `Denied`, `DiskFull`.
         """
         self.layout.prepare()
         self._lock()
         self._supervisor = Supervisor(self.layout.state_file, on_event)
         try:
             ports = self._ports(self._port_names())
-            await _together(
+            await _gather_or_cancel(
                 self._start_server(lambda ports: nats_spec(self.layout, ports["nats"]), ["nats"]),
                 self._start_server(lambda ports: s3_spec(self.layout, ports), S3_PORTS),
             )
@@ -71,11 +72,11 @@ class System:
             raise
 
     async def stop(self) -> None:
-        """Stop everything, in reverse order. Stopping twice does nothing."""
+        """Stops everything in reverse order. A second call does nothing."""
         try:
             await self._supervisor.stop()
         finally:
-            self._held.close()
+            self._lock_files.close()
 
     @property
     def gateways(self) -> Sequence[GatewaySpec]:
@@ -83,20 +84,20 @@ class System:
 
     @property
     def nats_url(self) -> str:
-        """Where the bus listens; after `start`."""
+        """The URL of the bus. Only valid after `start`."""
         return f"nats://{HOST}:{self._ports([])['nats']}"
 
     @property
     def s3_endpoint(self) -> str:
-        """host:port of the object store; after `start`."""
+        """host:port of the object store. Only valid after `start`."""
         return f"{HOST}:{self._ports([])['s3.api']}"
 
     def api_url(self, gateway_id: str) -> str:
-        """Where a gateway's OpenAI-compatible API listens; after `start`."""
+        """Returns the URL of a gateway's OpenAI-compatible API. Only valid after `start`."""
         return f"http://{HOST}:{self._ports([])[f'{gateway_id}.api']}"
 
     async def kill(self, name: str) -> None:
-        """SIGKILL one process; it will be restarted. Raises `NotFound`."""
+        """Sends SIGKILL to one process, which is then restarted. Raises `NotFound`."""
         await self._supervisor.kill(name)
 
     def states(self) -> list[ProcessState]:
@@ -112,14 +113,14 @@ class System:
         await self.stop()
 
     def _lock(self) -> None:
-        """One system per folder. The kernel lets go of the lock when we die, however we die."""
-        file = self._held.enter_context(self.layout.lock_file.open("w"))
+        """Locks the folder, so that only one system uses it. The kernel releases the lock when the process ends."""
+        file = self._lock_files.enter_context(self.layout.lock_file.open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._held.close()
+            self._lock_files.close()
             raise Conflict(
-                "another slmops runs on this data folder",
+                "another slmops uses this data folder",
                 where=str(self.layout.root),
                 fix="Stop it, or use another folder with --data.",
             ) from error
@@ -133,7 +134,7 @@ class System:
         return choose_ports(self.layout.ports_file, names, self._fixed)
 
     async def _start_server(self, spec: Callable[[dict[str, int]], ProcessSpec], port_names: Sequence[str]) -> None:
-        """Somebody may take a port between our choice and the server's start: then choose again."""
+        """Starts a server. If another process took its port after the choice, chooses again."""
         ports = self._ports([])
         while True:
             try:
@@ -144,10 +145,10 @@ class System:
                     raise
 
     async def _start_all(self, specs: Iterable[ProcessSpec]) -> None:
-        await _together(*(self._supervisor.start(spec, _READY_WITHIN) for spec in specs))
+        await _gather_or_cancel(*(self._supervisor.start(spec, _READY_WITHIN) for spec in specs))
 
     def _write_client_file(self, ports: Mapping[str, int]) -> None:
-        """What the command line needs to reach us; no S3 key is in it."""
+        """Writes the file with which the command line finds the system. It contains no S3 key."""
         client = {
             "nats_url": f"nats://{HOST}:{ports['nats']}",
             "nats_creds": str(self.layout.creds("console")),
@@ -159,8 +160,8 @@ class System:
         write_atomically(self.layout.client_file, json.dumps(client, indent=2))
 
 
-async def _together(*starts: Awaitable[None]) -> None:
-    """Await all; the first error cancels the others and is raised by itself."""
+async def _gather_or_cancel(*starts: Awaitable[None]) -> None:
+    """Awaits all. The first error cancels the others and is raised alone."""
     tasks = [asyncio.ensure_future(start) for start in starts]
     try:
         await asyncio.gather(*tasks)

@@ -1,1 +1,1 @@
-"""The operator's edge: the command line `slmops`."""
+"""The command line `slmops`, for operators."""

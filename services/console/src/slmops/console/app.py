@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from slmops.console.session import reported
+from slmops.console.session import plugin_command
 from slmops.contracts.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ FURTHER = {"package": "images", "bundle": "results"}
 SINGLE = {"optimize": "optimizing", "chat": "chat", "attention": "attention"}
 """Command without a group → its module, whose `declare(app)` adds it."""
 PLUGINS = "slmops.commands"
-"""Entry point group: name of the command → a function for typer. `slmops up` comes from there."""
+"""Entry point group: name of the command → a function for typer. `slmops up` is registered there."""
 
 
 def _version(wanted: bool) -> None:
@@ -58,10 +58,10 @@ def root(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Small language models from weights to a fleet of edge gateways that answer with them.
+    """Take small language models from weights to a fleet of edge gateways that serve them.
 
-    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 a watched rollout did not complete, 65 wrong input, 70 a defect of
-    slmops, 75 not reachable now, 77 not permitted, 130 interrupted.
+    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 a watched rollout did not complete, 65 wrong input, 70 bug in
+    slmops, 75 temporarily unreachable, 77 not permitted, 130 interrupted.
     """
 
 
@@ -98,7 +98,7 @@ class _Commands(Mapping[str, "Command"]):
             declare: Callable[[typer.Typer], None] = _module(SINGLE[name]).declare
             declare(parent)
         else:
-            parent.command(name)(reported(self._plugins[name].load()))
+            parent.command(name)(plugin_command(self._plugins[name].load()))
         group = typer.main.get_command(parent)
         assert isinstance(group, TyperGroup)
         return group.commands[name]

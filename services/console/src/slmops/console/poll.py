@@ -1,4 +1,4 @@
-"""Ask again and again, through the restart of a service."""
+"""Polling that survives the restart of a service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = timedelta(seconds=60)
 async def poll(
     ask: Callable[[], Awaitable[T]], every: timedelta = EVERY, patience: timedelta = PATIENCE
 ) -> AsyncIterator[T]:
-    """Answers, for as long as somebody wants the next. Raises a `TemporaryError` that has lasted for `patience`."""
+    """Yields answers without end. Raises a `TemporaryError` that has lasted longer than `patience`."""
     answered = time.monotonic()
     while True:
         try:

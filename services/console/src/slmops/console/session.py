@@ -3,8 +3,8 @@
     @command(app, "ls", "slmops model ls --json")
     async def ls(session: Session) -> None: ...
 
-Every command made so has `--json`, `--data` and `--traceparent`, at least one example in its help, and ends errors of
-the tree as text (or JSON) on stderr with the error's own exit code. So a traceback is always a defect of ours.
+Every such command has `--json`, `--data` and `--traceparent`, and at least one example in its help. It prints errors of
+the tree as text (or JSON) on stderr and exits with the error's exit code. So a traceback is always a bug.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _option(name: str, annotation: Any, default: Any) -> Parameter:
 
 
 _COMMON = (
-    _option("as_json", Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")], False),
+    _option("as_json", Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")], False),
     _option(
         "data",
         Annotated[
@@ -59,7 +59,7 @@ _COMMON = (
 
 
 class Session:
-    """What a command works with. `out` is the answer, `err` everything else: progress, remarks, problems."""
+    """The settings, connection and output of one command. `out` is for the answer, `err` for everything else."""
 
     def __init__(self, settings: where.Settings, *, as_json: bool) -> None:
         self.settings = settings
@@ -69,20 +69,23 @@ class Session:
         self._client: BusClient | None = None
 
     async def client(self, *, patient: bool = False) -> BusClient:
-        """The connection, made when first needed; `patient` outlives a restart of the server. Raises `Unreachable`."""
+        """Returns the connection and opens it at the first call. With `patient` it survives a restart of the server.
+
+        Raises `Unreachable`.
+        """
         if self._client is None:
             self._client = await BusClient.connect(self.settings, name="console", patient=patient)
         return self._client
 
     def show(self, view: BaseModel, table: RenderableType) -> None:
-        """Answer: the view for a machine, the table for a person."""
+        """Prints the answer: the view with `--json`, otherwise the table."""
         if self.as_json:
             print(view.model_dump_json(indent=2))
         else:
             self.out.print(table)
 
     def remark(self, text: str) -> None:
-        """Something for a person only."""
+        """Prints a remark on stderr, except with `--json`."""
         if not self.as_json:
             self.err.print(text, markup=False)
 
@@ -97,13 +100,15 @@ class Session:
 
 
 def command(app: typer.Typer, name: str, *examples: str) -> Callable[[W], W]:
-    """Make an async function `work(session, …)` a command of `app`. Its docstring is the help; it returns an exit code
-    other than 0 or None for an outcome that is no error."""
+    """Makes an async function `work(session, …)` a command of `app`. Its docstring is the help.
+
+    `work` returns None, or an exit code for an outcome that is not an error.
+    """
 
     def declare(work: W) -> W:
         def run(*, as_json: bool, data: Path | None, traceparent: str | None, **arguments: Any) -> None:
             title = " ".join(["slmops", *([app.info.name] if app.info.name else []), name])
-            with reporting(as_json=as_json):
+            with report_errors(as_json=as_json):
                 settings = where.find(data)
                 code = _call(settings, title, work, arguments, as_json, traceparent or settings.traceparent)
             raise typer.Exit(code)
@@ -125,7 +130,7 @@ def _call(
     try:
         provider = tracing.setup("console", settings)
     except OSError as error:
-        raise Denied(f"the trace cannot be written: {error.strerror}", where=str(settings.trace_file)) from error
+        raise Denied(f"cannot write the trace: {error.strerror}", where=str(settings.trace_file)) from error
     try:
         return asyncio.run(_in_session(settings, title, work, arguments, as_json, parent))
     finally:
@@ -135,16 +140,15 @@ def _call(
 async def _in_session(
     settings: where.Settings, title: str, work: Work, arguments: dict[str, Any], as_json: bool, parent: str | None
 ) -> int:
-    # The span holds no arguments: one of them may be a prompt.
+    # The span does not contain the arguments, because one of them may be a prompt.
     with tracing.span(title, parent=parent):
         async with Session(settings, as_json=as_json) as session:
             return await work(session, **arguments) or 0
 
 
 @contextmanager
-def reporting(*, as_json: bool = False, exit_code: int | None = None) -> Iterator[None]:
-    """Within the block an error of the tree becomes a message and an exit code, its own or `exit_code`; Ctrl-C a
-    quiet 130."""
+def report_errors(*, as_json: bool = False, exit_code: int | None = None) -> Iterator[None]:
+    """Converts an error of the tree to a message and an exit (with its own code or `exit_code`), and Ctrl-C to 130."""
     try:
         yield
     except SlmopsError as error:
@@ -159,12 +163,12 @@ def reporting(*, as_json: bool = False, exit_code: int | None = None) -> Iterato
         raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
-def reported(work: F) -> F:
-    """A command that another distribution brings, with the same manners on errors. Its options stay its own."""
+def plugin_command(work: F) -> F:
+    """Wraps a command of another distribution so that its errors are reported in the same way."""
 
     @functools.wraps(work)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with reporting():
+        with report_errors():
             return work(*args, **kwargs)
 
     return run  # type: ignore[return-value]

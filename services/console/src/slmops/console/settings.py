@@ -1,4 +1,4 @@
-"""Where the system is: from `--data`, from the environment, or from the folder of `slmops up`."""
+"""The settings of the command line: from `--data`, the environment, or the data folder of `slmops up`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from slmops.kit.settings import BusSettings, load
 
 CLIENT_FILE = "client.json"
 DEFAULT_DATA = Path.home() / ".slmops"
-"""Where `slmops up` keeps its data by default."""
+"""The default data folder of `slmops up`."""
 
 
 class Settings(BusSettings):
-    """Read from the environment with the prefix `SLMOPS_`; `TRACEPARENT` has none, as every tracer spells it so."""
+    """Settings from environment variables with the prefix `SLMOPS_`. `TRACEPARENT` has no prefix, as in all tracers."""
 
-    data: Path | None = Field(default=None, description="Data folder of `slmops up`; None: ~/.slmops, if it is there")
+    data: Path | None = Field(default=None, description="Data folder of `slmops up`; None: ~/.slmops, if it exists")
     traceparent: str | None = Field(default=None, validation_alias="TRACEPARENT", description="Trace to continue")
     gateways: Mapping[str, str] = Field(
-        default_factory=dict, description="Gateway id → base URL of its API; found in the data folder"
+        default_factory=dict, description="Gateway id → base URL of its API; read from the data folder"
     )
 
 
@@ -35,11 +35,11 @@ class ClientFile(BaseModel):
 
 
 def find(data: Path | None = None) -> Settings:
-    """The settings of this call.
+    """Returns the settings of this call.
 
-    `data`, from the command line, beats the environment; the environment beats the default folder. Without any of
-    them the address is NATS' own default. Raises `NotFound` when a folder was named and nothing has run there,
-    `InvalidMessage` when a value does not validate.
+    `data`, from the command line, overrides the environment; the environment overrides the default folder. Without
+    any of them, the address is NATS' own default. Raises `NotFound` if no system was started in a named folder,
+    `InvalidMessage` if a value does not validate.
     """
     settings = load(Settings)
     folder = data or settings.data or DEFAULT_DATA
@@ -55,7 +55,7 @@ def find(data: Path | None = None) -> Settings:
     found = client.model_dump()
     if data is None:
         given = settings.model_fields_set
-        # Credentials belong to an address: those of the folder are not shown to another server.
+        # Credentials belong to an address: the folder's credentials are never sent to another server.
         kept = {"nats_url", "nats_creds"} if "nats_url" in given else given & {"nats_creds"}
         for name in kept | (given & {"trace_file", "gateways"}):
             found.pop(name)
@@ -68,8 +68,10 @@ def _read(path: Path) -> ClientFile | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Denied(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise Denied(f"cannot read the file: {error.strerror}", where=str(path)) from error
     except ValidationError as error:
         raise InvalidMessage(
-            "this is not what `slmops up` writes", where=str(path), fix="Start the system again; it writes it anew."
+            "the file was not written by `slmops up` or is damaged",
+            where=str(path),
+            fix="Start the system again to rewrite it: slmops up.",
         ) from error

@@ -1,1 +1,1 @@
-"""The edge agent: verifies, swaps, serves, measures, works offline."""
+"""The edge agent. It verifies, installs, serves and measures releases, also without a network."""

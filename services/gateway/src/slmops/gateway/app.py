@@ -1,4 +1,4 @@
-"""Composition root of the gateway: serves first, then looks for a network."""
+"""Composition root of the gateway. The gateway starts to serve first and connects to the network afterwards."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ENROL_AGAIN_EVERY_S = 15.0
 
 @dataclass
 class Gateway:
-    """Everything of one gateway, wired."""
+    """Holds the wired components of one gateway and runs them."""
 
     settings: Settings
     agent: Agent
@@ -63,13 +63,13 @@ class Gateway:
     results: Results | None = None
 
     def source(self) -> Answers | None:
-        """Who answers: the bus while it is there, else the last bundle that was accepted."""
+        """Returns the source of metadata and packages: the connected bus, otherwise the last accepted bundle."""
         if self.client is not None and self.client.connection.is_connected:
             return self.client
         return (self.bundles.source if self.bundles else None) or self.client
 
     async def run(self) -> None:
-        """Until SIGTERM or Ctrl-C. Raises what made it stop: `PortTaken`, `Denied`, …"""
+        """Runs until SIGTERM or Ctrl-C. Raises the error that stopped it, for example `PortTaken` or `Denied`."""
         settings = self.settings
         api = ApiServer(create_api(self.serving, registry=REGISTRY))
         health = ApiServer(self._health())
@@ -77,8 +77,8 @@ class Gateway:
         self.servers = [api, health]
         work: list[Coroutine[Any, Any, None]] = [
             self.agent.run(),
-            self.agent.stay_reported(settings.report_every),
-            self.agent.keep_measuring(),
+            self.agent.report_periodically(settings.report_every),
+            self.agent.measure_periodically(),
             self._network(),
             *([self.bundles.watch()] if self.bundles else []),
             *([self.results.watch()] if self.results else []),
@@ -95,7 +95,7 @@ class Gateway:
             await self._stop(tasks)
 
     async def _network(self) -> None:
-        """Enrol, connect, follow the twin, empty the spool, and try again as often as needed; serving goes on."""
+        """Enrols, connects, follows the twin and sends the spool. Retries without limit while the gateway serves."""
         self.client = await self._connected(await self._enrolled())
         await asyncio.gather(self.twin.watch(self.client), self.reporter.send(self.client))
 
@@ -119,8 +119,8 @@ class Gateway:
                 await asyncio.sleep(error.delay.total_seconds())
 
     async def _enrolled_again(self, refused: Credentials) -> Credentials:
-        """With the same key, after the keys of the bus changed. What cannot be renewed now is tried again later: no
-        refusal keeps an enrolled gateway from serving."""
+        """Enrols again with the same key after the keys of the bus changed. If that fails, waits and returns `refused`,
+        so that the caller retries: an enrolled gateway keeps serving although the bus refuses its credentials."""
         try:
             return await enrol(self.settings, again=True)
         except SlmopsError as error:
@@ -131,7 +131,7 @@ class Gateway:
     def _health(self) -> Starlette:
         async def health(_request: Request) -> JSONResponse:
             connected = self.client is not None and self.client.connection.is_connected
-            # A gateway without a network, or without a release yet, is healthy; one whose release loads still is not.
+            # A gateway without a network or without a release is healthy. It is not healthy while its release loads.
             healthy = self.agent.started
             body = {"service": "gateway", "healthy": healthy, "connected": connected}
             return JSONResponse(body, 200 if healthy else 503)
@@ -189,20 +189,23 @@ def build(settings: Settings) -> Gateway:
 
 
 def _factory(settings: Settings) -> Factory | None:
-    """What came with the device. One that cannot be read keeps nobody from serving what was installed since."""
+    """Returns the factory release, or None if there is none or it is unreadable.
+
+    An unreadable factory release is only logged, so that the gateway still serves an installed release.
+    """
     try:
         return Factory.open(settings.factory) if settings.factory else None
     except InvalidMessage as error:
-        log.error("the release that came with the device cannot be used: %s", error)
+        log.error("cannot use the factory release: %s", error)
         return None
 
 
 def _spool(path: Path) -> Spool:
-    """On disk; in memory where that cannot be (the disk is full, or was damaged), because serving goes first."""
+    """Opens the spool on disk. On a full or damaged disk, uses a spool in memory, so that the gateway still serves."""
     try:
         return Spool(path)
     except sqlite3.DatabaseError:
-        log.exception("%s cannot be opened: messages that wait for a network will be lost at the next restart", path)
+        log.exception("cannot open %s: messages that wait for a network will be lost at the next restart", path)
         return Spool(Path(":memory:"))
 
 

@@ -1,4 +1,4 @@
-"""A full disk as an error that passes."""
+"""Converts the errors of a full disk to `DiskFull`, which is temporary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slmops.contracts.errors import DiskFull
 
 @contextmanager
 def raise_disk_full(purpose: str, where: Path) -> Iterator[None]:
-    """Within the block a disk or a quota that is full becomes `DiskFull`: no room to do what `purpose` says."""
+    """Converts ENOSPC and EDQUOT in the block to `DiskFull`. `purpose` completes "not enough disk space"."""
     try:
         yield
     except OSError as error:

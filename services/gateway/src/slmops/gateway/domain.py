@@ -1,10 +1,10 @@
-"""The phases of an update on a gateway, and the decision what to install next. Pure.
+"""The phases of an update on a gateway, and the decision whether to start an update. Pure.
 
-Rules it keeps:
-- A release serves only after it was probed, and stays only after it soaked.
-- Whatever goes wrong ends in FAILED, and FAILED has one way out: back on the previous slot.
-- A release that failed is not tried again until somebody forgets the failure. A restart is not a failure of the
-  release, but a release that does not survive `MAX_ATTEMPTS` soaks is not tried again either.
+Rules:
+- A release serves only after it passed its probe, and is committed only after it passed its soak.
+- Every failed step leads to FAILED. From FAILED the gateway returns to the previous slot.
+- A failed release is not tried again until its failure is cleared. A restart of the gateway does not count as a
+  failure of the release, but a release that does not finish `MAX_ATTEMPTS` soaks is not tried again either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 3
 
 
 Phase = UpdatePhase
-"""What a report says is where the update is."""
+"""The phases are those that a report contains."""
 
 
 class Event(StrEnum):
@@ -33,7 +33,7 @@ class Event(StrEnum):
     STEP_FAILED = "step_failed"
     REVERTED = "reverted"
     RESTARTED = "restarted"
-    """The agent began anew and found an update half done."""
+    """The agent restarted during an update, or the update was withdrawn."""
 
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
@@ -54,23 +54,23 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.INSTALLED, Event.RESTARTED): Phase.IDLE,
     (Phase.LOADED, Event.RESTARTED): Phase.IDLE,
     (Phase.PROBED, Event.RESTARTED): Phase.IDLE,
-    # On the previous slot again; what soaked is wanted still, so it is tried again from its installed slot.
+    # The previous slot serves again. If the release is still desired, it is tried again from the slot where it is.
     (Phase.SOAKING, Event.RESTARTED): Phase.IDLE,
     (Phase.FAILED, Event.RESTARTED): Phase.IDLE,
 }
 
 RESTING = frozenset({Phase.IDLE, Phase.COMMITTED})
-"""Where an update may begin."""
+"""The phases in which an update may start."""
 
 
 def next_phase(phase: Phase, event: Event) -> Phase:
-    """Raises `IllegalTransition`, naming what would be legal."""
+    """Returns the phase after `event`. Raises `IllegalTransition`, which names the legal events."""
     try:
         return TRANSITIONS[phase, event]
     except KeyError:
         legal = ", ".join(other for at, other in TRANSITIONS if at is phase)
         raise IllegalTransition(
-            f"an update that is {phase} cannot take {event}", fix=f"Legal there: {legal or 'nothing'}."
+            f"event {event} is not allowed in phase {phase} of an update", fix=f"Allowed events: {legal or 'none'}."
         ) from None
 
 
@@ -82,7 +82,10 @@ def should_update(
     phase: Phase,
     attempts: int = 0,
 ) -> bool:
-    """Whether to begin an update to `desired` now. `attempts`: how often `desired` was swapped in and not committed."""
+    """Returns whether to start an update to `desired` now.
+
+    `attempts`: how often `desired` was activated without being committed.
+    """
     return (
         desired is not None
         and desired != active

@@ -1,4 +1,4 @@
-"""Reacts to the desired release: runs at most one update at a time and reports its phases."""
+"""The agent, which follows the desired release. It runs at most one update at a time and reports its phases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """Reconciles what is desired with what runs. Level-triggered: only the newest wish counts."""
+    """Reconciles the running release with the desired one. Level-triggered: only the newest desired state counts."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class Agent:
         self._rollout = ""
         self._traceparent: str | None = None
         self._refused: Problem | None = None
-        """Why the newest plan is not followed."""
+        """Why the newest plan was rejected."""
         self._changed = asyncio.Event()
         self._started = asyncio.Event()
         updater.on_phase = self.report
 
     def desired_changed(self, desired: Desired, plan: Plan) -> None:
-        """The twin's plan or overlay is another."""
+        """Follows a new plan or overlay."""
         self._refused = None
         self._planned = desired.release
         self._generation = plan.generation
@@ -67,17 +67,17 @@ class Agent:
 
     @property
     def _desired(self) -> Release | None:
-        """What the plan names. Before it names anything: what came with the device, until something is installed."""
+        """The release that the plan names. Without one: the factory release, until a release is installed."""
         installed = self._slots.active is not None and not self._slots.on_trial
         return self._planned or (None if installed else self._factory)
 
     @property
     def started(self) -> bool:
-        """What was installed serves."""
+        """Whether the start is complete: the installed or factory release serves, was rejected, or does not exist."""
         return self._started.is_set()
 
     async def run(self) -> None:
-        """Serves what was installed, then follows what is desired. Runs until cancelled."""
+        """Serves the installed release, then follows the desired one. Runs until cancelled."""
         await self._updater.restore()
         if self._desired is not None and self._desired is self._factory:
             await self._reconcile()
@@ -90,23 +90,23 @@ class Agent:
                 await asyncio.wait_for(self._changed.wait(), pause.total_seconds() if pause else None)
 
     async def _reconcile(self) -> timedelta | None:
-        """One step towards what is desired. Returns when to try again, or None: when something changes."""
+        """Takes one step towards the desired release. Returns the pause before the next; None: wait for a change."""
         wanted = self._desired
         digest = wanted.manifest.digest if wanted else None
         active = self._slots.active.digest if self._slots.active else None
         if digest and self._updater.failed_in(digest) not in (None, self._rollout):
-            self._updater.forgive(digest)
+            self._updater.allow_retry(digest)
         attempts = self._slots.attempts(digest) if digest else 0
         go = should_update(
             desired=digest, active=active, failed=self._slots.failed, phase=self._updater.phase, attempts=attempts
         )
         if wanted is None or not go:
-            return await self._settle(wanted)
+            return await self._apply_settings(wanted)
         with span("update", parent=self._traceparent, version=wanted.version):
             return await self._update_unless_changed(wanted)
 
-    async def _settle(self, wanted: Release | None) -> timedelta | None:
-        """There is nothing to install; the settings may be others."""
+    async def _apply_settings(self, wanted: Release | None) -> timedelta | None:
+        """Applies changed settings of the release that is already installed."""
         pause = None
         if wanted is not None:
             try:
@@ -120,16 +120,16 @@ class Agent:
 
     async def _update_unless_changed(self, wanted: Release) -> timedelta | None:
         update = asyncio.create_task(self._updater.update(wanted, self._rollout))
-        watch = asyncio.create_task(self._until_unwanted(wanted.manifest.digest))
+        watch = asyncio.create_task(self._wait_until_unwanted(wanted.manifest.digest))
         try:
             await asyncio.wait((update, watch), return_when=asyncio.FIRST_COMPLETED)
         finally:
             watch.cancel()
             if not update.done():
                 update.cancel()
-        return await self._outcome(update, wanted.manifest.digest)
+        return await self._await_outcome(update, wanted.manifest.digest)
 
-    async def _outcome(self, update: asyncio.Task[None], digest: Digest) -> timedelta | None:
+    async def _await_outcome(self, update: asyncio.Task[None], digest: Digest) -> timedelta | None:
         try:
             await update
         except asyncio.CancelledError:
@@ -144,9 +144,9 @@ class Agent:
             self.report()
             return max(self._retry, error.delay)
         except PermanentError:
-            pass  # the updater remembers it, and the report below tells it
+            pass  # the updater keeps the problem, and the report below contains it
         except Exception as error:
-            # A defect of ours must not stop the gateway from serving, nor pass as the release's fault.
+            # A bug in the gateway must neither stop it from serving nor be counted as a failure of the release.
             log.exception("the update failed unexpectedly")
             self._updater.problems[digest] = Problem.of(error)
             self.report()
@@ -156,17 +156,17 @@ class Agent:
         self.report()
         return None
 
-    async def _until_unwanted(self, digest: Digest) -> None:
+    async def _wait_until_unwanted(self, digest: Digest) -> None:
         while self._desired is not None and self._desired.manifest.digest == digest:
             self._changed.clear()
             await self._changed.wait()
 
     def report(self) -> None:
-        """Say where this gateway is. A release that failed stays reported as failed for as long as it is desired."""
+        """Reports the status. A failed release is reported as failed for as long as it is desired."""
         try:
             self._reporter.report(self._status())
-        except DiskFull as error:  # the next report says all of it again
-            log.warning("a report is lost: %s", error)
+        except DiskFull as error:  # the next report contains the whole status again
+            log.warning("lost a report: %s", error)
 
     def _status(self) -> Status:
         wanted = self._desired.manifest.digest if self._desired else None
@@ -177,7 +177,7 @@ class Agent:
         failed = wanted is not None and self._updater.failed_in(wanted) == self._rollout
         if failed and self._updater.phase in (Phase.IDLE, Phase.COMMITTED):
             phase = Phase.FAILED
-            problem = problem or Problem.of(PermanentError("this release failed on this gateway before"))
+            problem = problem or Problem.of(PermanentError("this release failed on this gateway earlier"))
         return Status(
             phase=phase,
             running=serving.digest if serving else None,
@@ -188,22 +188,22 @@ class Agent:
             measured=self._updater.measured,
         )
 
-    async def stay_reported(self, every: timedelta) -> None:
-        """A sign of life now and then, until cancelled."""
+    async def report_periodically(self, every: timedelta) -> None:
+        """Reports the status at this interval. Runs until cancelled."""
         await self._started.wait()
         while True:
             await asyncio.sleep(every.total_seconds())
             self.report()
 
-    async def keep_measuring(self) -> None:
-        """A measurement batch as often as the blueprint says, until cancelled."""
+    async def measure_periodically(self) -> None:
+        """Queues measurement batches at the interval that the blueprint sets. Runs until cancelled."""
         await self._started.wait()
         while True:
             await asyncio.sleep(self._desired.telemetry.every_s if self._desired else 2.0)
             self.measure()
 
     def measure(self) -> None:
-        """Hand over what was measured since the last time."""
+        """Passes the measurements since the last call to the reporter."""
         golden, taken = self._updater.take_golden(), self._serving.take_measurements()
         if not golden and not taken:
             return

@@ -1,4 +1,4 @@
-"""The credentials of this gateway on the bus: its own nkey, which never leaves it, and the JWT from enrolment."""
+"""The bus credentials of this gateway: its nkey, whose private half never leaves the device, and the enrolment JWT."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKEN_EVERY = timedelta(seconds=15)
 
 @dataclass(frozen=True)
 class Credentials:
-    """Makes connections as this gateway."""
+    """The nkey seed and the JWT with which this gateway connects to the bus."""
 
     identity: Identity
     seed: str
@@ -40,7 +40,7 @@ class Credentials:
 
 
 async def enrol(settings: Settings, *, again: bool = False) -> Credentials:
-    """The credentials of this gateway, asked for once and kept; `again`: those kept are of no use any more.
+    """Returns the credentials of this gateway. Requests them once and stores them; `again` replaces the stored ones.
 
     Raises `Unreachable`, `NotReady`, `Denied`, `InvalidMessage`.
     """
@@ -71,7 +71,7 @@ async def enrol(settings: Settings, *, again: bool = False) -> Credentials:
 
 
 def own_seed(home: Path) -> str:
-    """The private key of this gateway, made when it is first asked for."""
+    """Returns the private key of this gateway. The first call generates it."""
     seed_file = home / "nkey.seed"
     if not seed_file.exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -83,21 +83,21 @@ def _token(path: Path) -> str:
     try:
         return path.read_text().strip()
     except FileNotFoundError as error:
-        # A device may be given it after it was switched on; what came with it serves meanwhile.
+        # The token may be delivered after the device was switched on. Until then the factory release serves.
         raise NotReady(
             "there is no enrolment token yet",
             where=str(path),
-            fix="Put the site's token there, or set SLMOPS_ENROLMENT_TOKEN to where it is.",
+            fix="Put the site's token there, or set SLMOPS_ENROLMENT_TOKEN to the token's file.",
             delay=_TOKEN_EVERY,
         ) from error
     except OSError as error:
         raise InvalidMessage(
-            "the enrolment token cannot be read", where=str(path), fix="Set SLMOPS_ENROLMENT_TOKEN to the token's file."
+            "cannot read the enrolment token", where=str(path), fix="Set SLMOPS_ENROLMENT_TOKEN to the token's file."
         ) from error
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all, and readable by the owner only from the first moment."""
+    """Writes the file atomically, from the start with permissions for the owner only."""
     new = path.with_suffix(".new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         out.write(text)

@@ -1,7 +1,7 @@
 """The desired half of the twin: this gateway's plan and overlay, level-triggered.
 
-No consumer per gateway: a core subscription to the republished copy tells that something changed, a direct get reads
-what is there, and whatever has the higher sequence wins. A change that was missed is found by the next timed read.
+There is no consumer per gateway. A core subscription to the republished copy delivers changes, and a direct get reads
+the current document. The higher sequence wins. The next periodic read finds a change that was missed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Follower(Protocol):
     def desired_changed(self, desired: Desired, plan: Plan) -> None: ...
 
     def plan_refused(self, error: SlmopsError) -> None:
-        """The newest plan may not be trusted, or cannot be kept; the one before stays."""
+        """Called when the newest plan is not trusted or cannot be stored. The previous plan stays in force."""
 
 
 class Twin:
-    """Tells `follower` what this gateway should run, whenever its plan or overlay is another."""
+    """Notifies `follower` of the release that this gateway should run, whenever its plan or overlay changes."""
 
     def __init__(self, identity: Identity, open_plan: OpenPlan, follower: Follower, refresh_every: timedelta) -> None:
         self._identity = identity
@@ -42,37 +42,37 @@ class Twin:
         self._follower = follower
         self._refresh_every = refresh_every
         self._keys = (subjects.blueprint_key(identity.blueprint), subjects.overlay_key(identity.gateway_id))
-        self._seen: dict[str, int] = {}
+        self._applied_sequences: dict[str, int] = {}
         self._plan: Plan | None = None
         self._overlay: Overlay | None = None
         self._applying = asyncio.Lock()
-        self._again = asyncio.Event()
+        self._read_again = asyncio.Event()
 
     async def watch(self, client: BusClient) -> None:
-        """Runs until cancelled."""
+        """Subscribes to the plan and the overlay and reads them periodically. Runs until cancelled."""
         for key in self._keys:
-            await client.connection.subscribe(subjects.twin(key), cb=self._heard)
-        client.on_reconnect(self._again.set)
+            await client.connection.subscribe(subjects.twin(key), cb=self._on_message)
+        client.on_reconnect(self._read_again.set)
         while True:
-            self._again.clear()
+            self._read_again.clear()
             pause = self._refresh_every
             try:
                 await self._read(client)
             except TemporaryError as error:
                 log.warning("could not read the plan, retrying: %s", error)
                 pause = min(pause, error.delay)
-            # Jitter, so that a fleet that came back together does not read together for ever.
+            # Jitter, so that a fleet that reconnects at the same moment does not read at the same moment from then on.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._again.wait(), pause.total_seconds() * random.uniform(0.75, 1.25))
+                await asyncio.wait_for(self._read_again.wait(), pause.total_seconds() * random.uniform(0.75, 1.25))
 
     async def adopt(self, plan: Plan) -> None:
-        """A plan that came by another way than the bus, and may be followed."""
+        """Follows a trusted plan that did not come over the bus."""
         async with self._applying:
             self._plan = plan
-            self._tell(plan)
+            self._notify(plan)
 
     def refused(self, error: PermanentError) -> None:
-        """What came by another way may not be followed."""
+        """Passes on why a plan that did not come over the bus was rejected."""
         self._follower.plan_refused(error)
 
     async def _read(self, client: BusClient) -> None:
@@ -81,23 +81,23 @@ class Twin:
             if found is not None:
                 await self._apply(key, *found)
 
-    async def _heard(self, message: Msg) -> None:
+    async def _on_message(self, message: Msg) -> None:
         key = message.subject.removeprefix(subjects.twin(""))
         headers = message.headers or {}
-        # Another gateway can have an answer of the server delivered here. Only a copy of our own document counts.
+        # Another gateway can make the server send a reply to this subject. Accept only copies of our own document.
         ours = headers.get("Nats-Subject") == subjects.desired(key)
         sequence = headers.get("Nats-Sequence", "")
         if ours and sequence.isdigit():
             try:
                 await self._apply(key, bytes(message.data), int(sequence))
             except TemporaryError as error:
-                log.warning("%s waits: %s", key, error)
-                self._again.set()
+                log.warning("could not apply %s, retrying: %s", key, error)
+                self._read_again.set()
 
     async def _apply(self, key: str, data: bytes, sequence: int) -> None:
-        """Raises `TemporaryError` while the plan's trust cannot be decided yet."""
+        """Applies a newer plan or overlay. Raises `TemporaryError` while the plan's signature cannot be checked."""
         async with self._applying:
-            if sequence <= self._seen.get(key, 0):
+            if sequence <= self._applied_sequences.get(key, 0):
                 return
             try:
                 if key == self._keys[0]:
@@ -105,21 +105,21 @@ class Twin:
                 else:
                     self._overlay = Overlay.model_validate_json(data)
             except ValidationError as error:
-                # What this release of the gateway cannot read must not move it: it stays where it is.
+                # A document that this version of the gateway cannot parse must not change what it runs.
                 log.error("ignored %s: it does not parse (%d errors)", key, error.error_count())
-                self._seen[key] = sequence
+                self._applied_sequences[key] = sequence
                 return
             except PermanentError as error:
-                # Not seen: the next read asks again, for its key may have been named by then.
+                # Not marked as applied: the next read tries again, because the key may be trusted by then.
                 self._follower.plan_refused(error)
                 return
             except DiskFull as error:
                 self._follower.plan_refused(error)
                 raise
-            self._seen[key] = sequence
+            self._applied_sequences[key] = sequence
             if self._plan is not None:
-                self._tell(self._plan)
+                self._notify(self._plan)
 
-    def _tell(self, plan: Plan) -> None:
+    def _notify(self, plan: Plan) -> None:
         overlays = [self._overlay] if self._overlay else []
         self._follower.desired_changed(resolve(plan, overlays, self._identity), plan)

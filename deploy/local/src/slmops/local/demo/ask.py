@@ -1,4 +1,4 @@
-"""Asking a gateway over its OpenAI-compatible API, as any client would."""
+"""Sends questions to a gateway over its OpenAI-compatible API, as any client would."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ QUESTION = "What is the capital of France?"
 class Answer:
     text: str
     tokens_per_s: float
-    """Completion tokens over the wall time of the whole request, as the client sees it."""
+    """Completion tokens divided by the client's wall time of the whole request."""
     model: str
 
 
 async def ask(client: httpx.AsyncClient, url: str, question: str = QUESTION, max_tokens: int = 32) -> Answer:
-    """Raises `httpx.HTTPError` when the request fails."""
+    """Asks a gateway one question. Raises `httpx.HTTPError` if the request fails."""
     with span("ask"):
         headers = {"traceparent": parent} if (parent := traceparent()) else {}
         body = {
@@ -41,7 +41,7 @@ async def ask(client: httpx.AsyncClient, url: str, question: str = QUESTION, max
 
 
 class Traffic:
-    """Steady requests to one gateway, one after the other, counting each that fails."""
+    """Sends requests to one gateway, one after the other, and counts the failed ones."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -69,4 +69,4 @@ class Traffic:
                     self.failed += 1
                     self.last_error = f"{type(error).__name__}: {error}"
                 self.requests += 1
-                await asyncio.sleep(0.2)  # users pause; a busy loop would measure contention
+                await asyncio.sleep(0.2)  # as users do; a busy loop would measure contention

@@ -1,4 +1,4 @@
-"""`slmops demo`."""
+"""The command `slmops demo`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _WIDTH = 120
 
 def demo(
     model: Annotated[Path | None, typer.Option(help="Your own model: a GGUF file or a Hugging Face directory.")] = None,
-    golden: Annotated[Path | None, typer.Option(help="Golden prompts (JSONL) that fit it.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the report and the data go; data is deleted first.")] = Path(
-        "build/demo"
-    ),
+    golden: Annotated[Path | None, typer.Option(help="Golden prompts (JSONL) for your model.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report and the data; existing data is deleted first.")
+    ] = Path("build/demo"),
 ) -> None:
-    """The main job, end to end: from a GGUF file to three answering gateways, and back from a bad version.
+    """Run the demo: from a GGUF file to three gateways that serve it, and the rejection of a bad version.
 
     Example: slmops demo --model ./my-model.gguf --golden ./questions.jsonl
     """
     console = Console()
     if not console.is_terminal:
-        console.width = _WIDTH  # a log has no width of its own, and the tables need this
+        console.width = _WIDTH  # a log file has no width, and the tables need this much
     raise typer.Exit(asyncio.run(_run(console, model, golden, out)))
 
 
 async def _run(console: Console, model: Path | None, golden: Path | None, out: Path) -> int:
-    # Here, because every call of the command line loads this module, and these take longer than all of the rest.
+    # Imported here: every call of the command line loads this module, and these imports take longer than all others.
     from slmops.local.demo.report import show
     from slmops.local.demo.run import Demo
     from slmops.local.demo.story import Story
@@ -48,7 +48,7 @@ async def _run(console: Console, model: Path | None, golden: Path | None, out: P
         with cancelled_by_signals():
             await run.run()
     except asyncio.CancelledError:
-        console.print("[yellow]Interrupted; everything that was started is stopped.[/]")
+        console.print("[yellow]Interrupted. All started processes were stopped.[/]")
         return 130
     except SlmopsError as error:
         run.report.failures.append(str(error))

@@ -1,4 +1,4 @@
-"""What the demo found: the machine-readable report, the closing tables, and what did not happen as it must."""
+"""The results of the demo: the JSON report with its failures, and the closing tables."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Report(BaseModel):
 
 
 def show(report: Report, console: Console) -> None:
-    """The closing tables."""
+    """Prints the closing tables."""
     for table in (_variants(report), _rollouts(report), _gateways(report), _timings(report)):
         console.print(table)
     if report.trace:

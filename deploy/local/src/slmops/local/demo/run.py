@@ -1,4 +1,4 @@
-"""The steps of the demo, in the order in which a new user meets them."""
+"""The steps of the demo, in the order in which a new user takes them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from slmops.local.system import System
 MODEL, GOOD, BAD = "smollm2", "1.0.0", "1.0.1"
 GOLDEN = Path(__file__).parent / "data" / "golden.jsonl"
 ENDED = {"completed", "rolled_back", "aborted"}
-# Limits after which a step has failed; several times what it takes on two slow cores.
+# After this time a step has failed. It is several times what the step takes on two slow cores.
 OPTIMIZED_WITHIN = timedelta(minutes=15)
 ROLLED_OUT_WITHIN = timedelta(minutes=5)
 _POLL_S = 0.5
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class Demo:
-    """One run. `report.failures` says what did not happen as it must; empty is success."""
+    """One run of the demo. `report.failures` lists the unmet expectations; the run succeeded if it is empty."""
 
     def __init__(self, story: Story, system: System, *, model: Path | None, golden: Path | None, work: Path) -> None:
         self.story = story
@@ -59,7 +59,7 @@ class Demo:
         self._client: BusClient | None = None
 
     async def run(self) -> None:
-        """Everything; the system is stopped whatever happens. Raises the error that ended it early."""
+        """Runs all steps and always stops the system. Raises the error that ended the run early."""
         try:
             await self._start()
             with tracing.span("demo") as root:
@@ -68,9 +68,9 @@ class Demo:
                 self.story.chapter("3. Optimize, evaluate, gate, package")
                 await self._optimize(GOOD)
                 await self._roll_out_good()
-                await self._ask_everybody()
+                await self._ask_all_gateways()
                 await self._bad_version(source)
-            await self._last_look(trace_id)
+            await self._check_final_state(trace_id)
         finally:
             with self.story.step("stop", "Stopping everything"):
                 if self._client is not None:
@@ -98,7 +98,7 @@ class Demo:
         return self._client
 
     async def _push_good(self) -> Path:
-        self.story.chapter(f"2. A model arrives: {MODEL} {GOOD}")
+        self.story.chapter(f"2. Register a model: {MODEL} {GOOD}")
         source = self._model
         if source is None:
             with self.story.step("fetch", "Fetching SmolLM2-135M-Instruct (GGUF, Q4_1)"):
@@ -135,9 +135,9 @@ class Demo:
         for package in view.packages:
             self.story.tell(f"signed package {package.manifest.digest[:19]}…, {package.size_bytes:,} bytes")
         self.report.add_version(view)
-        self._must(view.stage == "packaged", f"{version} was not packaged: {view.stage}")
+        self._expect(view.stage == "packaged", f"{version} was not packaged: {view.stage}")
         if view.stage != "packaged":
-            raise NotFound(f"no package of {MODEL}:{version}", fix="See the reasons above.")
+            raise NotFound(f"there is no package of {MODEL}:{version}", fix="See the reasons above.")
 
     async def _version(self, version: str) -> VersionView:
         return (await self.client.request(ListVersions(model=MODEL, version=version))).versions[0]
@@ -147,7 +147,7 @@ class Demo:
         applied = await self.client.request(ApplyBlueprint(spec=self._blueprint()))
         self.story.tell(f"blueprint {applied.spec.name} revision {applied.revision}: profile {applied.spec.profile}")
         ended = await self._roll_out(GOOD)
-        self._must(ended.state == "completed", f"the rollout of {GOOD} ended {ended.state}: {ended.reason}")
+        self._expect(ended.state == "completed", f"the rollout of {GOOD} ended {ended.state}: {ended.reason}")
 
     def _blueprint(self) -> Blueprint:
         return Blueprint(name=self.system.gateways[0].blueprint, model=MODEL)
@@ -170,8 +170,8 @@ class Demo:
         self.report.add_rollout(view)
         return view
 
-    async def _ask_everybody(self) -> None:
-        self.story.chapter(f"5. Each gateway is asked: {QUESTION}")
+    async def _ask_all_gateways(self) -> None:
+        self.story.chapter(f"5. Ask each gateway: {QUESTION}")
         self.report.gateways = []
         async with httpx.AsyncClient(timeout=60) as http:
             with self.story.step("ask", "Asking"):
@@ -188,45 +188,45 @@ class Demo:
                     )
         for gateway in self.report.gateways:
             self.story.tell(f"{gateway.id} ({gateway.version}): {gateway.answer} [dim]{gateway.tokens_per_s} tok/s[/]")
-            self._must(gateway.version == GOOD, f"{gateway.id} runs {gateway.version}, not {GOOD}")
+            self._expect(gateway.version == GOOD, f"{gateway.id} runs {gateway.version}, not {GOOD}")
             if self._model is None:
-                self._must("Paris" in gateway.answer, f"{gateway.id} does not know the capital of France")
+                self._expect("Paris" in gateway.answer, f"{gateway.id} does not know the capital of France")
 
     async def _bad_version(self, source: Path) -> None:
-        self.story.chapter(f"6. A bad version: {BAD} loads, is fast, and talks nonsense")
-        with self.story.step("damage", "Damaging the weights for real"):
+        self.story.chapter(f"6. A bad version: {BAD} loads, is fast, and gives nonsense answers")
+        with self.story.step("damage", "Damaging the weights"):
             damaged = await asyncio.to_thread(damage, source, self._work / f"damaged-{source.name}")
         await self._push(damaged, BAD)
         await self._optimize(BAD)
         canary = self.system.gateways[0].id
         async with Traffic(self.system.api_url(canary)) as traffic:
             ended = await self._roll_out(BAD)
-            await asyncio.sleep(2)  # requests after the rollback count, too
+            await asyncio.sleep(2)  # also count requests after the rollback
         self.story.tell(f"{traffic.requests} requests to {canary} meanwhile, {traffic.failed} failed")
         self.report.gateways[0].failed_requests = traffic.failed
-        self._must(ended.state == "rolled_back", f"the rollout of {BAD} ended {ended.state}, not rolled_back")
-        self._must(traffic.requests > 0, "no request reached the canary during the bad rollout")
-        self._must(traffic.failed == 0, f"{traffic.failed} requests failed: {traffic.last_error}")
+        self._expect(ended.state == "rolled_back", f"the rollout of {BAD} ended {ended.state}, not rolled_back")
+        self._expect(traffic.requests > 0, "no request reached the canary during the bad rollout")
+        self._expect(traffic.failed == 0, f"{traffic.failed} requests failed: {traffic.last_error}")
         if self._model is None:
-            self._must(traffic.wrong == 0, f"{traffic.wrong} answers to users were nonsense")
+            self._expect(traffic.wrong == 0, f"{traffic.wrong} answers to users were nonsense")
 
-    async def _last_look(self, trace_id: str) -> None:
-        self.story.chapter("7. Where everybody is now")
+    async def _check_final_state(self, trace_id: str) -> None:
+        self.story.chapter("7. Check what each gateway runs now")
         manifests = {p.manifest.digest for p in (await self._version(BAD)).packages}
         for view in await self._fleet():
             is_canary = view.labels.get("ring") == "canary"
             self.story.tell(f"{view.gateway_id}: {view.running_version}, {view.phase}")
-            self._must(view.running_version == GOOD, f"{view.gateway_id} is on {view.running_version}, not {GOOD}")
-            seen = await asyncio.to_thread(self._saw, view.gateway_id, manifests)
-            self._must(seen == is_canary, f"{view.gateway_id} {'saw' if seen else 'never saw'} {BAD}")
+            self._expect(view.running_version == GOOD, f"{view.gateway_id} is on {view.running_version}, not {GOOD}")
+            seen = await asyncio.to_thread(self._ever_wanted, view.gateway_id, manifests)
+            self._expect(seen == is_canary, f"{view.gateway_id} {'saw' if seen else 'never saw'} {BAD}")
         await asyncio.sleep(1)  # span exporters write every half second
         self.report.trace = summarize(self.system.layout.traces, trace_id)
         wanted = {"console", "registry", "optimizer", "packager", "rollout", "telemetry", "gateway"}
         missing = wanted - set(self.report.trace.services)
-        self._must(not missing, f"the trace has no span of {', '.join(sorted(missing))}")
+        self._expect(not missing, f"the trace has no spans from {', '.join(sorted(missing))}")
 
-    def _saw(self, gateway: str, manifests: set[str]) -> bool:
-        """Whether the gateway ever wanted one of these packages: it remembers each release that it was to run."""
+    def _ever_wanted(self, gateway: str, manifests: set[str]) -> bool:
+        """Returns whether one of these packages was ever desired on the gateway, which stores every desired release."""
         releases = self.system.layout.home(gateway) / "releases"
         return any((releases / f"{manifest.removeprefix('sha256:')}.json").exists() for manifest in manifests)
 
@@ -245,13 +245,13 @@ class Demo:
                 if (found := await look(step)) is not None:  # type: ignore[arg-type]
                     return found
             except TemporaryError:
-                pass  # a service that restarts; the deadline is what counts
+                pass  # a service restarts; try again until the deadline
             await asyncio.sleep(_POLL_S)
         detail = step.detail if step else ""
-        raise Unreachable(f"nothing came of it within {within}: {detail}", fix=f"Logs: {self.system.layout.logs}")
+        raise Unreachable(f"the step did not finish within {within}: {detail}", fix=f"Logs: {self.system.layout.logs}")
 
     async def _retried(self, work: Callable[[], Awaitable[T]]) -> T:
-        """A package that was just published may not have reached the rollout service yet."""
+        """Repeats `work`, because a package that was just published may not have reached the rollout service yet."""
         for _ in range(20):
             try:
                 return await work()
@@ -259,7 +259,7 @@ class Demo:
                 await asyncio.sleep(_POLL_S)
         return await work()
 
-    def _must(self, holds: bool, otherwise: str) -> None:
+    def _expect(self, holds: bool, otherwise: str) -> None:
         if not holds:
             self.report.failures.append(otherwise)
 

@@ -1,4 +1,4 @@
-"""Tells what happens: a line per step, a spinner with the newest detail on what takes long, and how long it took."""
+"""Prints the steps of the demo: one line per step with its duration, and a spinner with the latest detail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 @dataclass
 class Step:
-    """One step under way; `detail` is what it is doing now."""
+    """A running step. `detail` is its current action."""
 
     name: str
     say: Console
@@ -23,7 +23,7 @@ class Step:
     _shown: str = ""
 
     def progress(self, detail: str) -> None:
-        """New detail: in a terminal the spinner shows it, elsewhere a line at most every other second."""
+        """Sets the detail. A terminal shows it in the spinner; otherwise a line is printed at most every 2 seconds."""
         self.detail = detail
         now = time.monotonic()
         if not self.live and detail != self._shown and now - self._told >= 2:
@@ -35,7 +35,7 @@ class Step:
 
 
 class Story:
-    """The demo's voice. `timings_s` holds the seconds of each finished step by its key."""
+    """Prints chapters, steps and lines. `timings_s` holds the seconds of each finished step by its key."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -49,7 +49,7 @@ class Story:
 
     @contextmanager
     def step(self, key: str, name: str) -> Iterator[Step]:
-        """A step that may take long. A failed one is said to have failed."""
+        """Runs the block as a step, and prints whether it succeeded and how long it took."""
         step = Step(name, self.console, self.console.is_terminal)
         try:
             if step.live:

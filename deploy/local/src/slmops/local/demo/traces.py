@@ -1,4 +1,4 @@
-"""Reads the spans that the processes wrote to their trace files."""
+"""Reads the spans in the trace files of the processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class TraceSummary(BaseModel):
 
 
 def summarize(folder: Path, trace_id: str) -> TraceSummary:
-    """How many spans the trace has, and of which services. `trace_id` is 32 hexadecimal digits."""
+    """Returns the number of spans of a trace and their services. `trace_id` is 32 hexadecimal digits."""
     mine = [span for span in spans(folder) if span["context"]["trace_id"].removeprefix("0x") == trace_id]
     services = {str(span["resource"]["attributes"]["service.name"]) for span in mine}
     return TraceSummary(trace_id=trace_id, spans=len(mine), services=sorted(services))
 
 
 def spans(folder: Path) -> Iterable[dict[str, Any]]:
-    """Every span of every file; the last line of a killed process may be cut."""
+    """Yields every span of every file. Skips incomplete lines, which a killed process may leave."""
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             try:

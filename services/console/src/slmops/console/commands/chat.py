@@ -16,11 +16,11 @@ from slmops.console.render.tables import printable
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, NotFound, Problem, Unreachable
 
-_TIMEOUT = httpx.Timeout(300, connect=5)  # a slow gateway may think for minutes before its first token
+_TIMEOUT = httpx.Timeout(300, connect=5)  # on a slow gateway, the first token may take minutes
 
 
 class Answer(BaseModel):
-    """`tokens_per_s` counts from the first token to the last; None for fewer than two."""
+    """A gateway's answer. `tokens_per_s` is measured from the first token to the last; None for fewer than two."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,9 +40,9 @@ async def ask(
     temperature: float = 0,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Answer:
-    """One question to the gateway at `url`; `on_text` gets the answer as it comes.
+    """Sends one prompt to the gateway at `url` and returns the answer. `on_text` gets the text as it arrives.
 
-    Raises `Unreachable`, the gateway's own error, and `InvalidMessage` when something else than a chat API answers.
+    Raises `Unreachable`, the gateway's own error, and `InvalidMessage` if the URL is not a chat API.
     """
     body = {
         "messages": [{"role": "user", "content": prompt}],
@@ -89,7 +89,9 @@ def _chunk(url: str, data: str) -> dict[str, Any]:
     except ValueError:
         chunk = None
     if not isinstance(chunk, dict):
-        raise InvalidMessage("the answer is not a chat completion", where=url, fix="Is this an OpenAI-compatible API?")
+        raise InvalidMessage(
+            "the answer is not a chat completion", where=url, fix="Use the URL of an OpenAI-compatible API."
+        )
     if error := chunk.get("error"):
         raise Problem(code=str(error.get("code")), what=str(error.get("message")), where=url).error()
     return chunk
@@ -100,27 +102,32 @@ def _refusal(url: str, status: int, body: bytes) -> Exception:
         error = json.loads(body)["error"]
         return Problem(code=str(error["code"]), what=str(error["message"]), where=url).error()
     except (ValueError, KeyError, TypeError):
-        return InvalidMessage(f"the answer is {status} and no chat completion", where=url, fix="Check the URL.")
+        return InvalidMessage(
+            f"the server answered with status {status} and no chat completion", where=url, fix="Check the URL."
+        )
 
 
 def address(gateways: Mapping[str, str], gateway_id: str | None, url: str | None) -> str:
-    """Where to ask: `url`, else the gateway named, else the first there is. Raises `NotFound`, `InvalidMessage`."""
+    """Returns the URL to use: `url`, or that of the named gateway, or that of the first gateway.
+
+    Raises `NotFound`, `InvalidMessage`.
+    """
     if url:
         if gateway_id:
-            raise InvalidMessage("both a gateway and a --url are given", fix="Give one of them.")
+            raise InvalidMessage("both a gateway and --url were given", fix="Give only one of them.")
         return url if "://" in url else f"http://{url}"
     known = ", ".join(gateways)
     if not known:
-        raise NotFound("no gateway's address is known", fix="Give one with --url, or start a system: slmops up.")
+        raise NotFound("no gateway address is known", fix="Give an address with --url, or start a system: slmops up.")
     if gateway_id is None:
         return next(iter(gateways.values()))
     if gateway_id not in gateways:
-        raise NotFound(f"the address of gateway {gateway_id} is not known", fix=f"Use one of {known}, or --url.")
+        raise NotFound(f"the address of gateway {gateway_id} is not known", fix=f"Use one of: {known}; or use --url.")
     return gateways[gateway_id]
 
 
 def declare(app: typer.Typer) -> None:
-    """The command has no group: it belongs to `app` itself."""
+    """Adds the command to `app` itself, because it has no group."""
     command(
         app,
         "chat",
@@ -131,18 +138,18 @@ def declare(app: typer.Typer) -> None:
 
 async def chat(
     session: Session,
-    words: Annotated[
-        list[str], typer.Argument(metavar="[GATEWAY_ID] PROMPT", help="Without a gateway: the first there is.")
-    ],
-    url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.", show_default=False)] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Show the answer as it comes.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="At most so many tokens.", show_default=False)] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always answers the same.")] = 0,
+    words: Annotated[list[str], typer.Argument(metavar="[GATEWAY_ID] PROMPT", help="Default gateway: the first one.")],
+    url: Annotated[str | None, typer.Option(help="Use this OpenAI-compatible API instead.", show_default=False)] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the answer as it arrives.")] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of the answer in tokens.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="With 0, the answer is always the same.")] = 0,
 ) -> None:
-    """Ask a gateway a question. The prompt goes to that gateway and nowhere else."""
+    """Ask a gateway a question. The prompt is sent to that gateway only."""
     if len(words) > 2:
         raise InvalidMessage(
-            "there are too many words", fix='Put the prompt in quotes: slmops chat gw-1 "Who are you?"'
+            "too many arguments were given", fix='Put the prompt in quotes: slmops chat gw-1 "Who are you?"'
         )
     where = address(session.settings.gateways, words[0] if len(words) == 2 else None, url)
 
@@ -155,5 +162,5 @@ async def chat(
     )
     session.show(answer, "" if live else render.answer(answer.text))
     speed = f", {answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else ""
-    first = f", first after {answer.ttft_s:.2f} s" if answer.ttft_s is not None else ""
+    first = f", first token after {answer.ttft_s:.2f} s" if answer.ttft_s is not None else ""
     session.remark(f"{answer.completion_tokens} tokens{speed}{first}")

@@ -1,4 +1,4 @@
-"""`slmops dlq`: messages that a service gave up on."""
+"""`slmops dlq`: dead letters, the messages that a service gave up on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from slmops.contracts.errors import InvalidMessage, Problem, SlmopsError
 from slmops.kit.bus.deadletters import DeadLetter, dead_letter, dead_letters, replay
 from slmops.kit.clock import utc_now
 
-app = typer.Typer(name="dlq", help="Messages that a service gave up on: list and replay.", no_args_is_help=True)
+app = typer.Typer(
+    name="dlq", help="List and replay dead letters: messages that a service gave up on.", no_args_is_help=True
+)
 
 
 class Row(DeadLetter):
-    """A dead letter with its payload as text: only for somebody who asked for it."""
+    """A dead letter with its payload as text. Only shown on request."""
 
     text: str
 
@@ -32,7 +34,7 @@ class DeadLetters(BaseModel):
 
 
 class Replayed(BaseModel):
-    """`problem` None: published again, and no longer a dead letter."""
+    """The outcome of one replay. `problem` is None if the message was published again and its dead letter removed."""
 
     sequence: int
     subject: str
@@ -47,10 +49,10 @@ class ReplayedList(BaseModel):
 async def ls(
     session: Session,
     show_payload: Annotated[
-        bool, typer.Option("--show-payload", help="Also what the messages say, which may be private.")
+        bool, typer.Option("--show-payload", help="Also show the messages' content, which may be private.")
     ] = False,
 ) -> None:
-    """All dead letters, oldest first: who gave up on what, and why."""
+    """List all dead letters, oldest first, with the consumer that gave up and the reason."""
     found = [letter async for letter in dead_letters(await session.client())]
     rows = [Row.of(letter) for letter in found] if show_payload else found
     table = render.dead_letters(found, utc_now(), session.out.width)
@@ -61,15 +63,17 @@ async def ls(
 @command(app, "replay", "slmops dlq replay 17", "slmops dlq replay --all")
 async def replay_command(
     session: Session,
-    sequence: Annotated[int | None, typer.Argument(metavar="[SEQ]", help="As `dlq ls` shows it.", min=1)] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All there are now.")] = False,
+    sequence: Annotated[
+        int | None, typer.Argument(metavar="[SEQ]", help="Sequence number from `dlq ls`.", min=1)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Replay all current dead letters.")] = False,
 ) -> int:
-    """Publish a dead letter again where it came from, and remove it.
+    """Publish a dead letter again on its original subject, and remove it.
 
-    Consumers that handled it before skip it: it keeps its event id. One that fails again becomes a new dead letter.
+    It keeps its event id, so consumers that already handled it skip it. If it fails again, it is a new dead letter.
     """
     if (sequence is None) is not everything:
-        raise InvalidMessage("it is not clear what to replay", fix="Give one sequence number, or --all.")
+        raise InvalidMessage("specify which dead letters to replay", fix="Give one sequence number, or --all.")
     client = await session.client()
     chosen = [await dead_letter(client, sequence)] if sequence else [letter async for letter in dead_letters(client)]
     done, code = [], 0

@@ -1,4 +1,4 @@
-"""`slmops delta`: from one version's files to another's in few bytes, made and applied by hand."""
+"""`slmops delta`: makes and applies the delta between the files of two versions by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
-from slmops.console.render.progress import Teller
+from slmops.console.render.progress import ProgressReporter
 from slmops.console.render.tables import size
 from slmops.console.session import Session, command
 from slmops.contracts.errors import Denied, InvalidMessage, NotFound
@@ -20,13 +20,15 @@ from slmops.contracts.errors import Denied, InvalidMessage, NotFound
 if TYPE_CHECKING:
     from slmops.kit.delta import DeltaFile, Stat
 
-app = typer.Typer(name="delta", help="The difference of two versions, by tensor and bit-exact.", no_args_is_help=True)
+app = typer.Typer(
+    name="delta", help="Make and apply bit-exact deltas between two versions, by tensor.", no_args_is_help=True
+)
 R = TypeVar("R")
-Base = Annotated[Path, typer.Argument(metavar="BASE", help="A model file, or a folder: what is there already.")]
+Base = Annotated[Path, typer.Argument(metavar="BASE", help="A model file or folder to start from.")]
 
 
 class Applied(BaseModel):
-    """The files that lie there now, verified."""
+    """The verified files that a delta made."""
 
     files: tuple[Path, ...]
     target_bytes: int
@@ -37,38 +39,40 @@ class Applied(BaseModel):
 async def make_(
     session: Session,
     base: Base,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The same of what shall be there.")],
-    out: Annotated[Path, typer.Option(help="The delta; what is there is replaced.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A model file or folder to be made from BASE.")],
+    out: Annotated[Path, typer.Option(help="File for the delta; an existing file is replaced.")],
 ) -> None:
-    """Make the delta from BASE to TARGET. Whatever they are, there is one: at worst a compressed copy."""
-    from slmops.kit.delta import make  # it brings numpy: only these commands wait for it
+    """Make the delta from BASE to TARGET. For unrelated files it is a compressed copy of TARGET."""
+    from slmops.kit.delta import make  # imports numpy, so only in these commands
 
     _check(base)
     _check(target)
-    with Teller(session) as teller:
-        teller.status("reading both")
-        stat = await _guarded(make, base, target, out, lambda done, of: teller.bytes_done("comparing", done, of))
+    with ProgressReporter(session) as progress:
+        progress.status("reading base and target")
+        stat = await _run_in_thread(
+            make, base, target, out, lambda done, of: progress.bytes_done("comparing", done, of)
+        )
     session.show(stat, _table(stat))
 
 
 @command(app, "apply", "slmops delta apply 1.0.1.delta ./1.0.0 --to ./1.0.1")
 async def apply_(
     session: Session,
-    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="What `slmops delta make` wrote.")],
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="A file written by `slmops delta make`.")],
     base: Base,
-    to: Annotated[Path, typer.Option(help="Folder for the target's files. One that is there already is kept.")],
+    to: Annotated[Path, typer.Option(help="Folder for the target's files. A correct file that exists is kept.")],
 ) -> None:
-    """Make the target from DELTA and BASE. A file appears when it has the target's digest, or not at all."""
+    """Make the target from DELTA and BASE. A file appears only if it has the target's digest."""
     from slmops.kit.delta import apply, by_digest
 
     _check(base)
     _check(delta)
     start = time.perf_counter()
-    with Teller(session) as teller:
-        teller.status("reading the base")
-        bases = await _guarded(by_digest, base)
-        files = await _guarded(
-            apply, delta, bases, lambda file: to / file.path, lambda done, of: teller.bytes_done("making", done, of)
+    with ProgressReporter(session) as progress:
+        progress.status("reading the base")
+        bases = await _run_in_thread(by_digest, base)
+        files = await _run_in_thread(
+            apply, delta, bases, lambda file: to / file.path, lambda done, of: progress.bytes_done("making", done, of)
         )
     made = sum(path.stat().st_size for path in files)
     done = Applied(files=tuple(files), target_bytes=made, seconds=round(time.perf_counter() - start, 2))
@@ -77,12 +81,13 @@ async def apply_(
 
 @command(app, "stat", "slmops delta stat 1.0.1.delta", "slmops delta stat 1.0.1.delta --json")
 async def stat(
-    session: Session, delta: Annotated[Path, typer.Argument(metavar="DELTA", help="What `slmops delta make` wrote.")]
+    session: Session,
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="A file written by `slmops delta make`.")],
 ) -> None:
-    """What a delta holds: its two sides, and how many bytes each coding takes."""
+    """Show the content of a delta: base, target, and the bytes that each coding takes."""
     from slmops.kit.delta import describe
 
-    found = await _guarded(describe, delta)
+    found = await _run_in_thread(describe, delta)
     session.show(found, _table(found))
 
 
@@ -90,14 +95,14 @@ def _check(path: Path) -> None:
     if not path.exists():
         raise NotFound("there is no such file or folder", where=str(path), fix="Check the path.")
     if path.is_dir() and not any(found.is_file() for found in path.rglob("*")):
-        raise InvalidMessage("the folder holds no file", where=str(path))
+        raise InvalidMessage("the folder contains no files", where=str(path))
 
 
-async def _guarded(work: Callable[..., R], *arguments: object) -> R:
+async def _run_in_thread(work: Callable[..., R], *arguments: object) -> R:
     try:
         return await asyncio.to_thread(work, *arguments)
     except OSError as error:
-        raise Denied(f"a file cannot be read or written: {error.strerror}", where=str(error.filename)) from error
+        raise Denied(f"cannot read or write a file: {error.strerror}", where=str(error.filename)) from error
 
 
 def _table(stat: Stat) -> Table:

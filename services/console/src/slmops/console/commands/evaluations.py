@@ -10,7 +10,7 @@ import httpx
 import typer
 from pydantic import BaseModel
 
-from slmops.console.commands.jobs import whole
+from slmops.console.commands.jobs import find_job_id
 from slmops.console.render import optimizer as render
 from slmops.console.session import Session, command
 from slmops.contracts.commands import EvaluationFiles, FetchEvaluation, VerifyEvaluation
@@ -20,14 +20,14 @@ from slmops.contracts.manifest import PackageFile
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
 
-app = typer.Typer(name="eval", help="Evaluations with their evidence; measure one again.", no_args_is_help=True)
+app = typer.Typer(name="eval", help="Show evaluations with their evidence, and verify them.", no_args_is_help=True)
 NOT_CONFIRMED = 1
-"""Exit code of `verify` when the figures or the files are others."""
-Profile = Annotated[str | None, typer.Option(help="Of several device profiles.", show_default=False)]
+"""Exit code of `verify` when figures or files differ from the report."""
+Profile = Annotated[str | None, typer.Option(help="Device profile, if there are several.", show_default=False)]
 
 
 class Evaluated(BaseModel):
-    """The report as it is stored, and where it and the pictures can be fetched for a quarter of an hour."""
+    """The stored report, and URLs of the report and its pictures, valid for 15 minutes."""
 
     report: dict[str, Any]
     files: EvaluationFiles
@@ -40,10 +40,12 @@ class _Named(NamedTuple):
 
 
 def parse(reference: str) -> _Named:
-    """`MODEL:VERSION` or `MODEL:VERSION:RECIPE`. Raises `InvalidName`, `InvalidVersion`."""
+    """Parses `MODEL:VERSION` or `MODEL:VERSION:RECIPE`. Raises `InvalidName`, `InvalidVersion`."""
     parts = reference.split(":")
     if len(parts) not in (2, 3):
-        raise InvalidVersion(f"{reference!r} names no evaluation", fix="Write MODEL:VERSION or MODEL:VERSION:RECIPE.")
+        raise InvalidVersion(
+            f"{reference!r} does not name an evaluation", fix="Write MODEL:VERSION or MODEL:VERSION:RECIPE."
+        )
     recipe = check_name(parts[2], "recipe name") if len(parts) == 3 else None
     return _Named(check_name(parts[0], "model name"), check_version(parts[1]), recipe)
 
@@ -58,22 +60,24 @@ async def show(
     session: Session,
     reference: Annotated[
         str,
-        typer.Argument(metavar="MODEL:VERSION[:RECIPE]|JOB", help="Without a recipe: the chosen. Or a whole job."),
+        typer.Argument(
+            metavar="MODEL:VERSION[:RECIPE]|JOB", help="A variant (default: the chosen one), or all variants of a job."
+        ),
     ],
     profile: Profile = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Save the report, and the pictures of a search.")
     ] = None,
 ) -> None:
-    """What was measured, with its 95% intervals and the evidence."""
+    """Show the figures of a variant with their 95% intervals and the evidence."""
     named = parse(reference) if ":" in reference else None
     client = await session.client()
     if named:
-        asked = FetchEvaluation(**named._asdict(), profile=_checked(profile))
+        asked = FetchEvaluation(**named._asdict(), profile=_check_profile(profile))
     else:
-        asked = FetchEvaluation(job=await whole(client, reference))
+        asked = FetchEvaluation(job=await find_job_id(client, reference))
     found = await client.request(asked)
-    data = await _fetched(found.report)
+    data = await _fetch(found.report)
     if save is not None:
         await _save(found, data, save)
     report = json.loads(data)
@@ -88,33 +92,33 @@ async def verify(
     ],
     profile: Profile = None,
 ) -> int:
-    """Have a variant measured again from the stored files. Exits 1 if a figure or a file is not the report's."""
+    """Measure a variant again from the stored files. Exits 1 if a figure or a file differs from the report."""
     if reference.startswith("sha256:"):
         asked = VerifyEvaluation(report=reference)
     else:
-        asked = VerifyEvaluation(**parse(reference)._asdict(), profile=_checked(profile))
+        asked = VerifyEvaluation(**parse(reference)._asdict(), profile=_check_profile(profile))
     answer = await (await session.client()).request(asked, timeout=ANSWER_WITHIN)
     session.show(answer, render.verification(answer))
     return 0 if answer.agrees else NOT_CONFIRMED
 
 
-def _checked(profile: str | None) -> str | None:
+def _check_profile(profile: str | None) -> str | None:
     return check_name(profile, "profile name") if profile else None
 
 
 async def _save(found: EvaluationFiles, report: bytes, folder: Path) -> None:
-    contents = {found.report.path: report} | {file.path: await _fetched(file) for file in found.pictures}
+    contents = {found.report.path: report} | {file.path: await _fetch(file) for file in found.pictures}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():
             (folder / Path(name).name).write_bytes(data)
     except OSError as error:
-        raise Denied(f"the files cannot be written: {error.strerror}", where=str(folder)) from error
+        raise Denied(f"cannot write the files: {error.strerror}", where=str(folder)) from error
 
 
-async def _fetched(file: PackageFile) -> bytes:
-    """Raises `Unreachable`, `DigestMismatch`."""
-    where = file.url.partition("?")[0]  # what follows is a signature
+async def _fetch(file: PackageFile) -> bytes:
+    """Downloads and verifies a file. Raises `Unreachable`, `DigestMismatch`."""
+    where = file.url.partition("?")[0]  # without the URL's signature
     try:
         async with httpx.AsyncClient(timeout=30) as http:
             answer = await http.get(file.url)
@@ -123,5 +127,5 @@ async def _fetched(file: PackageFile) -> bytes:
     if not answer.is_success:
         raise Unreachable(f"the object store answered {answer.status_code}", where=where, fix="Try again.")
     if digest_of(answer.content) != file.descriptor.digest:
-        raise DigestMismatch("the store's bytes are not the report's", where=where)
+        raise DigestMismatch("the object store returned a different file than the report names", where=where)
     return answer.content

@@ -1,6 +1,6 @@
-"""From a package in the store to an OCI layout on disk: each blob by its address, verified, and the index last.
+"""Writes a package from the store to disk as an OCI layout: the verified blobs first, the index last.
 
-An export that is interrupted goes on where it ended: what is there and whole is not fetched again.
+An interrupted export continues where it stopped: complete files are not fetched again.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from slmops.contracts.manifest import PackageFile
 from slmops.kit.oci_layout import layout_files
 
 OnBytes = Callable[[str, int, int], None]
-"""Step, bytes done, bytes in all."""
+"""Called with the step, the bytes done and the total bytes."""
 TIMEOUT = httpx.Timeout(60, connect=10)
 _CHUNK_BYTES = 1 << 20
 
 
 async def write_layout(package: PackageExport, directory: Path, on_progress: OnBytes) -> None:
-    """Raises `AlreadyExists` for a folder with other files, `Denied`, `Unreachable`, `DigestMismatch`."""
+    """Writes the layout to `directory`.
+
+    Raises `AlreadyExists` for a folder with other files, `Denied`, `Unreachable`, `DigestMismatch`.
+    """
     written = layout_files(package.manifest, package.version, package.signature)
     blobs = {blob_key(file.descriptor.digest): file for file in _blobs(package)}
-    with _writable(directory):
+    with _translate_os_errors(directory):
         _check_empty(directory, {*written, *blobs})
         (directory / "blobs/sha256").mkdir(parents=True, exist_ok=True)
         done, of = 0, sum(file.descriptor.size for file in blobs.values())
         async with httpx.AsyncClient(timeout=TIMEOUT) as http:
             for path, file in blobs.items():
                 on_progress("fetch", done, of)
-                if not await asyncio.to_thread(_whole, directory / path, file.descriptor):
+                if not await asyncio.to_thread(_is_complete, directory / path, file.descriptor):
                     await fetch(http, file, directory / path)
                 done += file.descriptor.size
         on_progress("fetch", done, of)
@@ -52,12 +55,10 @@ def _check_empty(directory: Path, ours: set[str]) -> None:
     for path in directory.rglob("*"):
         relative = path.relative_to(directory).as_posix()
         if not path.is_dir() and relative.removesuffix(".part") not in ours:
-            raise AlreadyExists(
-                "the folder holds something else already", where=str(path), fix="Name a new or an empty folder."
-            )
+            raise AlreadyExists("the folder contains other files", where=str(path), fix="Name a new or empty folder.")
 
 
-def _whole(path: Path, descriptor: Descriptor) -> bool:
+def _is_complete(path: Path, descriptor: Descriptor) -> bool:
     if not path.is_file() or path.stat().st_size != descriptor.size:
         return False
     with path.open("rb") as source:
@@ -65,8 +66,8 @@ def _whole(path: Path, descriptor: Descriptor) -> bool:
 
 
 async def fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> None:
-    """One blob by its address, verified. Raises `Unreachable`, `DigestMismatch`."""
-    part, where = target.with_name(target.name + ".part"), file.url.partition("?")[0]  # what follows is a signature
+    """Downloads and verifies one blob. Raises `Unreachable`, `DigestMismatch`."""
+    part, where = target.with_name(target.name + ".part"), file.url.partition("?")[0]  # without the URL's signature
     try:
         async with http.stream("GET", file.url, headers={"Accept-Encoding": "identity"}) as answer:
             if not answer.is_success:
@@ -74,19 +75,19 @@ async def fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> Non
             with part.open("wb") as out:
                 async for chunk in answer.aiter_bytes(_CHUNK_BYTES):
                     if out.tell() + len(chunk) > file.descriptor.size:
-                        break  # more than was promised: it is not what was named, however long it goes on
+                        break  # longer than the blob: the check below fails
                     out.write(chunk)
     except httpx.TransportError as error:
         raise Unreachable(f"the object store does not answer: {type(error).__name__}", where=where) from error
-    if not await asyncio.to_thread(_whole, part, file.descriptor):
+    if not await asyncio.to_thread(_is_complete, part, file.descriptor):
         part.unlink()
-        raise DigestMismatch(f"the store's bytes are not {file.path} of the package", where=where)
+        raise DigestMismatch(f"the object store returned a different file than the package's {file.path}", where=where)
     part.replace(target)
 
 
 @contextmanager
-def _writable(directory: Path) -> Iterator[None]:
+def _translate_os_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Denied(f"the layout cannot be written: {error.strerror}", where=str(directory)) from error
+        raise Denied(f"cannot write the layout: {error.strerror}", where=str(directory)) from error

@@ -1,4 +1,4 @@
-"""`slmops gateway`: the fleet."""
+"""`slmops gateway`: the gateways of the fleet."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from slmops.contracts.errors import NotFound
 from slmops.contracts.names import check_name
 from slmops.kit.clock import utc_now
 
-app = typer.Typer(name="gateway", help="What each gateway runs, should run, and why.", no_args_is_help=True)
+app = typer.Typer(
+    name="gateway", help="Show what each gateway runs, what it should run, and why.", no_args_is_help=True
+)
 
 
 @command(app, "ls", "slmops gateway ls", "slmops gateway ls --json")
 async def ls(session: Session) -> None:
-    """All gateways. A * behind the running version: the plan wants another one."""
+    """List all gateways. A * after the running version means that the plan names another version."""
     answer = await (await session.client()).request(ListGateways())
     session.show(answer, render.gateways(answer.gateways, utc_now(), session.out.width))
 
@@ -27,7 +29,7 @@ async def ls(session: Session) -> None:
 async def show(
     session: Session, gateway_id: Annotated[str, typer.Argument(metavar="ID", help="The gateway's id.")]
 ) -> None:
-    """One gateway: what it runs, what it should run and the source of every choice."""
+    """Show one gateway: what it runs, what it should run, and the reason for every setting."""
     asked = ListGateways(gateway_id=check_name(gateway_id, "gateway id"))
     found = (await (await session.client()).request(asked)).gateways
     if not found:

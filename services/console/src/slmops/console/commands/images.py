@@ -1,4 +1,4 @@
-"""`slmops package image`: a gateway's image with a package inside, built by the operator's own engine."""
+"""`slmops package image`: builds a gateway's image with a package inside, on the operator's own Docker engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from slmops.console.commands import blueprints
 from slmops.console.image.buildcontext import Content, source_files, stream, wheels
 from slmops.console.image.factory import Factory, read
-from slmops.console.render.progress import Teller
+from slmops.console.render.progress import ProgressReporter
 from slmops.console.render.tables import pairs, size
 from slmops.console.session import Session, command
 from slmops.contracts.descriptor import Digest
@@ -28,7 +28,7 @@ _NO_INDEX = {"PIP_NO_INDEX": "1"}
 
 
 class BuiltImage(BaseModel):
-    """An image that the engine has now."""
+    """A built image."""
 
     tag: str
     id: Digest
@@ -41,9 +41,9 @@ class BuiltImage(BaseModel):
 
 
 def gateway_image(engine: Engine, base: str, source: Path, wheel_folder: Path | None, on_step: OnStep) -> str:
-    """The id of a gateway's image from a checkout, on `base`. With a folder of wheels it is built without a network.
+    """Builds a gateway's image from a checkout, on `base`, and returns its id. With wheels it needs no network.
 
-    Raises `NotFound` when `source` is no checkout, and what `Engine.build` raises.
+    Raises `NotFound` if `source` is not a checkout, and what `Engine.build` raises.
     """
     content = source_files(source) | (wheels(wheel_folder) if wheel_folder else {})
     offline = {"network_mode": "none"} if wheel_folder else {}
@@ -55,9 +55,9 @@ def gateway_image(engine: Engine, base: str, source: Path, wheel_folder: Path | 
 def package_image(
     engine: Engine, gateway: str, factory: Factory, tag: str, on_step: OnStep, *, base: str, blueprint: str | None
 ) -> str:
-    """The id of the image `tag`: the image `gateway` with what the factory brings, made by the name of `base`.
+    """Adds the factory release to the image `gateway`, tags the result and returns its id. `base` goes into a label.
 
-    Raises `InvalidMessage` when `gateway` is no gateway's image, `NotFound` when there is none.
+    Raises `InvalidMessage` if `gateway` is not a gateway's image, `NotFound` if it does not exist.
     """
     _check_gateway(gateway, engine.inspect(gateway)["Config"].get("Cmd"))
     return engine.build(
@@ -71,7 +71,7 @@ def package_image(
 
 
 def package_context(factory: Factory, blueprint: str | None) -> dict[str, Content]:
-    """What the engine is sent: the recipe, and the device's folder at its place below `device`."""
+    """Returns the build context: the Dockerfile, and below `device` the files at their paths on the device."""
     recipe = files("slmops.console").joinpath("data/factory.Dockerfile").read_text(encoding="utf-8")
     if blueprint:
         recipe += f"ENV SLMOPS_BLUEPRINT={blueprint}\n"
@@ -82,7 +82,7 @@ def package_context(factory: Factory, blueprint: str | None) -> dict[str, Conten
 def _check_gateway(image: str, starts: list[str] | None) -> None:
     if "slmops.gateway.app" not in (starts or []):
         raise InvalidMessage(
-            "this image does not start a gateway", where=image, fix="Name one that deploy/docker/Dockerfile made."
+            "this image does not start a gateway", where=image, fix="Name an image built from deploy/docker/Dockerfile."
         )
 
 
@@ -115,7 +115,7 @@ def _table(view: BuiltImage) -> Table:
 
 
 def declare(group: typer.Typer) -> None:
-    """The command belongs to the group of packages."""
+    """Adds the command to the group `package`."""
     command(
         group,
         "image",
@@ -130,34 +130,36 @@ async def image(
         Path, typer.Argument(metavar="DIR", help="The package's folder: manifest, signature and files.")
     ],
     key: Annotated[Path, typer.Option(help="Public key (PEM) that the package must be signed with.")],
-    root: Annotated[Path, typer.Option(help="Root of trust: metadata/1.root.json of the ceremony (slmops trust).")],
+    root: Annotated[Path, typer.Option(help="Root of trust: metadata/1.root.json of the key ceremony (slmops trust).")],
     blueprint: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="How it is probed and served: what blueprint apply takes.", show_default=False
+            metavar="FILE",
+            help="Blueprint file: how the package is probed and served.",
+            show_default=False,
         ),
     ] = None,
-    base: Annotated[str, typer.Option(help="What the gateway's image is built on.")] = BASE_IMAGE,
-    source: Annotated[Path, typer.Option(help="The checkout of slmops to build the gateway from.")] = Path(),
+    base: Annotated[str, typer.Option(help="Base image of the gateway's image.")] = BASE_IMAGE,
+    source: Annotated[Path, typer.Option(help="Checkout of slmops to build the gateway from.")] = Path(),
     wheel_folder: Annotated[
         Path | None,
-        typer.Option("--wheels", help="All the gateway needs, as wheels: then no network is used.", show_default=False),
+        typer.Option(
+            "--wheels", help="Folder with all wheels of the gateway, to build without a network.", show_default=False
+        ),
     ] = None,
     gateway: Annotated[
         str | None,
-        typer.Option(
-            metavar="IMAGE", help="A gateway's image that exists, instead of building one.", show_default=False
-        ),
+        typer.Option(metavar="IMAGE", help="Use this gateway image instead of building one.", show_default=False),
     ] = None,
     tag: Annotated[str | None, typer.Option(help="Default: slmops-MODEL:VERSION.", show_default=False)] = None,
-    push: Annotated[bool, typer.Option("--push", help="Push it to the registry that the tag names.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Push the image to the registry in its tag.")] = False,
 ) -> None:
-    """Build an image of a gateway that has this package.
+    """Build a gateway's image that contains this package.
 
-    A device with it answers before it has seen a network. The package is verified before it goes in, and again on the
-    device, which trusts the same key and root afterwards.
+    A device with the image can serve before it ever has a network. The package is verified before the build and again
+    on the device, which trusts the same key and root.
     """
-    from slmops.console.image.engine import Engine  # brings docker and requests: no other command waits for them
+    from slmops.console.image.engine import Engine  # imports docker and requests, so only in this command
 
     spec = blueprints.read(blueprint) if blueprint else None
     factory = await asyncio.to_thread(read, directory, key, root, spec)
@@ -165,14 +167,14 @@ async def image(
 
     def work(on_step: OnStep) -> BuiltImage:
         with Engine() as engine:
-            ground = gateway or gateway_image(engine, base, source, wheel_folder, on_step)
-            stands_on = gateway or base
+            gateway_image_name = gateway or gateway_image(engine, base, source, wheel_folder, on_step)
+            base_name = gateway or base
             named = spec.name if spec else None
-            made = package_image(engine, ground, factory, name, on_step, base=stands_on, blueprint=named)
+            made = package_image(engine, gateway_image_name, factory, name, on_step, base=base_name, blueprint=named)
             if push:
                 engine.push(name, on_step)
-            return _view(name, engine.inspect(made), factory, stands_on, push)
+            return _view(name, engine.inspect(made), factory, base_name, push)
 
-    with Teller(session) as teller:
-        view = await asyncio.to_thread(work, teller.status)
+    with ProgressReporter(session) as progress:
+        view = await asyncio.to_thread(work, progress.status)
     session.show(view, _table(view))

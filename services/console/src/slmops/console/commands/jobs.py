@@ -1,4 +1,4 @@
-"""`slmops job`: optimizations that wait, run or have ended."""
+"""`slmops job`: optimization jobs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from slmops.contracts.names import check_name
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import utc_now
 
-app = typer.Typer(name="job", help="Optimizations: which wait, run or have ended; end one.", no_args_is_help=True)
+app = typer.Typer(name="job", help="List and cancel optimization jobs.", no_args_is_help=True)
 _LIST = "List them: slmops job ls."
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `job ls` shows it; its first characters are enough.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id from `job ls`; its first characters are enough.")]
 
 
 @command(app, "ls", "slmops job ls", "slmops job ls smollm2 --json")
 async def ls(
     session: Session,
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this one's.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Only jobs of this model.", show_default=False)
+    ] = None,
 ) -> None:
-    """Jobs of the last three months, newest last, with what is known so far."""
+    """List the jobs of the last three months with their progress, newest last."""
     asked = ListJobs(model=check_name(model, "model name") if model else None)
     answer = await (await session.client()).request(asked)
     session.show(answer, render.jobs(answer.jobs, utc_now(), session.out.width))
@@ -36,21 +38,23 @@ async def ls(
 async def cancel(
     session: Session,
     job: JobId,
-    by: Annotated[str | None, typer.Option(help="Who wants it; absent: you.", show_default=False)] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Who cancels the job. Default: your user name.", show_default=False)
+    ] = None,
 ) -> None:
-    """End a job: one that runs stops within seconds, one that waits never starts."""
+    """Cancel a job. A running job stops within seconds; a waiting job never starts."""
     client = await session.client()
-    view = await client.request(CancelJob(job=await whole(client, job), by=by or getpass.getuser()))
+    view = await client.request(CancelJob(job=await find_job_id(client, job), by=by or getpass.getuser()))
     session.show(view, render.job(view, utc_now()))
 
 
-async def whole(client: BusClient, beginning: str) -> str:
-    """The one job that begins so. Raises `InvalidMessage`, `NotFound`."""
+async def find_job_id(client: BusClient, beginning: str) -> str:
+    """Returns the id of the only job whose id starts with `beginning`. Raises `InvalidMessage`, `NotFound`."""
     if not re.fullmatch(r"[0-9a-f-]{1,36}", beginning):
-        raise InvalidMessage(f"{beginning!r} is not a job", fix=_LIST)
+        raise InvalidMessage(f"{beginning!r} is not a job id", fix=_LIST)
     found = [view.job for view in (await client.request(ListJobs())).jobs if view.job.startswith(beginning)]
     if len(found) > 1:
-        raise InvalidMessage(f"{len(found)} jobs begin with {beginning!r}", fix="Give more of it.")
+        raise InvalidMessage(f"{len(found)} job ids start with {beginning!r}", fix="Give more characters of the id.")
     if not found:
         raise NotFound(f"there is no job {beginning}", fix=_LIST)
     return found[0]

@@ -1,4 +1,4 @@
-"""`slmops model` and `slmops variant`: what exists, and what became of it."""
+"""`slmops model` and `slmops variant`: models, their versions and their variants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from slmops.console.commands.push import check, push
 from slmops.console.poll import poll
 from slmops.console.render import fleet as render
-from slmops.console.render.progress import Teller
+from slmops.console.render.progress import ProgressReporter
 from slmops.console.session import Session, command
 from slmops.contracts.commands import ListVersions, VariantView, VersionView
 from slmops.contracts.errors import NotFound, OptimizationFailed
@@ -20,10 +20,12 @@ from slmops.contracts.names import check_name, parse_model_ref
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import utc_now
 
-__all__ = ["app", "find_versions", "packaged", "push", "query", "variant_app"]
+__all__ = ["app", "find_versions", "push", "query", "variant_app", "wait_until_packaged"]
 
-app = typer.Typer(name="model", help="Push models and see what became of them.", no_args_is_help=True)
-variant_app = typer.Typer(name="variant", help="What the optimizer made of a version, and why.", no_args_is_help=True)
+app = typer.Typer(name="model", help="Push models and show their state.", no_args_is_help=True)
+variant_app = typer.Typer(
+    name="variant", help="List the variants that the optimizer made of a version.", no_args_is_help=True
+)
 Reference = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A model, or one version of it.")]
 
 
@@ -32,7 +34,7 @@ class VariantList(BaseModel):
 
 
 def query(reference: str | None = None) -> ListVersions:
-    """What asks for `NAME`, for `NAME:VERSION`, or for everything. Raises `InvalidName`, `InvalidVersion`."""
+    """Returns the command that lists `NAME`, `NAME:VERSION` or all models. Raises `InvalidName`, `InvalidVersion`."""
     if reference is None:
         return ListVersions()
     if ":" not in reference:
@@ -42,18 +44,18 @@ def query(reference: str | None = None) -> ListVersions:
 
 
 async def find_versions(client: BusClient, asked: ListVersions) -> tuple[VersionView, ...]:
-    """Versions, newest last. Raises `NotFound` when a model or version was named that does not exist."""
+    """Returns versions, newest last. Raises `NotFound` if a named model or version does not exist."""
     found = (await client.request(asked)).versions
     if asked.model and not found:
         named = f"{asked.model}:{asked.version}" if asked.version else asked.model
-        raise NotFound(f"there is no {named}", fix="List what there is: slmops model ls.")
+        raise NotFound(f"there is no {named}", fix="List the models: slmops model ls.")
     return found
 
 
-async def packaged(
+async def wait_until_packaged(
     client: BusClient, reference: str, on_change: Callable[[VersionView], None] = lambda view: None
 ) -> VersionView:
-    """Wait until a version is packaged. Raises `OptimizationFailed` with the reasons when every variant was refused."""
+    """Waits until a version is packaged. Raises `OptimizationFailed` with the reasons if every variant was refused."""
     asked, last = query(reference), None
     async for view, *_ in poll(lambda: find_versions(client, asked)):
         if view != last:
@@ -66,9 +68,9 @@ async def packaged(
             raise OptimizationFailed(
                 f"no variant passed its gate. {reasons}",
                 where=reference,
-                fix=f"Look at it: slmops variant ls {reference}.",
+                fix=f"Show the variants: slmops variant ls {reference}.",
             )
-    raise AssertionError("poll goes on for ever")
+    raise AssertionError("poll never ends")
 
 
 @command(
@@ -83,43 +85,43 @@ async def push_command(
         Path, typer.Argument(metavar="PATH", help="A GGUF file, or a Hugging Face, ONNX or adapter directory.")
     ],
     name: Annotated[str, typer.Option(help="Name of the model.")],
-    version: Annotated[str, typer.Option(help="MAJOR.MINOR.PATCH; it never changes afterwards.")],
+    version: Annotated[str, typer.Option(help="MAJOR.MINOR.PATCH. A registered version cannot be changed.")],
     golden: Annotated[
         Path | None,
-        typer.Option(help='Golden prompts, one {"prompt": …, "expect": […], "max_tokens": …} per line.'),
+        typer.Option(help='File of golden prompts, one {"prompt": …, "expect": […], "max_tokens": …} per line.'),
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="What an adapter was trained on: a GGUF file or a Hugging Face directory.")
+        Path | None, typer.Option(help="Base model of an adapter: a GGUF file or a Hugging Face directory.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is packaged, or fail if it is refused.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is packaged; fail if no variant passes.")] = False,
 ) -> None:
     """Register a model's files as a new version.
 
-    Nothing is registered unless everything arrived, and pushing the same files again changes nothing.
+    A version is registered only after all its files are uploaded. Pushing the same files again changes nothing.
     """
-    check(path, name, version, golden, base)  # a wrong file is told even where no system is running
+    check(path, name, version, golden, base)  # before connecting, so that a wrong file is reported without a system
     client = await session.client(patient=wait)
-    with Teller(session) as teller:
-        view = await push(client, path, name, version, golden, teller.bytes_done, base)
+    with ProgressReporter(session) as progress:
+        view = await push(client, path, name, version, golden, progress.bytes_done, base)
         if wait:
-            view = await packaged(
-                client, f"{name}:{version}", lambda v: teller.status(f"{v.stage} {v.progress}".strip())
+            view = await wait_until_packaged(
+                client, f"{name}:{version}", lambda v: progress.status(f"{v.stage} {v.progress}".strip())
             )
     session.show(view, render.version(view, utc_now(), session.out.width))
     if not wait:
-        session.remark(f"\nSee what becomes of it: slmops model show {name}:{version}")
+        session.remark(f"\nFollow its progress: slmops model show {name}:{version}")
 
 
 @command(app, "ls", "slmops model ls", "slmops model ls --json")
 async def ls(session: Session) -> None:
-    """All versions of all models."""
+    """List all versions of all models."""
     answer = await (await session.client()).request(ListVersions())
     session.show(answer, render.versions(answer.versions, utc_now(), session.out.width))
 
 
 @command(app, "show", "slmops model show smollm2:1.0.0", "slmops model show smollm2 --json")
 async def show(session: Session, reference: Reference) -> None:
-    """One version with its variants and packages; without a version: the newest."""
+    """Show one version (default: the newest) with its variants and packages."""
     asked = query(reference)
     view = (await find_versions(await session.client(), asked))[-1]
     session.show(view, render.version(view, utc_now(), session.out.width))
@@ -132,7 +134,7 @@ async def variant_ls(
         str | None, typer.Argument(metavar="[NAME[:VERSION]]", help="A model or version.", show_default=False)
     ] = None,
 ) -> None:
-    """Variants with what they cost, how their gate ruled, and why one was chosen."""
+    """List variants with their figures, the gate's decision, and the reason why one was chosen."""
     asked = query(reference)
     found = await find_versions(await session.client(), asked)
     answer = VariantList(variants=tuple(variant for version in found for variant in version.variants))

@@ -1,4 +1,4 @@
-"""`slmops optimize`: variants of a version by recipes of your choice, or by a search for better ones."""
+"""`slmops optimize`: makes variants of a version by chosen recipes or by a search for better recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from slmops.console.commands.recipes import read_recipe
 from slmops.console.poll import poll
 from slmops.console.render import optimizer as render
-from slmops.console.render.progress import Teller
+from slmops.console.render.progress import ProgressReporter
 from slmops.console.session import Session, command
 from slmops.contracts.commands import ListJobs, Optimize
 from slmops.contracts.errors import InvalidMessage, OptimizationFailed
@@ -29,7 +29,7 @@ _RECIPE_FILES = (".yaml", ".yml", ".json")
 
 
 def duration(text: str) -> timedelta:
-    """`90s`, `30m`, `2h`, `1d`. Raises `InvalidMessage`."""
+    """Parses a duration such as `90s`, `30m`, `2h` or `1d`. Raises `InvalidMessage`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not found or not float(found[1]):
         raise InvalidMessage(f"{text!r} is not a duration", fix="Write a number and a unit: 90s, 30m, 2h or 1d.")
@@ -37,26 +37,28 @@ def duration(text: str) -> timedelta:
 
 
 def recipes(given: Sequence[str]) -> tuple[tuple[str, ...], tuple[Recipe, ...]]:
-    """Names of bundled recipes, and recipes that were read from files. Raises what `read_recipe` raises."""
+    """Returns the names of bundled recipes and the recipes read from files. Raises what `read_recipe` raises."""
     files = [text for text in given if text.endswith(_RECIPE_FILES) or "/" in text]
     names = [check_name(text, "recipe name") for text in given if text not in files]
     return tuple(names), tuple(read_recipe(Path(text)) for text in files)
 
 
 def search_spec(wanted: bool, budget: str | None, prefer: str | None, max_trials: int | None) -> SearchSpec | None:
-    """Raises `InvalidMessage` for an option of a search without one."""
+    """Returns the search settings, None without a search. Raises `InvalidMessage` for an option without `wanted`."""
     given = {"budget": duration(budget) if budget else None, "prefer": prefer, "max_trials": max_trials}
     fields = {name: value for name, value in given.items() if value is not None}
     if wanted:
         return SearchSpec.model_validate(fields)
     if fields:
         option = next(iter(fields)).replace("_", "-")
-        raise InvalidMessage(f"--{option} is for a search only", fix="Add --search, or leave it out.")
+        raise InvalidMessage(f"--{option} needs --search", fix=f"Add --search, or leave out --{option}.")
     return None
 
 
-async def ended(client: BusClient, job: str, on_change: Callable[[JobView], None] = lambda view: None) -> JobView:
-    """Wait until a job is done. Raises `OptimizationFailed` when nothing passed, or the job's own problem."""
+async def wait_until_done(
+    client: BusClient, job: str, on_change: Callable[[JobView], None] = lambda view: None
+) -> JobView:
+    """Waits until a job is done. Raises `OptimizationFailed` if no variant passed, or the job's own problem."""
     last: JobView | None = None
     async for view in poll(lambda: _job(client, job)):
         if view != last:
@@ -67,9 +69,9 @@ async def ended(client: BusClient, job: str, on_change: Callable[[JobView], None
         if view.problem is not None and view.state.ended:
             raise view.problem.error()
         if view.state.ended:
-            fix = f"Look at it: slmops variant ls {view.model}:{view.version}."
+            fix = f"Show the variants: slmops variant ls {view.model}:{view.version}."
             raise OptimizationFailed(view.reason or f"the job is {view.state}", where=view.job, fix=fix)
-    raise AssertionError("poll goes on for ever")
+    raise AssertionError("poll never ends")
 
 
 async def _job(client: BusClient, job: str) -> JobView:
@@ -77,7 +79,7 @@ async def _job(client: BusClient, job: str) -> JobView:
 
 
 def declare(app: typer.Typer) -> None:
-    """The command has no group: it belongs to `app` itself."""
+    """Adds the command to `app` itself, because it has no group."""
     command(
         app,
         "optimize",
@@ -91,22 +93,27 @@ async def optimize(
     reference: Annotated[str, typer.Argument(metavar="MODEL:VERSION", help="A registered version.")],
     recipe: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|FILE", help="A bundled one, or a YAML file; may be repeated.", show_default=False),
+        typer.Option(metavar="NAME|FILE", help="A bundled recipe or a YAML file; may be repeated.", show_default=False),
     ] = None,
     profile: Annotated[str | None, typer.Option(help="Device profile.", show_default=False)] = None,
-    search: Annotated[bool, typer.Option("--search", help="Look for better recipes, beginning with those.")] = False,
+    search: Annotated[bool, typer.Option("--search", help="Search for better recipes, starting from these.")] = False,
     budget: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Of the search: 90s, 30m, 2h.", show_default=False)
+        str | None,
+        typer.Option(metavar="DURATION", help="Time limit of the search: 90s, 30m, 2h.", show_default=False),
     ] = None,
     prefer: Annotated[
-        Prefer | None, typer.Option(help="Which of those that pass is chosen.", show_default=False)
+        Prefer | None, typer.Option(help="Which of the variants that pass is chosen.", show_default=False)
     ] = None,
-    max_trials: Annotated[int | None, typer.Option(min=1, help="Of the search.", show_default=False)] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is done, or fail if nothing passes.")] = False,
+    max_trials: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of trials of the search.", show_default=False)
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the job is done; fail if no variant passes.")
+    ] = False,
 ) -> None:
     """Make and measure variants of a version.
 
-    While the same work is under way it is not begun again, and what was measured before is not measured again.
+    A job that is already waiting or running is not started twice, and earlier measurements are reused.
     """
     model, version = parse_model_ref(reference)
     names, definitions = recipes(recipe or [])
@@ -121,8 +128,8 @@ async def optimize(
     client = await session.client(patient=wait)
     view = await client.request(asked)
     if wait:
-        with Teller(session) as teller:
-            view = await ended(client, view.job, lambda v: teller.status(render.job_line(v)))
+        with ProgressReporter(session) as progress:
+            view = await wait_until_done(client, view.job, lambda v: progress.status(render.job_line(v)))
     session.show(view, render.job(view, utc_now()))
     if not wait:
-        session.remark(f"\nSee how far it came: slmops job ls\nEnd it: slmops job cancel {view.job}")
+        session.remark(f"\nSee its progress: slmops job ls\nCancel it: slmops job cancel {view.job}")

@@ -1,4 +1,4 @@
-"""`slmops package`: list, export and verify published packages."""
+"""`slmops package`: lists, exports, verifies and withdraws published packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from slmops.console.commands.export import write_layout
 from slmops.console.commands.models import find_versions, query
 from slmops.console.render import package as render
-from slmops.console.render.progress import Teller
+from slmops.console.render.progress import ProgressReporter
 from slmops.console.session import Session, command
 from slmops.contracts.commands import ExportPackage, PackageOfVersion, WithdrawPackage
 from slmops.contracts.descriptor import Digest, digest_of
@@ -24,10 +24,12 @@ from slmops.kit.clock import utc_now
 from slmops.kit.oci_layout import is_layout, manifest_digest_of, verify_layout
 from slmops.kit.package import verify_package
 
-app = typer.Typer(name="package", help="Signed packages: list, export, verify, withdraw.", no_args_is_help=True)
-Reference = Annotated[str, typer.Argument(metavar="MODEL:VERSION|DIGEST", help="A version, or a manifest.")]
+app = typer.Typer(name="package", help="List, export, verify and withdraw signed packages.", no_args_is_help=True)
+Reference = Annotated[
+    str, typer.Argument(metavar="MODEL:VERSION|DIGEST", help="A version, or the digest of a manifest.")
+]
 _DIGEST: TypeAdapter[Digest] = TypeAdapter(Digest)
-Profile = Annotated[str | None, typer.Option(help="Of several device profiles.", show_default=False)]
+Profile = Annotated[str | None, typer.Option(help="Device profile, if there are several.", show_default=False)]
 
 
 class PackageList(BaseModel):
@@ -35,17 +37,17 @@ class PackageList(BaseModel):
 
 
 class Verified(BaseModel):
-    """What may be trusted: the manifest's digest, and what it says."""
+    """A verified package: the manifest and its digest."""
 
     digest: Digest
     manifest: Manifest
 
 
-def asked(reference: str, profile: str | None = None) -> ExportPackage:
-    """Raises `InvalidName`, `InvalidVersion`, `InvalidMessage`."""
+def export_request(reference: str, profile: str | None = None) -> ExportPackage:
+    """Returns the command that exports a package. Raises `InvalidName`, `InvalidVersion`, `InvalidMessage`."""
     profile = check_name(profile, "profile name") if profile else None
     if reference.startswith("sha256:"):
-        return ExportPackage(manifest=_digest(reference), profile=profile)
+        return ExportPackage(manifest=_parse_digest(reference), profile=profile)
     model, version = parse_model_ref(reference)
     return ExportPackage(model=model, version=version, profile=profile)
 
@@ -57,7 +59,7 @@ async def ls(
         str | None, typer.Argument(metavar="[NAME[:VERSION]]", help="A model or version.", show_default=False)
     ] = None,
 ) -> None:
-    """Packages that were published."""
+    """List published packages."""
     versions = await find_versions(await session.client(), query(reference))
     rows = [
         PackageOfVersion(model=version.model, version=version.version, **dict(package))
@@ -69,8 +71,8 @@ async def ls(
 
 @command(app, "show", "slmops package show smollm2:1.0.0", "slmops package show sha256:… --json")
 async def show(session: Session, reference: Reference, profile: Profile = None) -> None:
-    """One package and its files."""
-    package = await (await session.client()).request(asked(reference, profile))
+    """Show one package and its files."""
+    package = await (await session.client()).request(export_request(reference, profile))
     session.show(package, render.package(package, utc_now()))
 
 
@@ -86,13 +88,13 @@ async def export(
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="A new or empty folder.")],
     profile: Profile = None,
 ) -> None:
-    """Write a package as an OCI image layout, with its signature as a referrer beside it.
+    """Write a package as an OCI image layout, with its signature as a referrer.
 
-    Then any tool copies it: skopeo copy oci:smollm2:1.0.0 docker://registry.example/smollm2:1.0.0
+    Other tools can then copy it: skopeo copy oci:smollm2:1.0.0 docker://registry.example/smollm2:1.0.0
     """
-    package = await (await session.client()).request(asked(reference, profile))
-    with Teller(session) as teller:
-        await write_layout(package, to, teller.bytes_done)
+    package = await (await session.client()).request(export_request(reference, profile))
+    with ProgressReporter(session) as progress:
+        await write_layout(package, to, progress.bytes_done)
     session.show(package, render.exported(package, to))
 
 
@@ -105,19 +107,21 @@ async def export(
 async def verify(
     session: Session,
     what: Annotated[
-        str, typer.Argument(metavar="FOLDER|DIGEST", help="An OCI layout, a laid out package, or a manifest's digest.")
+        str,
+        typer.Argument(metavar="FOLDER|DIGEST", help="An OCI layout, a package folder, or the digest of a manifest."),
     ],
-    key: Annotated[Path, typer.Option(metavar="FILE", help="The public key that is trusted (PEM).")],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="The trusted public key (PEM).")],
     digest: Annotated[
-        str | None, typer.Option(help="The manifest that it has to be; else any that was signed.", show_default=False)
+        str | None,
+        typer.Option(help="Expected digest of the manifest. Default: any signed manifest.", show_default=False),
     ] = None,
 ) -> None:
-    """Check every file against the manifest, and the signature by your key. A bit that is another is refused."""
-    wanted = _digest(digest) if digest else None
+    """Check every file against the manifest, and the manifest's signature against your key."""
+    wanted = _parse_digest(digest) if digest else None
     if what.startswith("sha256:"):
-        view = await _fetched_and_verified(session, _digest(what), key)
+        view = await _fetch_and_verify(session, _parse_digest(what), key)
     else:
-        view = await asyncio.to_thread(verified, Path(what), key, wanted)
+        view = await asyncio.to_thread(verify_folder, Path(what), key, wanted)
     session.show(view, render.verified(view.digest, view.manifest))
 
 
@@ -131,27 +135,36 @@ async def withdraw(
     session: Session,
     reference: Reference,
     profile: Profile = None,
-    reason: Annotated[str, typer.Option(help="Kept with the event.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason; it is stored with the event.")] = "",
     even_if_running: Annotated[
-        bool, typer.Option("--even-if-running", help="Although gateways said last that they run it: they are lost.")
+        bool,
+        typer.Option(
+            "--even-if-running", help="Ignore gateways that last reported as running it, because they are lost."
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be withdrawn, and change nothing.")
+    ] = False,
 ) -> None:
-    """Take back a package that nobody needs. No gateway installs it again, and `slmops storage gc` removes its files.
+    """Withdraw a package that is no longer needed. No gateway installs it again; `slmops storage gc` removes its files.
 
-    Refused while a plan names it: as stable, as candidate, or as what a rollback returns to. To forbid a package at
-    once and for ever, whoever has our keys, let keyholders revoke it: slmops trust revoke.
+    Refused while a plan names the package as stable, as candidate, or as the release that a rollback returns to. To
+    forbid a package at once and permanently, even against somebody who has our online keys, let the keyholders revoke
+    it: slmops trust revoke.
     """
-    wanted = asked(reference, profile).model_dump()
+    wanted = export_request(reference, profile).model_dump()
     rest = {"reason": reason, "even_if_running": even_if_running, "dry_run": dry_run}
     answer = await (await session.client()).request(WithdrawPackage(**wanted, **rest))
     session.show(answer, render.withdrawn(answer))
 
 
-def verified(folder: Path, key: Path, digest: Digest | None = None) -> Verified:
-    """Raises what `verify_layout` and `verify_package` raise, and `NotFound`."""
+def verify_folder(folder: Path, key: Path, digest: Digest | None = None) -> Verified:
+    """Verifies an OCI layout or a package folder.
+
+    Raises `NotFound`, and what `verify_layout` and `verify_package` raise.
+    """
     if not folder.is_dir():
-        raise NotFound("there is no such folder", where=str(folder), fix="Name a folder, or a digest: sha256:….")
+        raise NotFound("there is no such folder", where=str(folder), fix="Name a folder or a digest (sha256:…).")
     if is_layout(folder):
         manifest = verify_layout(folder, key, digest)
         return Verified(digest=digest or manifest_digest_of(folder), manifest=manifest)
@@ -159,14 +172,14 @@ def verified(folder: Path, key: Path, digest: Digest | None = None) -> Verified:
     return Verified(digest=digest or digest_of((folder / MANIFEST_PATH).read_bytes()), manifest=manifest)
 
 
-async def _fetched_and_verified(session: Session, digest: Digest, key: Path) -> Verified:
+async def _fetch_and_verify(session: Session, digest: Digest, key: Path) -> Verified:
     package = await (await session.client()).request(ExportPackage(manifest=digest))
-    with tempfile.TemporaryDirectory(prefix="slmops-verify-") as folder, Teller(session) as teller:
-        await write_layout(package, Path(folder), teller.bytes_done)
-        return await asyncio.to_thread(verified, Path(folder), key, digest)
+    with tempfile.TemporaryDirectory(prefix="slmops-verify-") as folder, ProgressReporter(session) as progress:
+        await write_layout(package, Path(folder), progress.bytes_done)
+        return await asyncio.to_thread(verify_folder, Path(folder), key, digest)
 
 
-def _digest(text: str) -> Digest:
+def _parse_digest(text: str) -> Digest:
     try:
         return _DIGEST.validate_python(text)
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""From files on this machine to a registered version: check, hash, upload what is missing, register.
+"""Pushes a model: checks and hashes local files, uploads the missing ones, registers the version.
 
-Registering is the last step and one command, so whatever ends a push before it leaves nothing that a list shows.
+Registration is the last step and a single command, so an interrupted push never leaves a partial version in a list.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from slmops.kit.modelfile import BASE, ModelFacts, adapter_base, inspect, is_ada
 from slmops.kit.tracing import span
 
 OnProgress = Callable[[str, int, int], None]
-"""Step, bytes done, bytes in all. Called for every chunk."""
+"""Called for every chunk with the step, the bytes done and the total bytes."""
 
 CHUNK_BYTES = 4 << 20
 UPLOAD_ATTEMPTS = 3
 _RETRY_AFTER_S = 1.0
 _UPLOAD_TIMEOUT = httpx.Timeout(120, connect=10)
-# The registry reads everything again to verify it; an object store on a slow disk gives this much.
+# The registry reads all files again to verify them. This is the rate of an object store on a slow disk.
 _VERIFIED_BYTES_PER_S = 20_000_000
 _HF_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
 _HF_NAMES = frozenset({"LICENSE", "NOTICE"})
@@ -40,14 +40,14 @@ _ONNX_SUFFIXES = frozenset({".onnx", ".data", ".onnx_data"})
 
 @dataclass(frozen=True)
 class Source:
-    """A file here, and what it is in the version."""
+    """A local file and its entry in the version."""
 
     path: Path
     file: ModelFile
 
 
-def silent(step: str, done: int, of: int) -> None:
-    """Nobody watches."""
+def ignore_progress(step: str, done: int, of: int) -> None:
+    """Does nothing."""
 
 
 async def push(
@@ -56,18 +56,18 @@ async def push(
     name: str,
     version: str,
     golden: Path | None = None,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = ignore_progress,
     base: Path | None = None,
 ) -> VersionView:
-    """Push a model in any format that `inspect` knows. Pushing the same again changes nothing and answers the same.
+    """Pushes a model in any format that `inspect` knows. Pushing the same files again changes nothing.
 
-    Of an adapter's base only those files are sent that the store does not have yet. Raises what `check` raises before a
-    byte is sent; later `Unreachable`, `AlreadyExists`, `DigestMismatch`.
+    Files that the store already has, such as those of an adapter's base, are not uploaded. Raises what `check` raises
+    before the first byte is sent; after that `Unreachable`, `AlreadyExists`, `DigestMismatch`.
     """
     facts = await asyncio.to_thread(check, path, name, version, golden, base)
     named = named_files(path, base) | ({GOLDEN_FILE: golden} if golden else {})
     with span("hash", size_bytes=facts.size_bytes):
-        sources = await _hashed(named, on_progress)
+        sources = await _hash_files(named, on_progress)
     everything = {source.file.path: source.file for source in sources}
     ticket = await client.request(BeginUpload(model=name, version=version, files=tuple(everything.values())))
     with span("upload", files=len(ticket.urls)):
@@ -89,7 +89,7 @@ async def push(
 
 
 def check(path: Path, name: str, version: str, golden: Path | None, base: Path | None = None) -> ModelFacts:
-    """All that can be known to be wrong without a network.
+    """Checks everything that can be checked without a network.
 
     Raises `InvalidName`, `InvalidVersion`, `NotFound`, `Denied`, `NotAModel`, `TruncatedModel`,
     `UnsupportedArchitecture`, `InvalidModel`, and `InvalidMessage` with the line of a bad golden prompt.
@@ -104,7 +104,9 @@ def check(path: Path, name: str, version: str, golden: Path | None, base: Path |
             _check_golden(golden)
         return inspect(path, base)
     except PermissionError as error:
-        raise Denied("this file may not be read", where=str(error.filename), fix="Check its permissions.") from error
+        raise Denied(
+            "no permission to read the file", where=str(error.filename), fix="Check its permissions."
+        ) from error
 
 
 def _check_golden(path: Path) -> None:
@@ -113,16 +115,16 @@ def _check_golden(path: Path) -> None:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFound("there is no such file", where=str(path), fix="Check the path given to --golden.") from error
     except UnicodeDecodeError as error:
-        raise InvalidMessage("golden prompts are UTF-8 text", where=str(path)) from error
+        raise InvalidMessage("the file of golden prompts is not UTF-8 text", where=str(path)) from error
     except InvalidMessage as error:
         where = (error.where or "").replace(GOLDEN_FILE, str(path), 1)
         raise InvalidMessage(error.what, where=where, fix=error.fix) from error
     if not prompts:
-        raise InvalidMessage("there is no golden prompt in this file", where=str(path), fix="Write one per line.")
+        raise InvalidMessage("the file contains no golden prompts", where=str(path), fix="Write one per line.")
 
 
 def named_files(path: Path, base: Path | None = None) -> dict[str, Path]:
-    """The files of a version by their paths in it; those of an adapter's base, wherever it lies, under `base/`."""
+    """Returns the files of a version by their path in it. The files of an adapter's base are under `base/`."""
     found = {file.name: file for file in model_files(path)}
     if is_adapter(path):
         found |= {f"{BASE}/{file.name}": file for file in model_files(base or adapter_base(path))}
@@ -130,9 +132,10 @@ def named_files(path: Path, base: Path | None = None) -> dict[str, Path]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """A GGUF file itself; of a directory configuration, tokenizer, weights and licence.
+    """Returns the files of a model: a GGUF file itself; of a directory the configuration, tokenizer, weights, licence.
 
-    An ONNX graph is a weight where `genai_config.json` says so: a Hugging Face directory may have one beside its own.
+    ONNX files count as weights only beside a `genai_config.json`, because a Hugging Face directory may contain an ONNX
+    export in addition to its own weights.
     """
     if path.is_file():
         return [path]
@@ -144,13 +147,13 @@ def model_files(path: Path) -> list[Path]:
     )
 
 
-async def _hashed(named: Mapping[str, Path], on_progress: OnProgress) -> list[Source]:
+async def _hash_files(named: Mapping[str, Path], on_progress: OnProgress) -> list[Source]:
     total = sum(path.stat().st_size for path in named.values())
     found, done = [], 0
     for name, path in named.items():
         state, size = hashlib.sha256(), 0
         async for chunk in _chunks(path):
-            # One thread hop per chunk: Ctrl-C is obeyed between two of them.
+            # One thread call per chunk, so that Ctrl-C takes effect between chunks.
             await asyncio.to_thread(state.update, chunk)
             size += len(chunk)
             on_progress("hash", done + size, total)
@@ -175,8 +178,8 @@ async def _upload(sources: list[Source], urls: Mapping[str, str], on_progress: O
 
 
 async def _put(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> None:
-    """PUT one file, from its beginning at each attempt. Raises `Unreachable`, `DigestMismatch`."""
-    where = url.partition("?")[0]  # what follows is a signature
+    """Uploads one file. Each attempt starts from the beginning. Raises `Unreachable`, `DigestMismatch`."""
+    where = url.partition("?")[0]  # without the URL's signature
     for attempt in range(1, UPLOAD_ATTEMPTS + 1):
         problem = await _put_once(http, url, source, on_sent)
         if problem is None:
@@ -184,15 +187,18 @@ async def _put(http: httpx.AsyncClient, url: str, source: Source, on_sent: Calla
         if attempt < UPLOAD_ATTEMPTS:
             await asyncio.sleep(_RETRY_AFTER_S * attempt)
     raise Unreachable(
-        f"{source.path.name} could not be uploaded in {UPLOAD_ATTEMPTS} attempts: {problem}",
+        f"could not upload {source.path.name} in {UPLOAD_ATTEMPTS} attempts: {problem}",
         where=where,
         fix="Push again.",
     )
 
 
 async def _put_once(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> str | None:
-    """None when it is there; else what may pass. Raises `Unreachable` for a refusal, `DigestMismatch`."""
-    # S3 takes no chunked transfer encoding, so the length is given.
+    """Uploads the file once. Returns None on success, otherwise the temporary problem.
+
+    Raises `Unreachable` if the store refuses the file, `DigestMismatch`.
+    """
+    # S3 does not accept chunked transfer encoding, so the length is set.
     length = {"Content-Length": str(source.file.size_bytes)}
     try:
         answer = await http.put(url, content=_body(source, on_sent), headers=length)
@@ -203,9 +209,9 @@ async def _put_once(http: httpx.AsyncClient, url: str, source: Source, on_sent: 
     if answer.is_server_error:
         return f"the object store answered {answer.status_code}"
     raise Unreachable(
-        f"the object store refused {source.path.name} with {answer.status_code}",
+        f"the object store refused {source.path.name} with status {answer.status_code}",
         where=url.partition("?")[0],
-        fix="Push again; an upload's address is valid for a quarter of an hour.",
+        fix="Push again. An upload URL is valid for 15 minutes.",
     )
 
 
@@ -219,5 +225,5 @@ async def _body(source: Source, on_sent: Callable[[int], None]) -> AsyncIterator
         on_sent(sent)
     if sent != source.file.size_bytes:
         raise DigestMismatch(
-            "the file changed while it was pushed", where=str(source.path), fix="Push again when it is complete."
+            "the file changed during the push", where=str(source.path), fix="Push again when the file is complete."
         )

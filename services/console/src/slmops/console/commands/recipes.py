@@ -1,4 +1,4 @@
-"""`slmops recipe`: what the optimizer can do, and recipes of your own."""
+"""`slmops recipe`: bundled recipes, the passes of recipes, and recipe files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from slmops.contracts.errors import Denied, InvalidRecipe, NotFound
 from slmops.contracts.names import check_name
 from slmops.contracts.recipe import Recipe
 
-app = typer.Typer(name="recipe", help="Recipes and the passes that they are made of.", no_args_is_help=True)
+app = typer.Typer(
+    name="recipe", help="Show the bundled recipes and the passes that recipes consist of.", no_args_is_help=True
+)
 
 
 class Recipes(BaseModel):
@@ -28,9 +30,9 @@ class Passes(BaseModel):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """From YAML or JSON, which is YAML too. Raises `NotFound`, `Denied`, and `InvalidRecipe` with what is wrong.
+    """Reads a recipe from YAML, or JSON as a subset of YAML. Raises `NotFound`, `Denied`, `InvalidRecipe`.
 
-    Whether its passes exist and go together is for the optimizer to say.
+    Whether the passes exist and fit together is checked by the optimizer.
     """
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), extra="forbid")
@@ -40,17 +42,17 @@ def read_recipe(path: Path) -> Recipe:
         what = " ".join(str(getattr(error, "problem", None) or error).split())
         raise InvalidRecipe(f"this is neither YAML nor JSON: {what}", where=str(path)) from error
     except OSError as error:
-        raise Denied(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+        raise Denied(f"cannot read the file: {error.strerror}", where=str(path)) from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
         raise InvalidRecipe(
-            f"this is not a recipe: {wrong}", where=str(path), fix="See `slmops recipe show int4` for one."
+            f"this is not a valid recipe: {wrong}", where=str(path), fix="See `slmops recipe show int4` for an example."
         ) from error
 
 
 @command(app, "ls", "slmops recipe ls", "slmops recipe ls --json")
 async def ls(session: Session) -> None:
-    """The bundled recipes."""
+    """List the bundled recipes."""
     answer = await (await session.client()).request(ListRecipes())
     session.show(Recipes(recipes=answer.recipes), render.recipes(answer.recipes))
 
@@ -59,7 +61,7 @@ async def ls(session: Session) -> None:
 async def show(
     session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe.")]
 ) -> None:
-    """One recipe with every parameter, as YAML: change its name and it is a recipe of your own."""
+    """Show a recipe with every parameter as YAML. Save it under another name to write a recipe of your own."""
     check_name(name, "recipe name")
     answer = await (await session.client()).request(ListRecipes())
     found = next((recipe for recipe in answer.recipes if recipe.name == name), None)
@@ -74,6 +76,6 @@ async def show(
 
 @command(app, "passes", "slmops recipe passes", "slmops recipe passes --json")
 async def passes(session: Session) -> None:
-    """Every pass with its parameters, their defaults and what they mean."""
+    """Show every pass with its parameters, their defaults and their meaning."""
     answer = await (await session.client()).request(ListRecipes())
     session.show(Passes(passes=answer.passes), render.passes(answer.passes))

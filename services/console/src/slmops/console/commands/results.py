@@ -1,4 +1,4 @@
-"""`slmops bundle results`: what gateways without a network had to tell, from the files that were carried back."""
+"""`slmops bundle results`: publishes the reports and measurements of gateways without a network from carried files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXAMPLE = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
 
 
 class ResultsView(BaseModel):
-    """`phase` and `running` as of the newest report."""
+    """The published content of one file. `phase` and `running` are those of the newest report."""
 
     file: str
     gateway_id: str
@@ -41,7 +41,7 @@ class ResultsList(BaseModel):
 
 
 def declare(app: typer.Typer) -> None:
-    """Add it to the group `bundle`."""
+    """Adds the command to the group `bundle`."""
     command(
         app,
         "results",
@@ -52,47 +52,50 @@ def declare(app: typer.Typer) -> None:
 
 async def results(
     session: Session,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="What gateways wrote beside their bundles.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Files that gateways wrote into their bundle folder.")
+    ],
     trust_key: Annotated[
         PublicKey | None,
-        typer.Option(help="Public key of a gateway that was never enrolled: the whole, as its device shows it."),
+        typer.Option(help="Public key of a gateway that was never enrolled: the full key, as its device shows it."),
     ] = None,
 ) -> None:
-    """Tell the fleet what gateways without a network had to tell: reports and measurements, sealed with their keys.
+    """Publish the reports and measurements of gateways without a network, sealed with the gateways' keys.
 
-    All files are verified before anything is published. Importing a file again is harmless.
+    All files are verified before the first message is published. Publishing a file twice is harmless.
     """
     client = await session.client()
     found = []
     for path in files:
         with readable(path):
             one = await asyncio.to_thread(ResultsFile, path)
-            await _known(client, one.seal, path, trust_key)
+            await _check_seal(client, one.seal, path, trust_key)
             for _message in one.messages():
                 pass
             found.append(one)
-    views = ResultsList(results=tuple([await tell(client, one) for one in found]))
+    views = ResultsList(results=tuple([await publish(client, one) for one in found]))
     session.show(views, _table(views.results))
 
 
-async def _known(client: BusClient, seal: ResultsSeal, path: Path, trusted: str | None) -> None:
-    """Raises `Denied` unless it is sealed with the key that the gateway enrolled with, or that is vouched for."""
+async def _check_seal(client: BusClient, seal: ResultsSeal, path: Path, trusted: str | None) -> None:
+    """Raises `Denied` unless the file is sealed with the gateway's enrolled key or, if it has none, with `trusted`."""
     enrolled = await client.latest(GatewayEnrolled, seal.gateway_id)
     key = enrolled.public_key if enrolled else trusted
     if key is None:
         raise Denied(
-            f"{seal.gateway_id} was never enrolled here, so nobody knows its key",
+            f"{seal.gateway_id} was never enrolled here, so its key is not known",
             where=str(path),
-            fix=f"If its device shows the key {seal.public_key}, give it with --trust-key.",
+            fix=f"If the device shows the key {seal.public_key}, give it with --trust-key.",
         )
     if key != seal.public_key:
         raise Denied(
-            f"it is not sealed by {seal.gateway_id}: with {seal.public_key}, and its key is {key}", where=str(path)
+            f"the file is sealed with the key {seal.public_key}, but the key of {seal.gateway_id} is {key}",
+            where=str(path),
         )
 
 
-async def tell(client: BusClient, file: ResultsFile) -> ResultsView:
-    """Publish each message as the gateway would have. Raises `Unreachable`; then give the file again."""
+async def publish(client: BusClient, file: ResultsFile) -> ResultsView:
+    """Publishes each message as the gateway would. After `Unreachable`, publish the file again."""
     seal = file.seal
     view = ResultsView(
         file=str(file.path), gateway_id=seal.gateway_id, blueprint=seal.blueprint, created_at=seal.created_at

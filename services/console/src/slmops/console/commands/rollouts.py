@@ -1,4 +1,4 @@
-"""`slmops rollout`: move a class of gateways to another release, and watch."""
+"""`slmops rollout`: starts, watches and changes rollouts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ from slmops.contracts.names import check_name, check_version
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import utc_now
 
-app = typer.Typer(name="rollout", help="Bring a release to the fleet, stage by stage.", no_args_is_help=True)
-"""Exit code of `watch` when the rollout was rolled back or aborted: no error, and no success either."""
+app = typer.Typer(name="rollout", help="Roll out a release to the fleet, stage by stage.", no_args_is_help=True)
 BlueprintName = Annotated[str, typer.Argument(metavar="BLUEPRINT", help="Name of the blueprint.")]
-Reason = Annotated[str, typer.Option(help="Why; it is kept with the rollout.")]
+Reason = Annotated[str, typer.Option(help="Reason; it is stored with the rollout.")]
 _ASKED = "asked by the operator"
 _CHANGES = {
     "pause": PauseRollout, "resume": ResumeRollout, "abort": AbortRollout, "rollback": RollbackRollout,
@@ -40,9 +39,9 @@ _CHANGES = {
 
 
 async def watch(client: BusClient, blueprint: str) -> AsyncIterator[tuple[RolloutView, list[GatewayView]]]:
-    """The newest rollout of a blueprint and the gateways of it, at each poll until it has ended.
+    """Yields the newest rollout of a blueprint with the blueprint's gateways at each poll, until the rollout has ended.
 
-    Raises `NotFound` without a rollout.
+    Raises `NotFound` if there is no rollout.
     """
     watched: str | None = None
 
@@ -64,9 +63,9 @@ async def watch(client: BusClient, blueprint: str) -> AsyncIterator[tuple[Rollou
 async def start(
     session: Session,
     blueprint: BlueprintName,
-    version: Annotated[str | None, typer.Option(help="Absent: the newest package.", show_default=False)] = None,
+    version: Annotated[str | None, typer.Option(help="Default: the newest package.", show_default=False)] = None,
 ) -> None:
-    """Start to move a blueprint's gateways to a packaged version."""
+    """Start a rollout of a packaged version to a blueprint's gateways."""
     asked = StartRollout(
         blueprint=check_name(blueprint, "blueprint name"), version=check_version(version) if version else None
     )
@@ -77,9 +76,9 @@ async def start(
 
 @command(app, "watch", "slmops rollout watch edge-chat", "slmops rollout watch edge-chat --json")
 async def watch_command(session: Session, blueprint: BlueprintName) -> int:
-    """Follow the newest rollout until it ends. Exits 0 when it completed, 3 when it was rolled back or aborted.
+    """Follow the newest rollout until it ends. Exits 0 if it completed, 3 if it was rolled back or aborted.
 
-    With --json one line per change.
+    With --json, prints one line per change.
     """
     check_name(blueprint, "blueprint name")
     client = await session.client(patient=True)
@@ -107,25 +106,25 @@ async def _change(session: Session, change: str, blueprint: str, reason: str) ->
 
 @command(app, "pause", "slmops rollout pause edge-chat")
 async def pause(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
-    """Stop advancing. Gateways that have the candidate keep it."""
+    """Stop a rollout from advancing. Gateways that have the candidate keep it."""
     await _change(session, "pause", blueprint, reason)
 
 
 @command(app, "resume", "slmops rollout resume edge-chat")
 async def resume(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
-    """Go on with a rollout that is paused or held."""
+    """Continue a rollout that is paused or held."""
     await _change(session, "resume", blueprint, reason)
 
 
 @command(app, "abort", 'slmops rollout abort edge-chat --reason "wrong version"')
 async def abort(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
-    """End the rollout under way; its gateways return to the stable release."""
+    """End the current rollout. Its gateways return to the stable release."""
     await _change(session, "abort", blueprint, reason)
 
 
 @command(app, "rollback", 'slmops rollout rollback edge-chat --reason "complaints from the field"')
 async def rollback(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
-    """Take back the rollout under way or the last completed one; gateways return to the release before it."""
+    """Roll back the current rollout or the last completed one. The gateways return to the release before it."""
     await _change(session, "rollback", blueprint, reason)
 
 
@@ -133,10 +132,10 @@ async def rollback(session: Session, blueprint: BlueprintName, reason: Reason = 
 async def ls(
     session: Session,
     blueprint: Annotated[
-        str | None, typer.Argument(metavar="[BLUEPRINT]", help="Only this one's.", show_default=False)
+        str | None, typer.Argument(metavar="[BLUEPRINT]", help="Only rollouts of this blueprint.", show_default=False)
     ] = None,
 ) -> None:
-    """All rollouts, newest last."""
+    """List all rollouts, newest last."""
     asked = ListRollouts(blueprint=check_name(blueprint, "blueprint name") if blueprint else None)
     answer = await (await session.client()).request(asked)
     session.show(answer, render.rollouts(answer.rollouts, utc_now(), session.out.width))

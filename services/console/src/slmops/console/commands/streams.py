@@ -1,4 +1,4 @@
-"""`slmops stream`: how full the bus's streams are, their limits, and what their consumers never got."""
+"""`slmops stream`: usage and limits of the bus's streams, and messages that their consumers missed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from slmops.kit.clock import utc_now
 from slmops.kit.sizes import parse_size, size_text
 
 app = typer.Typer(
-    name="stream", help="Streams of the bus: how full they are, and what is missing.", no_args_is_help=True
+    name="stream", help="Show and change streams of the bus: usage, limits, missed messages.", no_args_is_help=True
 )
 NO_STORAGE = 10047
-"""The server's error code when it cannot reserve what a stream asks for."""
-StreamName = Annotated[str, typer.Argument(metavar="STREAM", help="As `stream ls` shows it: EVENTS.")]
+"""The server's error code when it cannot reserve the space for a stream."""
+StreamName = Annotated[str, typer.Argument(metavar="STREAM", help="Name from `stream ls`, for example EVENTS.")]
 
 
 class StreamList(BaseModel):
@@ -38,12 +38,12 @@ class Accepted(BaseModel):
 
 
 async def stream_views(client: BusClient) -> list[StreamView]:
-    """Every stream and its consumers as they are on the server. Raises `Unreachable`, `NotReady`."""
+    """Returns every stream with its consumers, as on the server. Raises `Unreachable`, `NotReady`."""
     return [await stream_view(client, spec) for spec in STREAMS]
 
 
 async def stream_view(client: BusClient, spec: StreamSpec) -> StreamView:
-    """Raises `Unreachable`, `NotReady`."""
+    """Returns one stream with its consumers. Raises `Unreachable`, `NotReady`."""
     with answering(Durable(spec.name, "")):
         info = await client.js.stream_info(spec.name)
         consumers = await client.js.consumers_info(spec.name)
@@ -68,11 +68,11 @@ def _view(spec: StreamSpec, info: StreamInfo, consumers: list[ConsumerInfo]) -> 
 
 
 async def resize(client: BusClient, name: str, size_bytes: int, *, force: bool = False) -> StreamView:
-    """Set the limit of a stream.
+    """Sets the size limit of a stream.
 
     Raises `NotFound`, `InvalidMessage`, `IllegalTransition`, `DiskFull`, `Unreachable`.
     """
-    spec = _known(name)
+    spec = _known_spec(name)
     with answering(Durable(name, "")):
         info = await client.js.stream_info(name)
         _check(spec, info, size_bytes, force)
@@ -84,12 +84,12 @@ async def resize(client: BusClient, name: str, size_bytes: int, *, force: bool =
             raise DiskFull(
                 f"the NATS server cannot reserve {size_text(size_bytes)} for {name}: {error.description}",
                 where=name,
-                fix="Choose a smaller size, or give the server more disk space (max_file_store).",
+                fix="Choose a smaller size, or increase the server's max_file_store.",
             ) from error
     return await stream_view(client, spec)
 
 
-def _known(name: str) -> StreamSpec:
+def _known_spec(name: str) -> StreamSpec:
     spec = spec_of(name)
     if spec is None:
         raise NotFound(f"there is no stream {name}", fix=f"Use one of: {', '.join(s.name for s in STREAMS)}.")
@@ -100,16 +100,18 @@ def _check(spec: StreamSpec, info: StreamInfo, size_bytes: int, force: bool) -> 
     limit = info.config.max_bytes or -1
     if 0 < limit <= size_bytes:
         return
-    if spec.refuses and size_bytes < info.state.bytes:  # the server would remove the oldest, although it refuses
+    if (
+        spec.refuses and size_bytes < info.state.bytes
+    ):  # the server would drop the oldest messages, although this stream must not lose any
         raise IllegalTransition(
-            f"{spec.name} holds {size_text(info.state.bytes)}; a limit of {size_text(size_bytes)} would remove some",
+            f"{spec.name} holds {size_text(info.state.bytes)}; a limit of {size_text(size_bytes)} would drop messages",
             where=spec.name,
-            fix="Choose a larger size than what it holds.",
+            fix=f"Choose a size above {size_text(info.state.bytes)}.",
         )
     if not force:
         present = size_text(limit) if limit > 0 else "unlimited"
         raise InvalidMessage(
-            f"the limit of {spec.name} is {present}, and {size_text(size_bytes)} is less",
+            f"{size_text(size_bytes)} is below the current limit of {spec.name}, {present}",
             where=spec.name,
             fix="Choose a larger size, or add --force.",
         )
@@ -117,7 +119,7 @@ def _check(spec: StreamSpec, info: StreamInfo, size_bytes: int, force: bool) -> 
 
 @command(app, "ls", "slmops stream ls", "slmops stream ls --json")
 async def ls(session: Session) -> None:
-    """Every stream: how full it is, what happens when it is full, and how far its consumers are."""
+    """List every stream: its usage, what happens when it is full, and the position of its consumers."""
     views = await stream_views(await session.client())
     session.show(StreamList(streams=tuple(views)), render_stream.streams(views, session.out.width))
 
@@ -127,10 +129,9 @@ async def resize_command(
     session: Session,
     name: StreamName,
     size: Annotated[str, typer.Argument(metavar="SIZE", help="The new limit: 2GiB, 512MiB.")],
-    force: Annotated[bool, typer.Option("--force", help="Also make it smaller.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also allow a smaller limit.")] = False,
 ) -> None:
-    """Set how much a stream may hold. Services keep a limit that is larger than their own, and raise a smaller one at
-    their next start."""
+    """Set the size limit of a stream. At their next start, services raise a limit that is below their own setting."""
     size_bytes = parse_size(size)
     view = await resize(await session.client(), name, size_bytes, force=force)
     session.show(view, render_stream.streams([view], session.out.width))
@@ -138,12 +139,12 @@ async def resize_command(
 
 @command(app, "accept", "slmops stream accept EVENTS")
 async def accept(session: Session, name: StreamName) -> None:
-    """Accept what a stream's consumers never got, so that work which waited for it goes on.
+    """Accept that a stream's consumers missed messages, so that blocked work continues.
 
-    First restore what can be restored. After accepting a gap of EVENTS, `slmops storage gc` removes blobs that only
+    Restore what can be restored first. After a gap of EVENTS is accepted, `slmops storage gc` removes blobs that only
     the lost events name.
     """
-    spec = _known(name)
+    spec = _known_spec(name)
     found = await gaps.accept(await session.client(), spec.name)
     rows = [AcceptedGap(stream=d.stream, consumer=d.consumer, **dict(gap)) for d, gap in found]
     session.show(Accepted(accepted=tuple(rows)), render_stream.accepted(rows, utc_now()))

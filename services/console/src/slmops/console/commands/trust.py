@@ -1,7 +1,7 @@
-"""`slmops trust`: the key ceremony, rotation, revocation and signatures, on a folder that no service needs to see.
+"""`slmops trust`: the key ceremony, key rotation, revocation and signing, in a folder.
 
-Nothing here speaks to a service. The packager takes over what lies complete in `metadata/`; keyholders carry the rest.
-`tuf` is imported when a command runs: the others start without it.
+The commands do not connect to a service. The packager publishes completed metadata from `metadata/`; keyholders pass
+on the rest. `tuf` is imported only when one of these commands runs.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ if TYPE_CHECKING:
     from slmops.kit.trust.folder import Changes, Folder
     from slmops.kit.trust.overview import RoleView, TrustView
 
-app = typer.Typer(name="trust", help="Who may vouch for packages, and who may sign plans.", no_args_is_help=True)
+app = typer.Typer(name="trust", help="Manage the keys that sign packages and plans.", no_args_is_help=True)
 app.add_typer(trust_client.app)
 
 FolderOption = Annotated[
     Path | None,
     typer.Option(
-        "--folder", help="The folder of the ceremony; default: keys/tuf of the data folder.", show_default=False
+        "--folder", help="Folder of the key ceremony. Default: keys/tuf of the data folder.", show_default=False
     ),
 ]
 KeyOption = Annotated[
     list[Path] | None,
-    typer.Option("--key", help="A keyholder's key file; repeat it. Default: those in offline/.", show_default=False),
+    typer.Option(
+        "--key", help="A keyholder's key file; may be repeated. Default: those in offline/.", show_default=False
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
 
 
 class Done(BaseModel):
-    """What changed, or would."""
+    """The changes of a command. With `dry_run`, they were not made."""
 
     dry_run: bool
     folder: Path
@@ -53,11 +55,11 @@ class Done(BaseModel):
 async def ceremony(
     session: Session,
     folder: FolderOption = None,
-    keys: Annotated[int, typer.Option(help="Keyholders of root, and of targets.")] = 3,
+    keys: Annotated[int, typer.Option(help="Number of keyholders of root, and of targets.")] = 3,
     threshold: Annotated[int, typer.Option(help="How many of them must sign.")] = 2,
     dry_run: DryRun = False,
 ) -> None:
-    """Make the keys, the first root and the first targets. Take offline/ apart afterwards: one keyholder, one key."""
+    """Make the keys, the first root and the first targets. Then give each key in offline/ to a different keyholder."""
     from slmops.kit.trust import ceremony as engine
 
     where = _folder(session, folder)
@@ -70,11 +72,11 @@ async def rotate(
     role: Annotated[str, typer.Argument(help="root, targets, snapshot, timestamp, packages or rollout.")],
     folder: FolderOption = None,
     key: KeyOption = None,
-    keys: Annotated[int, typer.Option(help="Keyholders from now on; 0: as many as before.")] = 0,
-    keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Renew the date only.")] = False,
+    keys: Annotated[int, typer.Option(help="New number of keyholders; 0 keeps the number.")] = 0,
+    keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Only renew the expiry date.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """New keys for a role. What lacks signatures waits in pending/ for `slmops trust sign`."""
+    """Make new keys for a role. Metadata that still needs signatures waits in pending/ for `slmops trust sign`."""
     from slmops.kit.trust import ceremony as engine
 
     def work(where: Folder, holders: Keys) -> Changes:
@@ -86,12 +88,14 @@ async def rotate(
 @command(app, "revoke", "slmops trust revoke smollm2:1.0.0 --dry-run", "slmops trust revoke 1a2b3c4d")
 async def revoke(
     session: Session,
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="MODEL, MODEL:VERSION, or the beginning of a key's id.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="MODEL, MODEL:VERSION, or the first characters of a key id.")
+    ],
     folder: FolderOption = None,
     key: KeyOption = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Take trust away from a model, a version of it, or a key. Nothing that the packager signs can bring it back."""
+    """Revoke a model, one of its versions, or a key. The packager's signatures cannot undo a revocation."""
     from slmops.kit.trust import ceremony as engine
 
     _edit(session, folder, key, lambda where, holders: engine.revoke(where, what, holders, utc_now()), dry_run)
@@ -99,7 +103,7 @@ async def revoke(
 
 @command(app, "sign", "slmops trust sign --key /media/stick/root-1a2b3c4d.pem")
 async def sign(session: Session, folder: FolderOption = None, key: KeyOption = None, dry_run: DryRun = False) -> None:
-    """Add a keyholder's signature to what waits for it. With the last one that is needed it counts."""
+    """Add a keyholder's signature to pending metadata. It takes effect when it has all required signatures."""
     from slmops.kit.trust import ceremony as engine
 
     _edit(session, folder, key, engine.sign, dry_run)
@@ -109,9 +113,9 @@ async def sign(session: Session, folder: FolderOption = None, key: KeyOption = N
 async def lock(
     session: Session, key: Annotated[Path, typer.Argument(metavar="KEY", help="A keyholder's key file.")]
 ) -> None:
-    """Lock a key file with a passphrase, or with another one. Whoever signs with it is asked for the passphrase.
+    """Lock a key file with a passphrase, or change its passphrase. Signing with the key then asks for the passphrase.
 
-    For keyholders' keys alone. The open file is replaced; copies of it, and what the medium keeps of it, are not.
+    Only for keyholders' keys. The unlocked file is replaced, but copies of it and traces on the storage medium remain.
     """
     from slmops.kit.trust.folder import Changes
     from slmops.kit.trust.keys import locked, read_key
@@ -125,7 +129,7 @@ async def lock(
 
 @command(app, "show", "slmops trust show", "slmops trust show --folder ./trust --json")
 async def show(session: Session, folder: FolderOption = None) -> None:
-    """Roles, keys and dates, what is revoked, and what waits for signatures."""
+    """Show roles, keys, expiry dates, revocations, and metadata that waits for signatures."""
     from slmops.kit.trust.overview import overview
 
     view = overview(_folder(session, folder))
@@ -134,7 +138,7 @@ async def show(session: Session, folder: FolderOption = None) -> None:
     if view.revoked:
         session.remark(f"Revoked: {', '.join(view.revoked)}")
     for draft in view.waiting:
-        lacks = f"{draft.missing} more of {_short(draft.keys)}" if draft.missing else "the other files"
+        lacks = f"signatures by {draft.missing} of {_short(draft.keys)}" if draft.missing else "the other files"
         session.remark(f"{draft.role} {draft.version} waits for {lacks}")
 
 
@@ -154,7 +158,7 @@ def _short(keys: tuple[str, ...]) -> str:
 
 
 def passphrase(key: Path) -> bytes:
-    """Asked at the terminal, or read from standard input, a line for each locked key."""
+    """Asks for the passphrase at the terminal, or reads it from standard input, one line for each locked key."""
     asked: str = typer.prompt(f"Passphrase of {key.name}", hide_input=True, err=True)
     return asked.encode()
 
@@ -185,4 +189,4 @@ def _finish(session: Session, folder: Folder, changes: Changes, dry_run: bool) -
     done = Done(dry_run=dry_run, folder=folder.root, changes=tuple(changes.lines))
     session.show(done, cell("\n".join(changes.lines)))
     if dry_run:
-        session.remark("Nothing was changed: a dry run. Keys in it were made for it alone.")
+        session.remark("Dry run: nothing was changed. New keys shown here were not stored.")

@@ -1,7 +1,7 @@
 """`slmops trust client`: a TUF client over plain HTTP, with the interface of TUF's conformance clients.
 
-It keeps what it trusts as the specification says, file by file; a gateway's own client accepts a state as a whole.
-Theirs end with 1 whatever failed, and so does it.
+It stores trusted metadata file by file, as the specification says. (A gateway's own client accepts a state only as a
+whole.) It exits with 1 after any failure, as the conformance clients do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from slmops.console.session import reporting
+from slmops.console.session import report_errors
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.trust import Attack, refused
 
@@ -33,11 +33,11 @@ class Downloaded(BaseModel):
 @app.callback()
 def options(
     context: typer.Context,
-    metadata_dir: Annotated[Path | None, typer.Option(help="Where trusted metadata is kept.")] = None,
-    metadata_url: Annotated[str | None, typer.Option(help="Where metadata is fetched.")] = None,
+    metadata_dir: Annotated[Path | None, typer.Option(help="Folder of the trusted metadata.")] = None,
+    metadata_url: Annotated[str | None, typer.Option(help="URL of the metadata.")] = None,
     target_name: Annotated[str | None, typer.Option(help="The target to download.")] = None,
-    target_base_url: Annotated[str | None, typer.Option(help="Where targets are fetched.")] = None,
-    target_dir: Annotated[Path | None, typer.Option(help="Where targets are put.")] = None,
+    target_base_url: Annotated[str | None, typer.Option(help="URL of the targets.")] = None,
+    target_dir: Annotated[Path | None, typer.Option(help="Folder for downloaded targets.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")] = False,
 ) -> None:
     context.obj = dict(
@@ -47,20 +47,20 @@ def options(
 
 @app.command(epilog="Example: slmops trust client --metadata-dir ./trusted init 1.root.json")
 def init(context: typer.Context, trusted_root: Annotated[Path, typer.Argument(help="The root to trust.")]) -> None:
-    """Begin to trust a root."""
+    """Start with a trusted root."""
     from slmops.kit.trust.http import HttpClient
 
-    with reporting(as_json=context.obj["as_json"], exit_code=1):
-        HttpClient(Path(_given(context, "metadata_dir"))).init(trusted_root)
+    with report_errors(as_json=context.obj["as_json"], exit_code=1):
+        HttpClient(Path(_required_option(context, "metadata_dir"))).init(trusted_root)
 
 
 @app.command(epilog="Example: slmops trust client --metadata-dir ./trusted --metadata-url URL refresh")
 def refresh(context: typer.Context) -> None:
-    """Bring the trusted metadata up to date."""
+    """Update the trusted metadata."""
     from slmops.kit.trust.http import HttpClient
 
-    with reporting(as_json=context.obj["as_json"], exit_code=1):
-        HttpClient(Path(_given(context, "metadata_dir"))).refresh(_given(context, "metadata_url"))
+    with report_errors(as_json=context.obj["as_json"], exit_code=1):
+        HttpClient(Path(_required_option(context, "metadata_dir"))).refresh(_required_option(context, "metadata_url"))
 
 
 @app.command(
@@ -68,25 +68,25 @@ def refresh(context: typer.Context) -> None:
     "--target-base-url T --target-dir . download"
 )
 def download(context: typer.Context) -> None:
-    """Bring the metadata up to date, and fetch a target that it vouches for."""
+    """Update the trusted metadata, and download a target that it lists."""
     from slmops.kit.trust.http import HttpClient
 
-    with reporting(as_json=context.obj["as_json"], exit_code=1):
-        name = _given(context, "target_name")
-        found = HttpClient(Path(_given(context, "metadata_dir"))).download(
-            _given(context, "metadata_url"),
+    with report_errors(as_json=context.obj["as_json"], exit_code=1):
+        name = _required_option(context, "target_name")
+        found = HttpClient(Path(_required_option(context, "metadata_dir"))).download(
+            _required_option(context, "metadata_url"),
             name,
-            _given(context, "target_base_url"),
-            Path(_given(context, "target_dir")),
+            _required_option(context, "target_base_url"),
+            Path(_required_option(context, "target_dir")),
         )
         if found is None:
             raise refused(Attack.ARBITRARY_PACKAGE, "the repository does not list this target", where=name)
         print(Downloaded(target=name, file=found).model_dump_json() if context.obj["as_json"] else found)
 
 
-def _given(context: typer.Context, name: str) -> str:
-    """Raises `InvalidMessage`."""
+def _required_option(context: typer.Context, name: str) -> str:
+    """Returns an option of the group. Raises `InvalidMessage` if it is missing."""
     value = context.obj[name]
     if value is None:
-        raise InvalidMessage(f"--{name.replace('_', '-')} is needed", fix="It goes before the command's name.")
+        raise InvalidMessage(f"--{name.replace('_', '-')} is required", fix="Give it before the command's name.")
     return str(value)

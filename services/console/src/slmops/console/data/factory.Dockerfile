@@ -1,8 +1,9 @@
-# A gateway's image with a package inside. Nothing runs while this is built: it needs no network, and the processor that
-# it is for need not be the builder's.
+# A gateway's image with a package inside. The build runs no command, so it needs no network and can be done on a
+# machine with a different processor.
 ARG GATEWAY_IMAGE
 FROM ${GATEWAY_IMAGE}
-# As a tree from the root, so that every folder's time is the context's and the layer always has the same digest.
+# Copied as a tree from the root, so that all folders have the times of the context and the layer always has the same
+# digest.
 COPY device /
 ENV SLMOPS_FACTORY=/opt/factory \
     SLMOPS_TRUSTED_KEY=/opt/factory/trusted.pem \
@@ -13,7 +14,7 @@ ENV SLMOPS_FACTORY=/opt/factory \
     SLMOPS_API_HOST=0.0.0.0 \
     SLMOPS_API_PORT=8080 \
     SLMOPS_HTTP_PORT=8000
-# By number, so that it is seen not to be root without looking into the image.
+# A number, so that tools can see that the user is not root without looking into the image.
 USER 10001:10001
 VOLUME /data
 EXPOSE 8080

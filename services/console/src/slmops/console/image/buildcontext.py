@@ -1,7 +1,7 @@
-"""A build context as a stream: a tar whose bytes follow from its files alone.
+"""Streams a build context as a tar whose bytes depend only on the content of its files.
 
-Same files, same bytes: paths are sorted, and times, owners and modes are ours and not the disk's. So an engine finds
-again what it built before, and a layer made of it has the same digest wherever it is built.
+Paths are sorted, and times, owners and modes are fixed instead of taken from the disk. So the engine's build cache
+works, and a layer made of the context has the same digest wherever it is built.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_SOURCE = frozenset({"__pycache__"})
 
 
 def stream(files: Mapping[str, Content], at: datetime = _EPOCH) -> Iterator[bytes]:
-    """The tar of `files`, path → content. `at` is when everything in it was last changed.
+    """Yields the tar of `files`, path → content. `at` is the modification time of every entry.
 
     Raises `Denied` for a file that cannot be read, `DigestMismatch` for one that changes while it is read.
     """
@@ -35,9 +35,9 @@ def stream(files: Mapping[str, Content], at: datetime = _EPOCH) -> Iterator[byte
 
 
 def source_files(checkout: Path) -> dict[str, Content]:
-    """What deploy/docker/Dockerfile makes a gateway's image of, and nothing else that lies in a checkout.
+    """Returns only those files of a checkout from which deploy/docker/Dockerfile builds a gateway's image.
 
-    Raises `NotFound` when `checkout` is none.
+    Raises `NotFound` if `checkout` is not a checkout.
     """
     single = ("constraints.txt", "deploy/docker/Dockerfile", "deploy/docker/healthy.py")
     found: dict[str, Content] = {path: checkout / path for path in single}
@@ -51,16 +51,16 @@ def source_files(checkout: Path) -> dict[str, Content]:
         raise NotFound(
             f"there is no {missing[0]} in this folder",
             where=str(checkout),
-            fix="Name a checkout of slmops with --source, or a gateway's image that exists with --gateway.",
+            fix="Name a checkout of slmops with --source, or an existing gateway image with --gateway.",
         )
     return found
 
 
 def wheels(folder: Path) -> dict[str, Content]:
-    """Raises `NotFound` when there is none."""
+    """Returns the wheels in a folder. Raises `NotFound` if there are none."""
     found: dict[str, Content] = {f"build/wheels/{path.name}": path for path in sorted(folder.glob("*.whl"))}
     if not found:
-        raise NotFound("there are no wheels in this folder", where=str(folder), fix="deploy/docker/README.md says how.")
+        raise NotFound("there are no wheels in this folder", where=str(folder), fix="See deploy/docker/README.md.")
     return found
 
 
@@ -85,7 +85,11 @@ def _file(path: str, content: Content, seconds: int) -> Iterator[bytes]:
         sent += len(chunk)
         yield chunk
     if sent != size:
-        raise DigestMismatch(f"{path} had {size} bytes and then {sent}", where=str(content), fix="Leave it alone.")
+        raise DigestMismatch(
+            f"{path} changed during the build from {size} to {sent} bytes",
+            where=str(content),
+            fix="Build again, and do not change the file meanwhile.",
+        )
     yield bytes(-size % tarfile.BLOCKSIZE)
 
 
@@ -93,7 +97,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise Denied(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+        raise Denied(f"cannot read the file: {error.strerror}", where=str(path)) from error
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -101,5 +105,5 @@ def _chunks(path: Path) -> Iterator[bytes]:
         with path.open("rb") as source:
             while chunk := source.read(_CHUNK_BYTES):
                 yield chunk
-    except OSError as error:  # as an OSError it would pass for one of the connection that this is sent through
-        raise Denied(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+    except OSError as error:  # convert it here: the sender would mistake an OSError for a connection error
+        raise Denied(f"cannot read the file: {error.strerror}", where=str(path)) from error

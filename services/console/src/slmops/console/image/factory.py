@@ -1,7 +1,7 @@
-"""What an image brings along for its device: a verified package, how it is served, and the key and root that the device
+"""The factory release in an image: a verified package, the release document, and the key and root that the device
 trusts.
 
-Nothing in it is secret: no token, no credentials, no private key. A device gets those when it is set up.
+It contains no secrets: no token, no credentials, no private key. A device gets those when it is set up.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Factory:
     trusted_key: bytes
     trusted_root: bytes
     created: datetime
-    """When the package was made. Everything in the image bears this time, so that building it again changes nothing."""
+    """When the package was made. All files in the image have this time, so that a rebuild gives the same image."""
 
     def files(self) -> dict[str, Content]:
-        """Path in the device's folder → content."""
+        """Returns the files: path in the factory folder → content."""
         paths = [MANIFEST_PATH, SIGNATURE_PATH, *(layer.annotations[FILE_PATH] for layer in self.manifest.layers)]
         return {f"{PACKAGE_PATH}/{path}": self.package / path for path in paths} | {
             RELEASE_PATH: self.release.model_dump_json(by_alias=True, indent=2).encode(),
@@ -46,7 +46,7 @@ class Factory:
         }
 
     def labels(self, base: str) -> dict[str, str]:
-        """`base` is the image that this one stands on."""
+        """Returns the image's labels. `base` is the name of its base image."""
         release = self.release
         return {
             f"{_OCI}title": f"slmops gateway with {release.model}",
@@ -61,33 +61,33 @@ class Factory:
 
 
 def read(package: Path, trusted_key: Path, trusted_root: Path, blueprint: Blueprint | None = None) -> Factory:
-    """What is made of a laid out package, verified. `blueprint` says how it is probed and served.
+    """Verifies a package folder and returns its factory release. `blueprint` sets how it is probed and served.
 
-    Raises what `verify_package` raises, `InvalidMessage` when package and blueprint do not belong together, `NotFound`.
+    Raises what `verify_package` raises, `InvalidMessage` if package and blueprint do not match, `NotFound`.
     """
-    from slmops.kit.trust.folder import read_root  # brings tuf
+    from slmops.kit.trust.folder import read_root  # imports tuf
 
     if not package.is_dir():
         raise NotFound("there is no such folder", where=str(package), fix="Name the folder of a package.")
     manifest = verify_package(package, trusted_key)
-    name, version = _noted(manifest, f"{_OCI}title"), _noted(manifest, f"{_OCI}version")
-    profile = _noted(manifest, f"{_OURS}profile")
+    name, version = _annotation(manifest, f"{_OCI}title"), _annotation(manifest, f"{_OCI}version")
+    profile = _annotation(manifest, f"{_OURS}profile")
     spec = blueprint or Blueprint(name="any", model=check_name(name, "model name"), profile=profile)
     if (spec.model, spec.profile) != (name, profile):
         raise InvalidMessage(
             f"the blueprint is for {spec.model} on {spec.profile}, the package is {name} for {profile}",
             where=str(package),
-            fix="Take the blueprint of the gateways that this package is for.",
+            fix="Use the blueprint of the gateways that this package is for.",
         )
     release = _release(package, manifest, check_version(version), spec)
-    created = datetime.fromisoformat(_noted(manifest, f"{_OCI}created")).astimezone(UTC)
+    created = datetime.fromisoformat(_annotation(manifest, f"{_OCI}created")).astimezone(UTC)
     root = read_root(trusted_root)
     return Factory(package, manifest, release, profile, trusted_key.read_bytes(), root, created)
 
 
 def _release(package: Path, manifest: Manifest, version: str, spec: Blueprint) -> Release:
     if spec.profile not in PROFILES:
-        raise NotFound(f"no device profile named {spec.profile}", fix=f"Profiles: {', '.join(sorted(PROFILES))}.")
+        raise NotFound(f"there is no device profile {spec.profile}", fix=f"Use one of: {', '.join(sorted(PROFILES))}.")
     return Release.under(
         spec,
         PROFILES[spec.profile],
@@ -99,8 +99,8 @@ def _release(package: Path, manifest: Manifest, version: str, spec: Blueprint) -
     )
 
 
-def _noted(manifest: Manifest, annotation: str) -> str:
+def _annotation(manifest: Manifest, annotation: str) -> str:
     try:
         return manifest.annotations[annotation]
     except KeyError:
-        raise InvalidMessage(f"the package does not say its {annotation}", where=MANIFEST_PATH) from None
+        raise InvalidMessage(f"the package's manifest has no annotation {annotation}", where=MANIFEST_PATH) from None

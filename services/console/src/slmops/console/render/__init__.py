@@ -1,1 +1,1 @@
-"""Tables, pictures and progress for people."""
+"""Renders answers as tables, and progress."""

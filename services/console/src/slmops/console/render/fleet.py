@@ -1,4 +1,4 @@
-"""Views as tables for people. Pure: the present and the width come in."""
+"""Renders models, rollouts, gateways, storage and dead letters as tables. Pure."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def variants(views: Sequence[VariantView], width: int) -> RenderableType:
     ]
     if not views:
         return Text("No variants yet.", style="dim")
-    # Below and not in a column: why one was chosen is what people want to read, and figures leave it no room.
+    # Reasons are the most important text and too long for a column, so they are printed below the table.
     reasons = pairs((f"{v.model}:{v.version} {v.recipe}", v.reason) for v in views)
     return Group(table(views, columns, width), "", reasons)
 
@@ -167,11 +167,11 @@ def _stage(view: RolloutView) -> str:
 
 
 def rollout(view: RolloutView, gateways: Sequence[GatewayView], now: datetime) -> RenderableType:
-    """One rollout as it stands: its stages, and the gateways that it moves."""
+    """Renders one rollout: its state, its stages and its gateways."""
     head = pairs(
         [
             ("rollout", view.rollout),
-            ("moves", f"{view.blueprint} to {view.model}:{view.version}"),
+            ("updates", f"{view.blueprint} to {view.model}:{view.version}"),
             ("state", state(view.state)),
             ("took", duration((view.ended_at or now) - view.started_at)),
             ("reason", view.reason),
@@ -191,7 +191,7 @@ def rollout(view: RolloutView, gateways: Sequence[GatewayView], now: datetime) -
 
 
 def rollout_line(view: RolloutView) -> str:
-    """The same in a line, for a log."""
+    """Renders a rollout in one line, for a log."""
     stage = view.stages[view.stage]
     reached = f"{stage.committed} of {stage.targets} committed, {stage.failed} failed"
     more = [text for text in (view.reason, stage.waiting and f"waiting for {stage.waiting}") if text]
@@ -203,7 +203,7 @@ def rollout_line(view: RolloutView) -> str:
 
 def gateways(views: Sequence[GatewayView], now: datetime, width: int) -> RenderableType:
     return or_else(
-        table(views, _gateway_columns(now), width), "No gateways yet. One appears here when it has enrolled."
+        table(views, _gateway_columns(now), width), "No gateways yet. A gateway appears here after it has enrolled."
     )
 
 
@@ -250,10 +250,10 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
 
 def garbage(report: GarbageReport) -> RenderableType:
     rows = [
-        ("in use", report.live, "a version, variant or package names them"),
-        ("young", report.young, "nothing names them yet, or any more; kept for the grace period"),
-        ("garbage", report.garbage, "nothing names them, and nobody wanted them within the grace period"),
-        ("uploads", report.uploads, "never registered within the grace period; they go with the garbage"),
+        ("in use", report.live, "named by a version, variant or package"),
+        ("young", report.young, "not named yet, or no longer named; kept for the grace period"),
+        ("garbage", report.garbage, "not named, and not used within the grace period"),
+        ("uploads", report.uploads, "not registered within the grace period; removed with the garbage"),
     ]
     if report.removed is not None:
         rows.append(("removed", report.removed, "of the garbage"))
@@ -267,7 +267,7 @@ def garbage(report: GarbageReport) -> RenderableType:
     if not report.missing:
         return made
     lost = (
-        f"{report.missing} blobs are named and not in the store. Restore it from a backup, or push and optimize again."
+        f"{report.missing} named blobs are missing in the store. Restore it from a backup, or push and optimize again."
     )
     return Group(made, "", cell(lost, "bold red"))
 
@@ -278,7 +278,7 @@ def garbage(report: GarbageReport) -> RenderableType:
 def dead_letters(letters: Sequence[DeadLetter], now: datetime, width: int) -> RenderableType:
     columns: list[Column[DeadLetter]] = [
         Column("seq", lambda d: str(d.sequence), right=True),
-        # The consumer's name is its service and this subject's template.
+        # A consumer's name is its service, a slash, and the template of this subject.
         Column("subject", lambda d: cell(d.subject), fold=True),
         Column("consumer", lambda d: cell(d.consumer.partition("/")[0])),
         Column("code", lambda d: cell(d.code)),

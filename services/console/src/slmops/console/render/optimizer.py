@@ -1,4 +1,4 @@
-"""What the optimizer answers, as tables for people. Pure: the present and the width come in."""
+"""Renders jobs, recipes and evaluations as tables. Pure: current time and width are arguments."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def jobs(views: Sequence[JobView], now: datetime, width: int) -> RenderableType:
         Column("done", lambda j: f"{j.done}/{j.of}" if j.state is JobState.RUNNING else "", right=True),
         Column("age", lambda j: duration(now - j.queued_at), right=True),
         Column("recipes", lambda j: cell(_recipes(j)), fold=True, wide=True),
-        Column("what is known", lambda j: cell(_known(j)), fold=True),
+        Column("progress or result", lambda j: cell(_progress_or_result(j)), fold=True),
     ]
-    return or_else(table(views, columns, width), "No jobs yet. Ask for one: slmops optimize MODEL:VERSION")
+    return or_else(table(views, columns, width), "No jobs yet. Start one: slmops optimize MODEL:VERSION")
 
 
 def job(view: JobView, now: datetime) -> RenderableType:
@@ -63,8 +63,10 @@ def job(view: JobView, now: datetime) -> RenderableType:
 
 
 def job_line(view: JobView) -> str:
-    """The same in a line, for who waits."""
-    return printable(f"{view.state} {_known(view)} {view.done}/{view.of}" if view.step else str(view.state))
+    """Renders a job in one line, for somebody who waits for it."""
+    return printable(
+        f"{view.state} {_progress_or_result(view)} {view.done}/{view.of}" if view.step else str(view.state)
+    )
 
 
 def _recipes(view: JobView) -> str:
@@ -76,7 +78,7 @@ def _search(view: JobView) -> str:
     return f"{found.prefer.replace('_', ' ')}, {duration(found.budget)}, {found.max_trials} trials" if found else ""
 
 
-def _known(view: JobView) -> str:
+def _progress_or_result(view: JobView) -> str:
     return view.step if view.state is JobState.RUNNING else view.reason
 
 
@@ -93,7 +95,7 @@ def recipes(views: Sequence[Recipe]) -> RenderableType:
 
 
 def recipe(view: Recipe) -> str:
-    """As YAML that can be saved: not for a table, which would wrap it."""
+    """Returns the recipe as YAML that can be saved. It is not put into a table, which would wrap it."""
     return printable(yaml.safe_dump(view.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
 
 
@@ -107,7 +109,7 @@ def _pass(view: PassView) -> Iterator[RenderableType]:
     columns: list[Column[ParameterView]] = [
         Column("  parameter", lambda p: f"  {p.name}"),
         Column("default", lambda p: cell("required" if p.required else _default(p.default))),
-        Column("is", lambda p: cell(p.kind), fold=True),
+        Column("type", lambda p: cell(p.kind), fold=True),
         Column("", lambda p: cell(p.description), fold=True),
     ]
     if view.parameters:
@@ -123,7 +125,7 @@ def _default(value: object) -> str:
 
 
 def evaluation(report: Mapping[str, Any]) -> RenderableType:
-    """The report of a variant, or of a job with many; a field that a later report has is not shown."""
+    """Renders the report of a variant, or of a job with several. Fields of later versions are not shown."""
     if "variants" in report:
         return _job_report(report)
     found = Evaluation.model_validate(report["evaluation"])
@@ -165,7 +167,7 @@ def _figures(e: Evaluation) -> list[tuple[str, Cell | None]]:
 
 
 def interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    """`0.120 (0.110–0.140)`, the 95% interval where there is one."""
+    """Formats a value with its 95% interval, if there is one: `0.120 (0.110–0.140)`."""
     if value is None or low is None or high is None:
         return _number(value, form)
     return f"{value:{form}} ({low:{form}}–{high:{form}})"
@@ -197,12 +199,12 @@ def verification(found: Verification) -> RenderableType:
     columns: list[Column[Figure]] = [
         Column("figure", lambda f: f.name),
         Column("reported", lambda f: _number(f.reported, ".6g"), right=True),
-        Column("found", lambda f: _number(f.found, ".6g"), right=True),
+        Column("measured again", lambda f: _number(f.found, ".6g"), right=True),
         Column("", lambda f: cell("agrees", "green") if f.agrees else cell("differs", "red")),
     ]
     facts: list[tuple[str, Cell | None]] = [
         ("verdict", cell("confirmed", "bold green") if found.agrees else cell("not confirmed", "bold red")),
-        ("other bytes", ", ".join(found.differing)),
-        ("other tools", ", ".join(found.tools)),
+        ("different files", ", ".join(found.differing)),
+        ("different tools", ", ".join(found.tools)),
     ]
     return Group(table(found.figures, columns), "", pairs(facts))

@@ -1,4 +1,4 @@
-"""Packages as tables. Pure."""
+"""Renders packages as tables. Pure."""
 
 from __future__ import annotations
 
@@ -54,8 +54,11 @@ def exported(view: PackageExport, folder: Path) -> RenderableType:
         [
             ("manifest", view.manifest.digest),
             ("layout", str(folder)),
-            ("copy it", f"skopeo copy oci:{folder}:{view.version} docker://REGISTRY/{view.model}:{view.version}"),
-            ("and its signature", f"skopeo copy oci:{folder}:{tag} docker://REGISTRY/{view.model}:{tag}"),
+            (
+                "copy the package",
+                f"skopeo copy oci:{folder}:{view.version} docker://REGISTRY/{view.model}:{view.version}",
+            ),
+            ("copy its signature", f"skopeo copy oci:{folder}:{tag} docker://REGISTRY/{view.model}:{tag}"),
         ]
     )
 
@@ -73,12 +76,12 @@ def withdrawn(view: Withdrawal) -> RenderableType:
             ("would be withdrawn" if view.dry_run else "withdrawn", f"{view.model}:{view.version}"),
             ("profile", view.profile),
             ("manifest", view.manifest.digest),
-            ("deltas with it", f"{view.deltas}, {size(view.deltas_bytes)}" if view.deltas else "none"),
+            ("its deltas", f"{view.deltas}, {size(view.deltas_bytes)}" if view.deltas else "none"),
             ("gateways that run it", str(view.running)),
         ]
     )
 
 
 def _kind(media_type: str) -> str:
-    """`application/vnd.cncf.model.weight.v1.raw` is a weight."""
+    """Returns the kind in a media type, for example `weight` for `application/vnd.cncf.model.weight.v1.raw`."""
     return media_type.removeprefix("application/vnd.cncf.model.").partition(".v1")[0]

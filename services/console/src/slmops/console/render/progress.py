@@ -21,7 +21,7 @@ from slmops.console.render.tables import printable, size
 
 
 class Screen(Protocol):
-    """Where a command writes what is not its answer (`console.session.Session`)."""
+    """Where a command writes progress and remarks (`console.session.Session`)."""
 
     as_json: bool
     err: Console
@@ -29,8 +29,8 @@ class Screen(Protocol):
     def remark(self, text: str) -> None: ...
 
 
-class Teller:
-    """A context manager. `bytes_done` is an `OnProgress`; `status` tells of work whose length nobody knows."""
+class ProgressReporter:
+    """Shows progress; a context manager. `bytes_done` is an `OnProgress`; `status` is for work of unknown length."""
 
     def __init__(self, session: Screen) -> None:
         self._session = session
@@ -46,16 +46,16 @@ class Teller:
         )
         self._status = session.err.status("", spinner="dots") if not self._bar.disable else None
         self._task: TaskID | None = None
-        self._told = ""
+        self._last_step = ""
 
     def bytes_done(self, step: str, done: int, of: int) -> None:
-        if not done:  # a step that counts nothing
+        if not done:  # a step without a byte count
             self.status(f"{step} {size(of)}")
             return
         self._line(step, f"{step} {size(of)}")
         if self._status is None:
             return
-        self._status.stop()  # a terminal has room for one of them
+        self._status.stop()  # a terminal shows either the spinner or the bar
         self._bar.start()
         if self._task is None or self._bar.tasks[0].description != step:
             for task in list(self._bar.task_ids):
@@ -71,8 +71,8 @@ class Teller:
             self._status.start()
 
     def _line(self, key: str, text: str) -> None:
-        if self._bar.disable and key != self._told:
-            self._told = key
+        if self._bar.disable and key != self._last_step:
+            self._last_step = key
             self._session.remark(text)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Streams, and what needs attention, as tables. Pure: the present and the width come in."""
+"""Renders streams and attention items as tables. Pure: current time and width are arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def streams(views: Sequence[StreamView], width: int) -> RenderableType:
         Column("used", _used, right=True),
         Column("limit", lambda s: size_text(s.limit_bytes) if s.limit_bytes else "none", right=True),
         Column("kept for", lambda s: duration(s.max_age) if s.max_age else "ever"),
-        Column("when full", lambda s: "refuses" if s.refuses else "drops the oldest"),
+        Column("when full", lambda s: "refuses new" if s.refuses else "drops oldest"),
         Column("subjects", lambda s: cell(" ".join(s.subjects)), fold=True),
     ]
     rows = [(view.name, consumer) for view in views for consumer in view.consumers]
@@ -58,7 +58,7 @@ def accepted(rows: Sequence[AcceptedGap], now: datetime) -> RenderableType:
         Column("found", lambda g: f"{duration(now - g.found_at)} ago"),
         Column("accepted", lambda g: cell(_gap(g)), fold=True),
     ]
-    return or_else(table(rows, columns), "There was no gap to accept.")
+    return or_else(table(rows, columns), "There are no gaps to accept.")
 
 
 def attention(items: Sequence[Item]) -> RenderableType:

@@ -10,7 +10,7 @@ from slmops.kit.bus.gaps import Gap
 
 
 class ConsumerView(BaseModel):
-    """`pending`: messages that it has not finished. `gap`: messages that it never got, until that is accepted."""
+    """A consumer. `pending`: messages that it has not finished. `gap`: messages that it missed, until accepted."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,7 +20,10 @@ class ConsumerView(BaseModel):
 
 
 class StreamView(BaseModel):
-    """`limit_bytes` and `max_age` None: unlimited. `refuses`: what happens at the limit; otherwise the oldest go."""
+    """A stream. `limit_bytes` and `max_age` are None if unlimited.
+
+    `refuses`: a full stream refuses new messages; otherwise it drops the oldest.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,7 +1,7 @@
-"""How tables for people are made. Pure: the present and the width come in.
+"""Building blocks of tables. Pure: current time and width are arguments.
 
-Texts that came over the wire are shown as they are, never as markup, and without control characters: a gateway must not
-be able to write to an operator's terminal what it likes.
+Texts from the wire are shown literally, never as markup, and without control characters: a gateway must not be able to
+control an operator's terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.text import Text
 from slmops.contracts.errors import Problem
 
 WIDE = 110
-"""From this width on a table has room for its less important columns."""
+"""From this width on, a table also shows its less important columns."""
 
 _STYLES = {
     "packaged": "green", "passed": "green", "completed": "green", "committed": "green", "chosen": "bold green",
@@ -33,7 +33,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Column(Generic[V]):
-    """`fold`: long text that wraps in what room is left. `wide`: only where there is room."""
+    """A column. `fold`: long text, which wraps in the remaining width. `wide`: only shown on a wide terminal."""
 
     heading: str
     cell: Callable[[V], Cell]
@@ -43,7 +43,7 @@ class Column(Generic[V]):
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey."""
+    """Replaces control characters, which a terminal would interpret."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -56,7 +56,7 @@ def state(value: str) -> Text:
 
 
 def size(size_bytes: float | None) -> str:
-    """Decimal units: 512 B, 98.4 MB, 538 MB."""
+    """Formats a size in decimal units: 512 B, 98.4 MB, 538 MB."""
     if size_bytes is None:
         return ""
     for unit in ("B", "kB", "MB"):
@@ -67,7 +67,7 @@ def size(size_bytes: float | None) -> str:
 
 
 def duration(length: timedelta) -> str:
-    """In one unit: 42 s, 3 min, 5 h, 2 d."""
+    """Formats a duration in one unit: 42 s, 3 min, 5 h, 2 d."""
     seconds = max(0, int(length.total_seconds()))
     for limit_s, unit_s, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit_s:
@@ -76,7 +76,7 @@ def duration(length: timedelta) -> str:
 
 
 def short(digest: str | None) -> str:
-    """The first twelve hexadecimal digits."""
+    """Returns the first twelve hexadecimal digits of a digest."""
     return (digest or "").removeprefix("sha256:")[:12]
 
 
@@ -105,7 +105,7 @@ def table(views: Sequence[V], columns: Sequence[Column[V]], width: int = 0) -> T
 
 
 def pairs(rows: Iterable[tuple[str, Cell | None]]) -> Table:
-    """Names and values; empty values are left out."""
+    """Makes a table of names and values without the empty values."""
     made = Table(box=None, pad_edge=False, show_header=False)
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
@@ -120,7 +120,7 @@ def or_else(made: Table, nothing: str) -> RenderableType:
 
 
 def problem_text(problem: Problem) -> Text:
-    """What, where, fix: one line each."""
+    """Renders what, where and fix, one line each."""
     lines = [Text.assemble(("error", "bold red"), f" [{problem.code}]: ", cell(problem.what))]
     if problem.where:
         lines.append(Text.assemble(("  where: ", "dim"), cell(problem.where)))

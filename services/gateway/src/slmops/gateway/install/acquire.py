@@ -1,4 +1,4 @@
-"""Acquires the files of a release: asks the packager, downloads what is missing, verifies, and lays them out."""
+"""Acquires the files of a release: downloads missing files, verifies the package and installs it in a slot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from slmops.kit.package import verify_package
 
 
 class Acquirer:
-    """Holds no S3 key: each file comes by a short-lived URL, resumable, and is verified before it counts."""
+    """Fetches packages without an S3 key: each file is downloaded by a short-lived URL, resumably, and verified."""
 
     def __init__(
         self,
@@ -40,18 +40,21 @@ class Acquirer:
         self._trust = trust
         self._factory = factory
         self.fetched_bytes = 0
-        """What the last release took of the network, deltas and whole files; without manifest and signature."""
+        """Bytes downloaded for the last release: deltas and whole files, without manifest and signature."""
 
     async def acquire(self, release: Release) -> Slot:
-        """The release in the inactive slot. Raises what `Trust.check`, `fetch` and `verify_package` do."""
+        """Puts the release into the inactive slot and returns the slot.
+
+        Raises what `Trust.check`, `fetch` and `verify_package` raise.
+        """
         digest = release.manifest.digest
         if (there := self._slots.candidate) is not None and there.digest == digest:
             await self._trust.check(release, installed=True)
             await self._verify(there.path, digest)
             return there
-        # What came with the device was vouched for when it was made, and must serve before there is a network.
-        await self._trust.check(release, installed=self._brought(digest) is not None)
-        slot = await asyncio.to_thread(self._slots.install, digest, await self._bring(digest))
+        # The factory release was trusted when the image was built, and must serve before there is a network.
+        await self._trust.check(release, installed=self._factory_with(digest) is not None)
+        slot = await asyncio.to_thread(self._slots.install, digest, await self._collect_files(digest))
         try:
             await self._verify(slot.path, digest)
         except Exception:
@@ -59,11 +62,11 @@ class Acquirer:
             raise
         return slot
 
-    async def _bring(self, digest: Digest) -> list[tuple[Path, str]]:
-        """Every file, on this device, and its path in the package."""
-        if brought := self._brought(digest):
+    async def _collect_files(self, digest: Digest) -> list[tuple[Path, str]]:
+        """Returns every file on this device with its path in the package. Downloads missing files."""
+        if brought := self._factory_with(digest):
             return brought.files()
-        package = await self._ask(digest)
+        package = await self._request_package(digest)
         files = [package.manifest, package.signature, *package.files]
         urls = _urls(package)
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -73,13 +76,13 @@ class Acquirer:
             await fetch(file.descriptor, self._url(file.descriptor.digest, digest, urls), self._blobs)
         return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
 
-    def _brought(self, digest: Digest) -> Factory | None:
-        """Where the release lies, if it came with the device."""
+    def _factory_with(self, digest: Digest) -> Factory | None:
+        """Returns the factory folder if it holds this release."""
         came = self._factory is not None and self._factory.release.manifest.digest == digest
         return self._factory if came else None
 
     def prune(self) -> None:
-        """Delete blobs that no slot holds a link to, and downloads of releases that nobody wants any more."""
+        """Deletes blobs without a hard link from a slot, unfinished downloads included."""
         for blob in self._blobs.glob("*"):
             if blob.stat().st_nlink == 1:
                 blob.unlink()
@@ -87,21 +90,21 @@ class Acquirer:
     async def _verify(self, path: Path, digest: Digest) -> None:
         await asyncio.to_thread(verify_package, path, self._trusted_key, digest)
 
-    async def _ask(self, digest: Digest) -> PackageFiles:
+    async def _request_package(self, digest: Digest) -> PackageFiles:
         client = self._client()
         if client is None:
-            raise NotReady("no network: the package cannot be fetched yet")
+            raise NotReady("cannot fetch the package: no network yet")
         have = tuple(slot.digest for slot in self._slots.installed)
         return await client.request(FetchPackage(gateway_id=self._gateway_id, manifest=digest, have=have))
 
     def _url(self, blob: Digest, manifest: Digest, urls: dict[Digest, str]) -> UrlSource:
         async def source() -> str:
-            """The first URL came with the answer; another one is asked for when it expired."""
+            """Returns the URL from the packager's answer the first time; later, requests a fresh one."""
             if url := urls.pop(blob, None):
                 return url
-            found = _urls(await self._ask(manifest))
+            found = _urls(await self._request_package(manifest))
             if blob not in found:
-                raise NotFound("the packager does not offer it any more", where=blob)
+                raise NotFound("the packager no longer offers this file", where=blob)
             return found[blob]
 
         return source
@@ -111,7 +114,7 @@ class Acquirer:
 
 
 def _urls(package: PackageFiles) -> dict[Digest, str]:
-    """By the blob's digest."""
+    """Returns the URLs of all files and deltas by digest."""
     files = (package.manifest, package.signature, *package.files)
     return {file.descriptor.digest: file.url for file in files} | {
         step.delta.digest: step.url for step in package.route

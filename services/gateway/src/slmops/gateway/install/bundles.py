@@ -1,7 +1,7 @@
-"""Updates without a network: a folder into which somebody puts bundles, and a bundle that answers like the packager.
+"""Updates without a network: watches a folder for bundles, and serves metadata and packages from an accepted bundle.
 
-No second verifier: metadata, plan and package of a bundle go through what those of the network go through. Whatever is
-wrong with one, what was trusted and installed before stays, and what serves goes on serving.
+Metadata, plan and package of a bundle pass the same verification as those from the network. If a bundle is rejected,
+the trusted metadata, the installed releases and the serving release stay as they were.
 """
 
 from __future__ import annotations
@@ -40,20 +40,23 @@ from slmops.kit.bundle import BundleFile
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=BaseModel)
-_NOWHERE = "bundle:"
-"""In the place of a URL. What is asked for has been laid among the blobs before, and needs none."""
+_NO_URL = "bundle:"
+"""Stands in for a URL. The files of a bundle are extracted to the blobs folder first, so none is downloaded."""
 
 
 class BundleSource:
-    """Answers `FetchMetadata` and `FetchPackage` out of a bundle; blobs go to `blobs`, each checked on its way."""
+    """Answers `FetchMetadata` and `FetchPackage` from a bundle. Extracts blobs to `blobs` and verifies each."""
 
     def __init__(self, bundle: BundleFile, blobs: Path) -> None:
         self._bundle = bundle
         self._blobs = blobs
 
     async def request(self, command: Command[R]) -> R:
-        """Raises `NotFound` for a root that is not there, `TrustRefused` for other metadata that is missing,
-        `DiskFull`, and `TemporaryError` while the bundle does not hold the package or cannot be read."""
+        """Answers the command from the bundle.
+
+        Raises `NotFound` for a missing root, `TrustRefused` for other missing metadata, `DiskFull`, and
+        `TemporaryError` while the bundle does not hold the package or cannot be read.
+        """
         answer: Any
         match command:
             case FetchMetadata():
@@ -61,7 +64,7 @@ class BundleSource:
             case FetchPackage():
                 answer = await asyncio.to_thread(self._package, command.manifest, command.have)
             case _:
-                raise NotFound(f"a bundle does not answer {command.name}", where=str(self._bundle.path))
+                raise NotFound(f"a bundle cannot answer {command.name}", where=str(self._bundle.path))
         return answer  # type: ignore[no-any-return]
 
     def _metadata(self, file: str) -> MetadataFile:
@@ -69,40 +72,40 @@ class BundleSource:
         if name not in self._bundle and file.endswith(".root.json"):
             raise NotFound("there is no newer root", where=name)
         if name not in self._bundle:
-            what = f"the bundle does not hold {file}, which its own state names"
-            raise refused(Attack.MIX_AND_MATCH, what, where=str(self._bundle.path), fix="Export it again.")
+            what = f"{file} is missing in the bundle although its metadata names it"
+            raise refused(Attack.MIX_AND_MATCH, what, where=str(self._bundle.path), fix="Export the bundle again.")
         data = self._bundle.read(name, METADATA_LIMIT_BYTES)
         return MetadataFile(file=file, content=b64encode(data).decode())
 
     def _package(self, manifest: Digest, have: tuple[Digest, ...]) -> PackageFiles:
         try:
             found = next(one for one in self._bundle.index.packages if one.manifest.digest == manifest)
-            with raise_disk_full("for what the bundle holds", self._blobs):
-                return self._laid_out(found, have)
+            with raise_disk_full("to extract the bundle", self._blobs):
+                return self._extract_package(found, have)
         except StopIteration as error:
-            raise self._lacks(manifest) from error
+            raise self._missing_error(manifest) from error
         except (InvalidBundle, OSError) as error:
-            # It was whole when it was taken: the stick was pulled out or is failing, which is no fault of the release.
+            # The bundle was intact when it was accepted. The stick was removed or fails; the release is not at fault.
             where = str(self._bundle.path)
-            raise Unreachable(f"the bundle can no longer be read: {error}", where=where) from error
+            raise Unreachable(f"cannot read the bundle any more: {error}", where=where) from error
 
-    def _laid_out(self, package: BundledPackage, have: tuple[Digest, ...]) -> PackageFiles:
+    def _extract_package(self, package: BundledPackage, have: tuple[Digest, ...]) -> PackageFiles:
         manifest = Manifest.decode(self._bundle.read(blob_name(package.manifest.digest), MANIFEST_LIMIT_BYTES))
         layers = layers_by_path(manifest)
         route = package.route if package.route and package.route[0].base in have else ()
         for blob in (package.manifest, package.signature, *layers.values(), *(step.delta for step in route)):
-            self._lay(blob)
+            self._extract_blob(blob)
         missing = [layer.digest for layer in layers.values() if not blob_path(self._blobs, layer.digest).exists()]
         if missing and not route:
-            raise self._lacks(missing[0])
+            raise self._missing_error(missing[0])
         return PackageFiles(
             manifest=_file(MANIFEST_PATH, package.manifest),
             signature=_file(SIGNATURE_PATH, package.signature),
             files=tuple(_file(path, layer) for path, layer in layers.items()),
-            route=tuple(DeltaStep(**step.model_dump(), url=_NOWHERE) for step in route),
+            route=tuple(DeltaStep(**step.model_dump(), url=_NO_URL) for step in route),
         )
 
-    def _lay(self, blob: Descriptor) -> None:
+    def _extract_blob(self, blob: Descriptor) -> None:
         path = blob_path(self._blobs, blob.digest)
         if path.exists() or blob_name(blob.digest) not in self._bundle:
             return
@@ -111,17 +114,17 @@ class BundleSource:
             for chunk in chunks:
                 out.write(chunk)
 
-    def _lacks(self, what: Digest) -> TemporaryError:
+    def _missing_error(self, what: Digest) -> TemporaryError:
         return TemporaryError(
-            "the bundle does not hold what this gateway lacks",
+            "the bundle lacks a file that this gateway needs",
             where=what,
-            fix="Export it without --from, so that it holds the whole files.",
+            fix="Export the bundle without --from, so that it contains the whole files.",
             delay=timedelta(minutes=1),
         )
 
 
 class Bundles:
-    """Takes each bundle that appears in `folder`, once. `source` answers out of the last that was accepted."""
+    """Processes each bundle that appears in `folder` once. `source` is the last accepted bundle."""
 
     def __init__(self, folder: Path, blobs: Path, blueprint: str, trust: Trust, twin: Twin, every: timedelta) -> None:
         self._folder = folder
@@ -134,14 +137,14 @@ class Bundles:
         self.source: BundleSource | None = None
 
     async def watch(self) -> None:
-        """Runs until cancelled. The folder may come and go: it may be a stick."""
+        """Processes new bundles until cancelled. The folder may disappear and come back: it may be a USB stick."""
         while True:
-            for path, state in await asyncio.to_thread(self._new):
-                await self._look(path, state)
+            for path, state in await asyncio.to_thread(self._new_bundles):
+                await self._process(path, state)
             await asyncio.sleep(self._every.total_seconds())
 
-    def _new(self) -> list[tuple[Path, tuple[str, int, int]]]:
-        """In the order in which they came."""
+    def _new_bundles(self) -> list[tuple[Path, tuple[str, int, int]]]:
+        """Returns the unprocessed bundles, oldest first, each with its name, modification time and size."""
         found = []
         try:
             for path in self._folder.glob(f"*{BUNDLE_SUFFIX}"):
@@ -150,29 +153,32 @@ class Bundles:
                 if not path.name.startswith(".") and state not in self._seen:
                     found.append((path, state))
         except OSError as error:
-            log.warning("%s cannot be read: %s", self._folder, error)
+            log.warning("cannot read %s: %s", self._folder, error)
         return sorted(found, key=lambda one: one[1][1])
 
-    async def _look(self, path: Path, state: tuple[str, int, int]) -> None:
+    async def _process(self, path: Path, state: tuple[str, int, int]) -> None:
         try:
-            plan = await self._take(path)
-            log.info("%s is taken: generation %d of the plan of %s", path, plan.generation, plan.blueprint)
+            plan = await self._accept(path)
+            log.info("accepted %s: plan generation %d of %s", path, plan.generation, plan.blueprint)
         except TemporaryError as error:
-            log.warning("%s waits: %s", path, error)
+            log.warning("could not process %s, retrying: %s", path, error)
             return
         except OSError as error:
-            log.warning("%s cannot be read: %s", path, error)
+            log.warning("cannot read %s: %s", path, error)
             return
         except PermanentError as error:
-            log.error("%s is refused", path)
+            log.error("rejected %s", path)
             self._twin.refused(error)
         self._seen.add(state)
 
-    async def _take(self, path: Path) -> Plan:
-        """Metadata, then the plan, then whoever follows it. Raises `InvalidBundle`, `TrustRefused`, `OSError`."""
+    async def _accept(self, path: Path) -> Plan:
+        """Verifies the bundle's metadata, then its plan, then follows the plan.
+
+        Raises `InvalidBundle`, `TrustRefused`, `OSError`.
+        """
         bundle = await asyncio.to_thread(_checked, path)
         if bundle.index.blueprint != self._blueprint:
-            what = f"this is a bundle for gateways of {bundle.index.blueprint}"
+            what = f"this bundle is for gateways of {bundle.index.blueprint}, not of {self._blueprint}"
             raise refused(Attack.MIX_AND_MATCH, what, where=str(path))
         source = BundleSource(bundle, self._blobs)
         data = await asyncio.to_thread(bundle.read, PLAN_NAME, PLAN_LIMIT_BYTES)
@@ -190,4 +196,4 @@ def _checked(path: Path) -> BundleFile:
 
 
 def _file(path: str, descriptor: Descriptor) -> PackageFile:
-    return PackageFile(path=path, descriptor=descriptor, url=_NOWHERE)
+    return PackageFile(path=path, descriptor=descriptor, url=_NO_URL)

@@ -1,4 +1,4 @@
-"""Blobs by short-lived URLs: resumable, verified while they arrive, never half on disk under their name."""
+"""Downloads blobs by short-lived URLs. Downloads resume, and a blob gets its final name only after verification."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from slmops.contracts.errors import DigestMismatch, DiskFull, NotFound, NotReady
 _CHUNK_BYTES = 2**18
 
 UrlSource = Callable[[], Awaitable[str]]
-"""A fresh presigned URL of the blob. It may raise `Unreachable` and `NotReady`: it is asked again."""
+"""Returns a fresh presigned URL of the blob. It is called again after `Unreachable` or `NotReady`."""
 
 Progress = Callable[[int, int], None]
-"""Bytes on disk, bytes of all."""
+"""Called with the bytes on disk and the size of the blob."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """`stalls` attempts in a row without one new byte are too many; between them the pause doubles."""
+    """When a download gives up: after `stalls` attempts in a row without a new byte. The pause doubles each time."""
 
     stalls: int = 6
     pause: timedelta = timedelta(milliseconds=250)
@@ -46,9 +46,10 @@ async def fetch(
     *,
     patience: Patience | None = None,
 ) -> Path:
-    """The blob's path, `blobs_dir/<hex>`: fsynced, of this size and digest. At once if it is there already.
+    """Downloads a blob to `blobs_dir/<hex>`, verifies size and digest, fsyncs it and returns its path.
 
-    A `.part` beside it, from this or an earlier process, is continued by Range. One blob, one `fetch` at a time.
+    Returns at once if the blob exists. Continues a `.part` file of this or an earlier process with a Range request.
+    Only one `fetch` per blob may run at a time.
     Raises `Unreachable`, `DiskFull`, `DigestMismatch`, `NotFound`, and a `PermanentError` of `url_source`.
     """
     patience = patience or Patience()
@@ -74,7 +75,7 @@ def blob_path(blobs_dir: Path, digest: Digest) -> Path:
 
 
 class _Part:
-    """The unfinished file and the hash of what is in it."""
+    """The unfinished file and the hash of its content."""
 
     def __init__(self, path: Path, descriptor: Descriptor) -> None:
         self._path, self._descriptor = path, descriptor
@@ -97,11 +98,11 @@ class _Part:
         return self._descriptor.size - self.size
 
     def append(self, data: bytes) -> None:
-        """Raises `DigestMismatch` with the first byte too many; then the file is gone."""
+        """Raises `DigestMismatch` and deletes the file if more bytes arrive than the blob has."""
         if self.size + len(data) > self._descriptor.size:
-            self._refuse(f"more than its {self._descriptor.size} bytes arrived")
+            self._reject(f"it is longer than {self._descriptor.size} bytes")
         view = memoryview(data)
-        while view:  # a raw write may be short, just before a disk is full
+        while view:  # a raw write may be short just before the disk is full
             written = self._file.write(view)
             self._hash.update(view[:written])
             self.size += written
@@ -117,7 +118,7 @@ class _Part:
 
     def finish(self, path: Path) -> None:
         if not self.matches():
-            self._refuse("its bytes are others")
+            self._reject("its digest is different")
         os.fsync(self._file.fileno())
         os.rename(self._path, path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -127,13 +128,13 @@ class _Part:
     def close(self) -> None:
         self._file.close()
 
-    def _refuse(self, why: str) -> None:
+    def _reject(self, why: str) -> None:
         self._path.unlink()
-        raise DigestMismatch(f"a download is not what was named: {why}", where=self._descriptor.digest)
+        raise DigestMismatch(f"the downloaded file is not the expected blob: {why}", where=self._descriptor.digest)
 
 
 class _Download:
-    """Attempts until the part is complete; each continues where the last one broke."""
+    """Repeats attempts until the part is complete. Each attempt continues where the last one stopped."""
 
     def __init__(
         self,
@@ -146,7 +147,6 @@ class _Download:
     ) -> None:
         self._http, self._descriptor, self._url_source = http, descriptor, url_source
         self._part, self._on_progress, self._patience = part, on_progress, patience
-
         self._url: str | None = None
 
     async def run(self) -> None:
@@ -165,42 +165,48 @@ class _Download:
                 raise Unreachable(
                     f"a download makes no progress: {reason}",
                     where=f"{self._descriptor.digest} at byte {self._part.size} of {self._descriptor.size}",
-                    fix="The next try continues where this one broke.",
+                    fix="The next try continues from there.",
                 )
             await asyncio.sleep(min(self._patience.pause * 2**stalls, self._patience.max_pause).total_seconds())
 
     async def _attempt(self, url: str) -> None:
-        # Identity: the digest is of the blob's bytes, not of a compression of them.
+        # Without compression: the digest is that of the blob's bytes.
         headers = {"Accept-Encoding": "identity"}
         if self._part.size:
             headers["Range"] = f"bytes={self._part.size}-"
         async with self._http.stream("GET", url, headers=headers) as response:
             self._accept(response)
-            # As it comes: with a chunk size, httpx loses what it gathered when the connection breaks.
+            # No chunk size: with one, httpx loses the buffered bytes when the connection breaks.
             async for data in response.aiter_raw():
                 self._part.append(data)
                 self._on_progress(self._part.size, self._descriptor.size)
 
     def _accept(self, response: httpx.Response) -> None:
-        """Checks that what follows continues the part, or empties it."""
+        """Checks that the response continues the part; otherwise empties the part.
+
+        Raises `NotFound`, and `Unreachable` if the attempt has to be repeated.
+        """
         status = response.status_code
         if status in (401, 403):
             self._url = None
-            raise Unreachable("the URL is refused as expired")
+            raise Unreachable(f"the object storage refused the URL ({status}); it may have expired")
         if status == 404:
             raise NotFound("the object storage does not have this blob", where=self._descriptor.digest)
         if status not in (200, 206, 416):
-            raise Unreachable(f"the object storage answers {status}")
+            raise Unreachable(f"the object storage answered with status {status}")
         continues = response.headers.get("content-range", "").startswith(f"bytes {self._part.size}-")
         if status == 206 and continues:
             return
         if self._part.size:
-            self._part.reset()  # Range was ignored (200), answered with another one, or is past the end (416)
+            self._part.reset()  # the server ignored Range (200), sent another range, or the range is past the end (416)
         if status != 200:
-            raise Unreachable(f"the object storage answers a range that was not asked for ({status})")
+            raise Unreachable(f"the object storage did not send the requested range (status {status})")
 
     def _start_over(self) -> bool:
-        """A complete part with a wrong digest, begun by an earlier process, may have lost a page with the power."""
+        """Empties a complete part of an earlier process if its digest is wrong: a power cut may have lost a page.
+
+        Returns whether the download has to start from the beginning.
+        """
         if self._part.resumed and not self._part.matches():
             self._part.reset()
             return not self._part.complete
@@ -208,7 +214,7 @@ class _Download:
 
 
 def _holds(path: Path, descriptor: Descriptor) -> bool:
-    """Whether the file is the blob. A file under that name that is not it goes: the disk lied, or somebody else did."""
+    """Returns whether the file is the blob. Deletes a file with that name and a different size or digest."""
     if not path.exists():
         return False
     with path.open("rb") as file:
@@ -220,7 +226,7 @@ def _holds(path: Path, descriptor: Descriptor) -> bool:
 
 
 def _require_room(part: _Part, folder: Path) -> None:
-    """Asks before the first byte, so that a full disk costs no network."""
+    """Raises `DiskFull` before the first byte is downloaded, so that a full disk causes no traffic."""
     missing = part.missing_bytes - shutil.disk_usage(folder).free
     if missing > 0:
         raise _full(missing, folder)
@@ -238,7 +244,7 @@ def _disk_full(part: _Part, folder: Path) -> Iterator[None]:
 
 def _full(missing_bytes: int, folder: Path) -> DiskFull:
     return DiskFull(
-        f"no room for a download: {missing_bytes} bytes are missing",
+        f"not enough disk space for a download: {missing_bytes} bytes are missing",
         where=str(folder),
-        fix=f"Free {missing_bytes} bytes; what has arrived is kept.",
+        fix=f"Free {missing_bytes} bytes; the bytes downloaded so far are kept.",
     )

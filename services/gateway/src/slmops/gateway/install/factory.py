@@ -1,7 +1,7 @@
-"""The release that came with the device, from which it serves before it has ever seen a network.
+"""The factory release: the release in the device's image, which serves before the device ever had a network.
 
-It is a release like any other: verified with the trusted key, probed, soaked. Only its files need not be fetched, also
-when the plan names it later. The folder is read and never written.
+It is verified with the trusted key, probed and soaked like any other release. Its files are never downloaded, also when
+a plan names it later. The folder is read-only.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class Factory:
 
     @classmethod
     def open(cls, folder: Path) -> Factory:
-        """Raises `InvalidMessage` when the folder does not say which release it holds."""
+        """Reads the folder's release document. Raises `InvalidMessage` if it is missing or invalid."""
         document = folder / RELEASE_PATH
         try:
             release = Release.model_validate_json(document.read_bytes())
         except OSError as error:
             raise InvalidMessage(
-                f"the release that came with the device cannot be read: {error.strerror}",
+                f"cannot read the factory release: {error.strerror}",
                 where=str(document),
                 fix="Point SLMOPS_FACTORY to a folder that `slmops package image` made, or unset it.",
             ) from error
         except ValidationError as error:
             raise InvalidMessage(
-                f"this is not a release: {error.error_count()} errors",
+                f"the factory release document is not valid: {error.error_count()} errors",
                 where=str(document),
                 fix="Build the image again.",
             ) from error
         return cls(release, folder / PACKAGE_PATH)
 
     def files(self) -> list[tuple[Path, str]]:
-        """Every file and its path in the package. Nothing here is trusted yet: verification finds what is wrong."""
+        """Returns every file with its path in the package. The files are not verified here."""
         found = [path for path in sorted(self.package.rglob("*")) if not path.is_dir() or path.is_symlink()]
         return [(path, path.relative_to(self.package).as_posix()) for path in found]

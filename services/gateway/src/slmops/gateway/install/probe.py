@@ -1,4 +1,4 @@
-"""The last gate before a release serves: golden prompts, speed and memory, on this very device."""
+"""The probe, the last gate before a release serves: golden prompts, speed and memory, measured on this device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slmops.gateway.serving.runner import Runner
 
 @dataclass(frozen=True, slots=True)
 class ProbeBudget:
-    """What a release must keep to. Every bound is inclusive; a figure that is missing or NaN keeps to none."""
+    """The limits that a release must meet. Every bound is inclusive; a figure that is missing or NaN meets none."""
 
     min_tokens_per_s: float
     max_ttft_s: float
@@ -29,7 +29,7 @@ class ProbeBudget:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One golden prompt. Deliberately without its answer, which must not leave the gateway."""
+    """The result of one golden prompt. It has no field for the answer, which must not leave the gateway."""
 
     index: int
     passed: bool
@@ -38,7 +38,7 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
-    """`tokens_per_s` and `ttft_s` are medians over the prompts; None where nothing was measured."""
+    """The result of a probe. `tokens_per_s` and `ttft_s` are medians over the prompts; None: not measured."""
 
     passed: bool
     reasons: tuple[str, ...]
@@ -49,7 +49,7 @@ class ProbeReport:
 
 
 async def probe(runner: Runner, golden: Sequence[GoldenPrompt], budget: ProbeBudget) -> ProbeReport:
-    """Asks every golden prompt, one after the other, greedily. Never raises for a bad model: that is a report."""
+    """Runs every golden prompt in order with greedy decoding. A bad model raises nothing; the report says so."""
     done: list[Done] = []
     broken = None
     try:
@@ -71,7 +71,10 @@ def judge(
     peak_rss_bytes: int,
     broken: str | None = None,
 ) -> ProbeReport:
-    """The decision, pure. `done` answers the first of `golden`, in order; `broken` is why there are no more."""
+    """Decides whether the release passed. Pure.
+
+    `done` holds the answers to the first prompts of `golden`, in order; `broken` is why the others have none.
+    """
     results = tuple(
         ProbeResult(index, prompt.passes(answer.text), answer.completion_tokens)
         for index, (prompt, answer) in enumerate(zip(golden, done, strict=False))
@@ -82,14 +85,14 @@ def judge(
     checks = {
         "there are no golden prompts": len(golden) > 0,
         broken or "not every prompt was answered": broken is None and len(done) == len(golden),
-        f"{right} of {len(golden)} golden prompts passed, {budget.min_pass_share:.0%} must": bool(golden)
+        f"{right} of {len(golden)} golden prompts passed (required: {budget.min_pass_share:.0%})": bool(golden)
         and right / len(golden) >= budget.min_pass_share,
-        f"{_shown(tokens_per_s)} tokens/s, at least {budget.min_tokens_per_s:g} must be": tokens_per_s is not None
+        f"{_shown(tokens_per_s)} tokens/s (minimum: {budget.min_tokens_per_s:g})": tokens_per_s is not None
         and tokens_per_s >= budget.min_tokens_per_s,
-        f"{_shown(ttft_s)} s to the first token, at most {budget.max_ttft_s:g} may be": ttft_s is not None
+        f"{_shown(ttft_s)} s to the first token (maximum: {budget.max_ttft_s:g})": ttft_s is not None
         and ttft_s <= budget.max_ttft_s,
-        # A peak of 0 means that nobody measured.
-        f"{peak_rss_bytes} bytes of memory, at most {budget.max_rss_bytes} may be": 0
+        # A peak of 0 means that the memory was not measured.
+        f"{peak_rss_bytes} bytes of memory (maximum: {budget.max_rss_bytes})": 0
         < peak_rss_bytes
         <= budget.max_rss_bytes,
     }
@@ -105,7 +108,7 @@ async def _ask(runner: Runner, prompt: GoldenPrompt) -> Done:
         async for item in items:
             if isinstance(item, Done):
                 return item
-    raise InferenceFailed("the runner ended an answer without its end")
+    raise InferenceFailed("the runner's answer stopped before it was complete")
 
 
 def _median(values: list[float]) -> float | None:
@@ -113,4 +116,4 @@ def _median(values: list[float]) -> float | None:
 
 
 def _shown(value: float | None) -> str:
-    return "no measured" if value is None else f"{value:.3g}"
+    return "unmeasured" if value is None else f"{value:.3g}"

@@ -1,7 +1,7 @@
-"""The way by deltas from a package that is here to one that is wanted: a hundredth of the bytes, when it goes well.
+"""Makes the files of a package by deltas from an installed package, at best from a hundredth of the bytes.
 
-Nothing on it is trusted. A blob has its name when it has its digest, and which digests are wanted the manifest says,
-whose signature is verified over what is laid out. Whatever is wrong with a delta, the whole files are fetched instead.
+Deltas are not trusted. A blob counts only if it has its digest, the manifest names the expected digests, and the
+manifest's signature is verified over the installed files. If a delta fails, the whole files are fetched instead.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from slmops.gateway.install.slots import Slot
 
 log = logging.getLogger(__name__)
 _TOO_LARGE = 4
-"""A package between two others may have so many times the bytes of the one that is wanted: a limit for the disk."""
+"""Limits disk use: the files that one delta makes may have at most this many times the bytes of the target package."""
 
 
 def missing_bytes(package: PackageFiles, blobs: Path) -> int:
-    """Of the files that are not here."""
+    """Returns the total size of the package's files that are not among the blobs."""
     sizes = {file.descriptor.digest: file.descriptor.size for file in package.files}
     return sum(size for digest, size in sizes.items() if not blob_path(blobs, digest).exists())
 
@@ -32,10 +32,10 @@ def missing_bytes(package: PackageFiles, blobs: Path) -> int:
 async def follow(
     package: PackageFiles, slots: Collection[Slot], blobs: Path, url: Callable[[DeltaStep], UrlSource]
 ) -> int:
-    """Make blobs of the package's files by its route, if that is cheaper than fetching them; the bytes it took.
+    """Makes blobs of the package's files by its chain of deltas, if that is fewer bytes than fetching the files.
 
-    Raises what `fetch` raises while the network or the disk is at fault; what is wrong with the deltas is told, and
-    leaves the rest to be fetched.
+    Returns the bytes downloaded. Raises what `fetch` raises when the network or the disk fails. A problem with a delta
+    is logged, and the remaining files are left to be fetched.
     """
     cost, missing = sum(step.delta.size for step in package.route), missing_bytes(package, blobs)
     if not package.route or cost >= missing:
@@ -50,23 +50,23 @@ async def follow(
             last = step is package.route[-1]
             bases = await asyncio.to_thread(_apply, delta, bases, blobs, package, last)
     except PermanentError as error:
-        log.warning("the whole files are fetched, for the delta is of no use: %s", error)
+        log.warning("a delta cannot be used, fetching the whole files: %s", error)
         return spent
-    log.info("%d bytes of %d deltas instead of %d bytes", cost, len(package.route), missing)
+    log.info("downloaded %d bytes in %d deltas instead of %d bytes", cost, len(package.route), missing)
     return spent
 
 
 def _check_chain(package: PackageFiles) -> None:
     ends = [*(step.base for step in package.route[1:]), package.manifest.descriptor.digest]
     if [step.target for step in package.route] != ends:
-        raise InvalidDelta("the deltas do not lead to the package that was asked for")
+        raise InvalidDelta("the deltas do not lead to the requested package")
 
 
 def _files_of(base: Digest, slots: Collection[Slot]) -> dict[Digest, Path]:
-    """The files of an installed package by digest."""
+    """Returns the files of an installed package by digest. Raises `InvalidDelta` if it is not installed."""
     slot = next((slot for slot in slots if slot.digest == base), None)
     if slot is None:
-        raise InvalidDelta("it starts from a package that is not installed here", where=base)
+        raise InvalidDelta("the delta starts from a package that is not installed here", where=base)
     manifest = Manifest.decode((slot.path / MANIFEST_PATH).read_bytes())
     return {layer.digest: slot.path / path for path, layer in layers_by_path(manifest).items()}
 
@@ -74,7 +74,7 @@ def _files_of(base: Digest, slots: Collection[Slot]) -> dict[Digest, Path]:
 def _apply(
     delta: Path, bases: dict[Digest, Path], blobs: Path, package: PackageFiles, last: bool
 ) -> dict[Digest, Path]:
-    from slmops.kit.delta import DeltaFile, apply  # brings numpy: loaded when there is something to apply
+    from slmops.kit.delta import DeltaFile, apply  # imports numpy, so only when needed
 
     wanted = {file.descriptor.digest: file.descriptor.size for file in package.files}
     room = _TOO_LARGE * sum(wanted.values())
@@ -82,12 +82,12 @@ def _apply(
     def place(file: DeltaFile) -> Path | None:
         nonlocal room
         if wanted.get(file.digest, file.size_bytes) != file.size_bytes:
-            raise InvalidDelta(f"{file.path} has another size than the manifest says")
+            raise InvalidDelta(f"the size of {file.path} in the delta differs from the manifest")
         if last and file.digest not in wanted:
             return None
         room -= file.size_bytes
         if room < 0:
-            raise InvalidDelta("it makes far more bytes than the package has")
+            raise InvalidDelta("the delta makes far more bytes than the package has")
         return blob_path(blobs, file.digest)
 
     made = apply(delta, bases, place)

@@ -1,10 +1,10 @@
-"""Two slots on disk, A and B: one serves, the other takes the next release. Every step survives kill -9.
+"""Two slots on disk, A and B: one serves, the other receives the next release. Every step survives kill -9.
 
-    slots.json     which slot serves, what is in each, what failed; replaced atomically, and the only truth
+    slots.json     which slot serves, the release in each slot, the failed releases; authoritative, replaced atomically
     slots/A, B     the files of a release
-    slots/staging  a release that is being laid out; worth nothing until it is renamed
+    slots/staging  a release that is being installed; not valid until it is renamed
 
-A slot that slots.json does not name is empty, whatever lies there; `Slots(root)` clears it away.
+A slot that slots.json does not name counts as empty. `Slots(root)` deletes its files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import IllegalTransition, InvalidMessage
 from slmops.gateway.disk_full import raise_disk_full
 
-_MAX_FAILED = 32  # remembered failures; the oldest is forgotten
+_MAX_FAILED = 32  # failures that are kept; the oldest is dropped
 
 
 class SlotName(StrEnum):
@@ -49,7 +49,7 @@ class SlotsState(BaseModel):
 
     active: SlotName | None = None
     on_trial: bool = False
-    """The active slot was activated and neither committed nor reverted: the other one is the way back."""
+    """Whether the active slot is neither committed nor reverted yet. The other slot is then the one to revert to."""
     releases: dict[SlotName, Digest] = Field(default_factory=dict)
     failed: tuple[Digest, ...] = ()
     attempts: dict[Digest, int] = Field(default_factory=dict)
@@ -57,7 +57,7 @@ class SlotsState(BaseModel):
 
 
 class Slots:
-    """One process owns the folder. Raises `IllegalTransition` where a step makes no sense now."""
+    """The two slots. One process owns the folder. A step that is not allowed now raises `IllegalTransition`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -68,17 +68,17 @@ class Slots:
 
     @property
     def active(self) -> Slot | None:
-        """What serves, or is to serve after a restart."""
+        """The slot that serves, also after a restart."""
         return self._slot(self.state.active)
 
     @property
     def candidate(self) -> Slot | None:
-        """What is in the other slot: a release to activate, or while `on_trial` the way back."""
+        """The other slot if it holds a release: one to activate, or while `on_trial` the one to revert to."""
         return self._slot(self._inactive)
 
     @property
     def installed(self) -> list[Slot]:
-        """Whatever lies in a slot, what serves first."""
+        """All slots that hold a release, the active one first."""
         return [slot for slot in (self.active, self.candidate) if slot]
 
     @property
@@ -93,12 +93,12 @@ class Slots:
         return self.state.attempts.get(digest, 0)
 
     def install(self, manifest_digest: Digest, files: Iterable[tuple[Path, str]]) -> Slot:
-        """Lays `(blob, path in the package)` out in the inactive slot, by hard link where the file system can.
+        """Places the files, `(blob, path in the package)`, in the inactive slot, by hard link if the disk supports it.
 
-        Idempotent for a release that is installed. Raises `InvalidMessage` for a path that climbs or repeats or a
-        blob that is a symlink; `DiskFull`. Then the slot is empty and nothing that serves has changed.
+        Idempotent for an installed release. Raises `InvalidMessage` for a path that leaves the slot or repeats and for
+        a blob that is a symlink, and `DiskFull`. After an error the slot is empty and the active slot is unchanged.
         """
-        self._no_trial()
+        self._require_no_trial()
         if self.candidate and self.candidate.digest == manifest_digest:
             return self.candidate
         name = self._inactive
@@ -120,39 +120,42 @@ class Slots:
         return Slot(name, manifest_digest, self._path(name))
 
     def activate(self) -> Slot:
-        """The candidate serves, on trial. The slot that served stays as the way back."""
-        candidate = self._candidate_to_activate()
+        """Makes the candidate the active slot, on trial. The previous slot is kept for a revert."""
+        candidate = self._require_candidate()
         attempts = {**self.state.attempts, candidate.digest: self.attempts(candidate.digest) + 1}
         self._write(active=candidate.name, on_trial=True, attempts=attempts)
         return candidate
 
     def commit(self) -> Slot:
-        """The release on trial stays."""
-        active = self._on_trial_slot()
+        """Ends the trial and keeps the release."""
+        active = self._require_trial()
         attempts = {digest: count for digest, count in self.state.attempts.items() if digest != active.digest}
         self._write(on_trial=False, attempts=attempts)
         return active
 
     def revert(self, *, failed: bool = True) -> Slot | None:
-        """Back to the slot before the trial; None if there was none. `failed`: the release is not to be tried again."""
-        active = self._on_trial_slot()
+        """Ends the trial and returns to the previous slot, None if there was none.
+
+        `failed`: record the release as failed, so that it is not tried again.
+        """
+        active = self._require_trial()
         previous = self.candidate.name if self.candidate else None
         marked = self._with_failed(active.digest) if failed else self.state.failed
         self._write(active=previous, on_trial=False, failed=marked)
         return self.active
 
     def reject(self) -> None:
-        """The candidate failed before it was activated: its slot is empty, and it is not to be tried again."""
-        candidate = self._candidate_to_activate()
+        """Records a candidate that failed before it was activated, and empties its slot. It is not tried again."""
+        candidate = self._require_candidate()
         self._write(releases=self._without(candidate.name), failed=self._with_failed(candidate.digest))
         self._clear()
 
     def fail(self, digest: Digest) -> None:
-        """Remembers a release that failed before it was installed."""
+        """Records a release that failed before it was installed."""
         self._write(failed=self._with_failed(digest))
 
     def forget_failed(self, digest: Digest) -> None:
-        """It may be tried again, from the first attempt. Fine for one that did not fail."""
+        """Allows the release to be tried again and resets its attempts. Does nothing for one that did not fail."""
         failed = tuple(other for other in self.state.failed if other != digest)
         attempts = {other: count for other, count in self.state.attempts.items() if other != digest}
         self._write(failed=failed, attempts=attempts)
@@ -174,30 +177,30 @@ class Slots:
     def _with_failed(self, digest: Digest) -> tuple[Digest, ...]:
         return (*(other for other in self.state.failed if other != digest), digest)[-_MAX_FAILED:]
 
-    def _no_trial(self) -> None:
+    def _require_no_trial(self) -> None:
         if self.state.on_trial:
             raise IllegalTransition("a release is on trial", fix="Commit or revert it first.")
 
-    def _candidate_to_activate(self) -> Slot:
-        self._no_trial()
+    def _require_candidate(self) -> Slot:
+        self._require_no_trial()
         if self.candidate is None:
             raise IllegalTransition("there is no candidate", fix="Install a release first.")
         return self.candidate
 
-    def _on_trial_slot(self) -> Slot:
+    def _require_trial(self) -> Slot:
         if self.active is None or not self.state.on_trial:
             raise IllegalTransition("no release is on trial", fix="Activate one first.")
         return self.active
 
     def _clear(self) -> None:
-        """Removes what slots.json does not name."""
+        """Deletes everything in `slots/` that slots.json does not name."""
         named = {str(name) for name in self.state.releases}
         for path in (self._root / "slots").iterdir():
             if path.name not in named:
                 shutil.rmtree(path)
 
     def _write(self, **changes: object) -> None:
-        """The new state, on disk before it is believed."""
+        """Changes the state: on disk first, then in memory."""
         state = SlotsState.model_validate({**self.state.model_dump(), **changes})
         new = self._file.with_suffix(".new")
         with raise_disk_full("to install a release", self._root):
@@ -211,13 +214,13 @@ class Slots:
 
 
 def _checked(files: Iterable[tuple[Path, str]]) -> list[tuple[Path, PurePosixPath]]:
-    """Refuses every path that could land outside its slot or on another file."""
+    """Returns the files to install. Raises `InvalidMessage` for a path outside the slot or on another file."""
     laid_out: dict[PurePosixPath, Path] = {}
     for blob, text in files:
         path = PurePosixPath(text)
         climbs = path.is_absolute() or ".." in path.parts or not path.parts or "\\" in text or "\0" in text
         if climbs or path in laid_out:
-            raise InvalidMessage(f"a package may not hold a file at {text!r}", fix="Rebuild the package.")
+            raise InvalidMessage(f"a package may not contain a file at {text!r}", fix="Rebuild the package.")
         if blob.is_symlink() or not blob.is_file():
             raise InvalidMessage(f"the blob for {text!r} is not a regular file", where=blob.name)
         laid_out[path] = blob
@@ -236,7 +239,7 @@ def _place(blob: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             raise
-        shutil.copyfile(blob, target)  # another file system, or one without hard links
+        shutil.copyfile(blob, target)  # a different file system, or one without hard links
         _sync(target)
 
 
@@ -249,6 +252,6 @@ def _sync(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """The folders only: the files are fsynced where they are written."""
+    """Fsyncs the folders only. Files are fsynced when they are written."""
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         _sync(path)

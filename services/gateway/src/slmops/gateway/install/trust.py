@@ -1,8 +1,9 @@
-"""The trust of this gateway. Two sources must agree before an install (Uptane's split): the packager's repository
-says what may be, the rollout service's signed plan says what should be now. The repository names who may sign plans.
+"""Decides what this gateway trusts. Two sources must agree before an install (as in Uptane): the packager's repository
+lists the packages that may be installed, and the rollout service's signed plan names the one to install now. The
+repository also names the keys that may sign plans.
 
-Persisted below `trust/`, so that neither a restart nor a mirror of yesterday takes it back. What serves goes on serving
-whatever this says: only something new, or a change, has to be trusted.
+The trusted state is stored below `trust/`, so that neither a restart nor an outdated mirror can roll it back. It never
+stops a release that serves: only a new release or a change has to be trusted.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _PLAN_FILE = "plan.json"
 ClientSource = Callable[[], Answers | None]
-"""The bus, or a bundle where there is none."""
+"""Returns the connected bus or, without a network, a bundle."""
 
 
 class _Accepted(BaseModel):
-    """The content of plan.json: the newest plan that was accepted, by generation and by the key that signed it."""
+    """The content of plan.json: generation and signing key of the newest accepted plan."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,8 +47,11 @@ class _Accepted(BaseModel):
 
 
 class Trust:
-    """`pinned` is the root of trust that this gateway was given out of band. `grace`: so long past its date may be what
-    must be renewed online, when it comes with a bundle; what comes over the bus has none."""
+    """The trusted state and the checks against it.
+
+    `pinned` is the root of trust that this gateway was given out of band. `grace` is how long after their expiry the
+    timestamp, snapshot and plan of a bundle are still accepted. It does not apply to what comes over the bus.
+    """
 
     def __init__(
         self,
@@ -67,18 +71,20 @@ class Trust:
         self._plan = b""
 
     async def refresh(self, source: Answers) -> None:
-        """Bring what is trusted up to date from `source`. Raises `TrustRefused`, and what `source` raises."""
+        """Updates the trusted metadata from `source`. Raises `TrustRefused`, and what `source` raises."""
         await self._refreshed(source)
 
     async def plan(self, data: bytes, source: Answers | None = None) -> Plan:
-        """The plan of a signed envelope, if it may be followed; `source` brought it, else the one of now. Raises
-        `TrustRefused`, and what fetching raises."""
+        """Verifies a signed envelope and returns its plan. `source` is where it came from (default: the current one).
+
+        Raises `TrustRefused`, and what fetching raises.
+        """
         source = source or self._client()
-        keys = await asyncio.to_thread(lambda: self._state.rollout_keys())  # the first time it loads a library
+        keys = await asyncio.to_thread(lambda: self._state.rollout_keys())  # in a thread: the first call imports `tuf`
         try:
             statement, keyid = self._open(data, keys, source)
         except TrustRefused:
-            # Perhaps it is signed by a key that was named since.
+            # Its key may have been added to the repository since the last refresh.
             await self._refreshed(source)
             keys = self._state.rollout_keys()
             statement, keyid = self._open(data, keys, source)
@@ -88,11 +94,11 @@ class Trust:
         return statement.plan
 
     async def check(self, release: Release, *, installed: bool = False) -> None:
-        """Whether both vouch for the release, by what the repository says now.
+        """Checks that the repository, as of now, and the plan both name the release.
 
-        `installed`: it was vouched for when it was laid out here, and while nobody answers that is enough, so that a
-        fleet can go back although the packager is down. Raises `TrustRefused`, which names the attack, and what
-        fetching raises.
+        `installed`: the release was checked when it was installed. While the repository does not answer, that is
+        enough, so that a fleet can roll back although the packager is down. Raises `TrustRefused`, which names the
+        attack, and what fetching raises.
         """
         source = self._client()
         path = package_target(release.model, release.version, release.manifest.digest)
@@ -104,14 +110,14 @@ class Trust:
             log.warning("%s:%s was trusted when it was installed: %s", release.model, release.version, error)
             return
         if self._plan or not installed:
-            # Once more, for the key that signed the plan may have been revoked since it was read.
+            # Verify again: the key that signed the plan may have been revoked since the plan was read.
             self._open(self._plan, self._state.rollout_keys(), source)
         if found is None:
             raise refused(
                 Attack.ARBITRARY_PACKAGE,
                 f"the plan wants a package of {release.model}:{release.version} that the repository does not list",
                 where=release.manifest.digest,
-                fix="See slmops trust show: the model may be revoked. Else somebody else writes the plan.",
+                fix="Run slmops trust show: if the model is not revoked, somebody else may have written the plan.",
             )
         if (found.digest, found.size) != (release.manifest.digest, release.manifest.size):
             what = f"plan and repository disagree about {release.model}:{release.version}"
@@ -121,25 +127,26 @@ class Trust:
         from slmops.kit.trust.plans import open_plan
 
         if keys is None:
-            raise refused(Attack.WRONG_KEY, "it is not known yet who may sign plans", where="plan")
+            raise refused(Attack.WRONG_KEY, "the keys that may sign plans are not known yet", where="plan")
         statement, keyid = open_plan(data, keys)
         if statement.plan.blueprint != self._identity.blueprint:
-            raise refused(Attack.MIX_AND_MATCH, f"this is the plan of {statement.plan.blueprint}", where="plan")
+            what = f"this is the plan of {statement.plan.blueprint}, not of {self._identity.blueprint}"
+            raise refused(Attack.MIX_AND_MATCH, what, where="plan")
         if statement.expires_at + self._grace_of(source) <= self._clock():
-            what = f"the newest plan that we are given is past its date ({statement.expires_at:%Y-%m-%d})"
-            raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service, which signs it anew.")
+            what = f"the newest available plan expired on {statement.expires_at:%Y-%m-%d}"
+            raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service; it signs the plan again.")
         return statement, keyid
 
     def _check_newest(self, plan: Plan, keyid: str, keys: RolloutKeys | None) -> None:
-        """The number never goes back. A key that is no longer trusted cannot have set it high for ever."""
+        """Raises `TrustRefused` if the generation went back. A generation set by a revoked key does not count."""
         last = self._accepted()
         trusted = {key.keyid for key in keys.keys} if keys else set()
         if last is not None and last.keyid in trusted and plan.generation < last.generation:
             raise refused(
                 Attack.ROLLBACK,
-                f"the plan is generation {plan.generation}, and {last.generation} was followed already",
+                f"the plan has generation {plan.generation}, but this gateway already accepted {last.generation}",
                 where="plan",
-                fix="If the rollout service lost its database: rotate its key, and revoke the old one.",
+                fix="If the rollout service lost its database, rotate its key and revoke the old one.",
             )
 
     def _accepted(self) -> _Accepted | None:
@@ -151,14 +158,14 @@ class Trust:
     def _remember(self, accepted: _Accepted) -> None:
         if accepted == self._accepted():
             return
-        with raise_disk_full("to remember a plan", self._home):
+        with raise_disk_full("to store the plan's generation", self._home):
             self._home.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._home / _PLAN_FILE) as out:
                 out.write(accepted.model_dump_json().encode())
 
     async def _refreshed(self, source: Answers | None, path: str | None = None) -> Target | None:
         if source is None:
-            raise NotReady("no network: what is trusted cannot be brought up to date yet")
+            raise NotReady("cannot update the trusted metadata: no network yet")
         from slmops.kit.trust.bus import BusFetcher
 
         fetcher = BusFetcher(source, self._identity.gateway_id, asyncio.get_running_loop())
@@ -169,7 +176,7 @@ class Trust:
 
     @cached_property
     def _state(self) -> TrustedState:
-        # It brings `tuf`, 0.4 s: loaded when something is to be trusted, not when a gateway starts.
+        # Importing `tuf` takes 0.4 s, so it is imported at the first check, not when a gateway starts.
         from slmops.kit.trust.client import TrustedState
 
         return TrustedState(self._home, self._pinned)

@@ -1,7 +1,7 @@
-"""Carries one release from wanted to committed, or back: download, verify, load, probe, swap, soak, commit.
+"""Runs one update: download, verify, load, probe, swap, soak, and commit or revert.
 
-Success is proved here, at the edge. Whatever goes wrong, the release that served before serves on (or again), and the
-cloud is not needed for that.
+Success is proved here, at the edge. After any failure the previous release keeps serving or serves again. This does not
+need a network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NO_LIMIT_BYTES = 1 << 62
 
 
 class Updater:
-    """One update at a time. `phase` is where it is; `on_phase` is told of each step."""
+    """Runs one update at a time. `phase` is its current phase; `on_phase` is called after each step."""
 
     def __init__(self, slots: Slots, acquirer: Acquirer, serving: Serving, releases: Path) -> None:
         self._slots = slots
@@ -50,15 +50,15 @@ class Updater:
         self.on_phase: Callable[[], None] = lambda: None
 
     def take_golden(self) -> dict[Digest, Golden]:
-        """Golden prompts asked while soaking, since the last call."""
+        """Returns the counts of golden prompts asked during soaks since the last call."""
         taken, self.golden = self.golden, {}
         return taken
 
     async def restore(self) -> None:
-        """After a start: serve what the slots say. A release that was on trial goes back; it may be tried again."""
+        """Serves the active slot after a start. Reverts a release that was on trial; it may be tried again."""
         trial = self._slots.active
         if self._slots.on_trial and trial is not None:
-            # Once may be a power cut; a release under which the gateway goes down every time is at fault.
+            # One crash may be a power cut. If the gateway goes down in every soak, the release is at fault.
             at_fault = self._slots.attempts(trial.digest) >= MAX_ATTEMPTS
             if at_fault:
                 why = InferenceFailed(f"the gateway went down {MAX_ATTEMPTS} times while this release soaked")
@@ -69,7 +69,7 @@ class Updater:
             self.phase = Phase.COMMITTED
 
     async def refresh(self, release: Release) -> None:
-        """The package that serves is wanted with other settings: serve it with those. Nothing is down meanwhile."""
+        """Applies changed settings to the package that already serves, without downtime."""
         slot = self._slots.active
         known = self.release(release.manifest.digest)
         if slot is None or slot.digest != release.manifest.digest or known == release:
@@ -81,24 +81,26 @@ class Updater:
             await self._serving.swap(runner)
 
     def failed_in(self, digest: Digest) -> str | None:
-        """The rollout in which this release failed here; None when it did not."""
+        """Returns the rollout in which this release failed here; None if it did not fail."""
         file = self._failure(digest)
         return file.read_text() if digest in self._slots.failed and file.exists() else None
 
-    def forgive(self, digest: Digest) -> None:
-        """It may be tried again: somebody started another rollout of it."""
+    def allow_retry(self, digest: Digest) -> None:
+        """Clears the release's failure, because a new rollout of it was started."""
         self._slots.forget_failed(digest)
         self.problems.pop(digest, None)
 
     async def update(self, release: Release, rollout: str) -> None:
-        """Install `release`. Raises `TemporaryError` when it may work later, `PermanentError` after it was rejected;
-        both, and a cancellation, leave what served before serving."""
+        """Installs `release`. The previous release keeps serving after an error or a cancellation.
+
+        Raises `TemporaryError` when the update may succeed later, `PermanentError` after the release was rejected.
+        """
         digest = release.manifest.digest
         self._step(Event.UPDATE_WANTED)
         candidate: ProcessRunner | None = None
         try:
             self._remember(release)
-            with raise_disk_full("to remember a rollout", self._releases):
+            with raise_disk_full("to store the id of a rollout", self._releases):
                 self._failure(digest).write_text(rollout)
             with span("install", release=str(digest)):
                 slot = await self._acquirer.acquire(release)
@@ -137,12 +139,12 @@ class Updater:
         self.measured = _figures(report) | {"fetched_bytes": float(self._acquirer.fetched_bytes)}
         if not report.passed:
             raise InferenceFailed(
-                f"the probe refused {release.model}:{release.version}: {'; '.join(report.reasons)}",
-                fix="Look at what changed in the model; the gateway stays on its release.",
+                f"{release.model}:{release.version} failed the probe: {'; '.join(report.reasons)}",
+                fix="Check what changed in the model; the gateway keeps its previous release.",
             )
 
     async def _soak(self, candidate: ProcessRunner, golden: tuple[GoldenPrompt, ...], release: Release) -> None:
-        """Golden prompts on the serving path, for as long as the blueprint says, users' requests beside them."""
+        """Runs golden prompts on the serving path, beside users' requests, for the time that the blueprint sets."""
         loop = asyncio.get_running_loop()
         until = loop.time() + release.soak.seconds
         for prompt in itertools.cycle(golden):
@@ -165,14 +167,14 @@ class Updater:
             async for _, item in items:
                 if isinstance(item, Done):
                     return item.text
-        raise InferenceFailed("the runner ended an answer without its end")
+        raise InferenceFailed("the runner's answer stopped before it was complete")
 
     async def _give_up(self, release: Release, candidate: ProcessRunner | None, error: SlmopsError) -> None:
-        """The release is at fault: it is not tried again, and what served before serves."""
+        """Records the release as failed, so that it is not tried again, and serves the previous one."""
         log.error("%s:%s failed: %s", release.model, release.version, error)
         digest = release.manifest.digest
         self.problems[digest] = Problem.of(error)
-        self.phase = next_phase(self.phase, Event.STEP_FAILED)  # reported when it is behind us, with what runs then
+        self.phase = next_phase(self.phase, Event.STEP_FAILED)  # reported after the revert
         if self._slots.on_trial:
             self._slots.revert()
             await self._serve_active()
@@ -184,7 +186,7 @@ class Updater:
         self._step(Event.REVERTED)
 
     async def _withdraw(self, candidate: ProcessRunner | None) -> None:
-        """Not the release's fault, or nobody wants it any more: as before, and it may be tried again."""
+        """Undoes an update that was cancelled or failed through no fault of the release. It may be tried again."""
         if self._slots.on_trial:
             self._slots.revert(failed=False)
             await self._serve_active()
@@ -199,7 +201,7 @@ class Updater:
             return
         release = self.release(slot.digest)
         if release is None:
-            raise PermanentError("the active slot's release document is missing", where=str(self._releases))
+            raise PermanentError("the release document of the active slot is missing", where=str(self._releases))
         if self._serving.release is None or self._serving.release.digest != slot.digest:
             runner = _runner(release, slot.path)
             await runner.start()
@@ -210,14 +212,14 @@ class Updater:
             await candidate.stop(timedelta())
 
     def release(self, digest: Digest) -> Release | None:
-        """What is known of a release that this gateway once wanted."""
+        """Returns the stored document of a release that was desired here before; None if there is none."""
         path = self._document(digest)
         return Release.model_validate_json(path.read_bytes()) if path.exists() else None
 
     def _remember(self, release: Release) -> None:
-        """So that it can be served after a restart without a network."""
+        """Stores the release's document, so that the release can be served after a restart without a network."""
         path = self._document(release.manifest.digest)
-        with raise_disk_full("to remember a release", self._releases):
+        with raise_disk_full("to store a release's document", self._releases):
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_suffix(".new")
             new.write_text(release.model_dump_json())
@@ -227,7 +229,7 @@ class Updater:
         return self._releases / f"{digest.removeprefix('sha256:')}.json"
 
     def _failure(self, digest: Digest) -> Path:
-        """Names the rollout of the latest attempt; a failure if the slots say that it failed."""
+        """Returns the file with the rollout of the last attempt. Whether that attempt failed is stored in the slots."""
         return self._document(digest).with_suffix(".rollout")
 
     def _step(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The reported half of the twin, and measurements: through the spool, so that nothing is lost without a network."""
+"""Reports (the reported half of the twin) and measurements. They pass through the spool and survive a lost network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from slmops.kit.clock import Clock
 from slmops.kit.tracing import traceparent
 
 log = logging.getLogger(__name__)
-_BESIDE_ROWS = 1000
+_MEMORY_ROWS = 1000
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a report says besides who and when."""
+    """The content of a report, without the gateway's identity and the time."""
 
     phase: UpdatePhase
     running: Digest | None = None
@@ -43,20 +43,20 @@ class Status:
 
 @dataclass
 class Golden:
-    """Golden prompts that a soak asked since the last batch."""
+    """Counts of the golden prompts that a soak asked since the last batch."""
 
     passed: int = 0
     failed: int = 0
 
 
 class Reporter:
-    """Writes to the spool at once and publishes from it when there is a network."""
+    """Writes messages to the spool at once and publishes them when there is a network."""
 
     def __init__(self, identity: Identity, spool: Spool, counter: Path, clock: Clock) -> None:
         self._identity = identity
         self._spool = spool
-        self._beside = Spool(Path(":memory:"), max_rows=_BESIDE_ROWS)
-        """The newest message that did not fit on a full disk, so that it is sent from memory."""
+        self._memory_spool = Spool(Path(":memory:"), max_rows=_MEMORY_ROWS)
+        """The newest messages that did not fit on a full disk. They are sent from memory."""
         self._counter = counter
         self._clock = clock
         self._queued = asyncio.Event()
@@ -64,9 +64,12 @@ class Reporter:
         self._since = clock()
 
     def report(self, status: Status) -> None:
-        """On disk when it returns, or in memory if the disk is full. Raises `DiskFull` when not even a number fits."""
+        """Queues a report on disk, or in memory if the disk is full.
+
+        Raises `DiskFull` if the disk cannot even store the report's sequence number.
+        """
         self._sequence += 1
-        self._remember(self._sequence)
+        self._store_sequence(self._sequence)
         event = GatewayReported(
             gateway_id=self._identity.gateway_id,
             blueprint=self._identity.blueprint,
@@ -97,7 +100,7 @@ class Reporter:
         version_of: Mapping[Digest, str],
         golden: Mapping[Digest, Golden],
     ) -> None:
-        """One batch per release that did something since the last call."""
+        """Queues one batch for each release that answered requests since the last call."""
         started, now = self._since, self._clock()
         self._since = now
         for release in taken.keys() | golden.keys():
@@ -139,30 +142,30 @@ class Reporter:
         try:
             self._spool.put(subject, headers, payload, message_id, droppable=droppable)
         except DiskFull as error:
-            log.warning("%s is kept in memory: %s", subjects.template(subject), error)
-            self._beside.put(subject, headers, payload, message_id, droppable=True)
+            log.warning("keeping a message for %s in memory: %s", subjects.template(subject), error)
+            self._memory_spool.put(subject, headers, payload, message_id, droppable=True)
         self._queued.set()
 
     async def send(self, client: BusClient) -> None:
-        """Publishes what the spool holds, in order, until cancelled."""
+        """Publishes the spooled messages in order. Runs until cancelled."""
         while True:
             self._queued.clear()
             try:
-                for spool in (self._beside, self._spool):  # a full disk cannot even forget what it holds
+                for spool in (self._memory_spool, self._spool):  # memory first: on a full disk, not even a delete works
                     while waiting := spool.pending():
                         for message in waiting:
                             await client.store(message.subject, message.payload, message.headers)
                             spool.done([message.id])
             except TemporaryError as error:
-                log.info("spooling: %s", error)
+                log.info("keeping messages in the spool: %s", error)
                 await asyncio.sleep(error.delay.total_seconds())
                 continue
             await self._queued.wait()
 
-    def _remember(self, sequence: int) -> None:
-        """Before it is used: a sequence that was sent once must never be sent again with something else.
+    def _store_sequence(self, sequence: int) -> None:
+        """Stores a sequence number before it is used, so that no number is sent with two different reports.
 
-        In place, in one write of a few bytes: that needs no room, so that a gateway with a full disk can say so.
+        Overwrites a few bytes in place. That needs no disk space, so a gateway with a full disk can report it.
         """
         with (
             raise_disk_full("to report", self._counter),

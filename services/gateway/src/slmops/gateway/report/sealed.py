@@ -1,4 +1,4 @@
-"""What waits for a network, as a file to be carried to one: into the folder that bundles come in by."""
+"""Exports unsent messages as a sealed file into the bundle folder, to be carried to a network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _AT_ONCE = 100
 
 
 class Results:
-    """Writes all of the spool, sealed, whenever something new waits in it. The spool keeps it nevertheless: that it
-    arrived, only the bus says."""
+    """Writes the whole spool to a sealed file whenever it holds new messages.
+
+    The messages stay in the spool, because only the bus acknowledges their arrival.
+    """
 
     def __init__(
         self, folder: Path, identity: Identity, seed: str, spool: Spool, every: timedelta, clock: Clock
@@ -34,7 +36,7 @@ class Results:
         self._written = 0
 
     async def watch(self) -> None:
-        """Runs until cancelled. The folder may come and go: it may be a stick."""
+        """Exports new messages until cancelled. The folder may disappear and come back: it may be a USB stick."""
         while True:
             await asyncio.sleep(self._every.total_seconds())
             newest = self._spool.newest
@@ -43,7 +45,7 @@ class Results:
             try:
                 await self._write()
             except OSError as error:
-                log.warning("%s cannot be written: %s", self._file, error)
+                log.warning("cannot write %s: %s", self._file, error)
             else:
                 self._written = newest
 

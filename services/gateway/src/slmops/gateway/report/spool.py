@@ -1,4 +1,4 @@
-"""What waits for a network: messages on disk until the bus has acknowledged them."""
+"""The spool: keeps messages on disk until the bus has acknowledged them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Spooled:
 
 
 class Spool:
-    """A queue in SQLite, in order of arrival. What `put` returned from survives kill -9 and power loss.
+    """A queue in SQLite, in order of arrival. A message survives kill -9 and power loss once `put` has returned.
 
-    Bounded: when it is over `max_bytes` or `max_rows`, the oldest droppable messages (measurements) go, and are
-    counted. Others (reports) are never dropped; they are few, and may exceed the bounds. One process owns the file.
+    Bounded: above `max_bytes` or `max_rows`, the oldest droppable messages (measurements) are dropped and counted.
+    Others (reports) are never dropped; they are few, and may exceed the bounds. One process owns the file.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = 64 * 2**20, max_rows: int = 100_000) -> None:
@@ -56,7 +56,7 @@ class Spool:
     def put(
         self, subject: str, headers: dict[str, str], payload: bytes, message_id: str, *, droppable: bool = False
     ) -> None:
-        """On disk when it returns. A `message_id` that is there already is not put twice. Raises `DiskFull`."""
+        """Stores a message on disk; ignores a `message_id` that is already stored. Raises `DiskFull`."""
         head = json.dumps(headers)
         size_bytes = len(subject) + len(head) + len(payload)
         row = (message_id, subject, head, payload, droppable, size_bytes)
@@ -70,7 +70,7 @@ class Spool:
         self._rows, self._bytes = rows, size
 
     def pending(self, limit: int = 100, after: int = 0) -> list[Spooled]:
-        """The oldest first; only those after an id."""
+        """Returns up to `limit` messages with an id above `after`, oldest first."""
         rows = self._db.execute(
             "SELECT id, subject, headers, payload, message_id FROM message WHERE id > ? ORDER BY id LIMIT ?",
             (after, limit),
@@ -78,14 +78,14 @@ class Spool:
         return [Spooled(id, subject, json.loads(headers), payload, mid) for id, subject, headers, payload, mid in rows]
 
     def done(self, ids: Iterable[int]) -> None:
-        """Forgets what was acknowledged; ids that are not there are fine. Raises `DiskFull`."""
+        """Deletes acknowledged messages; ignores unknown ids. Raises `DiskFull`."""
         with self._transaction():
             rows, size = self._delete(ids)
         self._rows, self._bytes = self._rows - rows, self._bytes - size
 
     @property
     def newest(self) -> int:
-        """The id of the newest message; 0 while it is empty."""
+        """The id of the newest message; 0 if the spool is empty."""
         found: int = self._db.execute("SELECT ifnull(max(id), 0) FROM message").fetchone()[0]
         return found
 
@@ -94,7 +94,7 @@ class Spool:
 
     @property
     def dropped(self) -> int:
-        """How many messages were ever dropped for want of room; survives restarts."""
+        """How many messages were dropped in total because of the bounds; survives restarts."""
         messages: int = self._db.execute("SELECT messages FROM dropped").fetchone()[0]
         return messages
 
@@ -102,7 +102,7 @@ class Spool:
         self._db.close()
 
     def _make_room(self, rows: int, size: int) -> tuple[int, int]:
-        """Drops the oldest droppable messages until the bounds hold. Returns rows and bytes that are left."""
+        """Drops the oldest droppable messages until the bounds hold. Returns the remaining rows and bytes."""
         victims: list[int] = []
         cursor = self._db.execute("SELECT id, size_bytes FROM message WHERE droppable ORDER BY id")
         while (rows > self._max_rows or size > self._max_bytes) and (oldest := cursor.fetchone()):
@@ -122,7 +122,7 @@ class Spool:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Raises `DiskFull`."""
+        """Runs the block in one transaction. Raises `DiskFull`."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -132,6 +132,6 @@ class Spool:
                 raise
             raise DiskFull("not enough disk space to spool a message", fix="Free disk space on the gateway.") from error
         finally:
-            # SQLite itself may already have rolled back, as it does on a full disk.
+            # SQLite may already have rolled back, as it does on a full disk.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")

@@ -35,13 +35,13 @@ Items = AsyncGenerator[tuple[Release, Token | Done], None]
 class ApiLimits:
     max_body_bytes: int = 2**20
     default_max_tokens: int = 256
-    """For a request that names no bound."""
+    """For a request without a limit."""
 
 
 def create_api(
     serving: Serving, *, registry: CollectorRegistry | None = None, limits: ApiLimits | None = None
 ) -> Starlette:
-    """`registry`: what `/metrics` shows; the GenAI metrics are added to it."""
+    """Returns the API's application. `/metrics` shows `registry`, to which the GenAI metrics are added."""
     registry = registry or CollectorRegistry()
     chat = _Chat(serving, GenAiMetrics(registry), limits or ApiLimits())
 
@@ -86,7 +86,7 @@ class _Chat:
         if body is None:
             response: Response | None = _error(413, f"the body is larger than {limit_bytes} bytes", "body_too_large")
         else:
-            response = await _unless_gone(request, self._respond(body))
+            response = await _unless_disconnected(request, self._respond(body))
         if response:
             await response(scope, receive, send)
 
@@ -100,7 +100,7 @@ class _Chat:
         items = self._measured(self._serving.generate(asked.inference(self._limits.default_max_tokens)), started)
         try:
             self._check_model(asked)
-            release, first_item = await anext(items)  # a failure before it is still an HTTP status
+            release, first_item = await anext(items)  # a failure up to here still becomes an HTTP status
         except SlmopsError as error:
             await items.aclose()
             return _refusal(error)
@@ -116,7 +116,7 @@ class _Chat:
             raise NotFound("this gateway does not serve that model", fix=f"Ask for {release.model!r}.")
 
     async def _measured(self, items: Items, started: float) -> Items:
-        """The same items; outcome and duration go to the metrics."""
+        """Yields the same items and records the outcome and the duration in the metrics."""
         model = self._serving.release.model if self._serving.release else ""
         try:
             async with aclosing(items):
@@ -130,7 +130,7 @@ class _Chat:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that stop the generation the moment the client is gone."""
+    """Server-sent events. Generation stops as soon as the client disconnects."""
 
     def __init__(self, events: AsyncGenerator[str, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -153,7 +153,7 @@ async def _events(reply: Reply, first: Token | Done, items: Items, include_usage
                 if include_usage:
                     yield _event(reply.usage_chunk(item))
     except SlmopsError as error:
-        yield _event(_error_body(error.what, error.code))  # the status is gone; the client must still know
+        yield _event(_error_body(error.what, error.code))  # too late for an HTTP status
     yield "data: [DONE]\n\n"
 
 
@@ -163,8 +163,8 @@ async def _chain(first: Token | Done, items: Items) -> AsyncIterator[Token | Don
         yield item
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response | None:
-    """`work`, cancelled when the client disconnects before it is done; then None."""
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Response]) -> Response | None:
+    """Returns the result of `work`, or cancels it and returns None if the client disconnects first."""
     task = asyncio.create_task(work)
     try:
         while not (await asyncio.wait([task], timeout=0.25))[0]:
@@ -178,7 +178,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) ->
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes | None:
-    """None when it is larger. Counted as it arrives: a Content-Length may be missing or a lie."""
+    """Returns the body, or None if it is larger. Counts the bytes, because Content-Length may be missing or wrong."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -210,7 +210,7 @@ def _refusal(error: SlmopsError) -> JSONResponse:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """A path or a method that is not there."""
+    """Answers a request for an unknown path or method."""
     status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
     return _error(status, detail, "no_such_route")
 

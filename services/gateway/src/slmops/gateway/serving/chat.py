@@ -1,4 +1,4 @@
-"""OpenAI's chat completion shapes: what a client may send and what it gets back."""
+"""The request and response bodies of OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Message(BaseModel):
 
     def plain(self) -> ChatMessage:
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        # "developer" is OpenAI's later name for "system", which chat templates know.
+        # "developer" is OpenAI's newer name for "system". Chat templates only know "system".
         return ChatMessage(role="system" if self.role == "developer" else self.role, content=content)
 
 
@@ -29,7 +29,10 @@ class _StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """What is not listed is ignored, as OpenAI's clients expect; what would change the answer's meaning is refused."""
+    """A chat completion request. Ignores unknown fields, as OpenAI's clients expect.
+
+    Rejects fields that would change the meaning of the answer and are not supported.
+    """
 
     model: str | None = None
     messages: list[_Message] = Field(min_length=1, max_length=1000)
@@ -75,7 +78,7 @@ def usage(done: Done) -> dict[str, int]:
 
 
 class Reply:
-    """The bodies of one answer: they share an id, a time and a model."""
+    """Makes the bodies of one answer, which share an id, a time and a model."""
 
     def __init__(self, reply_id: str, created: int, release: Release) -> None:
         # The fingerprint lets a client see which release answered.

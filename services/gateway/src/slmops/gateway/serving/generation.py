@@ -14,12 +14,12 @@ from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest
 from slmops.gateway.serving.stopwords import StopWords
 
-# A long prompt is read in pieces between the tokens of other answers; the result is the same, bit for bit.
+# A long prompt is read in chunks between the tokens of other answers. The result is the same, bit for bit.
 PREFILL_CHUNK_TOKENS = 64
 
 
 class LoadedModel:
-    """An onnxruntime-genai folder in memory. Raises `InferenceFailed` when it does not load.
+    """A model loaded from an onnxruntime-genai folder. Raises `InferenceFailed` if it does not load.
 
     `context_tokens` bounds prompt and answer together, and so the key-value cache of one request.
     """
@@ -36,22 +36,25 @@ class LoadedModel:
                 self.adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
             trained = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
         except (RuntimeError, OSError, ValueError, KeyError) as error:
-            raise InferenceFailed(f"the model does not load: {error}", where=folder.name) from error
+            raise InferenceFailed(f"the model could not be loaded: {error}", where=folder.name) from error
         self.context_tokens = min(context_tokens, trained)
         self.end_tokens = frozenset(int(token) for token in self.tokenizer.eos_token_ids)
 
     def encode(self, request: InferenceRequest) -> list[int]:
-        """The prompt's tokens. Raises `PromptRefused`: empty, too long, or nothing the chat template can take."""
+        """Returns the prompt's tokens.
+
+        Raises `PromptRefused` if the prompt is empty or too long, or if the chat template rejects the messages.
+        """
         try:
             tokens = [int(token) for token in self.tokenizer.encode(self._prompt(request))]
         except RuntimeError:
             # The library's message may quote the prompt.
-            raise PromptRefused("the model's chat template does not take these messages") from None
+            raise PromptRefused("the model's chat template rejected these messages") from None
         if not tokens:
             raise PromptRefused("the prompt is empty")
         if len(tokens) >= self.context_tokens:
             raise PromptRefused(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.context_tokens}, the answer included",
+                f"the prompt has {len(tokens)} tokens, but prompt and answer together may have {self.context_tokens}",
                 fix="Send a shorter prompt.",
             )
         return tokens
@@ -64,18 +67,18 @@ class LoadedModel:
 
 
 def _session(threads: int) -> dict[str, object]:
-    # The library's own default is half of the processors. Without spinning, a second runner (the one that is
-    # being probed while this one serves) costs what it computes and not a processor.
-    # Of what an adapter's inputs make the runtime warn, a gateway's log would fill up.
+    # The library's own default is half of the processors. With spinning, a second runner (the one that is being
+    # probed while this one serves) would occupy its processors even while it waits.
+    # Severity 3 (error): the inputs of an adapter cause runtime warnings that would fill the log.
     options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0", "log_severity_level": 3}
     return {"model": {"decoder": {"session_options": options}}}
 
 
 class Generation:
-    """One answer. `step` does one unit of work, so that several answers can take turns; `done` ends it."""
+    """The generation of one answer. `step` does one unit of work, so that several answers can take turns."""
 
     def __init__(self, model: LoadedModel, request: InferenceRequest, received: float) -> None:
-        """`received`: `time.perf_counter()` when the request arrived, from which time to first token counts."""
+        """`received`: `time.perf_counter()` when the request arrived. Time to first token starts there."""
         self._model, self._received = model, received
         self._unread = self._prompt = model.encode(request)
         params = og.GeneratorParams(model.model)
@@ -91,7 +94,7 @@ class Generation:
         self._text: list[str] = []
 
     def step(self) -> str:
-        """Reads a piece of the prompt, or makes one token. Returns the text that became certain by it."""
+        """Reads a chunk of the prompt or generates one token. Returns the text that is now final."""
         if self._unread:
             chunk, self._unread = self._unread[:PREFILL_CHUNK_TOKENS], self._unread[PREFILL_CHUNK_TOKENS:]
             self._generator.append_tokens(chunk)
@@ -112,7 +115,7 @@ class Generation:
         return text
 
     def done(self) -> Done | None:
-        """The whole answer once it is finished."""
+        """Returns the whole answer once it is finished, otherwise None."""
         if self._finish is None:
             return None
         decoding, decoded = self._last - self._first, self._completion_tokens - 1
@@ -128,7 +131,7 @@ class Generation:
 
 def _search(request: InferenceRequest, prompt_tokens: int, context_tokens: int) -> dict[str, object]:
     options: dict[str, object] = {
-        # Also the size of the key-value cache that is allocated at once.
+        # This is also the size of the key-value cache, which is allocated at the start.
         "max_length": min(prompt_tokens + request.max_tokens, context_tokens),
         "do_sample": request.temperature > 0,
         "top_p": request.top_p,

@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What a runner serves: the digest of the package's manifest, and the model's name and version."""
+    """The release that a runner serves: the digest of the package's manifest, and the model's name and version."""
 
     digest: Digest
     model: str
@@ -38,21 +38,21 @@ class InferenceRequest(BaseModel):
     max_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 is greedy decoding")
     top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(default=None, description="None: another answer each time, unless temperature is 0")
+    seed: int | None = Field(default=None, description="None: a random seed, so answers differ unless temperature is 0")
     stop: tuple[str, ...] = ()
     stream: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of the answer that will not change any more. Not always one token: half a character waits."""
+    """A piece of the answer that is final. It may hold several tokens, because incomplete characters are held back."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of an answer. `text` is all of it. Rates are of this request, waiting for its turn included."""
+    """The end of an answer. `text` is the whole answer. Times and rates include the waits for this request's turns."""
 
     text: str
     finish_reason: FinishReason
@@ -60,12 +60,12 @@ class Done:
     completion_tokens: int
     ttft_s: float
     tokens_per_s: float | None
-    """Decoding rate after the first token; None where there was only one."""
+    """Decoding rate after the first token; None if there was only one token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A runner has loaded its model."""
+    """Sent when a runner has loaded its model."""
 
     load_s: float
     rss_bytes: int

@@ -14,7 +14,7 @@ from slmops.contracts.errors import PortTaken
 
 
 def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Only this machine may connect unless `host` says otherwise.
+    """Returns a bound socket. Port 0 selects a free port. The default `host` accepts local connections only.
 
     Raises `PortTaken`.
     """
@@ -27,18 +27,20 @@ def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
         if error.errno != errno.EADDRINUSE:
             raise
         raise PortTaken(
-            f"port {port} is taken", where=f"{host}:{port}", fix="Stop what listens there, or configure another port."
+            f"port {port} is taken",
+            where=f"{host}:{port}",
+            fix="Stop the process that listens there, or configure another port.",
         ) from None
     return bound
 
 
 class ApiServer(uvicorn.Server):
-    """uvicorn without its own signal handling and access log. `await serve([socket])`; `should_exit` ends it."""
+    """uvicorn without its own signal handling and access log. Run `serve([socket])`; set `should_exit` to stop it."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(uvicorn.Config(app, lifespan="off", access_log=False, log_config=None))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None: the agent handles signals."""
+        """Captures no signals, because the agent handles them."""
         yield

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from slmops.contracts.descriptor import Digest
 from slmops.gateway.serving.inference import Done
 
-_SAMPLES = 1000  # per release and interval; the latest stay
+_SAMPLES = 1000  # per release and interval; the latest are kept
 
 
 def _samples() -> deque[float]:
@@ -17,8 +17,10 @@ def _samples() -> deque[float]:
 
 @dataclass(slots=True)
 class ReleaseMeasurement:
-    """Of one release. `failed` counts answers that a client asked for and did not get by our fault;
-    a refused prompt or a client that left is none of them."""
+    """The counts of one release. `failed` counts requests that failed because of the gateway.
+
+    A refused prompt or a client that disconnected is not counted as failed.
+    """
 
     release: Digest
     requests: int = 0
@@ -26,7 +28,8 @@ class ReleaseMeasurement:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     decode_s: float = 0.0
-    """Seconds of decoding, the first token counted at the rate of the others: tokens over seconds is that rate."""
+    """Seconds of decoding, with the first token counted at the rate of the others, so that
+    `completion_tokens / decode_s` is the decoding rate."""
     ttft_sum_s: float = 0.0
     ttft_s: deque[float] = field(default_factory=_samples)
     tokens_per_s: deque[float] = field(default_factory=_samples)
@@ -47,7 +50,7 @@ class ReleaseMeasurement:
 
 
 class Measurements:
-    """One `ReleaseMeasurement` per release that answered since the last `take`."""
+    """Holds one `ReleaseMeasurement` for each release that answered since the last `take`."""
 
     def __init__(self) -> None:
         self._releases: dict[Digest, ReleaseMeasurement] = {}
@@ -56,6 +59,6 @@ class Measurements:
         return self._releases.setdefault(release, ReleaseMeasurement(release))
 
     def take(self) -> dict[Digest, ReleaseMeasurement]:
-        """Everything since the last call, which starts anew."""
+        """Returns the measurements since the last call and resets them."""
         taken, self._releases = self._releases, {}
         return taken

@@ -8,14 +8,14 @@ import psutil
 
 
 def rss_bytes(pid: int) -> int:
-    """Now. Raises `psutil.NoSuchProcess`."""
+    """Returns the current resident memory. Raises `psutil.NoSuchProcess`."""
     return int(psutil.Process(pid).memory_info().rss)
 
 
 def peak_rss_bytes(pid: int) -> int | None:
-    """The most it ever was (`VmHWM`); where /proc is missing, what it is now; None when the process is gone.
+    """Returns the peak resident memory (`VmHWM`), without /proc the current one; None if the process has ended.
 
-    Not `getrusage`: its ru_maxrss includes the image of the parent that forked the process.
+    `getrusage` is not used, because its ru_maxrss includes the image of the parent that forked the process.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()

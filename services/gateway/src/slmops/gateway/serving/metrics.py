@@ -1,4 +1,4 @@
-"""The OpenTelemetry GenAI metrics of this gateway, in Prometheus form. Labels are bounded: nothing a client wrote."""
+"""The OpenTelemetry GenAI metrics of this gateway in Prometheus form. No label contains text from a client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from slmops.gateway.serving.inference import Done
 
-# Bucket boundaries as the GenAI semantic conventions advise.
+# Bucket boundaries recommended by the GenAI semantic conventions.
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
@@ -44,5 +44,5 @@ class GenAiMetrics:
         self._duration.labels(*labels, "").observe(took.total_seconds())
 
     def failed(self, model: str, code: str, took: timedelta) -> None:
-        """`code` is that of the error tree."""
+        """Records a failed request. `code` is a code of the error tree."""
         self._duration.labels("chat", _PROVIDER, model, code).observe(took.total_seconds())

@@ -1,4 +1,4 @@
-"""The router between the API and the runners. A swap, a rollback and a crash are invisible to clients."""
+"""The router between the API and the runners. It hides swaps, rollbacks and crashes from clients."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ class ServingLimits:
     drain: timedelta = timedelta(seconds=60)
     """How long a replaced runner may finish its answers."""
     patience: timedelta = timedelta(seconds=30)
-    """How long a request waits for a runner that is being restarted. None waits where no release ever served."""
+    """How long a request waits for a runner that is restarting. While no release is active, requests do not wait."""
     backoff: timedelta = timedelta(milliseconds=500)
-    """Before the first restart after a crash; doubles with each that does not last `stable`."""
+    """Pause before the first restart after a crash. It doubles after each run that is shorter than `stable`."""
     max_backoff: timedelta = timedelta(seconds=30)
     stable: timedelta = timedelta(minutes=1)
     max_requests: int = 64
-    """In work or waiting. More are turned away, for a queue that nobody survives helps nobody."""
+    """Requests in work or waiting. Further requests are rejected, because they would wait too long."""
 
 
 class Serving:
-    """Holds the active runner. A new request always goes to the newest; an old runner drains and ends.
+    """Holds the active runner. New requests go to the newest runner; a replaced runner drains and then stops.
 
-    A request whose runner died before the client saw anything is retried once. A dead active runner is restarted.
+    A request whose runner died before it sent anything to the client is retried once. A dead active runner is
+    restarted.
     """
 
     def __init__(self, limits: ServingLimits | None = None, *, on_answer: Answered | None = None) -> None:
@@ -52,7 +53,7 @@ class Serving:
 
     @property
     def release(self) -> Release | None:
-        """What new requests are answered by."""
+        """The release that answers new requests."""
         return self._active.release if self._active else None
 
     @property
@@ -64,23 +65,23 @@ class Serving:
         return self._active.peak_rss_bytes() if self._active else 0
 
     async def swap(self, new: Runner) -> None:
-        """`new`, already started, answers from now on. Returns when the old one has drained and ended."""
+        """Makes `new`, which must be started, the active runner. Returns when the old one has drained and stopped."""
         old = await self._replace(new)
         _log.info("serving %s %s", new.release.model, new.release.version)
         if old:
             await old.stop(self._limits.drain)
 
     async def stop(self) -> None:
-        """Nothing serves from now on; running answers may finish."""
+        """Stops serving. Running answers may finish."""
         if old := await self._replace(None):
             await old.stop(self._limits.drain)
 
     def take_measurements(self) -> dict[Digest, ReleaseMeasurement]:
-        """By release, everything since the last call."""
+        """Returns the measurements since the last call, by release."""
         return self._measurements.take()
 
     async def generate(self, request: InferenceRequest) -> AsyncGenerator[tuple[Release, Token | Done], None]:
-        """`Runner.generate`, each item with the release that made it. Raises `NotReady` as well."""
+        """Yields the items of `Runner.generate`, each with the release that made it. Also raises `NotReady`."""
         if self._requests >= self._limits.max_requests:
             raise NotReady("too many requests are waiting", delay=timedelta(seconds=5))
         self._requests += 1
@@ -112,7 +113,7 @@ class Serving:
 
     async def _runner(self) -> Runner:
         if self._active is None:
-            raise NotReady("no model serves yet", fix="Wait for the gateway's first release.")
+            raise NotReady("this gateway does not serve a model yet", fix="Wait for its first release.")
         if not self.ready:
             self._available.clear()
         try:
@@ -128,13 +129,13 @@ class Serving:
         keeper, self._keeper = self._keeper, None
         if new:
             self._keeper = asyncio.create_task(self._keep(new), name="runner keeper")
-        self._available.set()  # with nothing active, whoever waits learns it at once
+        self._available.set()  # if nothing is active, waiting requests fail at once
         if keeper:
             await cancel_and_wait([keeper])
         return old
 
     async def _keep(self, runner: Runner) -> None:
-        """Restarts `runner` whenever it dies, with growing pauses."""
+        """Restarts `runner` whenever it dies, with increasing pauses."""
         loop, pause = asyncio.get_running_loop(), self._limits.backoff
         while True:
             since = loop.time()
@@ -149,4 +150,4 @@ class Serving:
                 await runner.start()
                 self._available.set()
             except InferenceFailed as error:
-                _log.warning("the model runner does not start: %s", error)
+                _log.warning("the model runner did not start: %s", error)

@@ -1,4 +1,4 @@
-"""A model runner in its own process, so that a crash of native code or a runaway model never takes the agent along."""
+"""A model runner in its own process, so that a crash in native code or a runaway model cannot stop the agent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LINE_LIMIT_BYTES = 16 * 2**20  # a `done` line repeats the whole answer
 
 
 class Runner(Protocol):
-    """Something that answers with one release."""
+    """Answers requests with one release."""
 
     @property
     def release(self) -> Release: ...
@@ -32,22 +32,22 @@ class Runner(Protocol):
     def alive(self) -> bool: ...
 
     async def start(self) -> Ready:
-        """Loads the model; also after a death. Raises `InferenceFailed`."""
+        """Loads the model; may be called again after the runner died. Raises `InferenceFailed`."""
 
     def generate(self, request: InferenceRequest) -> AsyncGenerator[Token | Done, None]:
-        """Tokens (none without `stream`), then one `Done`. Closing it cancels the work.
+        """Yields tokens (none without `stream`), then one `Done`. Closing the generator cancels the work.
 
         Raises `PromptRefused`, `RunnerDied`, `InferenceFailed`.
         """
 
     async def dead(self) -> None:
-        """Returns when the runner has ended; at once if it does not run."""
+        """Waits until the runner has ended. Returns at once if it does not run."""
 
     async def stop(self, drain: timedelta = ...) -> None:
-        """Lets running answers finish for at most `drain`, then kills. Idempotent."""
+        """Lets running answers finish for at most `drain`, then kills the runner. Idempotent."""
 
     def peak_rss_bytes(self) -> int:
-        """The most memory it ever held; 0 before the first start."""
+        """Returns the peak resident memory; 0 before the first start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class RunnerOptions:
     context_tokens: int = 2048
     """Prompt and answer together; bounds the key-value cache of one request."""
     max_tokens: int = 256
-    """Of one answer, whatever a request asks for."""
+    """Upper limit for one answer, whatever the request asks for."""
     parallel: int = 4
-    """Answers that take turns; others wait. Bounds the caches held at once."""
+    """Answers that are generated in turns; further requests wait. Bounds the number of key-value caches."""
     threads: int | None = None
     """Threads of one step. None: one per processor that the process may use."""
     nice: int = 0
@@ -65,7 +65,7 @@ class RunnerOptions:
 
 
 class ProcessRunner:
-    """`Runner` over a process of `serving.runner_process`. It never outlives the process that started it."""
+    """A `Runner` that starts `serving.runner_process`. The process never outlives the one that started it."""
 
     def __init__(self, release: Release, model_dir: Path, options: RunnerOptions | None = None) -> None:
         self.release = release
@@ -93,7 +93,7 @@ class ProcessRunner:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT_BYTES,
-            start_new_session=True,  # Ctrl-C in a terminal is for the agent, which drains
+            start_new_session=True,  # Ctrl-C in a terminal must reach only the agent, which drains
         )
         try:
             ready = await self._loaded(self._process)
@@ -165,7 +165,7 @@ class ProcessRunner:
                 f"the model did not load within {allowed_s:g} s", where=self._model_dir.name
             ) from None
         if first is None:
-            with suppress(TimeoutError):  # its own exit code says more than our kill
+            with suppress(TimeoutError):  # its own exit code is more useful than that of our kill
                 await asyncio.wait_for(process.wait(), timeout=5)
             raise self._death()
         if first.pop("event") == "error":
@@ -173,7 +173,7 @@ class ProcessRunner:
         return Ready(**first)
 
     async def _dispatch(self, process: asyncio.subprocess.Process) -> None:
-        """Hands each answer to its request until the process ends, then tells every request that still waits."""
+        """Passes each message to its request until the process ends, then fails all requests that still wait."""
         while message := await _read(process):
             if waiting := self._answers.get(message["id"]):
                 waiting.put_nowait(message)
@@ -185,26 +185,26 @@ class ProcessRunner:
             waiting.put_nowait({"event": "error", "problem": problem})
 
     def _send(self, message: dict[str, Any]) -> None:
-        # A pipe that broke is a death, which the reader reports.
+        # A broken pipe means that the process died, which `_dispatch` reports.
         if self._process and self._process.stdin:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     async def kill(self) -> None:
-        """At once, whatever it is doing."""
+        """Kills the process at once."""
         if self._process and self._process.returncode is None:
             with suppress(ProcessLookupError):
-                self._process.kill()  # it holds no state that a gentle end would save
+                self._process.kill()  # the process has no state to save
             await self._process.wait()
 
     def _death(self) -> RunnerDied:
         code = self._process.returncode if self._process else None
-        how = "does not run" if code is None else f"ended with {_exit(code)}"
+        how = "is not running" if code is None else f"ended with {_exit(code)}"
         return RunnerDied(f"the model runner {how}", where=f"{self.release.model}:{self.release.version}")
 
 
 async def _read(process: asyncio.subprocess.Process) -> dict[str, Any] | None:
     line = await process.stdout.readline() if process.stdout else b""
-    # A line that was cut by the process's death is no message.
+    # A line that was cut off when the process died is not a message.
     return dict(json.loads(line)) if line.endswith(b"\n") else None
 
 

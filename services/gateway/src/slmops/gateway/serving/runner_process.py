@@ -1,12 +1,12 @@
-"""The model's own process: JSON lines in on stdin, JSON lines out on stdout, until stdin ends.
+"""The process that runs a model. It reads JSON lines from stdin and writes JSON lines to stdout until stdin ends.
 
 In:  {"id", …the fields of `InferenceRequest`}   {"cancel": id}
-Out: {"event": "ready", …`Ready`}                first, or {"event": "error", "problem"} and the end
+Out: {"event": "ready", …`Ready`}                first; on failure {"event": "error", "problem"}, then the process ends
      {"id", "event": "token", "text"}            only for a request with `stream`
      {"id", "event": "done", …`Done`}
-     {"id", "event": "error", "problem"}         this request failed; the process goes on
+     {"id", "event": "error", "problem"}         this request failed; the process continues
 
-Answers take turns, a token each, so that a short one never waits for a long one.
+Answers are generated in turns of one token, so that a short answer never waits for a long one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Answer = Callable[[dict[str, Any]], None]
 
 
 class TurnTaker:
-    """Steps the running answers in turn. At most `parallel` run, which bounds memory; others wait in order."""
+    """Steps the running answers in turn. At most `parallel` answers run, which bounds memory; others wait in order."""
 
     def __init__(self, model: LoadedModel, answer: Answer, parallel: int) -> None:
         self._model, self._answer, self._parallel = model, answer, parallel
@@ -57,12 +57,12 @@ class TurnTaker:
             self._waiting.append((message["id"], InferenceRequest.model_validate(message), time.perf_counter()))
 
     def turn(self) -> None:
-        """One step of every running answer."""
+        """Starts waiting requests while there is room, then runs one step of every running answer."""
         while self._waiting and len(self._running) < self._parallel:
             request_id, request, received = self._waiting.popleft()
-            self._guarded(request_id, partial(self._begin, request_id, request, received))
+            self._run_guarded(request_id, partial(self._begin, request_id, request, received))
         for request_id in list(self._running):
-            self._guarded(request_id, partial(self._step, request_id))
+            self._run_guarded(request_id, partial(self._step, request_id))
 
     def _begin(self, request_id: str, request: InferenceRequest, received: float) -> None:
         self._running[request_id] = Generation(self._model, request, received), request.stream
@@ -76,8 +76,8 @@ class TurnTaker:
             del self._running[request_id]
             self._answer({"id": request_id, "event": "done", **asdict(done)})
 
-    def _guarded(self, request_id: str, work: Callable[[], None]) -> None:
-        """A failed request is answered and forgotten; the others go on."""
+    def _run_guarded(self, request_id: str, work: Callable[[], None]) -> None:
+        """Runs `work`. If it fails, answers the request with the error and drops it; other requests continue."""
         try:
             work()
         except (InferenceFailed, RuntimeError, MemoryError) as error:
@@ -89,7 +89,7 @@ class TurnTaker:
 
 
 def _own_stdout() -> Answer:
-    """Keeps the real stdout for answers. What native code prints goes to stderr and cannot break a line."""
+    """Reserves the real stdout for answers. Output of native code goes to stderr and cannot corrupt a line."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -103,11 +103,11 @@ def _own_stdout() -> Answer:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve one onnxruntime-genai model over stdin and stdout.")
     parser.add_argument("--model", type=Path, required=True, help="folder with genai_config.json")
-    parser.add_argument("--context-tokens", type=int, default=2048, help="prompt and answer together")
-    parser.add_argument("--parallel", type=int, default=4, help="answers that take turns; others wait")
-    parser.add_argument("--threads", type=int, default=None, help="default: one per processor it may use")
+    parser.add_argument("--context-tokens", type=int, default=2048, help="limit for prompt and answer together")
+    parser.add_argument("--parallel", type=int, default=4, help="answers that are generated in turns; others wait")
+    parser.add_argument("--threads", type=int, default=None, help="default: one per processor that it may use")
     parser.add_argument("--nice", type=int, default=0)
-    parser.add_argument("--parent", type=int, default=None, help="die with this process")
+    parser.add_argument("--parent", type=int, default=None, help="process id; exit when this process ends")
     return parser.parse_args()
 
 
@@ -148,5 +148,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Without the interpreter's teardown: the thread may still read stdin, and nothing is left to save.
+    # Skips the interpreter's teardown: the thread may still be reading stdin, and there is nothing to save.
     os._exit(main())

@@ -1,10 +1,10 @@
-"""Stop strings over a stream: text that may become a stop string is held back until it is certain."""
+"""Finds stop strings in a stream. Text that may be the start of a stop string is held back."""
 
 from __future__ import annotations
 
 
 class StopWords:
-    """`feed` gives what may be shown; once a stop string appeared, `hit` is true and nothing follows."""
+    """`feed` returns the text that may be shown. After a stop string, `hit` is true and `feed` returns nothing."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self._words = tuple(word for word in words if word)
@@ -22,11 +22,11 @@ class StopWords:
         return shown
 
     def flush(self) -> str:
-        """What was held back and turned out not to be a stop string."""
+        """Returns the held-back text, which turned out not to be a stop string."""
         shown, self._held = ("" if self.hit else self._held), ""
         return shown
 
     def _tail(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Returns the length of the longest suffix of the held text that is the start of a stop string."""
         lengths = range(max(map(len, self._words), default=1) - 1, 0, -1)
         return next((n for n in lengths if any(word.startswith(self._held[-n:]) for word in self._words)), 0)
