@@ -1,6 +1,6 @@
-"""The job board: how far every job came, and which are to end. In a KV bucket, so that all workers see the same.
+"""The job board: the state of every job and the requests to cancel jobs, in a KV bucket that all workers share.
 
-Whoever has a job's message writes its state, so nobody else does; the wish to end it is a key of its own.
+Only the worker that holds a job's message writes its state. A request to cancel it is stored under a separate key.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from slmops.kit.bus.service_bus import Bus
 
 
 class Board:
-    """Every method raises `Unreachable`."""
+    """Reads and writes the job board. Every method raises `Unreachable`."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._opened: KeyValue | None = None
 
     async def queue(self, view: JobView) -> None:
-        """Put up a job that is new; one that is known stays as far as it came."""
+        """Adds a new job; a job that is already on the board keeps its state."""
         with _reachable():
             bucket = await self._bucket()
             try:
@@ -40,29 +40,29 @@ class Board:
 
     async def find(self, job: str) -> JobView | None:
         state = await self._get(subjects.job_key(job))
-        return _seen(JobView.model_validate_json(state), await self.cancelled(job)) if state else None
+        return _with_cancellation(JobView.model_validate_json(state), await self.cancelled(job)) if state else None
 
     async def all(self) -> list[JobView]:
-        """In the order in which they were queued."""
+        """Returns all jobs in the order in which they were queued."""
         with _reachable():
             watcher = await (await self._bucket()).watchall(ignore_deletes=True)
             found: dict[str, bytes] = {}
             async for entry in watcher:
-                if entry is None:  # everything that was there
+                if entry is None:  # end of the stored entries
                     break
                 found[entry.key] = entry.value or b""
             await watcher.stop()  # type: ignore[no-untyped-call]
-        by = {key: value.decode() for key, value in found.items()}
-        views = [JobView.model_validate_json(text) for key, text in by.items() if key == subjects.job_key(_job(key))]
-        seen = [_seen(view, by.get(subjects.cancellation_key(view.job))) for view in views]
-        return sorted(seen, key=lambda view: view.queued_at)
+        texts = {key: value.decode() for key, value in found.items()}
+        views = [JobView.model_validate_json(text) for key, text in texts.items() if key == subjects.job_key(_job(key))]
+        views = [_with_cancellation(view, texts.get(subjects.cancellation_key(view.job))) for view in views]
+        return sorted(views, key=lambda view: view.queued_at)
 
     async def cancel(self, job: str, by: str) -> None:
         with _reachable():
             await (await self._bucket()).put(subjects.cancellation_key(job), by.encode())
 
     async def cancelled(self, job: str) -> str | None:
-        """By whom; None if nobody wants it to end."""
+        """Returns who asked to cancel the job; None if nobody did."""
         by = await self._get(subjects.cancellation_key(job))
         return by.decode() if by is not None else None
 
@@ -84,8 +84,8 @@ def _job(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _seen(view: JobView, cancelled_by: str | None) -> JobView:
-    """A job whose end is wanted, before its worker has heard of it."""
+def _with_cancellation(view: JobView, cancelled_by: str | None) -> JobView:
+    """Returns the job as cancelled if somebody asked for it, even if its worker has not noticed yet."""
     if cancelled_by is None or view.state.ended:
         return view
     state = JobState.CANCELLED if view.state is JobState.QUEUED else JobState.CANCELLING
