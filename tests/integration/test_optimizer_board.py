@@ -109,7 +109,7 @@ class Worker:
     def __init__(self, error: Exception) -> None:
         self.error, self.asked = error, 0
 
-    async def do(self, job: OptimizeJob, telling: object) -> None:
+    async def run(self, job: OptimizeJob, publisher: object) -> None:
         self.asked += 1
         raise self.error
 
