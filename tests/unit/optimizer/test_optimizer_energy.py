@@ -58,5 +58,5 @@ def test_the_energy_is_modelled_if_one_counter_cannot_be_read(tmp_path: Path) ->
     zone(tmp_path, "intel-rapl:0", "package-0", 1_000)
     closed = zone(tmp_path, "intel-rapl:1", "package-1", 1_000) / "energy_uj"
     closed.unlink()
-    closed.mkdir()  # root can read every file, but nobody can read a folder as a file
+    closed.mkdir()  # a folder, because root could read a file without permissions
     assert EnergyMeter(tmp_path).read().source == "modelled"

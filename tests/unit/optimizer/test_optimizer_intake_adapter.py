@@ -137,7 +137,7 @@ def test_an_adapter_of_tied_embeddings_is_refused(tmp_path):
 Change = Callable[[Path], None]
 
 
-def said(**settings: object) -> Change:
+def config(**settings: object) -> Change:
     def change(adapter: Path) -> None:
         path = adapter / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_bytes()) | settings))
@@ -172,13 +172,13 @@ def other_base(**settings: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (said(peft_type="IA3"), UnsupportedArchitecture, "IA3"),
-        (said(modules_to_save=["lm_head"]), UnsupportedArchitecture, "modules_to_save"),
-        (said(layer_replication=[[0, 2], [0, 2]]), UnsupportedArchitecture, "layer_replication"),
-        (said(target_modules=["q_proj", "c_attn"]), InvalidModel, "c_attn"),
-        (said(r=0), InvalidModel, "rank is 0"),
-        (said(r="4"), InvalidModel, "r = '4'"),
-        (said(r=8), InvalidModel, "rank is 4, and adapter_config.json says 8"),
+        (config(peft_type="IA3"), UnsupportedArchitecture, "IA3"),
+        (config(modules_to_save=["lm_head"]), UnsupportedArchitecture, "modules_to_save"),
+        (config(layer_replication=[[0, 2], [0, 2]]), UnsupportedArchitecture, "layer_replication"),
+        (config(target_modules=["q_proj", "c_attn"]), InvalidModel, "c_attn"),
+        (config(r=0), InvalidModel, "rank is 0"),
+        (config(r="4"), InvalidModel, "r = '4'"),
+        (config(r=8), InvalidModel, "rank is 4, and adapter_config.json says 8"),
         (renamed("layers.1", "layers.7"), InvalidModel, r"layers\.7.*its base does not have it"),
         (renamed("lora_A", "lora_embedding_A"), UnsupportedArchitecture, "lora_embedding_A"),
         (without("q_proj.lora_B"), InvalidModel, "B is None"),
@@ -206,13 +206,15 @@ def test_cut_weights_are_truncated(adapter):
 
 
 def test_unexpected_matrices_are_refused_not_dropped(tmp_path, adapter):
-    said(target_modules=["q_proj"])(adapter)
+    config(target_modules=["q_proj"])(adapter)
     with pytest.raises(InvalidModel, match="disagree about"):
         materialize(adapter, tmp_path / "merged")
 
 
 def test_a_configuration_cannot_make_peft_import_or_download(tmp_path, adapter):
     expected = peft_logits(adapter)
-    said(megatron_config={"a": 1}, megatron_core="no.such.module", base_model_name_or_path="nobody/nothing")(adapter)
-    said(auto_mapping={"parent_library": "no.such.module", "base_model_class": "X"}, init_lora_weights="pissa")(adapter)
+    config(megatron_config={"a": 1}, megatron_core="no.such.module", base_model_name_or_path="nobody/nothing")(adapter)
+    config(auto_mapping={"parent_library": "no.such.module", "base_model_class": "X"}, init_lora_weights="pissa")(
+        adapter
+    )
     np.testing.assert_allclose(logits(materialize(adapter, tmp_path / "merged")), expected, atol=1e-4)

@@ -46,9 +46,9 @@ def test_a_float_graph_is_converted_back_to_its_original_weights(tmp_path, model
     assert before.keys() == after.keys()
     for key, values in before.items():
         np.testing.assert_array_equal(after[key], values)
-    said, found = (json.loads((model / "config.json").read_bytes()) for model in (models[name], back))
+    expected, found = (json.loads((model / "config.json").read_bytes()) for model in (models[name], back))
     for key in ("rms_norm_eps", "rope_parameters", "tie_word_embeddings", "vocab_size", "eos_token_id"):
-        assert found[key] == said[key]
+        assert found[key] == expected[key]
     assert check_parity(back, export(back, tmp_path / "again")) < 1e-4
 
 

@@ -101,16 +101,16 @@ def test_the_runtime_of_the_gateways_answers_with_the_adapter(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "adapters", "said"),
+    ("settings", "adapters", "message"),
     [
         ({}, HEADS, "also changes down_proj, gate_proj, k_proj, o_proj, up_proj"),
         ({"target_modules": ["q_proj"], "use_dora": True}, HEADS, "not as a plain LoRA"),
         ({"target_modules": ["q_proj"]}, ("q_proj", "qq"), "no quantized projection 'qq'"),
     ],
 )
-def test_a_lora_that_the_graph_does_not_take_is_refused_by_name(world, tmp_path, settings, adapters, said):
+def test_a_lora_that_the_graph_does_not_take_is_refused_by_name(world, tmp_path, settings, adapters, message):
     adapter = make_adapter(tmp_path / "adapter", world.base, **settings)
-    with pytest.raises(OptimizationFailed, match=said):
+    with pytest.raises(OptimizationFailed, match=message):
         world.packed(tmp_path.name, adapters, adapter)
 
 

@@ -34,7 +34,7 @@ def directory(llama, tmp_path) -> Path:
 Change = Callable[[Path], object]
 
 
-def said(**settings: object) -> Change:
+def config(**settings: object) -> Change:
     def change(folder: Path) -> None:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_bytes()) | settings))
@@ -96,18 +96,18 @@ def test_weights_in_two_files_are_one_model(tmp_path, llama, directory):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (said(num_hidden_layers=3), InvalidModel, "3 layers, the weights hold 2"),
-        (said(num_hidden_layers=10**12), InvalidModel, "1,000,000,000,000 layers"),
-        (said(num_hidden_layers="two"), InvalidModel, "num_hidden_layers = 'two'"),
-        (said(num_hidden_layers=True), InvalidModel, "num_hidden_layers = True"),
-        (said(hidden_size=10**9), InvalidModel, "1000000000"),
-        (said(max_position_embeddings=10**12), InvalidModel, "1000000000000 positions"),
-        (said(max_position_embeddings=0), InvalidModel, "0 positions"),
-        (said(vocab_size=321), InvalidModel, "embed_tokens"),
-        (said(intermediate_size=256), InvalidModel, "down_proj"),
-        (said(quantization_config={"quant_method": "gptq"}), UnsupportedArchitecture, "already quantized"),
-        (said(model_type="gemma3"), UnsupportedArchitecture, "gemma3_text"),
-        (said(model_type=["llama"]), UnsupportedArchitecture, "llama"),
+        (config(num_hidden_layers=3), InvalidModel, "3 layers, the weights hold 2"),
+        (config(num_hidden_layers=10**12), InvalidModel, "1,000,000,000,000 layers"),
+        (config(num_hidden_layers="two"), InvalidModel, "num_hidden_layers = 'two'"),
+        (config(num_hidden_layers=True), InvalidModel, "num_hidden_layers = True"),
+        (config(hidden_size=10**9), InvalidModel, "1000000000"),
+        (config(max_position_embeddings=10**12), InvalidModel, "1000000000000 positions"),
+        (config(max_position_embeddings=0), InvalidModel, "0 positions"),
+        (config(vocab_size=321), InvalidModel, "embed_tokens"),
+        (config(intermediate_size=256), InvalidModel, "down_proj"),
+        (config(quantization_config={"quant_method": "gptq"}), UnsupportedArchitecture, "already quantized"),
+        (config(model_type="gemma3"), UnsupportedArchitecture, "gemma3_text"),
+        (config(model_type=["llama"]), UnsupportedArchitecture, "llama"),
         (without("model.layers.1.self_attn.q_proj.weight"), InvalidModel, "layers"),
         (without("model.norm.weight"), InvalidModel, r"model\.norm\.weight is None"),
         (header(lambda table: table["lm_head.weight"].update(shape=[10**6, 10**6])), InvalidModel, "F32 in"),
@@ -158,7 +158,7 @@ def test_a_parameter_without_weights_is_refused_not_initialized_at_random(tmp_pa
 
 
 def test_code_in_a_model_directory_is_not_run(tmp_path, directory):
-    said(auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})(directory)
+    config(auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})(directory)
     (directory / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with contextlib.suppress(InvalidModel):
         materialize(directory, tmp_path / "out")

@@ -20,7 +20,7 @@ def test_every_bundled_recipe_is_valid(name):
 
 
 @pytest.mark.parametrize(
-    ("passes", "said"),
+    ("passes", "message"),
     [
         ([{"pass": "quantise"}], "there is no pass 'quantise'"),
         ([{"pass": "quantize"}], "ends in a coded model"),
@@ -34,8 +34,8 @@ def test_every_bundled_recipe_is_valid(name):
         ),
     ],
 )
-def test_an_invalid_recipe_is_refused_and_the_pass_named(passes, said):
-    with pytest.raises(InvalidRecipe, match=said) as caught:
+def test_an_invalid_recipe_is_refused_and_the_pass_named(passes, message):
+    with pytest.raises(InvalidRecipe, match=message) as caught:
         check(recipe(*passes))
     assert caught.value.where
     assert caught.value.where.startswith("recipe mine, pass ")

@@ -88,7 +88,7 @@ async def test_a_folder_stays_claimed_until_the_last_process_that_holds_it_is_de
     async with workspace(tmp_path).claim("w") as claim:
         sleeper = await asyncio.create_subprocess_exec("sleep", "30", pass_fds=[claim.lock])
     waiting = asyncio.create_task(entered(tmp_path))
-    workspace(tmp_path).discard("w")  # somebody works in it
+    workspace(tmp_path).discard("w")  # has no effect while the folder is locked
     await asyncio.sleep(0.5)
     assert not waiting.done()
     assert claim.folder.exists()

@@ -1,5 +1,7 @@
-"""What a search tries, when it stops, and that it goes on after it was killed. On a simulated model: the sizes and the
-order of the divergences are SmolLM2's."""
+"""A search proposes promising recipes, keeps its budget, and continues after a kill.
+
+It runs on a simulated model with the sizes and the order of divergences of SmolLM2.
+"""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_an_exact_match_ignores_case_spacing_and_outer_punctuation(
     right = {"prompt": prompt, "answer": f"  {answer.strip().upper()}."}
     assert accuracy(short, task(right)) == 1
     assert accuracy(short, task({"prompt": prompt, "answer": answer + "fox"})) == 0
-    assert accuracy(model[1], task(right)) == 0, "it goes on after the right answer"
+    assert accuracy(model[1], task(right)) == 0, "the answer continues after the expected text"
 
 
 def test_a_question_longer_than_the_context_gives_nan(model: tuple[Path, GenaiModel]) -> None:

@@ -91,11 +91,11 @@ def test_a_disagreement_and_an_unreadable_report_have_their_own_exit_codes(
         arguments = ["verify", str(written), "--variant", str(variant), "--reference", str(reference_path)]
         monkeypatch.setattr(sys, "argv", arguments)
         assert main() == code
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         if reference_path == source:
-            assert disagreeing(Verification.model_validate_json(said)) == {"kl"}
+            assert disagreeing(Verification.model_validate_json(output)) == {"kl"}
         else:
-            assert json.loads(said)["code"] == "not_found"
+            assert json.loads(output)["code"] == "not_found"
 
 
 def test_figures_may_differ_by_at_most_one_percent(honest: Report, variant: Path, source: Path) -> None:

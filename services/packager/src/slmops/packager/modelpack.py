@@ -45,7 +45,7 @@ _DOCS = frozenset({".md", ".rst", ".pdf"})
 
 @dataclass(frozen=True)
 class ModelPack:
-    """`documents` holds the layers that are written here, by path. Every other layer already is a blob in the store."""
+    """A package. `documents` are the layers that are written here, by path; other layers are blobs in the store."""
 
     manifest: Manifest
     config: bytes

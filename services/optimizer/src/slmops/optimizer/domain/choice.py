@@ -18,7 +18,7 @@ _NAMED_REFUSALS = 3  # a search may refuse dozens; each variant has its own reas
 
 
 class Choice(BaseModel):
-    """`recipe` is None if nothing passed. `reason` is one sentence for a person."""
+    """The choice: `recipe` is None if nothing passed, `reason` is one sentence for people."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -55,7 +55,7 @@ class Report(BaseModel):
     """The random seed of the passes and of the intervals."""
     intervals: str = METHOD
     tools: dict[str, str]
-    """Versions by distribution."""
+    """The versions of the tools, by distribution."""
 
 
 def report(
