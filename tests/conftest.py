@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 from servers import S3, NatsServer, running
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Before torch is imported. Threads that wait for each other cost more than they bring on models this small: with two
+of them on two busy cores some files took four times as long."""
+
 from slmops.kit import cancellation
 from slmops.local import ports as local_ports
 from slmops.local.layout import Layout

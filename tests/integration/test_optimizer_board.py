@@ -128,7 +128,7 @@ class Worker:
     def __init__(self, error: Exception) -> None:
         self.error, self.asked = error, 0
 
-    async def do(self, job: OptimizeJob, telling: object) -> None:
+    async def run(self, job: OptimizeJob, publisher: object) -> None:
         self.asked += 1
         raise self.error
 
@@ -157,7 +157,7 @@ async def test_a_job_that_no_worker_survives_is_refused_in_the_end(world: World)
     await settled(world)
     found = await board.find(JOB.id)
     assert found and found.problem and found.problem.code == InternalError.code
-    assert f"begun {DELIVERIES - 1} times" in found.reason
+    assert f"started {DELIVERIES - 1} times" in found.reason
     assert worker.asked == 0
     assert len([m for m in await world.stored("EVENTS") if m.subject == VariantRejected.type]) == 2
 

@@ -62,7 +62,7 @@ async def test_from_the_command_to_the_last_blob(site: Site) -> None:
     assert "needed by the plan of edge-chat" in stable.problem["what"]
     await installed(site, second)
     running_it = await slmops(*names)
-    assert "1 gateways said last that they run smollm2:1.0.0" in running_it.problem["what"]
+    assert "1 gateway last reported running smollm2:1.0.0" in running_it.problem["what"]
 
     dry = await slmops(*names, "--even-if-running", "--dry-run")
     found = {"running": 1, "deltas": 1, "deltas_bytes": delta.delta.size, "dry_run": True}

@@ -1,4 +1,4 @@
-"""Random models of every architecture that the float passes know, a few kilobytes each, and what the passes need."""
+"""Random models of every architecture that the float passes support, a few kilobytes each, and contexts for passes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 
 
 def make_model(folder: Path, architecture: str = "llama") -> Any:
-    """The model, also saved as a Hugging Face directory with a byte-level BPE tokenizer."""
+    """Returns a model and saves it as a Hugging Face directory with a byte-level BPE tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,7 +53,7 @@ def make_model(folder: Path, architecture: str = "llama") -> Any:
 def context(
     reference: Path, tokens: Any = None, seed: int = 0, tell: Any = lambda what, share: None, **options: Any
 ) -> Context:
-    """Without `tokens`, random ones [1000, 64]: enough that nothing learns them by heart."""
+    """Returns a context. Without `tokens` it has random ones [1000, 64], too many for a model to memorize."""
     windows = np.random.default_rng(0).integers(3, VOCABULARY, (1000, 64)) if tokens is None else tokens
     return Context(reference, lambda folder: folder, lambda: windows, seed, tell, **options)
 
@@ -66,7 +66,7 @@ def logits(model: Any, tokens: Any) -> Any:
 
 
 def divergence(expected: Any, found: Any) -> float:
-    """KL in nats per token."""
+    """Returns the KL in nats per token."""
     import torch
 
     p, q = torch.log_softmax(expected, -1), torch.log_softmax(found, -1)
@@ -74,5 +74,5 @@ def divergence(expected: Any, found: Any) -> float:
 
 
 def unseen(count: int = 8) -> Any:
-    """Random tokens [count, 64] that are not those of `context`."""
+    """Returns random tokens [count, 64] that differ from those of `context`."""
     return np.random.default_rng(1).integers(3, VOCABULARY, (count, 64))

@@ -1,4 +1,4 @@
-"""Which version another one replaces."""
+"""The predecessor of a version and its anchored recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT = datetime(2030, 1, 1, tzinfo=UTC)
 def version(
     name: str, recipe: str | None = "int4", profile: str = "edge-small", state: str = "registered"
 ) -> VersionView:
-    """With a package of one variant, or with none."""
+    """Returns a version with a package of one variant, or without a package."""
     packages, variants = (), ()
     if recipe:
         manifest = Descriptor.of(f"manifest {name}".encode(), "m")
@@ -66,12 +66,12 @@ def version(
     ],
     ids=["the one before", "none packaged", "retired", "other profile", "again", "not listed yet", "first", "none"],
 )
-def test_the_newest_package_before_it_is_what_it_replaces(versions, found):
+def test_the_predecessor_is_the_newest_earlier_version_with_a_package(versions, found):
     before = predecessor(versions, "1.0.2", "edge-small")
     assert (before.version if before else None) == found
 
 
-def test_a_line_of_anchored_versions_keeps_its_name():
+def test_the_anchored_recipe_has_the_same_name_for_all_versions():
     for recipe in ("int4", "int4-anchored"):
         before = predecessor([version("1.0.0", recipe)], "1.0.1", "edge-small")
         assert before is not None
@@ -85,7 +85,7 @@ def test_a_line_of_anchored_versions_keeps_its_name():
     ("format_", "recipe", "beside"),
     [("adapter", "int4-adaptable", True), ("adapter", "int4", False), ("hf", "int4-adaptable", False)],
 )
-def test_an_adapter_beside_its_base_is_not_merged_onto_a_predecessors_grids(format_, recipe, beside):
+def test_an_adapter_beside_its_base_gets_no_anchored_recipe(format_, recipe, beside):
     job = OptimizeJob(
         model="tiny",
         version="1.0.1",

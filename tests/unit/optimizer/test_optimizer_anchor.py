@@ -1,4 +1,4 @@
-"""A new version on its predecessor's grids: what stays, what moves, and who is no predecessor."""
+"""The pass `anchor`: scales and zeros stay, few codes change, and unsuitable predecessors are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def initializers(folder: Path) -> dict[str, np.ndarray]:
     return {name: value.const_value.numpy() for name, value in graph.initializers.items() if value.const_value}
 
 
-def test_grids_stay_and_codes_move_only_where_they_must(tuned, predecessor, tmp_path):
+def test_grids_stay_and_only_few_codes_change(tuned, predecessor, tmp_path):
     context = context_of(tuned, tmp_path, predecessor)
     anchor.run(tuned, tmp_path / "anchored", ANCHOR, context)
     before, after = initializers(predecessor), initializers(tmp_path / "anchored")
@@ -68,7 +68,7 @@ def test_grids_stay_and_codes_move_only_where_they_must(tuned, predecessor, tmp_
     assert 0 < changed < 0.35 * sum(before[name].size for name in codes)
 
 
-def test_the_anchored_graph_is_nearer_to_the_new_version_than_its_predecessor(llama, tuned, predecessor, tmp_path):
+def test_the_anchored_graph_is_closer_to_the_new_version_than_its_predecessor(llama, tuned, predecessor, tmp_path):
     context = context_of(tuned, tmp_path, predecessor)
     exact = ANCHOR.model_copy(update={"keep_embedding": 0.5})
     anchor.run(tuned, tmp_path / "anchored", exact, context)
@@ -77,24 +77,24 @@ def test_the_anchored_graph_is_nearer_to_the_new_version_than_its_predecessor(ll
     assert lost[0] < lost[1]
 
 
-def test_an_anchored_update_is_a_fraction_of_one_quantized_anew(tuned, predecessor, tmp_path):
+def test_an_anchored_update_is_a_fraction_of_an_update_on_new_grids(tuned, predecessor, tmp_path):
     context = context_of(tuned, tmp_path, predecessor)
     anchor.run(tuned, tmp_path / "anchored", ANCHOR, context)
     quantizing.run(tuned, tmp_path / "coded", Quantize(), context)
-    pack.run(tmp_path / "coded", tmp_path / "anew", pack.Pack(), context)
-    sizes = {name: update(predecessor, tmp_path / name, tmp_path / f"{name}.delta") for name in ("anchored", "anew")}
-    assert sizes["anchored"] < 0.6 * sizes["anew"]
+    pack.run(tmp_path / "coded", tmp_path / "regular", pack.Pack(), context)
+    sizes = {name: update(predecessor, tmp_path / name, tmp_path / f"{name}.delta") for name in ("anchored", "regular")}
+    assert sizes["anchored"] < 0.6 * sizes["regular"]
 
 
 def update(base: Path, target: Path, out: Path) -> int:
-    """Bytes of the delta, which is applied and compared."""
+    """Makes, applies and compares the delta; returns its size in bytes."""
     make(base, target, out)
     again = apply(out, by_digest(base), lambda file: out.with_name(f"again-{file.digest[7:]}"))
     assert {path.read_bytes() for path in again} == {path.read_bytes() for path in target.iterdir()}
     return out.stat().st_size
 
 
-def test_the_same_version_again_is_the_predecessor_itself(llama, predecessor, tmp_path):
+def test_anchoring_the_same_version_gives_the_predecessor(llama, predecessor, tmp_path):
     anchor.run(
         llama, tmp_path / "again", ANCHOR.model_copy(update={"keep": 2}), context_of(llama, tmp_path, predecessor)
     )
@@ -105,20 +105,20 @@ def test_the_same_version_again_is_the_predecessor_itself(llama, predecessor, tm
     )
 
 
-def test_another_architecture_is_no_predecessor(predecessor, tmp_path):
+def test_a_predecessor_of_another_architecture_is_refused(predecessor, tmp_path):
     other = make_tiny(tmp_path / "qwen", "qwen3")
-    with pytest.raises(OptimizationFailed, match="another kind of model"):
+    with pytest.raises(OptimizationFailed, match="different structure"):
         anchor.run(other, tmp_path / "out", ANCHOR, context_of(other, tmp_path, predecessor))
 
 
-def test_a_predecessor_that_is_not_there_is_named(llama, tmp_path):
+def test_a_missing_predecessor_is_an_error_that_names_it(llama, tmp_path):
     context = context_of(llama, tmp_path)
     for given in (context, replace(context, predecessor=tmp_path)):
-        with pytest.raises(OptimizationFailed, match=r"sha256:0000.* is not here"):
+        with pytest.raises(OptimizationFailed, match=r"sha256:0000.* is missing"):
             anchor.run(llama, tmp_path / "out", ANCHOR, given)
 
 
-def test_a_version_that_is_too_far_away_is_refused_before_it_is_measured(predecessor, tmp_path):
+def test_a_version_that_changes_too_many_codes_is_refused(predecessor, tmp_path):
     other = make_tiny_llama(tmp_path / "other", seed=9)
     with pytest.raises(OptimizationFailed, match=r"\d\d% of the codes would change"):
         anchor.run(other, tmp_path / "out", ANCHOR, context_of(other, tmp_path, predecessor))

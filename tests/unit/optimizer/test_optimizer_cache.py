@@ -51,7 +51,7 @@ MEASURED = Measured(
 
 
 class Memory:
-    """An object store that forgets. `collected`: blobs that somebody removed; every other is there."""
+    """An object store in memory. `collected` are blobs that garbage collection removed; all others exist."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -73,7 +73,7 @@ class Memory:
 
 
 def limit(name: str) -> Any:
-    """Another value than edge-small's for a field of a profile."""
+    """Returns a value that differs from that of edge-small for a field of a profile."""
     value = getattr(EDGE_SMALL, name)
     if isinstance(value, bool):
         return not value
@@ -136,12 +136,12 @@ OF_VARIANT = Descriptor.of(b"of a variant", "application/json")
 
 
 def variant(*, passed: bool) -> VariantOutcome:
-    told: dict[str, Any] = {"recipe": "int4", "digest": None, "evaluation": None, "chosen": passed, "reason": ""}
-    return VariantOutcome(files=(FILE,), passed=passed, report=OF_VARIANT, **told)
+    fields: dict[str, Any] = {"recipe": "int4", "digest": None, "evaluation": None, "chosen": passed, "reason": ""}
+    return VariantOutcome(files=(FILE,), passed=passed, report=OF_VARIANT, **fields)
 
 
 @pytest.mark.parametrize("gone", [BLOB.digest, FILE.digest, PICTURE.digest, OF_VARIANT.digest])
-async def test_a_result_of_which_a_blob_was_collected_is_a_miss(gone: Digest) -> None:
+async def test_a_result_with_a_collected_blob_is_a_miss(gone: Digest) -> None:
     store = Memory()
     results = Results(store, lambda: digest_of(b"here"))
     outcome = OUTCOME.model_copy(update={"variants": (variant(passed=True),), "pictures": (PICTURE,)})
@@ -152,9 +152,9 @@ async def test_a_result_of_which_a_blob_was_collected_is_a_miss(gone: Digest) ->
     assert await results.outcome(JOB.work) is None
 
 
-async def test_of_what_was_refused_only_the_report_is_asked_for() -> None:
+async def test_a_refused_variant_needs_only_its_report() -> None:
     store = Memory()
-    store.collected.add(FILE.digest)  # it never was in the store
+    store.collected.add(FILE.digest)  # files of a refused variant are never stored
     results = Results(store, lambda: digest_of(b"here"))
     outcome = OUTCOME.model_copy(update={"variants": (variant(passed=False),)})
     await results.put_outcome(JOB.work, outcome)
@@ -163,7 +163,7 @@ async def test_of_what_was_refused_only_the_report_is_asked_for() -> None:
     assert len(await results.measured("source")) == 1
 
 
-async def test_a_variant_of_which_a_blob_was_collected_is_made_again() -> None:
+async def test_a_variant_with_a_collected_blob_is_made_again() -> None:
     store = Memory()
     results = Results(store, lambda: digest_of(b"here"))
     await results.put_measured("source", MEASURED.model_copy(update={"files": (FILE,), "stored": True}))
@@ -224,7 +224,7 @@ async def test_another_environment_is_a_miss_for_jobs_and_for_variants(
 ) -> None:
     package = shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
 
-    texts = read_texts()  # takes half a second, and is asked for again and again
+    texts = read_texts()  # takes half a second; called several times below
     monkeypatch.setattr(environment_module, "read_texts", lambda: texts)
 
     def digest() -> str:
@@ -236,7 +236,7 @@ async def test_another_environment_is_a_miss_for_jobs_and_for_variants(
     await results.put_measured("input", MEASURED)
     assert digest() == before
     assert await results.outcome(JOB.work) == OUTCOME
-    assert repr(await results.measured("input")) == repr([MEASURED])  # NaN equals nothing
+    assert repr(await results.measured("input")) == repr([MEASURED])  # compare text, because NaN does not equal NaN
 
     change(monkeypatch, package)
     later = Results(memory, digest)
@@ -244,7 +244,7 @@ async def test_another_environment_is_a_miss_for_jobs_and_for_variants(
     assert await later.measured("input") == []
 
 
-async def test_variants_are_known_by_input_and_recipe() -> None:
+async def test_variants_are_cached_by_input_and_recipe() -> None:
     results = Results(Memory(), lambda: digest_of(b"here"))
     eight = MEASURED.model_copy(update={"definition": with_params({"bits": 8})})
     for one in (MEASURED, eight, MEASURED):
@@ -253,17 +253,17 @@ async def test_variants_are_known_by_input_and_recipe() -> None:
     assert await results.measured("another input") == []
 
 
-def test_a_known_variant_is_laid_where_the_job_looks_for_it_and_nowhere_else(tmp_path: Path) -> None:
+def test_a_cached_variant_is_restored_into_its_folder_and_removed_by_the_next_restore(tmp_path: Path) -> None:
     restore(tmp_path, [MEASURED])
     assert (tmp_path / "evaluations/1/pack-1.json").read_text() == '{"bytes": 7}'
     assert (tmp_path / "claim.json").read_text() == "{}"
     assert list((tmp_path / "passes/pack-1").iterdir()) == []
 
-    restore(tmp_path, [])  # another worker knows nothing of it: the job has to make it
+    restore(tmp_path, [])  # another worker does not know it, so the job must make it
     assert not (tmp_path / "passes/pack-1").exists()
 
 
-def test_what_the_job_made_itself_is_not_replaced(tmp_path: Path) -> None:
+def test_a_variant_that_the_job_made_itself_is_not_replaced(tmp_path: Path) -> None:
     made = tmp_path / "passes/pack-1"
     made.mkdir(parents=True)
     (made / "model.onnx").write_text("weights")
@@ -273,7 +273,7 @@ def test_what_the_job_made_itself_is_not_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "evaluations").exists()
 
 
-def test_a_folder_of_something_else_takes_nothing(tmp_path: Path) -> None:
+def test_nothing_is_restored_into_a_folder_of_another_source(tmp_path: Path) -> None:
     (tmp_path / "claim.json").write_text('{"seed": 1}')
     restore(tmp_path, [MEASURED])
     assert [path.name for path in tmp_path.iterdir()] == ["claim.json"]

@@ -1,4 +1,4 @@
-"""Distillation: what pruning cost comes back, within the budget, also if the process is killed on the way."""
+"""Distillation recovers quality after pruning, within its budget, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONGER = Distill(tokens=60 * 512, step_tokens=512, learning_rate=1e-3)
 
 
 class Killed(BaseException):
-    """Nothing catches it."""
+    """An exception that no code catches, in place of a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +57,32 @@ def zeros(folder: Path):
 
 
 @pytest.mark.parametrize("hidden", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
-def test_what_was_lost_comes_back_on_a_text_that_was_not_trained_on(teacher, pruned, tmp_path, hidden):
-    told = []
+def test_distillation_recovers_quality_on_unseen_text(teacher, pruned, tmp_path, hidden):
+    reported = []
     longer = LONGER.model_copy(update={"hidden": hidden})
-    distill.run(pruned, tmp_path / "out", longer, context(teacher, tell=lambda what, share: told.append((what, share))))
+    distill.run(
+        pruned, tmp_path / "out", longer, context(teacher, tell=lambda what, share: reported.append((what, share)))
+    )
     assert lost(teacher, tmp_path / "out") < 0.92 * lost(teacher, pruned)
     assert not list(tmp_path.glob("*.checkpoint"))
-    assert all(what.startswith("distilling, KL 0.") and 0 <= share < 1 for what, share in told)
+    assert all(what.startswith("distilling, KL 0.") and 0 <= share < 1 for what, share in reported)
 
 
 @pytest.mark.slow
-def test_a_model_without_some_of_the_layers_learns_too(teacher, tmp_path):
+def test_distillation_recovers_a_model_with_fewer_layers(teacher, tmp_path):
     prune_depth.run(teacher, tmp_path / "given", PruneDepth(layers=1), context(teacher))
     distill.run(tmp_path / "given", tmp_path / "out", LONGER, context(teacher))
     assert lost(teacher, tmp_path / "out") < 0.9 * lost(teacher, tmp_path / "given")
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_bytes_and_another_others(teacher, pruned, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_bytes(teacher, pruned, tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         distill.run(pruned, tmp_path / name, SHORT, context(teacher, seed=seed))
     assert weights(tmp_path / "one") == weights(tmp_path / "two") != weights(tmp_path / "other")
 
 
-def test_a_killed_run_continues_and_ends_where_it_would_have(teacher, pruned, tmp_path, monkeypatch):
+def test_a_killed_run_continues_and_gives_the_same_result(teacher, pruned, tmp_path, monkeypatch):
     distill.run(pruned, tmp_path / "whole", SHORT, context(teacher))
     shares: list[float] = []
 
@@ -100,9 +102,9 @@ def test_a_killed_run_continues_and_ends_where_it_would_have(teacher, pruned, tm
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
-def test_time_is_a_budget_that_a_kill_does_not_refill(teacher, pruned, tmp_path, monkeypatch):
+def test_a_restart_does_not_reset_the_time_budget(teacher, pruned, tmp_path, monkeypatch):
     params = Distill(minutes=3 / 60, step_tokens=STEP, checkpoint_s=0)
-    clock = itertools.count(step=0.01)  # a reading takes a hundredth of a second, however busy the machine is
+    clock = itertools.count(step=0.01)  # each reading advances it by 0.01 s, so a busy machine does not matter
 
     def kill(what: str, share: float) -> None:
         if share > 0.6:
@@ -112,13 +114,13 @@ def test_time_is_a_budget_that_a_kill_does_not_refill(teacher, pruned, tmp_path,
     with pytest.raises(Killed):
         distill.run(pruned, tmp_path / "out", params, context(teacher, tell=kill, clock_s=lambda: next(clock)))
     again: list[float] = []
-    told = context(teacher, tell=lambda what, share: again.append(share), clock_s=lambda: next(clock))
-    distill.run(pruned, tmp_path / "out", params, told)
+    reported = context(teacher, tell=lambda what, share: again.append(share), clock_s=lambda: next(clock))
+    distill.run(pruned, tmp_path / "out", params, reported)
     assert 0.5 < again[0] <= again[-1] < 1
 
 
 @pytest.mark.slow
-def test_zeros_stay_zero_and_the_others_make_up_for_them(teacher, tmp_path):
+def test_zeros_stay_zero_and_the_other_weights_compensate(teacher, tmp_path):
     sparsify.run(teacher, tmp_path / "given", Sparsify(pattern="2:4"), context(teacher))
     distill.run(tmp_path / "given", tmp_path / "out", LONGER, context(teacher))
     before, after = zeros(tmp_path / "given"), zeros(tmp_path / "out")
@@ -128,7 +130,7 @@ def test_zeros_stay_zero_and_the_others_make_up_for_them(teacher, tmp_path):
 
 
 @pytest.mark.slow
-def test_embedding_and_head_stay_one_and_as_they_were(teacher, pruned, tmp_path):
+def test_embedding_and_head_stay_tied_and_unchanged(teacher, pruned, tmp_path):
     distill.run(pruned, tmp_path / "out", SHORT, context(teacher))
     before, after = decoder.load(pruned), decoder.load(tmp_path / "out")
     assert after.lm_head.weight is after.model.embed_tokens.weight
@@ -138,25 +140,25 @@ def test_embedding_and_head_stay_one_and_as_they_were(teacher, pruned, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_smaller_vocabulary_is_compared_with_what_the_teacher_says_of_it(teacher, tmp_path, monkeypatch):
-    """Nothing else was cut, so that only a mistaken token could make a difference."""
-    seen = [*range(3, 259), *range(290, VOCABULARY, 3)]  # bytes, and some words: numbers change
-    windows, told = np.random.default_rng(0).choice(seen, (100, 64)), []
-    given = context(teacher, windows, tell=lambda what, share: told.append(what))
+def test_a_pruned_vocabulary_is_compared_with_the_same_tokens_of_the_teacher(teacher, tmp_path, monkeypatch):
+    """Nothing else was pruned, so only a wrong token id could make a difference."""
+    seen = [*range(3, 259), *range(290, VOCABULARY, 3)]  # bytes and some words, so token ids change
+    windows, reported = np.random.default_rng(0).choice(seen, (100, 64)), []
+    given = context(teacher, windows, tell=lambda what, share: reported.append(what))
     prune_vocabulary.run(teacher, tmp_path / "given", PruneVocabulary(), given)
     monkeypatch.setattr(distill, "TELL_S", 0)
-    # The teacher's mass on the lost words is shared out: what is left is the same distribution.
+    # The teacher's probability of the dropped words is redistributed, so the two distributions are equal.
     distill.run(tmp_path / "given", tmp_path / "out", SHORT.model_copy(update={"learning_rate": 1e-9}), given)
-    assert {what.removeprefix("distilling, KL ").lstrip("-") for what in told} == {"0.000"}
+    assert {what.removeprefix("distilling, KL ").lstrip("-") for what in reported} == {"0.000"}
 
 
-def test_a_training_that_runs_away_is_an_error(teacher, pruned, tmp_path):
+def test_a_training_that_diverges_is_an_error(teacher, pruned, tmp_path):
     wild = SHORT.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(OptimizationFailed, match="diverged"):
         distill.run(pruned, tmp_path / "out", wild, context(teacher))
 
 
-def test_a_distillation_without_end_is_refused():
+def test_a_distillation_without_a_budget_is_refused():
     with pytest.raises(ValidationError, match="budget"):
         Distill()
     assert Distill(minutes=1, tokens=10).share(30.0, 2) == 0.5

@@ -1,4 +1,4 @@
-"""The choice, and how a measurement is kept."""
+"""The choice among candidates, and NaN in JSON."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ ALL = [candidate("int8", INT8), candidate("mixed", MIXED), candidate("int4", INT
         ),
     ],
 )
-def test_the_best_by_the_rule_wins_in_any_order_and_says_what_the_next_would_cost(prefer, recipe, reason):
+def test_the_best_candidate_is_chosen_in_any_order_and_compared_with_the_runner_up(prefer, recipe, reason):
     for order in (ALL, ALL[::-1]):
         choice = choose(order, EDGE_SMALL, prefer)
         assert (choice.recipe, choice.reason) == (recipe, reason)
 
 
-def test_what_is_refused_is_not_chosen_however_good_it_is():
+def test_a_refused_candidate_is_never_chosen():
     small = candidate("small", INT4, bytes=1, kl=0.5)
     assert choose([small, *ALL], EDGE_SMALL).recipe == "int4"
     assert choose([small, candidate("only", INT8)], EDGE_SMALL).reason == (
@@ -81,7 +81,7 @@ def test_nothing_is_chosen_when_nothing_passes():
     assert choose(many, EDGE_SMALL).reason.endswith("r2 refused: kl 1 > 0.3; and 2 more")
 
 
-def test_nan_survives_json_in_a_model_of_its_own_and_inside_another():
+def test_nan_survives_json_also_in_a_nested_model():
     evaluation = INT4.model_copy(update={"kl": math.nan})
     for text in (
         evaluation.model_dump_json(),
@@ -93,25 +93,25 @@ def test_nan_survives_json_in_a_model_of_its_own_and_inside_another():
     assert math.isnan(again.kl)
 
 
-def test_an_anchored_variant_that_passes_goes_before_one_that_is_hardly_smaller():
+def test_an_anchored_variant_is_preferred_to_a_slightly_smaller_one():
     variants = [*ALL, candidate("int4-anchored", ANCHORED)]
     choice = choose(variants, EDGE_SMALL, anchored=["int4-anchored"])
     assert choice.recipe == "int4-anchored"
     assert choice.reason == (
-        "int4-anchored: on its predecessor's grids, so that an update is small; passes edge-small, 95 MB, KL 0.18, "
-        "80 tokens/s; int4, quantized anew, would be 1 MB smaller, at KL 0.17 and 80 tokens/s"
+        "int4-anchored: on its predecessor's grids, for a small update; passes edge-small, 95 MB, KL 0.18, "
+        "80 tokens/s; int4 on new grids would be 1 MB smaller, at KL 0.17 and 80 tokens/s"
     )
     assert choose(variants, EDGE_SMALL).recipe == "int4"
 
 
 @pytest.mark.parametrize("changes", [{"kl": 9.0}, {"bytes": 97_000_000}], ids=str)
-def test_an_anchored_variant_that_is_refused_or_large_does_not(changes):
+def test_an_anchored_variant_that_is_refused_or_large_is_not_chosen(changes):
     variants = [*ALL, candidate("int4-anchored", ANCHORED, **changes)]
     assert choose(variants, EDGE_SMALL, anchored=["int4-anchored"]).recipe == "int4"
 
 
 @pytest.mark.parametrize("prefer", ["best_quality", "fastest"])
-def test_who_asks_for_something_else_than_small_gets_it(prefer):
+def test_anchoring_has_no_influence_if_size_is_not_preferred(prefer):
     variants = [*ALL, candidate("int4-anchored", ANCHORED)]
     anchored = choose(variants, EDGE_SMALL, prefer, anchored=["int4-anchored"])
     assert anchored == choose(variants, EDGE_SMALL, prefer)

@@ -1,4 +1,4 @@
-"""Joules from a counter as the kernel shows it, and from processor time where there is none."""
+"""Energy from the kernel's counters, or modelled from processor time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def zone(powercap: Path, folder: str, name: str, microjoules: int, largest: int 
     return path
 
 
-def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
+def test_packages_are_added_up_without_their_subzones(tmp_path: Path) -> None:
     zones = [
         zone(tmp_path, "intel-rapl:0", "package-0", 1_000),
         zone(tmp_path, "intel-rapl:1", "package-1", 2_000),
@@ -32,7 +32,7 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     assert meter.read() == (6, "measured")
 
 
-def test_a_counter_that_wrapped_goes_on(tmp_path: Path) -> None:
+def test_a_wrapped_counter_is_handled(tmp_path: Path) -> None:
     counter = zone(tmp_path, "intel-rapl:0", "package-0", 9_000_000, largest=9_999_999) / "energy_uj"
     meter = EnergyMeter(tmp_path)
     counter.write_text("500000")
@@ -46,7 +46,7 @@ def spend(seconds: float) -> float:
     return time.process_time() - start
 
 
-def test_without_a_counter_it_is_a_model_and_says_so(tmp_path: Path) -> None:
+def test_without_a_counter_the_energy_is_modelled_and_labelled_so(tmp_path: Path) -> None:
     meter = EnergyMeter(tmp_path / "absent")
     spent = spend(0.2)
     joules, source = meter.read()
@@ -54,9 +54,9 @@ def test_without_a_counter_it_is_a_model_and_says_so(tmp_path: Path) -> None:
     assert joules == pytest.approx(spent * WATTS_PER_CORE, rel=0.2)
 
 
-def test_one_counter_that_may_not_be_read_makes_the_sum_a_model(tmp_path: Path) -> None:
+def test_the_energy_is_modelled_if_one_counter_cannot_be_read(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0", 1_000)
     closed = zone(tmp_path, "intel-rapl:1", "package-1", 1_000) / "energy_uj"
     closed.unlink()
-    closed.mkdir()  # as root, no file is closed to us; a folder cannot be read by anybody
+    closed.mkdir()  # a folder, because root could read a file without permissions
     assert EnergyMeter(tmp_path).read().source == "modelled"

@@ -1,4 +1,4 @@
-"""A real variant of a tiny model measured against its reference, and what makes a figure no number."""
+"""A real variant of a tiny model is compared with its reference, and broken values give NaN."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_fewer_bits_are_further_from_the_reference_and_the_intervals_agree(measu
             assert low <= value <= high
 
 
-def test_the_figures_are_what_their_definitions_say(
+def test_the_figures_match_their_definitions(
     variants: dict[str, Path], against: Reference, measured: dict[str, Fidelity]
 ) -> None:
     from slmops.optimizer.intake.graph import Graph
@@ -78,7 +78,7 @@ def test_the_figures_are_what_their_definitions_say(
     assert measured["int4"].ppl == pytest.approx(np.exp(np.mean(loss)), rel=1e-4)
 
 
-def test_an_evaluation_leaves_nothing_out(variants: dict[str, Path], against: Reference, measured) -> None:
+def test_an_evaluation_contains_every_figure(variants: dict[str, Path], against: Reference, measured) -> None:
     choice = {"question": "Is it?", "choices": ["yes", "no"], "answer": 0}
     tasks = [parse_task("mine", json.dumps(choice)), parse_task("turned", json.dumps({**choice, "answer": 1}))]
     golden = [GoldenPrompt(prompt="x", expect=("never said",)), GoldenPrompt(prompt="x", expect=("neither",))]
@@ -91,11 +91,11 @@ def test_an_evaluation_leaves_nothing_out(variants: dict[str, Path], against: Re
     assert found.joules_per_token > 0
     assert found.joules_source in ("measured", "modelled")
     assert found.bytes == sum(path.stat().st_size for path in variants["int4"].iterdir())
-    # The process that evaluates holds torch; the variant's own does not.
+    # The evaluating process has torch loaded; the variant's process does not.
     assert 20_000_000 < found.peak_rss_bytes < 250_000_000
 
 
-def test_without_golden_prompts_none_were_measured_and_the_bundled_task_is_asked(
+def test_without_golden_prompts_only_the_bundled_task_is_measured(
     variants: dict[str, Path], against: Reference
 ) -> None:
     found = evaluate(variants["fp32"], against)
@@ -105,7 +105,7 @@ def test_without_golden_prompts_none_were_measured_and_the_bundled_task_is_asked
     assert again == found
 
 
-def test_weights_that_are_nan_make_no_number(variants: dict[str, Path], against: Reference, tmp_path: Path) -> None:
+def test_nan_weights_give_nan_figures(variants: dict[str, Path], against: Reference, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(variants["int8"], tmp_path / "broken"))
     data = broken / "model.onnx.data"
     data.write_bytes(b"\xff" * data.stat().st_size)  # as float32, every bit set is a NaN
@@ -115,7 +115,7 @@ def test_weights_that_are_nan_make_no_number(variants: dict[str, Path], against:
     assert math.isnan(Evaluation.model_validate_json(found.model_dump_json()).tasks["everyday"])
 
 
-def test_a_reference_that_is_nan_at_one_position_makes_no_number(variants: dict[str, Path], against: Reference) -> None:
+def test_a_reference_with_one_nan_gives_nan_figures(variants: dict[str, Path], against: Reference) -> None:
     log_probs = against.log_probs.copy()
     log_probs[1, 3] = math.nan
     found = fidelity(variants["fp32"], dataclasses.replace(against, log_probs=log_probs))
@@ -125,7 +125,7 @@ def test_a_reference_that_is_nan_at_one_position_makes_no_number(variants: dict[
 
 def test_another_vocabulary_is_refused(variants: dict[str, Path], against: Reference) -> None:
     other = dataclasses.replace(against, log_probs=against.log_probs[..., :-1])
-    with pytest.raises(OptimizationFailed, match="vocabulary is 320, not 319"):
+    with pytest.raises(OptimizationFailed, match="variant has 320 tokens, the reference 319"):
         fidelity(variants["fp32"], other)
 
 
@@ -142,7 +142,7 @@ def test_a_variant_that_does_not_run_is_refused_with_its_reason(
         process.speed()
 
 
-def test_the_text_and_the_windows_are_the_callers_choice(full: Path, against: Reference) -> None:
+def test_the_caller_chooses_the_text_and_the_windows(full: Path, against: Reference) -> None:
     assert (against.tokens.shape, against.text.name) == ((6, WINDOW_TOKENS), "evaluation.txt")
     content = "A lazy dog answers the small fox. " * 40
     found = reference(full, Text("mine", content), windows=2, window_tokens=64)
@@ -150,12 +150,12 @@ def test_the_text_and_the_windows_are_the_callers_choice(full: Path, against: Re
     assert found.ppl != against.ppl
 
 
-def test_a_text_that_fills_no_window_is_refused(full: Path) -> None:
+def test_a_text_shorter_than_a_window_is_refused(full: Path) -> None:
     with pytest.raises(InvalidMessage, match="fewer than 256 tokens"):
         reference(full, Text("short", "the quick brown fox"))
 
 
-def test_a_loop_repeats_itself_and_a_list_does_not() -> None:
+def test_a_loop_has_repetition_and_a_list_has_none() -> None:
     assert repetition(range(64)) == 0
     assert repetition([5] * 64) == pytest.approx(60 / 61)
     assert repetition([*range(32)] * 2) == pytest.approx(29 / 61)
@@ -168,5 +168,5 @@ def test_an_evaluation_of_an_older_release_is_read() -> None:
 
 
 def test_the_bundled_text_fills_six_windows_of_a_large_vocabulary() -> None:
-    """A token of a real tokenizer is at most about 5 characters of English."""
+    """Assumes that a token of a real tokenizer is at most about 5 characters of English text."""
     assert len(evaluation_text().content) / 4.4 > 6 * WINDOW_TOKENS

@@ -1,4 +1,4 @@
-"""What is exported computes what the model does, for every architecture; and what does not is refused with a figure."""
+"""An export of every architecture computes the same as the model; otherwise it is refused with the divergence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def llama(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_of_each_architecture_is_exported_as_it_is(tmp_path, architecture):
+def test_the_export_of_each_architecture_computes_the_same(tmp_path, architecture):
     model = materialize(make_tiny(tmp_path / "source", architecture), tmp_path / "reference")
     exported = export(model, tmp_path / "exported")
     assert check_parity(model, exported) < 1e-4
@@ -34,7 +34,7 @@ def test_a_model_of_each_architecture_is_exported_as_it_is(tmp_path, architectur
 
 
 @pytest.mark.parametrize("architecture", ["gemma3_text", "phi3"])
-def test_a_generation_goes_on_beyond_the_window_as_in_transformers(tmp_path, architecture):
+def test_generation_beyond_the_sliding_window_matches_transformers(tmp_path, architecture):
     import onnxruntime_genai as og
     import torch
     from transformers import AutoModelForCausalLM
@@ -75,7 +75,7 @@ def test_a_graph_that_computes_something_else_is_refused_with_the_figure(tmp_pat
     assert check_parity(model, exported) < 1e-4
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path, llama):
+def test_nan_weights_are_refused(tmp_path, llama):
     _, exported = llama
     other = make_tiny(tmp_path / "hf", "llama")
     weights = load_file(other / "model.safetensors")
@@ -91,7 +91,7 @@ def test_a_graph_of_another_vocabulary_is_refused(tmp_path, llama):
         check_parity(other, llama[1])
 
 
-def test_a_rounding_to_eight_bits_is_seen(tmp_path, llama):
+def test_rounding_to_eight_bits_is_detected(tmp_path, llama):
     model, exported = llama
     rounded = build(model, tmp_path / "int8", "int8", {"block_size": "32"})
     assert parity(model, rounded).kl > 100 * abs(parity(model, exported).kl)

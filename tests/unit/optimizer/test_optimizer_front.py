@@ -1,4 +1,4 @@
-"""The Pareto front: what nothing dominates, and who dominates the rest."""
+"""The Pareto front: the recipes that no other dominates, and a dominator of each of the others."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def candidate(name: str, bytes: int, kl: float | None, tokens_per_s: float | Non
         ((10, 0.1, 50.0), (11, 0.2, 51.0), False),
     ],
 )
-def test_dominating_is_no_worse_in_anything_and_better_in_something(a, b, dominates):
+def test_a_point_dominates_if_nothing_is_worse_and_something_is_better(a, b, dominates):
     found = front([candidate("a", *a), candidate("b", *b)])
     assert found.dominated == ({"b": "a"} if dominates else {})
 
 
-def test_the_front_is_in_order_of_size_and_names_who_dominates_the_others():
+def test_the_front_is_sorted_by_size_and_names_a_dominator_of_each_other_recipe():
     found = front(
         [
             candidate("int8", 135, 0.005, 60.0),
@@ -48,18 +48,18 @@ def test_the_front_is_in_order_of_size_and_names_who_dominates_the_others():
     )
 
 
-def test_equals_are_on_the_front_together():
+def test_equal_candidates_are_on_the_front_together():
     assert front([candidate("a", 10, 0.1), candidate("b", 10, 0.1)]).recipes == ("a", "b")
 
 
 @pytest.mark.parametrize("kl", [None, math.nan, math.inf])
-def test_what_was_not_measured_is_neither_on_the_front_nor_dominated(kl):
+def test_a_candidate_without_measurements_is_neither_on_the_front_nor_dominated(kl):
     assert front([candidate("broken", 1, kl), candidate("a", 10, 0.1)]) == Front(recipes=("a",), dominated={})
     failed = Candidate(recipe="failed", evaluation=None, verdict=Verdict(passed=False, reasons=("no",)))
     assert front([failed]) == Front(recipes=(), dominated={})
 
 
-def test_nobody_on_the_front_is_dominated_and_everybody_else_by_somebody_on_it():
+def test_no_recipe_on_the_front_is_dominated_and_every_other_is_dominated_by_one_on_it():
     grid = itertools.product((1, 2, 3), (0.1, 0.2, 0.3), (10.0, 20.0, 30.0))
     points = {f"c{number}": point for number, point in enumerate(grid)}
     del points["c2"]  # the best of all

@@ -1,4 +1,4 @@
-"""The gate: which measurement breaks which limit, and how that is said."""
+"""The gate: which measurement breaks which limit, and the reasons it gives."""
 
 from __future__ import annotations
 
@@ -88,31 +88,31 @@ def test_a_broken_limit_is_named_with_its_value(changes, reason):
 
 @pytest.mark.parametrize("metric", [*ALWAYS_NEEDED, *NEEDED_IF_LIMITED, *INTERVALS])
 @pytest.mark.parametrize("value", NO_NUMBERS)
-def test_what_is_no_number_never_passes(metric, value):
+def test_a_figure_that_is_not_finite_never_passes(metric, value):
     for profile in (EDGE_SMALL, DEMANDING):  # whether or not there is a limit on it
         reasons = judge(but(**{metric: value}), profile).reasons
         assert any(reason.startswith(metric) for reason in reasons), reasons
 
 
 @pytest.mark.parametrize("metric", [*ALWAYS_NEEDED, *NEEDED_IF_LIMITED])
-def test_what_is_missing_never_passes(metric):
+def test_a_missing_figure_never_passes(metric):
     reasons = judge(but(**{metric: None}), DEMANDING).reasons
     assert [reason for reason in reasons if reason.startswith(f"{metric} not measured")]
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
-def test_a_task_without_a_limit_must_still_be_a_number(value):
+def test_an_accuracy_without_a_limit_must_be_finite(value):
     assert judge(but(tasks={"everyday": value}), EDGE_SMALL).reasons == (
         f"task everyday {value}, must be a finite number",
     )
 
 
 @pytest.mark.parametrize("metric", NEEDED_IF_LIMITED)
-def test_what_nobody_limits_need_not_be_measured(metric):
+def test_a_figure_without_a_limit_may_be_missing(metric):
     assert judge(but(**{metric: None}), EDGE_SMALL).passed
 
 
-def test_an_interval_that_straddles_the_limit_is_no_proof():
+def test_an_interval_that_straddles_the_limit_fails():
     assert not judge(but(kl=0.29, kl_low=0.2, kl_high=0.38), EDGE_SMALL).passed
     assert judge(but(kl=0.29, kl_low=0.285, kl_high=0.295), EDGE_SMALL).passed
 

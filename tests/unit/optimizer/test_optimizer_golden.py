@@ -1,4 +1,4 @@
-"""Golden prompts asked of a real (if foolish) model in onnxruntime-genai."""
+"""Golden prompts are run on a real, untrained model in onnxruntime-genai."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(make_tiny_llama(folder / "hf"), folder / "fp32")
 
 
-def said(model: GenaiModel, prompt: str, tokens: int = 12) -> str:
+def answered(model: GenaiModel, prompt: str, tokens: int = 12) -> str:
     return list(model.answer(prompt, tokens))[-1]
 
 
@@ -31,9 +31,9 @@ def expecting(text: str, max_tokens: int = 12) -> GoldenPrompt:
     return GoldenPrompt(prompt=QUESTION, expect=("never said", text), max_tokens=max_tokens)
 
 
-def test_a_prompt_passes_if_the_answer_contains_what_is_expected_in_its_length(folder: Path) -> None:
+def test_a_prompt_passes_if_the_answer_contains_the_expected_text_within_max_tokens(folder: Path) -> None:
     model = GenaiModel(folder)
-    answer = said(model, model.chat(QUESTION))
+    answer = answered(model, model.chat(QUESTION))
     assert golden_passed(model, [expecting(answer.swapcase()), expecting(answer[:2]), expecting("never heard")]) == 2
     assert golden_passed(model, [expecting(answer, max_tokens=3)]) == 0
     assert golden_passed(model, []) == 0
@@ -50,5 +50,5 @@ def test_the_chat_template_is_used_if_there_is_one(folder: Path, tmp_path: Path)
     )
     without = GenaiModel(plain)
     assert without.chat(QUESTION) == QUESTION
-    assert said(model, model.chat(QUESTION)) != said(model, QUESTION)
-    assert golden_passed(without, [expecting(said(model, QUESTION))]) == 1
+    assert answered(model, model.chat(QUESTION)) != answered(model, QUESTION)
+    assert golden_passed(without, [expecting(answered(model, QUESTION))]) == 1

@@ -1,4 +1,4 @@
-"""A LoRA adapter and its base become one model, PEFT's own; what does not fit is refused before it is loaded."""
+"""A LoRA adapter and its base are merged as in PEFT; a mismatch is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = np.random.default_rng(0).integers(3, 320, size=(1, 48))
 
 
 def make_adapter(folder: Path, base: Path, **settings: object) -> Path:
-    """As PEFT saves it, with random matrices; `base` is copied into it."""
+    """Writes an adapter as PEFT does, with random matrices and a copy of `base`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -81,7 +81,7 @@ def adapter(made, tmp_path) -> Path:
     ],
     ids=str,
 )
-def test_the_merged_model_is_pefts_own(tmp_path, base, settings):
+def test_the_merged_model_equals_that_of_peft(tmp_path, base, settings):
     folder = make_adapter(tmp_path / "adapter", base, **settings)
     merged = logits(materialize(folder, tmp_path / "merged"))
     np.testing.assert_allclose(merged, peft_logits(folder), atol=1e-4)
@@ -106,13 +106,13 @@ def test_the_tokenizer_that_it_was_trained_with_is_kept(tmp_path, adapter):
     assert (merged / "chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
 
 
-def test_facts_are_of_the_adapter_with_its_base(adapter):
+def test_facts_describe_the_adapter_with_its_base(adapter):
     facts, alone = inspect(adapter), inspect(adapter / "base")
     assert (facts.format, facts.architecture, facts.parameters) == ("adapter", "llama", alone.parameters)
     assert facts.size_bytes > alone.size_bytes
 
 
-def test_the_base_may_lie_elsewhere(tmp_path, adapter):
+def test_the_base_may_be_in_another_folder(tmp_path, adapter):
     expected = inspect(adapter)
     shutil.move(adapter / "base", tmp_path / "origin")
     assert inspect(adapter, tmp_path / "origin") == expected
@@ -121,7 +121,7 @@ def test_the_base_may_lie_elsewhere(tmp_path, adapter):
     assert "--base" in (caught.value.fix or "")
 
 
-def test_a_base_for_what_is_no_adapter_is_refused(base):
+def test_a_base_without_an_adapter_is_refused(base):
     with pytest.raises(InvalidModel, match="only an adapter has a base"):
         inspect(base, base)
 
@@ -137,7 +137,7 @@ def test_an_adapter_of_tied_embeddings_is_refused(tmp_path):
 Change = Callable[[Path], None]
 
 
-def said(**settings: object) -> Change:
+def config(**settings: object) -> Change:
     def change(adapter: Path) -> None:
         path = adapter / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_bytes()) | settings))
@@ -172,13 +172,13 @@ def other_base(**settings: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (said(peft_type="IA3"), UnsupportedArchitecture, "IA3"),
-        (said(modules_to_save=["lm_head"]), UnsupportedArchitecture, "modules_to_save"),
-        (said(layer_replication=[[0, 2], [0, 2]]), UnsupportedArchitecture, "layer_replication"),
-        (said(target_modules=["q_proj", "c_attn"]), InvalidModel, "c_attn"),
-        (said(r=0), InvalidModel, "rank is 0"),
-        (said(r="4"), InvalidModel, "r = '4'"),
-        (said(r=8), InvalidModel, "rank is 4, and adapter_config.json says 8"),
+        (config(peft_type="IA3"), UnsupportedArchitecture, "IA3"),
+        (config(modules_to_save=["lm_head"]), UnsupportedArchitecture, "modules_to_save"),
+        (config(layer_replication=[[0, 2], [0, 2]]), UnsupportedArchitecture, "layer_replication"),
+        (config(target_modules=["q_proj", "c_attn"]), InvalidModel, "c_attn"),
+        (config(r=0), InvalidModel, "rank is 0"),
+        (config(r="4"), InvalidModel, "r = '4'"),
+        (config(r=8), InvalidModel, "rank is 4, and adapter_config.json says 8"),
         (renamed("layers.1", "layers.7"), InvalidModel, r"layers\.7.*its base does not have it"),
         (renamed("lora_A", "lora_embedding_A"), UnsupportedArchitecture, "lora_embedding_A"),
         (without("q_proj.lora_B"), InvalidModel, "B is None"),
@@ -191,7 +191,7 @@ def other_base(**settings: object) -> Change:
         (lambda adapter: (adapter / "adapter_config.json").write_text("{"), InvalidModel, "not JSON"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_it_is_loaded(adapter, change, error, match):
+def test_a_mismatched_adapter_is_refused_before_it_is_loaded(adapter, change, error, match):
     change(adapter)
     with pytest.raises(error, match=match) as caught:
         inspect(adapter)
@@ -205,14 +205,16 @@ def test_cut_weights_are_truncated(adapter):
         inspect(adapter)
 
 
-def test_matrices_that_the_configuration_does_not_ask_for_are_refused_not_dropped(tmp_path, adapter):
-    said(target_modules=["q_proj"])(adapter)
-    with pytest.raises(InvalidModel, match="do not agree"):
+def test_unexpected_matrices_are_refused_not_dropped(tmp_path, adapter):
+    config(target_modules=["q_proj"])(adapter)
+    with pytest.raises(InvalidModel, match="disagree about"):
         materialize(adapter, tmp_path / "merged")
 
 
-def test_a_configuration_cannot_make_peft_import_or_fetch(tmp_path, adapter):
+def test_a_configuration_cannot_make_peft_import_or_download(tmp_path, adapter):
     expected = peft_logits(adapter)
-    said(megatron_config={"a": 1}, megatron_core="no.such.module", base_model_name_or_path="nobody/nothing")(adapter)
-    said(auto_mapping={"parent_library": "no.such.module", "base_model_class": "X"}, init_lora_weights="pissa")(adapter)
+    config(megatron_config={"a": 1}, megatron_core="no.such.module", base_model_name_or_path="nobody/nothing")(adapter)
+    config(auto_mapping={"parent_library": "no.such.module", "base_model_class": "X"}, init_lora_weights="pissa")(
+        adapter
+    )
     np.testing.assert_allclose(logits(materialize(adapter, tmp_path / "merged")), expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""A GGUF file becomes the model that it was made from: the same numbers, the same logits, or a reason why not."""
+"""A GGUF file is converted to a model with the same weights and logits, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def logits(model: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory) -> Path:
-    """Rows of 256: the block of the K-quants."""
+    """A model with rows of 256 values, the block size of K-quants."""
     return make_tiny(tmp_path_factory.mktemp("wide") / "hf", "llama", hidden_size=256, intermediate_size=256)
 
 
 @pytest.mark.parametrize(
     "kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q4_K, Kind.Q6_K]
 )
-def test_every_value_is_what_gguf_itself_reads(tmp_path, wide, kind):
+def test_every_value_equals_that_of_the_gguf_package(tmp_path, wide, kind):
     held = write_gguf(tmp_path / "m.gguf", wide, kind)
     target = materialize(tmp_path / "m.gguf", tmp_path / "hf")
     config = json.loads((target / "config.json").read_bytes())
@@ -56,14 +56,14 @@ def test_every_value_is_what_gguf_itself_reads(tmp_path, wide, kind):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_float_file_of_each_architecture_computes_what_its_origin_does(tmp_path, architecture):
+def test_a_float_file_of_each_architecture_computes_the_same_as_its_origin(tmp_path, architecture):
     origin = make_tiny(tmp_path / "origin", architecture)
     write_gguf(tmp_path / "m.gguf", origin)
     found = logits(materialize(tmp_path / "m.gguf", tmp_path / "hf"))
     np.testing.assert_allclose(found, logits(origin), atol=1e-4)
 
 
-def test_the_tokenizer_comes_along(tmp_path):
+def test_the_tokenizer_is_converted_too(tmp_path):
     from transformers import AutoTokenizer
 
     origin = make_tiny(tmp_path / "origin", "llama")
@@ -86,7 +86,7 @@ def test_llama_3_positions_are_reconstructed(tmp_path):
 def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path):
     strange = LLAMA3 | {"high_freq_factor": 2.0}
     write_gguf(tmp_path / "m.gguf", make_tiny(tmp_path / "origin", "llama", rope_parameters=strange, head_dim=64))
-    with pytest.raises(UnsupportedArchitecture, match="positions are scaled"):
+    with pytest.raises(UnsupportedArchitecture, match="rotary embedding is scaled"):
         materialize(tmp_path / "m.gguf", tmp_path / "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "origin"]
 
@@ -100,7 +100,7 @@ def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path):
         ({"general.type": "adapter"}, InvalidModel, "'adapter'"),
     ],
 )
-def test_what_cannot_be_read_whole_is_refused_before_anything_is_read(tmp_path, metadata, error, match):
+def test_unsupported_metadata_is_refused_before_weights_are_read(tmp_path, metadata, error, match):
     write_gguf(tmp_path / "m.gguf", make_tiny(tmp_path / "origin", "llama"), scaled=metadata)
     with pytest.raises(error, match=match):
         inspect(tmp_path / "m.gguf")
@@ -130,12 +130,12 @@ def test_a_file_whose_configuration_and_weights_disagree_is_refused(tmp_path):
     config = json.loads((origin / "config.json").read_bytes())
     (origin / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
     write_gguf(tmp_path / "m.gguf", origin)
-    with pytest.raises(InvalidModel, match="by the configuration it should be"):
+    with pytest.raises(InvalidModel, match="but the configuration needs"):
         materialize(tmp_path / "m.gguf", tmp_path / "hf")
 
 
 def test_a_tensor_that_the_architecture_does_not_have_is_refused_not_dropped(tmp_path):
-    """transformers would ignore these biases, and compute something else."""
+    """transformers would ignore these biases and compute other results."""
     origin = make_tiny(tmp_path / "origin", "qwen2")
     write_gguf(tmp_path / "m.gguf", origin)
     data = (tmp_path / "m.gguf").read_bytes().replace(b"qwen2.", b"llama.")

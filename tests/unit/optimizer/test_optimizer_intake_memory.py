@@ -1,4 +1,4 @@
-"""The memory that a job is said to need is about what it takes."""
+"""The estimate of a job's memory is close to what it uses."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ print("peak", peak_rss_bytes())
 """
 
 
-def test_the_estimate_is_what_was_measured():
+def test_the_estimate_matches_the_measurements():
     assert 2.1e9 < needed_bytes(SMOLLM2) < 2.5e9
     assert 7.9e9 < needed_bytes(SMOLLM2, calibrated=True) < 8.3e9
 
 
-def test_reading_and_exporting_a_tiny_model_stays_below_what_is_said_to_be_needed(tmp_path):
+def test_reading_and_exporting_a_tiny_model_stays_below_the_estimate(tmp_path):
     source = make_tiny(tmp_path / "hf", "llama")
     done = subprocess.run(
         [sys.executable, "-c", _JOB, str(source), str(tmp_path)], capture_output=True, text=True, check=True

@@ -39,16 +39,16 @@ def folder(exported, tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("options", [{}, {"fuse_qkv": "false"}], ids=["packed", "apart"])
-def test_a_float_graph_gives_back_the_weights_that_it_was_made_from(tmp_path, models, name, options):
+def test_a_float_graph_is_converted_back_to_its_original_weights(tmp_path, models, name, options):
     folder = build(models[name], tmp_path / "og", "fp32", options)
     back = materialize(folder, tmp_path / "back")
     before, after = (load_file(model / "model.safetensors") for model in (models[name], back))
     assert before.keys() == after.keys()
     for key, values in before.items():
         np.testing.assert_array_equal(after[key], values)
-    said, found = (json.loads((model / "config.json").read_bytes()) for model in (models[name], back))
+    expected, found = (json.loads((model / "config.json").read_bytes()) for model in (models[name], back))
     for key in ("rms_norm_eps", "rope_parameters", "tie_word_embeddings", "vocab_size", "eos_token_id"):
-        assert found[key] == said[key]
+        assert found[key] == expected[key]
     assert check_parity(back, export(back, tmp_path / "again")) < 1e-4
 
 
@@ -57,7 +57,7 @@ def test_a_float_graph_gives_back_the_weights_that_it_was_made_from(tmp_path, mo
     [("llama", "int4", ROUNDED), ("qwen2", "int4", SHARED), ("qwen3", "int8", ROUNDED), ("qwen3", "int4", SHARED)],
 )
 def test_a_quantized_graph_is_dequantized_exactly(tmp_path, models, name, precision, options):
-    """With activations in float32 there is nothing that the two could differ in."""
+    """With activations in float32 the two must not differ at all."""
     folder = build(models[name], tmp_path / "og", precision, options | {"accuracy_level": "1"})
     back = materialize(folder, tmp_path / "back")
     assert parity(back, folder).difference < 1e-4
@@ -65,7 +65,7 @@ def test_a_quantized_graph_is_dequantized_exactly(tmp_path, models, name, precis
 
 
 def test_a_graph_in_float16_is_read(tmp_path, models):
-    """As built for a GPU: the tables of angles are in float16, too."""
+    """As built for a GPU: the tables of angles are in float16 too."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     place = ("", str(models["llama"]), str(tmp_path / "og"), "fp16", "cuda", str(tmp_path / "cache"))
@@ -85,16 +85,16 @@ def test_llama_3_positions_are_read_from_the_table(tmp_path):
 
 
 def test_a_graph_with_another_activation_is_refused(tmp_path, folder):
-    """Nothing that is read shows it; only the comparison of both does."""
+    """The conversion does not see the activation; only the comparison with the graph does."""
     model = ir.load(folder / "model.onnx")
     next(node for node in model.graph if node.name == "/model/layers.1/mlp/act_fn/Sigmoid").op_type = "Tanh"
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
-    with pytest.raises(UnsupportedArchitecture, match="computes something else, KL"):
+    with pytest.raises(UnsupportedArchitecture, match="differs from the graph, KL"):
         materialize(folder, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
-def test_a_graph_by_somebody_else_is_refused_by_what_is_missing(tmp_path, folder):
+def test_a_graph_with_another_structure_is_refused_and_the_missing_node_named(tmp_path, folder):
     model = ir.load(folder / "model.onnx")
     for node in model.graph:
         node.name = f"fused_{node.name}"
@@ -125,7 +125,7 @@ def test_a_folder_of_another_architecture_is_refused(folder, architecture):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json"])
-def test_a_folder_that_lacks_a_file_is_refused_by_its_name(folder, name):
+def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(InvalidModel, match=name.replace(".", r"\.")):
         inspect(folder)
@@ -139,7 +139,7 @@ def test_weights_cut_off_are_truncated(folder):
 
 
 @pytest.mark.parametrize("location", ["../model.onnx.data", "/etc/passwd", "", "a/b"])
-def test_weights_that_lie_elsewhere_are_refused(folder, location):
+def test_weights_outside_the_folder_are_refused(folder, location):
     graph = (folder / "model.onnx").read_bytes()
     length = len(b"model.onnx.data")
     changed = graph.replace(b"model.onnx.data", location.encode().ljust(length, b" ")[:length])
@@ -164,4 +164,4 @@ def test_a_graph_with_a_byte_changed_is_read_or_refused_with_a_typed_error(folde
         try:
             inspect(folder)
         except InvalidModel as error:
-            assert error.where  # noqa: PT017 - being read is allowed
+            assert error.where  # noqa: PT017 - a successful read is allowed

@@ -1,4 +1,4 @@
-"""A whole job on a tiny Llama, as the process that the service starts."""
+"""A complete job on a tiny Llama, in the process that the service starts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def finished(llama, tmp_path_factory) -> tuple[Path, JobResult, Progress]:
 
 
 def again(llama: Path, work: Path, spec: JobSpec) -> JobResult:
-    """Another run in the same folder, in this process: what is finished is read."""
+    """Runs the job again in the same folder, in this process; finished steps are not repeated."""
     return Job(llama, work, spec, lambda line: None).run()
 
 
@@ -96,11 +96,13 @@ def test_a_job_makes_measures_and_chooses(finished):
 def test_a_recipe_that_fails_is_a_refused_variant_with_its_reason(finished):
     failed = finished[1].variants[2]
     assert (failed.evaluation, failed.path) == (None, None)
-    assert failed.verdict.reasons == ("a matrix of 64 columns cannot be cut into blocks of 128. Use a smaller block.",)
+    assert failed.verdict.reasons == (
+        "a matrix with 64 columns cannot be divided into blocks of 128. Use a smaller block.",
+    )
 
 
 def test_the_memory_is_the_variants_and_not_the_jobs(finished):
-    for variant in finished[1].variants[:2]:  # the job itself holds torch: 500 MB and more
+    for variant in finished[1].variants[:2]:  # the job itself has torch loaded: 500 MB and more
         assert 20_000_000 < variant.evaluation.peak_rss_bytes < 250_000_000
 
 
@@ -116,7 +118,7 @@ def test_a_finished_job_started_again_repeats_no_pass(finished, llama):
     assert model.stat().st_mtime_ns == before
     assert found.variants[1].evaluation == int4.evaluation
     assert found.variants[0].path == int8.path
-    # Not exactly: threads add in another order each time.
+    # Not exactly, because threads add in a different order each time.
     assert found.variants[0].evaluation.kl == pytest.approx(int8.evaluation.kl, rel=1e-2)
 
 
@@ -129,7 +131,7 @@ def test_a_tighter_profile_refuses_by_name_value_and_limit(finished, llama, tmp_
     assert result.variants[1].evaluation == finished[1].variants[1].evaluation  # measured once
 
 
-def test_golden_prompts_that_the_profile_demands_are_asked(finished, llama, tmp_path):
+def test_golden_prompts_that_the_profile_requires_are_run(finished, llama, tmp_path):
     work = Path(shutil.copytree(finished[0], tmp_path / "work", symlinks=True))
     demanding = EDGE_SMALL.model_copy(update={"all_golden": True})
     question = GoldenPrompt(prompt="What is the capital of France?", expect=("no model of this size knows",))
@@ -141,7 +143,7 @@ def test_golden_prompts_that_the_profile_demands_are_asked(finished, llama, tmp_
     )
 
 
-def test_a_recipe_that_needs_more_memory_than_there_is_is_refused_and_the_others_are_made(finished, llama, tmp_path):
+def test_a_recipe_that_needs_too_much_memory_is_refused_and_the_others_are_made(finished, llama, tmp_path):
     work = Path(shutil.copytree(finished[0], tmp_path / "work", symlinks=True))
     facts = inspect(llama)
     limit = (needed_bytes(facts) + needed_bytes(facts, calibrated=True)) // 2
@@ -173,7 +175,7 @@ def test_a_planted_bad_model_is_refused_and_the_metric_named(finished, tmp_path,
 
 
 def test_another_models_variant_is_refused(finished, tmp_path):
-    """Weights that are sound, but of something else."""
+    """The weights are valid, but those of another model."""
     other = reference(make_tiny_llama(tmp_path / "other", seed=1))
     reasons = judge(evaluate(finished[0] / finished[1].variants[0].path, other), EDGE_SMALL).reasons
     assert {"kl_high", "top1_low"} <= {reason.split()[0] for reason in reasons}
@@ -187,7 +189,7 @@ async def test_bad_input_comes_back_as_its_typed_error(tmp_path):
     assert caught.value.where == str(text)
 
 
-def test_what_cannot_end_well_is_refused_before_anything_is_done(llama, tmp_path):
+def test_a_job_that_cannot_succeed_is_refused_before_any_work(llama, tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
     text = tmp_path / "text.txt"
@@ -206,7 +208,7 @@ def test_what_cannot_end_well_is_refused_before_anything_is_done(llama, tmp_path
         assert not (tmp_path / "work" / "reference").exists()
 
 
-def test_recipes_of_a_job_have_names_of_their_own():
+def test_recipes_of_a_job_have_unique_names():
     with pytest.raises(ValueError, match="several recipes 'int4'"):
         JobSpec(recipes=(INT4, recipe("int4", block=16)))
 

@@ -1,4 +1,4 @@
-"""A search on a tiny Llama, as the process that the service starts: it ends in a front, and goes on after a kill."""
+"""A search on a tiny Llama, in the process that the service starts, continues after a kill and returns a front."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def llama(tmp_path_factory) -> Path:
 
 
 def trials(work: Path) -> list[bytes]:
-    return [line for book in work.glob("evaluations/*/trials.jsonl") for line in book.read_bytes().splitlines()]
+    return [line for log in work.glob("evaluations/*/trials.jsonl") for line in log.read_bytes().splitlines()]
 
 
-async def run(llama: Path, work: Path, told: list[str], cancel_after: int = TRIALS + 1) -> JobResult:
-    """Cancelled, which kills the process, as soon as so many trials have ended."""
+async def run(llama: Path, work: Path, reported: list[str], cancel_after: int = TRIALS + 1) -> JobResult:
+    """Cancels the job, which kills its process, after this many trials."""
 
     async def progress(step: str, done: int, of: int) -> None:
         assert 0 <= done < of
-        told.append(step)
+        reported.append(step)
         if len(trials(work)) >= cancel_after and task is not None:
             task.cancel()
 
@@ -49,15 +49,15 @@ async def run(llama: Path, work: Path, told: list[str], cancel_after: int = TRIA
 
 @pytest.fixture(scope="module")
 def searched(llama, tmp_path_factory) -> tuple[Path, JobResult, list[str], list[bytes]]:
-    """A search that was killed after two trials and started again; what it told then, and the trials before."""
-    work, told = tmp_path_factory.mktemp("work"), []
+    """Returns a search that was killed after two trials and restarted, its progress, and the trials before the kill."""
+    work, reported = tmp_path_factory.mktemp("work"), []
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(run(llama, work, [], cancel_after=2))
     before = trials(work)
-    return work, asyncio.run(run(llama, work, told)), told, before
+    return work, asyncio.run(run(llama, work, reported)), reported, before
 
 
-def test_it_ends_in_a_front_a_choice_and_all_that_was_tried(searched):
+def test_a_search_returns_a_front_a_choice_and_all_trials(searched):
     _, result, _, _ = searched
     assert [variant.recipe for variant in result.variants][:2] == ["int8", "int4"]
     assert len({variant.definition.digest for variant in result.variants}) == TRIALS
@@ -72,22 +72,22 @@ def test_it_ends_in_a_front_a_choice_and_all_that_was_tried(searched):
     assert f"that pass {EDGE_SMALL.name}" in result.choice.reason and "the runner-up" in result.choice.reason
 
 
-def test_it_draws_the_front(searched):
+def test_a_search_draws_the_front(searched):
     work, result, _, _ = searched
     assert [(work / name).read_bytes()[:4] for name in PICTURES] == [b"\x89PNG", b"<?xm"]
     assert all(variant.recipe in (work / "front.svg").read_text() for variant in result.variants)
 
 
-def test_started_again_it_repeats_no_trial(searched):
-    work, result, told, before = searched
+def test_a_restarted_search_repeats_no_trial(searched):
+    work, result, reported, before = searched
     assert len(before) >= 2
     assert trials(work)[: len(before)] == before
     assert len(trials(work)) == len(result.variants) == TRIALS
     done = {variant.recipe for variant in result.variants[: len(before)]}
-    assert not [step for step in told if step.partition(":")[0] in done]
+    assert not [step for step in reported if step.partition(":")[0] in done]
 
 
-def test_it_tells_what_is_known_so_far(searched):
+def test_a_search_reports_its_best_result_so_far(searched):
     known = [step for step in searched[2] if step.startswith("best so far: ")]
     assert len(known) == TRIALS - len(searched[3])
     assert all(" on the front, 0:0" in step and step.endswith(" left") for step in known)

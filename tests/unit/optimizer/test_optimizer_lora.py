@@ -1,4 +1,4 @@
-"""A LoRA as a file beside its quantized base: the sum is PEFT's, and the base alone is what it is without one."""
+"""A LoRA file beside its quantized base: together they equal PEFT's model, and the base alone is unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADS = ("q_proj", "v_proj")
 
 
 class World:
-    """One base, quantized once; `packed` makes its graph."""
+    """A base that is quantized once; `packed` makes its graph."""
 
     def __init__(self, folder: Path, architecture: str) -> None:
         self.folder, self.base = folder, make_tiny(folder / "hf", architecture)
@@ -40,7 +40,7 @@ class World:
         )
 
     def packed(self, name: str, adapters: tuple[str, ...] = (), adapter: Path | None = None) -> Path:
-        # Level 0 computes in float32, as the model that the sum is compared with.
+        # Level 0 computes in float32, like PEFT's model.
         params = pack.Pack(adapters=adapters, accuracy_level=0)
         pack.run(self.coded, self.folder / name, params, replace(self.context, adapter=adapter))
         return self.folder / name
@@ -73,7 +73,7 @@ def plain(world) -> Path:
         {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 2}, "use_rslora": True},
     ],
 )
-def test_the_graph_with_the_file_is_the_base_with_the_lora(world, plain, tmp_path, settings):
+def test_the_graph_with_the_adapter_file_equals_the_base_with_the_lora(world, plain, tmp_path, settings):
     adapter = make_adapter(tmp_path / "adapter", world.base, **settings)
     made = world.packed(tmp_path.name, tuple(LINEAR), adapter)
     found, expected = Graph(made)(TOKENS), world.expected(adapter)
@@ -81,9 +81,7 @@ def test_the_graph_with_the_file_is_the_base_with_the_lora(world, plain, tmp_pat
     assert np.abs(Graph(plain)(TOKENS) - expected).max() > 0.1 * np.abs(expected).max()
 
 
-def test_the_base_alone_computes_what_it_does_without_and_has_the_same_files_as_below_an_adapter(
-    world, plain, tmp_path
-):
+def test_without_an_adapter_the_graph_equals_the_base_and_its_files_are_the_same(world, plain, tmp_path):
     adapter = make_adapter(tmp_path / "adapter", world.base, target_modules=list(HEADS))
     base, made = world.packed("base", HEADS), world.packed("made", HEADS, adapter)
     assert not (base / ADAPTER_PATH).exists()
@@ -103,20 +101,20 @@ def test_the_runtime_of_the_gateways_answers_with_the_adapter(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "adapters", "said"),
+    ("settings", "adapters", "message"),
     [
-        ({}, HEADS, "changes down_proj, gate_proj, k_proj, o_proj, up_proj too"),
-        ({"target_modules": ["q_proj"], "use_dora": True}, HEADS, "other than a plain LoRA"),
-        ({"target_modules": ["q_proj"]}, ("q_proj", "qq"), "is called 'qq'"),
+        ({}, HEADS, "also changes down_proj, gate_proj, k_proj, o_proj, up_proj"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, HEADS, "not as a plain LoRA"),
+        ({"target_modules": ["q_proj"]}, ("q_proj", "qq"), "no quantized projection 'qq'"),
     ],
 )
-def test_what_the_graph_cannot_take_is_refused_by_name(world, tmp_path, settings, adapters, said):
+def test_a_lora_that_the_graph_does_not_take_is_refused_by_name(world, tmp_path, settings, adapters, message):
     adapter = make_adapter(tmp_path / "adapter", world.base, **settings)
-    with pytest.raises(OptimizationFailed, match=said):
+    with pytest.raises(OptimizationFailed, match=message):
         world.packed(tmp_path.name, adapters, adapter)
 
 
-def test_a_recipe_that_takes_adapters_makes_the_same_base_of_the_base_and_of_its_adapter(world, tmp_path):
+def test_a_recipe_that_takes_adapters_gives_the_base_and_its_adapter_the_same_base_files(world, tmp_path):
     adapter = make_adapter(tmp_path / "adapter", world.base, target_modules=list(HEADS))
     steps = {"quantize": {"method": "searched", "bits": 4}, "pack": {"adapters": list(HEADS)}}
     recipe = Recipe(name="mine", passes=tuple(PassSpec(pass_=name, params=params) for name, params in steps.items()))
@@ -133,7 +131,7 @@ def test_a_recipe_that_takes_adapters_makes_the_same_base_of_the_base_and_of_its
     assert all(
         (base / path.name).read_bytes() == path.read_bytes() for path in made.iterdir() if path.name not in differing
     )
-    merged = decoder.load(tmp_path / "adapter-work" / "reference")  # what the variant is measured against
+    merged = decoder.load(tmp_path / "adapter-work" / "reference")  # the reference of the variant
     with torch.inference_mode():
         expected = merged(torch.from_numpy(TOKENS[None])).logits[0].numpy()
     assert np.abs(Graph(made)(TOKENS) - expected).max() < np.abs(Graph(base)(TOKENS) - expected).max() / 2

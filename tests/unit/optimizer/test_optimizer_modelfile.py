@@ -1,4 +1,4 @@
-"""What is refused before any work is done, and with which words."""
+"""Invalid model files are refused before any work, with an error that names the defect."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_facts_of_a_hugging_face_directory(llama):
     assert (facts.architecture, facts.parameters, facts.format) == ("llama", parameters, "hf")
 
 
-def test_a_file_of_another_kind_is_no_model(tmp_path):
+def test_a_file_of_another_kind_is_not_a_model(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not a model at all")
     with pytest.raises(NotAModel) as caught:
@@ -49,14 +49,14 @@ def test_a_file_of_another_kind_is_no_model(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"GG"])
-def test_an_almost_empty_file_is_no_model(tmp_path, content):
+def test_an_almost_empty_file_is_not_a_model(tmp_path, content):
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     with pytest.raises(NotAModel):
         inspect(path)
 
 
-def test_what_does_not_exist_is_no_model(tmp_path):
+def test_a_missing_path_is_not_a_model(tmp_path):
     with pytest.raises(NotAModel):
         inspect(tmp_path / "nothing")
     with pytest.raises(NotAModel, match=r"config\.json"):
@@ -80,10 +80,10 @@ def test_a_gguf_file_with_any_byte_of_its_header_changed_is_read_or_refused_with
         try:
             inspect(broken)
         except InvalidModel as error:
-            assert error.where  # noqa: PT017 - every refusal says where; being read is allowed
+            assert error.where  # noqa: PT017 - an error must name the file; a successful read is allowed
 
 
-def test_an_architecture_that_nobody_builds_is_refused_with_those_that_are(tmp_path, directory):
+def test_an_unsupported_architecture_is_refused_and_the_supported_ones_listed(tmp_path, directory):
     with pytest.raises(UnsupportedArchitecture, match="mamba") as caught:
         inspect(make_gguf(tmp_path / "m.gguf", architecture="mamba"))
     assert "qwen2" in (caught.value.fix or "")
@@ -94,7 +94,7 @@ def test_an_architecture_that_nobody_builds_is_refused_with_those_that_are(tmp_p
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "model.safetensors"])
-def test_an_incomplete_directory_is_refused_by_the_name_of_what_is_missing(directory, name):
+def test_the_missing_file_of_an_incomplete_directory_is_named(directory, name):
     (directory / name).unlink()
     with pytest.raises(InvalidModel, match=name):
         inspect(directory)

@@ -1,4 +1,4 @@
-"""A Hugging Face directory that lies about itself is refused by its headers, before a weight is read."""
+"""A Hugging Face directory with inconsistent headers is refused before a weight is read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def directory(llama, tmp_path) -> Path:
 Change = Callable[[Path], object]
 
 
-def said(**settings: object) -> Change:
+def config(**settings: object) -> Change:
     def change(folder: Path) -> None:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_bytes()) | settings))
@@ -53,7 +53,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> 
 
 
 def header(change: Callable[[dict[str, dict[str, object]]], object]) -> Change:
-    """Another header before the same weights."""
+    """Replaces the header and keeps the weights."""
 
     def apply(folder: Path) -> None:
         data = (folder / WEIGHTS).read_bytes()
@@ -67,7 +67,7 @@ def header(change: Callable[[dict[str, dict[str, object]]], object]) -> Change:
 
 
 def split(folder: Path, index: Mapping[str, str] | None = None) -> None:
-    """In two files, with an index in which `index` is added or exchanged."""
+    """Writes the weights in two files, with an index that `index` updates."""
     weights = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(weights)
@@ -96,18 +96,18 @@ def test_weights_in_two_files_are_one_model(tmp_path, llama, directory):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (said(num_hidden_layers=3), InvalidModel, "3 layers, the weights hold 2"),
-        (said(num_hidden_layers=10**12), InvalidModel, "1,000,000,000,000 layers"),
-        (said(num_hidden_layers="two"), InvalidModel, "num_hidden_layers = 'two'"),
-        (said(num_hidden_layers=True), InvalidModel, "num_hidden_layers = True"),
-        (said(hidden_size=10**9), InvalidModel, "1000000000"),
-        (said(max_position_embeddings=10**12), InvalidModel, "1000000000000 positions"),
-        (said(max_position_embeddings=0), InvalidModel, "0 positions"),
-        (said(vocab_size=321), InvalidModel, "embed_tokens"),
-        (said(intermediate_size=256), InvalidModel, "down_proj"),
-        (said(quantization_config={"quant_method": "gptq"}), UnsupportedArchitecture, "already quantized"),
-        (said(model_type="gemma3"), UnsupportedArchitecture, "gemma3_text"),
-        (said(model_type=["llama"]), UnsupportedArchitecture, "llama"),
+        (config(num_hidden_layers=3), InvalidModel, "3 layers, the weights hold 2"),
+        (config(num_hidden_layers=10**12), InvalidModel, "1,000,000,000,000 layers"),
+        (config(num_hidden_layers="two"), InvalidModel, "num_hidden_layers = 'two'"),
+        (config(num_hidden_layers=True), InvalidModel, "num_hidden_layers = True"),
+        (config(hidden_size=10**9), InvalidModel, "1000000000"),
+        (config(max_position_embeddings=10**12), InvalidModel, "1000000000000 positions"),
+        (config(max_position_embeddings=0), InvalidModel, "0 positions"),
+        (config(vocab_size=321), InvalidModel, "embed_tokens"),
+        (config(intermediate_size=256), InvalidModel, "down_proj"),
+        (config(quantization_config={"quant_method": "gptq"}), UnsupportedArchitecture, "already quantized"),
+        (config(model_type="gemma3"), UnsupportedArchitecture, "gemma3_text"),
+        (config(model_type=["llama"]), UnsupportedArchitecture, "llama"),
         (without("model.layers.1.self_attn.q_proj.weight"), InvalidModel, "layers"),
         (without("model.norm.weight"), InvalidModel, r"model\.norm\.weight is None"),
         (header(lambda table: table["lm_head.weight"].update(shape=[10**6, 10**6])), InvalidModel, "F32 in"),
@@ -127,7 +127,7 @@ def test_weights_in_two_files_are_one_model(tmp_path, llama, directory):
         (placed("model-00001-of-00002.safetensors", "more"), InvalidModel, "does not hold 'more'"),
     ],
 )  # fmt: skip
-def test_a_lie_is_refused(directory, change, error, match):
+def test_inconsistent_headers_are_refused(directory, change, error, match):
     change(directory)
     with pytest.raises(error, match=match) as caught:
         inspect(directory)
@@ -149,23 +149,23 @@ def test_the_second_of_two_files_cut_off_is_truncated(directory):
         inspect(directory)
 
 
-def test_a_parameter_without_weights_is_refused_not_made_up(tmp_path, directory):
-    """transformers would draw it at random, and warn."""
+def test_a_parameter_without_weights_is_refused_not_initialized_at_random(tmp_path, directory):
+    """transformers would initialize it at random and only warn."""
     rewrite(directory, lambda weights: [weights.pop(name) for name in list(weights) if name.endswith("k_proj.weight")])
     with pytest.raises(InvalidModel, match=r"no weights for model\.layers\.0\.self_attn\.k_proj\.weight"):
         materialize(directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_code_that_a_model_brings_is_not_run(tmp_path, directory):
-    said(auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})(directory)
+def test_code_in_a_model_directory_is_not_run(tmp_path, directory):
+    config(auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})(directory)
     (directory / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with contextlib.suppress(InvalidModel):
         materialize(directory, tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_was_begun_before_is_done_anew(tmp_path, directory):
+def test_an_unfinished_conversion_is_started_again(tmp_path, directory):
     (tmp_path / "out.part").mkdir()
     (tmp_path / "out.part" / "model.safetensors").write_text("half")
     materialize(directory, tmp_path / "out")

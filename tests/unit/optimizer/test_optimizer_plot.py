@@ -1,4 +1,4 @@
-"""The picture: everything that was measured is in it by name, and no name lies on another."""
+"""The plot names every measured variant, and no name overlaps another."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def test_every_measured_variant_is_named_in_both_panels(svg, name):
         "chosen",
     ],
 )
-def test_the_picture_explains_itself(svg, text):
+def test_the_plot_contains_its_explanations(svg, text):
     assert text in svg
 
 
-def test_the_same_result_gives_the_same_picture(tmp_path):
+def test_the_same_result_gives_the_same_plot(tmp_path):
     paths = [tmp_path / name for name in ("a.svg", "b.svg", "a.png", "b.png")]
     draw(result(variant("int4", 94, 0.2)), EDGE_SMALL, paths)
     assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -99,7 +99,7 @@ def test_a_result_without_any_figure_can_be_drawn(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_of_a_crowd_lie_on_no_point_and_on_no_other_name():
+def test_names_of_crowded_points_overlap_neither_points_nor_names():
     figure = Figure(figsize=(8, 6), dpi=100)
     FigureCanvasAgg(figure)
     ax = figure.subplots()

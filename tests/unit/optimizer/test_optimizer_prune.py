@@ -1,4 +1,4 @@
-"""Structured pruning: what does nothing goes first and costs nothing, and what stays still is a model."""
+"""Structured pruning drops parts without effect first, and the rest is still a working model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slmops.optimizer.passes.prune_heads import PruneHeads
 from slmops.optimizer.passes.prune_vocabulary import PruneVocabulary
 from slmops.optimizer.passes.prune_width import PruneWidth
 
-_QUICK = ("llama", "gemma3_text")  # the plain one, and the one that differs most
+_QUICK = ("llama", "gemma3_text")  # the simplest architecture and the one that differs most from it
 everywhere = pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in ARCHITECTURES],
@@ -44,7 +44,7 @@ def config_of(folder: Path):
 
 
 @everywhere
-def test_channels_without_effect_go_and_nothing_changes(architecture, given, out):
+def test_channels_without_effect_are_dropped_and_the_output_stays_the_same(architecture, given, out):
     model = make_model(given, architecture)
     for layer in model.model.layers:
         layer.mlp.down_proj.weight[:, HALF] = 0
@@ -55,7 +55,7 @@ def test_channels_without_effect_go_and_nothing_changes(architecture, given, out
 
 
 @everywhere
-def test_heads_without_effect_go_and_nothing_changes(architecture, given, out):
+def test_heads_without_effect_are_dropped_and_the_output_stays_the_same(architecture, given, out):
     model = make_model(given, architecture)
     for number, layer in enumerate(model.model.layers):
         output = layer.self_attn.o_proj
@@ -70,7 +70,7 @@ def test_heads_without_effect_go_and_nothing_changes(architecture, given, out):
 
 @everywhere
 @pytest.mark.parametrize("place", [1, 2])
-def test_a_layer_without_effect_goes_and_nothing_changes(architecture, place, given, out):
+def test_a_layer_without_effect_is_dropped_and_the_output_stays_the_same(architecture, place, given, out):
     model = make_model(given, architecture)
     model.model.layers[place].mlp.down_proj.weight[:] = 0
     model.model.layers[place].self_attn.o_proj.weight[:] = 0
@@ -84,8 +84,8 @@ def test_a_layer_without_effect_goes_and_nothing_changes(architecture, place, gi
     torch.testing.assert_close(logits(decoder.load(out), unseen()), logits(model, unseen()), atol=1e-3, rtol=0)
 
 
-def test_a_channel_takes_over_from_its_twin(given, out):
-    """Nothing is without effect here: half of the channels say what the other half says, and the sum is what counts."""
+def test_a_channel_replaces_its_dropped_duplicate(given, out):
+    """Every channel has an effect: half of the channels duplicate the other half, and the layer adds them up."""
     model = make_model(given)
     for layer in model.model.layers:
         for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
@@ -95,8 +95,8 @@ def test_a_channel_takes_over_from_its_twin(given, out):
     assert divergence(logits(model, unseen()), logits(decoder.load(out), unseen())) < 1e-3
 
 
-def test_the_layer_before_a_gap_bridges_it(given, out, tmp_path, monkeypatch):
-    """Against plainly leaving out the same layer."""
+def test_the_layer_before_a_dropped_one_is_refitted_to_replace_it(given, out, tmp_path, monkeypatch):
+    """Compares with dropping the same layer without a refit."""
     expected = logits(make_model(given), unseen())
     prune_depth.run(given, out, ONE_LAYER, context(given))
     monkeypatch.setattr(decoder, "refit", lambda linear, normal: None)
@@ -122,13 +122,13 @@ def test_all_four_kinds_together_still_export(given, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.95])
-def test_channels_go_in_multiples_of_a_block(share, given, out):
+def test_channels_are_dropped_in_multiples_of_a_block(share, given, out):
     make_model(given)
-    with pytest.raises(OptimizationFailed, match="multiples of 32"):
+    with pytest.raises(OptimizationFailed, match="multiple of 32"):
         prune_width.run(given, out, PruneWidth(share=share), context(given))
 
 
-def test_a_model_keeps_its_ends_and_a_head(given, out):
+def test_the_first_layer_the_last_layer_and_one_head_must_stay(given, out):
     make_model(given)
     with pytest.raises(OptimizationFailed, match="3 of 4 layers"):
         prune_depth.run(given, out, PruneDepth(layers=3), context(given))
@@ -137,7 +137,7 @@ def test_a_model_keeps_its_ends_and_a_head(given, out):
     assert not out.exists()
 
 
-def test_parameters_that_drop_nothing_or_all_are_refused():
+def test_parameters_that_drop_nothing_or_everything_are_refused():
     for make in (
         lambda: PruneWidth(share=0),
         lambda: PruneWidth(share=1),

@@ -1,4 +1,4 @@
-"""A smaller vocabulary: what is kept reads and means the same, and whatever is written can still be said."""
+"""A pruned vocabulary keeps the meaning of the remaining tokens and can still encode every text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_what_is_kept_reads_and_means_the_same(given, known, tmp_path):
+def test_text_of_kept_tokens_is_tokenized_and_evaluated_as_before(given, known, tmp_path):
     prune_vocabulary.run(given, tmp_path / "out", PruneVocabulary(), known)
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (given, tmp_path / "out"))
     assert 256 < len(after) < len(before)
@@ -55,14 +55,14 @@ def test_what_is_kept_reads_and_means_the_same(given, known, tmp_path):
     torch.testing.assert_close(logits(model, new), logits(decoder.load(given), old)[..., kept])
 
 
-def test_a_text_with_other_words_falls_into_more_pieces_and_is_the_same_text(given, known, tmp_path):
+def test_other_text_is_split_into_more_tokens_and_decodes_to_the_same_text(given, known, tmp_path):
     prune_vocabulary.run(given, tmp_path / "out", PruneVocabulary(), known)
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (given, tmp_path / "out"))
     assert len(after.tokenize(UNKNOWN)) > len(before.tokenize(UNKNOWN))
     assert after.decode(after(UNKNOWN)["input_ids"]) == UNKNOWN
 
 
-def test_special_tokens_keep_their_meaning_wherever_they_are_named(given, known, tmp_path):
+def test_special_tokens_are_renumbered_in_every_file(given, known, tmp_path):
     edit(given / "config.json", lambda config: config.update(eos_token_id=[300, 2], pad_token_id=-1))
     GenerationConfig(bos_token_id=1, eos_token_id=[300, 2], pad_token_id=300).save_pretrained(given)
     last = {"id": 300, "content": "<|last|>", "special": True, "normalized": False}
@@ -91,7 +91,7 @@ def test_special_tokens_keep_their_meaning_wherever_they_are_named(given, known,
     assert (generation["eos_token_id"], generation["pad_token_id"]) == ([new, 2], new)
 
 
-def test_a_size_is_filled_with_what_the_text_has_and_then_with_the_earliest(given, known, tmp_path):
+def test_a_size_is_filled_with_tokens_of_the_text_and_then_with_the_first_tokens(given, known, tmp_path):
     prune_vocabulary.run(given, tmp_path / "out", PruneVocabulary(size=300), known)
     kept = set(np.load(tmp_path / "out" / decoder.KEPT_TOKENS).tolist())
     assert len(kept) == 300
@@ -100,13 +100,13 @@ def test_a_size_is_filled_with_what_the_text_has_and_then_with_the_earliest(give
     assert set(np.load(tmp_path / "least" / decoder.KEPT_TOKENS).tolist()) < kept
 
 
-def test_bytes_and_special_tokens_must_have_room(given, known, tmp_path):
-    with pytest.raises(OptimizationFailed, match="259 special tokens and bytes must stay, more than 200"):
+def test_a_size_too_small_for_bytes_and_special_tokens_is_refused(given, known, tmp_path):
+    with pytest.raises(OptimizationFailed, match="259 special tokens and bytes must stay, but size is 200"):
         prune_vocabulary.run(given, tmp_path / "out", PruneVocabulary(size=200), known)
 
 
-def test_twice_is_once(given, known, tmp_path):
-    """Calibration tokens stay the reference's; ids of ids are resolved."""
+def test_pruning_twice_equals_pruning_once(given, known, tmp_path):
+    """Calibration tokens always have the reference's ids; `kept_tokens` composes both prunings."""
     prune_vocabulary.run(given, tmp_path / "once", PruneVocabulary(size=310), known)
     prune_vocabulary.run(tmp_path / "once", tmp_path / "twice", PruneVocabulary(), known)
     prune_vocabulary.run(given, tmp_path / "out", PruneVocabulary(), known)
@@ -114,17 +114,17 @@ def test_twice_is_once(given, known, tmp_path):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-def test_windows_with_lost_tokens_are_left_out_afterwards(given, known, tmp_path):
+def test_windows_with_dropped_tokens_are_left_out(given, known, tmp_path):
     prune_vocabulary.run(given, tmp_path / "out", PruneVocabulary(), known)
     both = np.concatenate([known.calibration(), windows_of(given, "what is the capital of France")])
     np.testing.assert_array_equal(
         decoder.calibration(tmp_path / "out", context(given, both)), decoder.calibration(tmp_path / "out", known)
     )
-    with pytest.raises(OptimizationFailed, match="no calibration text"):
+    with pytest.raises(OptimizationFailed, match="covers no window"):
         decoder.calibration(tmp_path / "out", context(given, both[-1:]))
 
 
-def test_an_untied_head_loses_the_same_rows(tmp_path):
+def test_an_untied_head_is_pruned_like_the_embedding(tmp_path):
     model = make_model(tmp_path / "given", "qwen2")
     known = context(tmp_path / "given", windows_of(tmp_path / "given", KNOWN))
     prune_vocabulary.run(tmp_path / "given", tmp_path / "out", PruneVocabulary(), known)
@@ -134,7 +134,7 @@ def test_an_untied_head_loses_the_same_rows(tmp_path):
     assert torch.equal(found.model.embed_tokens.weight, model.model.embed_tokens.weight[kept])
 
 
-def test_older_files_are_read_and_none_is_left_that_says_otherwise(given, known, tmp_path):
+def test_older_tokenizer_files_are_read_and_not_copied(given, known, tmp_path):
     prune_vocabulary.run(given, tmp_path / "new", PruneVocabulary(), known)
 
     def as_it_was(tokenizer):

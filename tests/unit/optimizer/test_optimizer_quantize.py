@@ -1,4 +1,4 @@
-"""Codes on grids: what rounding loses, what calibration wins back, and what the graph then computes with."""
+"""Codes on grids: the loss of rounding, the gain of calibration, and the packed graph."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def quantized(llama: Path, out: Path, context: Context, **params: object) -> Pat
 
 
 def divergence(llama: Path, coded: Path) -> float:
-    """KL in nats of the model with its weights replaced by what the codes stand for, on tokens of no calibration."""
+    """Returns the KL in nats of the model with dequantized weights, on tokens that were not used for calibration."""
     model = decoder.load(llama)
     tokens = torch.from_numpy(np.random.default_rng(9).integers(3, VOCABULARY, size=(6, 48)))
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def divergence(llama: Path, coded: Path) -> float:
     return float((expected.exp() * (expected - found)).sum(-1).mean())
 
 
-def test_a_searched_grid_loses_less_than_rounding_and_more_bits_less_still():
+def test_a_searched_grid_loses_less_than_rounding_and_more_bits_lose_even_less():
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
     lost = {
         (bits, search): float((fit(weight, bits, 32, search=search).rounded(weight) - weight).square().mean())
@@ -68,7 +68,7 @@ def test_a_searched_grid_loses_less_than_rounding_and_more_bits_less_still():
     assert lost[8, False] < lost[4, True] / 50
 
 
-def test_a_weight_that_lies_on_a_grid_is_kept_exactly():
+def test_a_weight_on_a_grid_point_is_kept_exactly():
     scale = torch.tensor([0.03125, 0.5]).repeat_interleave(32)
     weight = (torch.randint(-8, 8, (16, 64), generator=torch.Generator().manual_seed(3))).float() * scale
     weight[:, ::32], weight[:, 1::32] = -8 * scale[::32], 7 * scale[::32]
@@ -97,7 +97,7 @@ def test_gptq_loses_less_of_the_output_than_rounding_to_the_same_grid():
     assert lost(grid.weights(gptq(weight, moment, grid, 0.01))) < 0.5 * lost(grid.rounded(weight))
 
 
-def test_gptq_lives_with_inputs_that_are_always_zero():
+def test_gptq_handles_inputs_that_are_always_zero():
     weight, moment = torch.randn(8, 64), torch.eye(64)
     moment[5, 5] = 0
     assert torch.isfinite(gptq(weight, moment, fit(weight, 4, 32), 0.01)).all()
@@ -117,7 +117,7 @@ def test_calibration_and_upgrades_bring_the_model_closer(llama, tmp_path, contex
     assert kl["rtn"] > kl["searched"] > kl["gptq"] > kl["upgraded"] > kl["int8"] > 0
 
 
-def test_upgraded_matrices_are_the_most_sensitive_ones_and_no_more_than_their_share():
+def test_the_most_sensitive_matrices_are_upgraded_up_to_the_share():
     expected, sizes = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 0.1}, {"a": 10, "b": 100, "c": 10, "d": 80}
     assert most_sensitive(expected, sizes, 0.1) == {"c", "a"}
     assert most_sensitive(expected, sizes, 0.6) == {"c", "a", "b"}
@@ -136,8 +136,8 @@ def test_upgraded_matrices_are_the_most_sensitive_ones_and_no_more_than_their_sh
     ],
     ids=json.dumps,
 )
-def test_the_packed_graph_computes_with_exactly_the_codes(llama, tmp_path, context, params):
-    """In full precision of activations, what is left is the order of additions."""
+def test_the_packed_graph_computes_exactly_with_the_codes(llama, tmp_path, context, params):
+    """With full-precision activations, only the order of additions differs."""
     coded = quantized(llama, tmp_path / "coded", context, **params)
     pack.run(coded, tmp_path / "variant", pack.Pack(accuracy_level=0), context)
     model = decoder.load(llama)
@@ -148,14 +148,14 @@ def test_the_packed_graph_computes_with_exactly_the_codes(llama, tmp_path, conte
     assert np.abs(Graph(tmp_path / "variant")(TOKENS[0]) - expected).max() < 1e-2 * np.abs(expected).max()
 
 
-def test_a_packed_variant_has_the_bytes_of_its_codes(llama, tmp_path, context):
+def test_a_packed_variant_has_the_size_of_its_codes(llama, tmp_path, context):
     coded = quantized(llama, tmp_path / "coded", context)
     pack.run(coded, tmp_path / "variant", pack.Pack(), context)
     found = codes.load(coded).values()
     bits = sum(
         c.codes.size * c.bits + c.scales.size * 16 + c.zeros.size * (c.bits if c.bits == 4 else 0) for c in found
     )
-    norms_and_rotations = 150_000  # of a context of 2,048 positions
+    norms_and_rotations = 150_000  # for a context of 2,048 positions
     assert bits / 8 < (tmp_path / "variant" / "model.onnx.data").stat().st_size < bits / 8 + norms_and_rotations
 
 
@@ -167,13 +167,13 @@ def test_quantizing_twice_gives_the_same_bytes(llama, tmp_path, context):
     assert (first / codes.CODES_FILE).read_bytes() == (second / codes.CODES_FILE).read_bytes()
 
 
-def test_columns_that_no_block_divides_are_refused(llama, tmp_path, context):
-    with pytest.raises(OptimizationFailed, match="64 columns cannot be cut into blocks of 128"):
+def test_columns_that_the_block_does_not_divide_are_refused(llama, tmp_path, context):
+    with pytest.raises(OptimizationFailed, match="64 columns cannot be divided into blocks of 128"):
         quantized(llama, tmp_path / "coded", context, block=128)
 
 
-def test_parameters_that_contradict_one_another_are_refused():
-    with pytest.raises(ValueError, match="8 bits already"):
+def test_contradictory_parameters_are_refused():
+    with pytest.raises(ValueError, match="no effect with bits: 8"):
         Quantize(bits=8, upgraded_share=0.1)
 
 
@@ -187,7 +187,7 @@ def test_rows_are_found_in_packed_and_repeated_matrices(llama):
     assert rows.origin(query + 1) == []
 
 
-def test_codes_survive_the_disk(tmp_path):
+def test_codes_can_be_saved_and_loaded(tmp_path):
     scale_codes, zeros = np.full((4, 2), 2, np.uint8), np.full((4, 2), 8, np.uint8)
     codes.save(
         tmp_path, {"w": Coded(np.full((4, 64), 7, np.uint8), scale_codes, np.full(4, 0.25, np.float16), zeros, 4)}

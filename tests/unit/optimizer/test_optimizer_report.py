@@ -1,4 +1,4 @@
-"""A report holds what somebody else needs, and survives being written and read."""
+"""A report contains what others need to measure again, and can be written and read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def test_everything_that_went_in_is_named_by_its_digest(made: Report) -> None:
+def test_a_report_names_all_inputs_by_digest(made: Report) -> None:
     assert {file.path: file.digest for file in made.variant_files} == {
         "deep/data": sha256(b"weights"),
         "model.onnx": sha256(b"graph"),
@@ -67,7 +67,7 @@ def test_everything_that_went_in_is_named_by_its_digest(made: Report) -> None:
     assert made.golden is not None
 
 
-def test_it_is_read_back_as_it_was_nan_included(made: Report, tmp_path: Path) -> None:
+def test_a_report_with_nan_survives_writing_and_reading(made: Report, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text(made.model_dump_json())
     again = read_report(path)
@@ -76,7 +76,7 @@ def test_it_is_read_back_as_it_was_nan_included(made: Report, tmp_path: Path) ->
     assert math.isnan(again.evaluation.kl or 0)
 
 
-def test_what_is_no_report_is_a_typed_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_report_is_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         read_report(tmp_path / "absent.json")
     path = tmp_path / "report.json"

@@ -1,4 +1,4 @@
-"""A job's process within its limits, and its folder for it alone."""
+"""A job's process is killed above its memory limit, and its work folder is locked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slmops.optimizer.jobs.memory_watch import MemoryWatch
 from slmops.optimizer.jobs.workspace import Workspace
 
 MB = 1_000_000
-# What takes the memory is a child of the process that is watched, as the benchmark is of a job.
+# A child of the watched process takes the memory, as the benchmark of a job does.
 GREEDY = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 TAKES = "x = bytearray(300_000_000); import time; time.sleep(20)"
 
@@ -32,32 +32,34 @@ async def watched(limit_bytes: int | None, taken: str) -> tuple[MemoryWatch, int
     return watch, code
 
 
-async def test_a_job_above_its_limit_is_killed_with_its_children_and_the_figures_are_told() -> None:
+async def test_a_job_above_its_memory_limit_is_killed_with_its_children_and_the_error_has_figures() -> None:
     watch, code = await watched(200 * MB, TAKES)
-    with pytest.raises(NotEnoughMemory, match=r"had 0\.[23]\d* GB of memory, more than its limit of 0\.2 GB") as caught:
+    with pytest.raises(
+        NotEnoughMemory, match=r"used 0\.[23]\d* GB of memory, more than its limit of 0\.2 GB"
+    ) as caught:
         watch.check(code)
     assert "SLMOPS_JOB_MEMORY_BYTES" in (caught.value.fix or "")
     assert not any(TAKES in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
 
 
-async def test_a_job_within_its_limit_is_left_alone() -> None:
+async def test_a_job_within_its_memory_limit_is_not_killed() -> None:
     watch, code = await watched(2_000 * MB, "x = bytearray(100_000_000); import time; time.sleep(1.5)")
     watch.check(code)
     assert code == 0
     assert 100 * MB < watch.peak_bytes < 400 * MB
 
 
-async def test_a_job_that_something_else_killed_was_probably_killed_for_memory() -> None:
+async def test_a_job_killed_by_the_system_is_reported_as_probably_out_of_memory() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", TAKES, start_new_session=True)
     watch = MemoryWatch(process.pid, None)
     watching = asyncio.create_task(watch.run())
     async with asyncio.timeout(15):
-        while watch.peak_bytes < 300 * MB:  # noqa: ASYNC110 - it tells nobody
+        while watch.peak_bytes < 300 * MB:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     code = await process.wait()
     watching.cancel()
-    with pytest.raises(NotEnoughMemory, match=r"killed \(code -9\), probably for memory: it had 0\.3"):
+    with pytest.raises(NotEnoughMemory, match=r"killed \(code -9\), probably because of its memory: its peak was 0\.3"):
         watch.check(code)
 
 
@@ -65,7 +67,7 @@ def workspace(home: Path) -> Workspace:
     return Workspace(home, timedelta(minutes=1))
 
 
-async def test_a_folder_is_claimed_by_one_at_a_time_and_handed_on(tmp_path: Path) -> None:
+async def test_a_folder_is_claimed_by_one_worker_at_a_time(tmp_path: Path) -> None:
     order: list[str] = []
 
     async def work(name: str) -> None:
@@ -86,7 +88,7 @@ async def test_a_folder_stays_claimed_until_the_last_process_that_holds_it_is_de
     async with workspace(tmp_path).claim("w") as claim:
         sleeper = await asyncio.create_subprocess_exec("sleep", "30", pass_fds=[claim.lock])
     waiting = asyncio.create_task(entered(tmp_path))
-    workspace(tmp_path).discard("w")  # somebody works in it
+    workspace(tmp_path).discard("w")  # has no effect while the folder is locked
     await asyncio.sleep(0.5)
     assert not waiting.done()
     assert claim.folder.exists()

@@ -1,5 +1,7 @@
-"""What a search tries, when it stops, and that it goes on after it was killed. On a simulated model: the sizes and the
-order of the divergences are SmolLM2's."""
+"""A search proposes promising recipes, keeps its budget, and continues after a kill.
+
+It runs on a simulated model with the sizes and the order of divergences of SmolLM2.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ START = [quantized("int8", **INT8), quantized("int4", **INT4), explicit(recipe_n
 
 
 class Simulated:
-    """A model of which every recipe's size, divergence and time are known. `now_s` is its clock."""
+    """A model with known size, divergence and time for every recipe. `now_s` is its clock."""
 
     def __init__(self, profile: DeviceProfile) -> None:
         self.profile, self.now_s = profile, 0.0
@@ -44,7 +46,7 @@ class Simulated:
     def __call__(self, recipe: Recipe) -> Variant:
         self.tried.append(recipe.name)
         evaluation = None
-        verdict = Verdict(passed=False, reasons=("576 columns cannot be cut into blocks of 128",))
+        verdict = Verdict(passed=False, reasons=("576 columns cannot be divided into blocks of 128",))
         if not any(step.params.get("block") == 128 for step in recipe.passes):
             evaluation = self._evaluation(recipe)
             verdict = judge(evaluation, self.profile)
@@ -87,17 +89,17 @@ def measured(bytes: float, kl: float, tokens_per_s: float) -> Evaluation:
 
 
 @pytest.fixture
-def told() -> list[dict[str, object]]:
+def reported() -> list[dict[str, object]]:
     return []
 
 
 @pytest.fixture
-def search(tmp_path, told):
-    def made(profile: DeviceProfile = EDGE_SMALL, *, start=START, model=None, book="trials.jsonl", **spec: object):
+def search(tmp_path, reported):
+    def made(profile: DeviceProfile = EDGE_SMALL, *, start=START, model=None, log="trials.jsonl", **spec: object):
         model = model or Simulated(profile)
         asked = SearchSpec(**{"max_trials": 30, "budget": 10 * HOUR} | spec)
-        progress = Progress(asked.max_trials, told.append)
-        found = Search(asked, profile, start, tmp_path / "notes" / book, progress, lambda: model.now_s)
+        progress = Progress(asked.max_trials, reported.append)
+        found = Search(asked, profile, start, tmp_path / "notes" / log, progress, lambda: model.now_s)
         return found.run(model), model
 
     return made
@@ -112,7 +114,7 @@ def the_best(trials, profile: DeviceProfile, prefer="smallest") -> Variant:
     return next(trial for trial in trials if trial.recipe == choice.recipe)
 
 
-def test_it_begins_with_what_it_was_given_the_cheap_ones_first(search):
+def test_a_search_starts_with_the_given_recipes_cheap_ones_first(search):
     dear = quantized("int4-calibrated", method="gptq", **INT4)
     _, model = search(start=[dear, *START], max_trials=4)
     assert model.tried == ["stock-int4", "int8", "int4", "int4-calibrated"]
@@ -120,26 +122,26 @@ def test_it_begins_with_what_it_was_given_the_cheap_ones_first(search):
 
 @pytest.mark.parametrize("prefer", ["smallest", "best_quality", "fastest"])
 @pytest.mark.parametrize("limits", [{}, {"max_package_bytes": 100_000_000}, {"max_kl": 0.05}, {"max_kl": 1e-9}])
-def test_nothing_is_tried_twice_and_no_name_is_used_twice(search, prefer, limits):
+def test_no_recipe_and_no_name_is_tried_twice(search, prefer, limits):
     trials, model = search(tight(**limits), prefer=prefer, max_trials=60)
     assert len({trial.definition.digest for trial in trials}) == len(trials)
     assert len(set(model.tried)) == len(trials) > len(START)
 
 
-def test_the_smallest_that_passes_is_smaller_than_what_it_was_given(search):
+def test_a_search_finds_a_smaller_variant_than_the_given_recipes(search):
     trials, _ = search(EDGE_SMALL)
     best, given = the_best(trials, EDGE_SMALL), the_best(trials[: len(START)], EDGE_SMALL)
     assert best.evaluation.bytes < 0.9 * given.evaluation.bytes
     assert best.evaluation.kl_high <= EDGE_SMALL.max_kl
 
 
-def test_a_size_limit_is_used_up_by_as_much_share_in_8_bits_as_fits(search):
+def test_a_search_finds_the_largest_share_of_8_bits_that_fits_the_size_limit(search):
     profile = tight(max_package_bytes=100_000_000, max_kl=0.1, min_top1=0.8)
     trials, _ = search(profile, prefer="best_quality")
     best = the_best(trials, profile, "best_quality")
     assert 0.98 * profile.max_package_bytes < best.evaluation.bytes <= profile.max_package_bytes
     assert best.definition.passes[0].params["method"] == "gptq"
-    # The best of the whole grid, by trying everything.
+    # The best of the whole grid, by exhaustive search.
     model, quantize = Simulated(profile), best.definition.passes[0].params
     everything = (
         model._evaluation(Recipe(name="x", passes=(PassSpec(pass_="quantize", params=quantize | changes),)))
@@ -159,7 +161,7 @@ def test_a_block_size_that_failed_is_not_tried_again(search):
     assert sum(trial.evaluation is None for trial in trials) == 1
 
 
-def test_it_prunes_and_distills_only_where_nothing_else_fits(search):
+def test_a_search_prunes_and_distills_only_if_nothing_else_fits(search):
     def pruned(trials):
         return [
             [step.pass_ for step in t.definition.passes]
@@ -169,57 +171,57 @@ def test_it_prunes_and_distills_only_where_nothing_else_fits(search):
 
     assert not pruned(search(tight(max_package_bytes=90_000_000))[0])
     small = tight(max_package_bytes=57_000_000, max_kl=1.0, min_top1=0.1)
-    trials, _ = search(small, book="another", budget=100 * HOUR)
+    trials, _ = search(small, log="another", budget=100 * HOUR)
     assert pruned(trials)[0] == ["prune-width", "distill", "quantize", "pack"]
     assert the_best(trials, small).evaluation.bytes <= 57_000_000
 
 
-def test_what_would_take_longer_than_is_left_is_not_begun(search):
+def test_a_trial_that_would_exceed_the_remaining_time_is_not_started(search):
     _, model = search(EDGE_SMALL, budget=timedelta(seconds=700))
     assert model.now_s <= 700
     assert len(model.tried) > len(START)
     assert sum("gptq" in name for name in model.tried) <= 2
 
 
-def test_one_trial_is_made_however_short_the_budget_is(search):
+def test_at_least_one_trial_is_made_however_short_the_budget_is(search):
     assert len(search(EDGE_SMALL, budget=timedelta(seconds=1))[0]) == 1
 
 
-def test_a_person_who_waits_hears_what_is_known(search, told):
+def test_progress_reports_the_best_result_so_far(search, reported):
     search(EDGE_SMALL, max_trials=2, budget=HOUR)
-    assert [line["step"] for line in told] == [
+    assert [line["step"] for line in reported] == [
         "nothing passes so far; 1 of 1 on the front, 0:59:40 left",
         "best so far: int8, 142.4 MB, KL 0.005, 79 tokens/s; 2 of 2 on the front, 0:59:20 left",
     ]
 
 
-def test_a_search_that_was_killed_goes_on_where_it_was(search, tmp_path):
+def test_a_killed_search_continues_with_its_earlier_trials(search, tmp_path):
     whole, _ = search(EDGE_SMALL, max_trials=8)
-    book = tmp_path / "notes" / "trials.jsonl"
-    lines = book.read_bytes().splitlines(keepends=True)
+    log = tmp_path / "notes" / "trials.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
     assert len(lines) == 8
-    book.write_bytes(b"".join(lines[:4]) + lines[4][:100])  # in the middle of a line
+    log.write_bytes(b"".join(lines[:4]) + lines[4][:100])  # in the middle of a line
     again, model = search(EDGE_SMALL, max_trials=8)
     assert again == whole
     assert model.tried == [trial.recipe for trial in whole[4:]]
-    assert book.read_bytes() == b"".join(lines)
+    assert log.read_bytes() == b"".join(lines)
     assert search(EDGE_SMALL, max_trials=8)[1].tried == []
 
 
-def test_time_that_was_spent_before_it_was_killed_is_spent(search):
+def test_the_time_of_earlier_trials_counts_after_a_restart(search):
     search(EDGE_SMALL, max_trials=3)  # 60 s
     _, model = search(EDGE_SMALL, budget=timedelta(seconds=70))
     assert model.tried == []
 
 
-def test_earlier_trials_are_judged_by_the_limits_of_now(search):
+def test_earlier_trials_are_judged_by_the_current_limits(search):
     search(EDGE_SMALL, max_trials=3)
     trials, _ = search(tight(max_package_bytes=1_000_000), max_trials=3)
     assert not any(trial.verdict.passed for trial in trials)
     assert "bytes 142.4 MB > 1 MB" in trials[1].verdict.reasons
 
 
-def test_written_out_what_means_the_same_is_the_same():
+def test_equivalent_recipes_are_equal_when_written_out():
     short = Recipe(name="a", passes=(PassSpec(pass_="quantize"), PassSpec(pass_="pack")))
     long = Recipe(name="b", passes=(PassSpec(pass_="quantize", params={"bits": 4}), PassSpec(pass_="pack")))
     assert short.digest != long.digest
@@ -241,7 +243,7 @@ def test_written_out_what_means_the_same_is_the_same():
         ([(0.0, 100)], 99, None),
     ],
 )
-def test_the_next_share_on_the_way_to_the_largest_that_fits(sizes, limit, share):
+def test_next_share_when_looking_for_the_largest_that_fits(sizes, limit, share):
     assert largest_fitting(sizes, limit) == share
 
 
@@ -255,5 +257,5 @@ def test_the_next_share_on_the_way_to_the_largest_that_fits(sizes, limit, share)
         ([(0.0, True)], None),
     ],
 )
-def test_the_next_share_on_the_way_to_the_smallest_that_suffices(suffices, share):
+def test_next_share_when_looking_for_the_smallest_that_suffices(suffices, share):
     assert smallest_sufficient(suffices) == share

@@ -1,4 +1,4 @@
-"""Exact zeros, as many as asked for, and those that matter least."""
+"""Sparsify sets the requested number of the least important weights to exactly zero."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def matrices(model):
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
-def test_every_row_has_the_share_of_zeros_and_the_rest_is_untouched(given, tmp_path, method):
+def test_every_row_has_the_share_of_zeros_and_other_weights_are_unchanged(given, tmp_path, method):
     model, before = made(given, tmp_path / "out", share=0.25, method=method), matrices(decoder.load(given))
     for name, weight in matrices(model).items():
         assert ((weight == 0).sum(1) == weight.shape[1] // 4).all()
@@ -58,7 +58,7 @@ def test_magnitude_drops_the_smallest(given, tmp_path):
         assert (dropped.amax(1) <= stays.amin(1)).all()
 
 
-def test_wanda_knows_that_a_small_weight_on_a_loud_input_matters(given, tmp_path):
+def test_wanda_keeps_a_small_weight_with_a_large_input(given, tmp_path):
     by_length = made(given, tmp_path / "wanda", share=0.5, method="wanda")
     by_size = made(given, tmp_path / "magnitude", share=0.5, method="magnitude")
     alive = [(m.model.layers[0].self_attn.q_proj.weight[:, LOUD] != 0).float().mean() for m in (by_length, by_size)]
@@ -67,6 +67,6 @@ def test_wanda_knows_that_a_small_weight_on_a_loud_input_matters(given, tmp_path
     assert divergence(expected, logits(by_length, unseen())) < divergence(expected, logits(by_size, unseen()))
 
 
-def test_a_pattern_and_another_share_contradict_each_other():
+def test_the_pattern_2_4_with_another_share_is_refused():
     with pytest.raises(ValidationError, match=r"share of 0\.5"):
         Sparsify(pattern="2:4", share=0.6)

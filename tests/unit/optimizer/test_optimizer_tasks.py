@@ -1,4 +1,4 @@
-"""Questions from JSON lines, and what a real (if foolish) model makes of them in onnxruntime-genai."""
+"""Questions are read from JSON lines and answered by a real, untrained model in onnxruntime-genai."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXACT = {"prompt": "p", "answer": "a"}
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GenaiModel]:
-    """The second forgets what is more than 16 positions ago, so its cache cannot be rewound."""
+    """The second model has a sliding window of 16 positions, so its cache cannot be rewound."""
     folder = tmp_path_factory.mktemp(request.param)
     full = make_tiny(folder / "hf", request.param)
     return full, GenaiModel(export(full, folder / "fp32"))
 
 
-def test_the_likelihood_of_a_continuation_is_what_transformers_says(model: tuple[Path, GenaiModel]) -> None:
+def test_the_likelihood_of_a_continuation_equals_that_of_transformers(model: tuple[Path, GenaiModel]) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -47,7 +47,7 @@ def task(*questions: object):  # type: ignore[no-untyped-def]
     return parse_task("t", "\n".join(map(json.dumps, questions)))
 
 
-def test_the_likeliest_choice_per_byte_is_the_models_answer(model: tuple[Path, GenaiModel]) -> None:
+def test_the_choice_with_the_highest_likelihood_per_byte_is_the_answer(model: tuple[Path, GenaiModel]) -> None:
     question = "What is the capital of France, and of Germany, and of Italy?"
     choices = [*CHOICES, " x"]
     scores = model[1].log_likelihoods(CONTEXT, choices)
@@ -60,7 +60,7 @@ def test_the_likeliest_choice_per_byte_is_the_models_answer(model: tuple[Path, G
 
 
 def ending(folder: Path, copy: Path) -> tuple[GenaiModel, str]:
-    """The same model made to end its greedy answer to a prompt where it would have gone on with letters; the prompt."""
+    """Changes the model to end its greedy answer instead of continuing with letters; returns it and the prompt."""
     model = GenaiModel(folder)
     for prompt in ("Hello", "lazy dog", "fox"):
         tokens, texts = list(model.tokens(model.encode(prompt), 16)), list(model.answer(prompt, 16))
@@ -75,7 +75,7 @@ def ending(folder: Path, copy: Path) -> tuple[GenaiModel, str]:
     pytest.fail("it says the same to everything")
 
 
-def test_an_exact_match_is_a_whole_line_whatever_case_spacing_and_outer_punctuation(
+def test_an_exact_match_ignores_case_spacing_and_outer_punctuation(
     model: tuple[Path, GenaiModel], tmp_path: Path
 ) -> None:
     short, prompt = ending(model[0].parent / "fp32", tmp_path / "short")
@@ -84,10 +84,10 @@ def test_an_exact_match_is_a_whole_line_whatever_case_spacing_and_outer_punctuat
     right = {"prompt": prompt, "answer": f"  {answer.strip().upper()}."}
     assert accuracy(short, task(right)) == 1
     assert accuracy(short, task({"prompt": prompt, "answer": answer + "fox"})) == 0
-    assert accuracy(model[1], task(right)) == 0, "it goes on after the right answer"
+    assert accuracy(model[1], task(right)) == 0, "the answer continues after the expected text"
 
 
-def test_a_question_beyond_the_context_is_not_a_number(model: tuple[Path, GenaiModel]) -> None:
+def test_a_question_longer_than_the_context_gives_nan(model: tuple[Path, GenaiModel]) -> None:
     assert math.isnan(accuracy(model[1], task({**CHOICE, "question": "fox " * 2000})))
     assert list(model[1].answer("fox " * 2000, 4)) == []
 
@@ -115,22 +115,22 @@ def test_a_bad_line_is_named(line: str) -> None:
     assert caught.value.where == "mine line 3"
 
 
-def test_a_file_is_a_task_of_its_name(tmp_path: Path) -> None:
+def test_a_task_is_named_after_its_file(tmp_path: Path) -> None:
     path = tmp_path / "weather.jsonl"
     path.write_text(f"{json.dumps({**CHOICE, 'category': 'ignored'})}\n\n{json.dumps(EXACT)}\n")
     (found,) = read_tasks([path])
     assert (found.name, len(found.questions)) == ("weather", 2)
     assert isinstance(found.questions[0], MultipleChoice)
-    with pytest.raises(InvalidMessage, match="several tasks 'weather'"):
+    with pytest.raises(InvalidMessage, match="several task files have the name 'weather'"):
         read_tasks([path, path])
     with pytest.raises(NotFound):
         read_tasks([tmp_path / "absent.jsonl"])
     path.write_text("\n")
-    with pytest.raises(InvalidMessage, match="without questions"):
+    with pytest.raises(InvalidMessage, match="has no questions"):
         read_tasks([path])
 
 
-def test_the_bundled_questions_have_no_favourite_place() -> None:
+def test_the_right_choices_of_the_bundled_questions_are_evenly_spread() -> None:
     (found,) = bundled_tasks()
     answers = [question.answer for question in found.questions]
     assert len(answers) == 20

@@ -1,4 +1,4 @@
-"""Somebody else measures again: an honest report agrees, and of another one it is said what does not."""
+"""Verifying a report: an honest report agrees; otherwise the differences are listed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_honest_report_agrees_from_a_shell(honest: Report, variant: Path, sou
     assert (found.differing, found.tools) == ((), ())
 
 
-def test_what_does_not_agree_or_cannot_be_read_is_an_exit_code(
+def test_a_disagreement_and_an_unreadable_report_have_their_own_exit_codes(
     honest: Report, variant: Path, source: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     written = tmp_path / "report.json"
@@ -91,14 +91,14 @@ def test_what_does_not_agree_or_cannot_be_read_is_an_exit_code(
         arguments = ["verify", str(written), "--variant", str(variant), "--reference", str(reference_path)]
         monkeypatch.setattr(sys, "argv", arguments)
         assert main() == code
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         if reference_path == source:
-            assert disagreeing(Verification.model_validate_json(said)) == {"kl"}
+            assert disagreeing(Verification.model_validate_json(output)) == {"kl"}
         else:
-            assert json.loads(said)["code"] == "not_found"
+            assert json.loads(output)["code"] == "not_found"
 
 
-def test_figures_may_differ_by_a_percent_and_no_more(honest: Report, variant: Path, source: Path) -> None:
+def test_figures_may_differ_by_at_most_one_percent(honest: Report, variant: Path, source: Path) -> None:
     figures = {"ppl": honest.evaluation.ppl * 1.009, "top1": honest.evaluation.top1 * 1.02, "kl_low": None}
     found = verify(claiming(honest, **figures), variant, source, evaluation_text())
     assert not found.agrees
@@ -106,7 +106,7 @@ def test_figures_may_differ_by_a_percent_and_no_more(honest: Report, variant: Pa
     assert {f.name: f.reported for f in found.figures}["ppl"] == figures["ppl"]
 
 
-def test_a_file_of_other_bytes_is_named_and_one_more_file_is_not(
+def test_a_changed_file_is_named_and_an_additional_file_is_ignored(
     honest: Report, variant: Path, source: Path, tmp_path: Path
 ) -> None:
     package = Path(shutil.copytree(variant, tmp_path / "package"))
@@ -125,14 +125,14 @@ def test_another_reference_or_text_is_named(honest: Report, variant: Path, tmp_p
     assert {"kl", "top1", "ppl", "reference_ppl"} <= disagreeing(found)
 
 
-def test_another_version_of_a_tool_is_told_and_allowed(honest: Report, variant: Path, source: Path) -> None:
+def test_another_tool_version_is_reported_and_allowed(honest: Report, variant: Path, source: Path) -> None:
     old = honest.model_copy(update={"tools": honest.tools | {"torch": "1.0"}})
     found = verify(old, variant, source, evaluation_text())
     assert found.agrees
     assert [line.split(" →")[0] for line in found.tools] == ["torch 1.0"]
 
 
-def test_broken_then_and_broken_now_is_agreement(honest: Report, variant: Path, source: Path, tmp_path: Path) -> None:
+def test_nan_agrees_with_nan(honest: Report, variant: Path, source: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(variant, tmp_path / "broken"))
     data = broken / "model.onnx.data"
     data.write_bytes(b"\xff" * data.stat().st_size)
@@ -141,6 +141,6 @@ def test_broken_then_and_broken_now_is_agreement(honest: Report, variant: Path, 
     assert disagreeing(verify(honest, broken, source, evaluation_text())) == FIGURES
 
 
-def test_a_folder_that_is_not_there_is_a_typed_error(honest: Report, source: Path, tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_typed_error(honest: Report, source: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         verify(honest, tmp_path / "absent", source, evaluation_text())

@@ -1,4 +1,4 @@
-"""A variant, its package on disk, and keys, for the tests of the packager and of the gateway's verification."""
+"""An example variant, its package on disk, and keys for the tests of the packager and of the gateway's verification."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def new_keys(folder: Path, curve: ec.EllipticCurve | None = None) -> Keys:
 def write_package(
     folder: Path, keys: Keys, files: dict[str, bytes] | None = None, questions: bytes = QUESTIONS
 ) -> Digest:
-    """A signed package on disk, as a gateway lays it out; the digest of its manifest."""
+    """Writes a signed package as a gateway lays it out and returns the digest of its manifest."""
     files = CONTENT if files is None else files
     pack = build(variant(files, golden=Descriptor.of(questions, "application/jsonl")))
     content = files | {GOLDEN_PATH: questions, EVALUATION_PATH: REPORT} | pack.documents
@@ -90,7 +90,7 @@ def rewrite_manifest(folder: Path, manifest: Manifest) -> Digest:
 
 
 def write_layout(package: Path, layout: Path) -> Descriptor:
-    """The package in `package` as an OCI layout; the descriptor of its manifest."""
+    """Writes the package in the folder `package` as an OCI layout and returns the descriptor of its manifest."""
     manifest = Descriptor.of((package / MANIFEST_PATH).read_bytes(), OCI_MANIFEST)
     files = [path.read_bytes() for path in package.rglob("*") if path.is_file()]
     blobs = {blob_key(digest_of(data)): data for data in [*files, build(variant()).config]}

@@ -1,4 +1,4 @@
-"""The bill of materials and the provenance of a package: valid by the official formats, and true of its files."""
+"""The bill of materials and the provenance of a package conform to the official formats and match its files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EVALUATED = Evaluation(bytes=5, kl=0.25, kl_low=0.2, kl_high=0.3, ppl=float("nan
 
 
 def documents(evidence: Evidence = EVIDENCE, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Bill of materials and provenance."""
+    """Returns the bill of materials and the provenance."""
     pack = build(variant(evaluation=EVALUATED, **changes), evidence)
     return json.loads(pack.documents[BOM_PATH]), json.loads(pack.documents[PROVENANCE_PATH])
 
@@ -59,7 +59,7 @@ def test_the_bill_of_materials_is_valid_cyclonedx(evidence: Evidence) -> None:
     assert schema_error(bom) is None
 
 
-def test_the_validator_would_say_what_is_wrong() -> None:
+def test_the_validator_rejects_an_invalid_bill() -> None:
     bom, _ = documents()
     bom["metadata"]["component"]["type"] = "neural-network"
     assert schema_error(bom) is not None
@@ -95,11 +95,11 @@ def test_the_provenance_is_a_slsa_statement(evidence: Evidence) -> None:
     _, statement = documents(evidence)
     message = ParseDict(statement, StatementMessage())
     Statement.copy_from_pb(message).validate()
-    ParseDict(statement["predicate"], Provenance())  # refuses a field that SLSA does not know
+    ParseDict(statement["predicate"], Provenance())  # rejects fields that SLSA does not define
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
 
 
-def test_the_provenance_names_what_went_in_and_what_came_out() -> None:
+def test_the_provenance_names_the_inputs_and_the_outputs() -> None:
     _, statement = documents()
     out = {resource["name"]: resource["digest"]["sha256"] for resource in statement["subject"]}
     assert out == {path: digest_of(data).removeprefix("sha256:") for path, data in CONTENT.items()}
@@ -116,7 +116,7 @@ def test_the_provenance_names_what_went_in_and_what_came_out() -> None:
     assert run["metadata"] == {"invocationId": variant().job, "finishedOn": "2030-01-01T00:00:00Z"}
 
 
-def test_documents_follow_from_the_variant_alone() -> None:
+def test_documents_depend_only_on_the_variant() -> None:
     there = T0.astimezone(timezone(timedelta(hours=5)))
     assert documents() == documents(at=there)
     assert documents() != documents(at=T0 + timedelta(seconds=1))
@@ -129,7 +129,7 @@ def test_the_licence_is_a_layer() -> None:
     assert own.files["LICENSE"].digest == digest_of(b"own")
 
 
-def test_a_licence_that_cannot_lie_beside_the_variant_is_refused() -> None:
+def test_a_licence_whose_path_conflicts_with_the_variant_is_refused() -> None:
     with pytest.raises(InvalidMessage, match="folder"):
         build(variant(CONTENT | {"LICENSE/x": b"own"}), EVIDENCE)
 
@@ -158,5 +158,5 @@ def test_a_report_that_cannot_be_read_is_refused(report: bytes) -> None:
         ("", None),
     ],
 )
-def test_the_licence_is_named_by_the_front_matter(card: str, name: str | None) -> None:
+def test_the_licence_name_is_read_from_the_front_matter(card: str, name: str | None) -> None:
     assert licence_name(card) == name

@@ -1,4 +1,4 @@
-"""What is published once, and who may have it."""
+"""Packages are published once, fetched by gateways whose plan names them, and withdrawn when no plan needs them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from slmops.contracts.errors import Denied, IllegalTransition, InvalidMessage, N
 from slmops.contracts.events import PackagePublished
 from slmops.contracts.plan import Candidate, Plan, Release
 from slmops.packager.domain import (
+    check_not_needed,
     check_planned,
-    check_unneeded,
     decide,
     needed,
-    newest_of,
-    only_of,
+    newest_match,
+    only_match,
+    package_of,
     planned,
-    published_as,
     withdrawn,
 )
 
@@ -50,15 +50,15 @@ def test_a_variant_is_published_once() -> None:
     first = package()
     assert decide([], variant(), first) == [first]
     assert decide([first], variant(), package(b"announced again at another time")) == []
-    assert published_as([first], variant()) == first
+    assert package_of([first], variant()) == first
 
 
 @pytest.mark.parametrize("change", [{"recipe": "int8"}, {"digest": digest_of(b"other")}, {"profile": "edge-large"}])
 def test_another_variant_of_the_version_is_another_package(change: dict[str, str]) -> None:
-    assert published_as([package()], variant(**change)) is None
+    assert package_of([package()], variant(**change)) is None
 
 
-def test_a_gateway_may_have_what_its_plan_names() -> None:
+def test_a_gateway_may_fetch_only_packages_that_its_plan_names() -> None:
     candidate = Candidate(rollout="r-1", release=release(b"new"), stages=(Stage(name="fleet"),))
     plan = Plan(blueprint="edge-chat", generation=1, stable=release(b"old"), candidate=candidate)
     check_planned(plan, digest_of(b"old"), "gw-1")
@@ -74,7 +74,7 @@ def test_a_withdrawn_package_is_not_published_again() -> None:
     assert decide([first, withdrawn(first, "", T0)], variant(), first) == []
 
 
-def test_a_plan_needs_also_what_a_rollback_returns_to() -> None:
+def test_a_plan_also_needs_the_release_to_which_a_rollback_returns() -> None:
     plan = Plan(blueprint="edge-chat", generation=1, stable=release(b"new"), previous=release(b"old"))
     assert planned(plan) == {digest_of(b"new")}
     assert needed(plan) == {digest_of(b"new"), digest_of(b"old")}
@@ -82,24 +82,24 @@ def test_a_plan_needs_also_what_a_rollback_returns_to() -> None:
         check_planned(plan, digest_of(b"old"), "gw-1")
 
 
-def test_a_package_that_somebody_needs_is_not_withdrawn() -> None:
-    check_unneeded(package(), [], 0)
+def test_a_package_that_a_plan_or_a_gateway_needs_is_not_withdrawn() -> None:
+    check_not_needed(package(), [], 0)
     with pytest.raises(IllegalTransition, match=r"smollm2:1\.0\.0 is needed by the plan of edge-chat, edge-tiny"):
-        check_unneeded(package(), ["edge-tiny", "edge-chat"], 0)
+        check_not_needed(package(), ["edge-tiny", "edge-chat"], 0)
     with pytest.raises(IllegalTransition, match="2 gateways"):
-        check_unneeded(package(), [], 2)
+        check_not_needed(package(), [], 2)
 
 
-def test_what_is_withdrawn_is_named_so_that_the_command_given_again_means_the_same() -> None:
+def test_the_same_withdraw_command_always_finds_the_same_package() -> None:
     first, second = package(), package(b"optimized again")
     by_version = {"model": "smollm2", "version": "1.0.0"}
-    assert only_of([first], WithdrawPackage(**by_version)) == first
+    assert only_match([first], WithdrawPackage(**by_version)) == first
     with pytest.raises(InvalidMessage, match="2 packages") as refusal:
-        only_of([first, second], WithdrawPackage(**by_version))
+        only_match([first, second], WithdrawPackage(**by_version))
     assert second.manifest.digest in str(refusal.value.fix)
-    assert only_of([first, second], WithdrawPackage(manifest=second.manifest.digest)) == second
-    assert newest_of([first, second], ExportPackage(**by_version)) == first, "of the same age the first"
+    assert only_match([first, second], WithdrawPackage(manifest=second.manifest.digest)) == second
+    assert newest_match([first, second], ExportPackage(**by_version)) == first, "the first of two with the same date"
     with pytest.raises(NotFound):
-        only_of([first], WithdrawPackage(manifest=digest_of(b"nobody's")))
-    with pytest.raises(InvalidMessage, match="nothing says"):
-        only_of([first], WithdrawPackage(profile="edge-small"))
+        only_match([first], WithdrawPackage(manifest=digest_of(b"unknown")))
+    with pytest.raises(InvalidMessage, match="names no package"):
+        only_match([first], WithdrawPackage(profile="edge-small"))

@@ -1,4 +1,4 @@
-"""The manifest follows from the variant alone, and says what the ModelPack specification wants said."""
+"""The manifest depends only on the variant and conforms to the ModelPack specification."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ print(digest_of(build(VariantOptimized.model_validate_json(sys.stdin.read())).ma
 """
 
 
-def test_the_same_variant_is_the_same_manifest_in_another_process() -> None:
+def test_the_same_variant_gives_the_same_manifest_in_another_process() -> None:
     here = digest_of(build(variant()).manifest.encode())
-    for seed in ("0", "1"):  # of the hashes of strings, by which a set is ordered
+    for seed in ("0", "1"):  # of string hashes, which determine the order of sets
         there = subprocess.run(
             [sys.executable, "-c", _BUILD],
             input=variant().model_dump_json(),
@@ -55,11 +55,11 @@ def test_neither_the_order_of_files_nor_the_time_zone_matters() -> None:
         {"report": Descriptor.of(b"other", "application/json")},
     ],
 )
-def test_another_variant_is_another_manifest(change: dict[str, object]) -> None:
+def test_another_variant_gives_another_manifest(change: dict[str, object]) -> None:
     assert build(variant(**change)).manifest.encode() != build(variant()).manifest.encode()
 
 
-def test_every_file_is_a_layer_of_its_kind() -> None:
+def test_every_file_is_a_layer_with_the_right_media_type() -> None:
     pack = build(variant())
     kinds = {path: layer.media_type for path, layer in pack.files.items()}
     assert kinds == {
@@ -100,7 +100,7 @@ def test_the_config_describes_the_model_and_its_layers() -> None:
     assert config["modelfs"] == {"type": "layers", "diffIds": [layer.digest for layer in pack.manifest.layers]}
 
 
-def test_a_variant_that_brings_its_own_card_keeps_it() -> None:
+def test_a_variant_with_its_own_model_card_keeps_it() -> None:
     pack = build(variant(CONTENT | {CARD_PATH: b"# mine"}))
     assert CARD_PATH not in pack.documents
     assert pack.files[CARD_PATH].digest == digest_of(b"# mine")
@@ -110,12 +110,12 @@ def test_a_variant_that_brings_its_own_card_keeps_it() -> None:
     "path",
     ["manifest.json", "model.sig", "golden.jsonl", "evaluation.json", "bom.cdx.json", "provenance.json", "model.sig/x"],
 )
-def test_a_variant_cannot_bring_what_the_package_writes(path: str) -> None:
+def test_a_variant_cannot_contain_a_file_that_the_package_writes(path: str) -> None:
     with pytest.raises(InvalidMessage, match=path):
         build(variant(CONTENT | {path: b"x"}))
 
 
-def test_files_that_cannot_lie_in_one_folder_are_refused() -> None:
+def test_files_with_conflicting_paths_are_refused() -> None:
     with pytest.raises(InvalidMessage, match="folder"):
         build(variant({"a": b"1", "a/b": b"2"}))
     twice = variant()
@@ -123,7 +123,7 @@ def test_files_that_cannot_lie_in_one_folder_are_refused() -> None:
         build(twice.model_copy(update={"files": (*twice.files, twice.files[0])}))
 
 
-def test_the_card_says_what_was_not_measured() -> None:
+def test_the_model_card_shows_missing_figures_as_not_measured() -> None:
     card = model_card(variant(evaluation=Evaluation(bytes=5, kl=0.25)))
     assert "| KL divergence from full precision, nats per token | 0.25 |" in card
     assert "| Perplexity | not measured |" in card

@@ -1,4 +1,4 @@
-"""Which deltas are made, and the cheapest way along them, against trying all ways."""
+"""Deltas are made from what most gateways run; the cheapest chain is compared with a search over all chains."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_two_short_steps_are_cheaper_than_a_long_one():
     assert cheapest_route(deltas, [named("unknown")], named("c")) == []
 
 
-def test_a_chain_has_an_end():
+def test_a_chain_has_at_most_max_steps():
     names = "abcdefgh"
     deltas = [delta(before, after, 1) for before, after in pairwise(names)]
     assert len(cheapest_route(deltas, [named("a")], named(names[MAX_STEPS]))) == MAX_STEPS
@@ -53,19 +53,19 @@ def test_a_chain_has_an_end():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd"), st.integers(1, 50)), max_size=12))
-def test_no_other_way_is_cheaper(edges):
+def test_no_other_chain_is_cheaper(edges):
     found = cheapest_route([delta(*edge) for edge in edges], [named("a")], named("d"))
     price = {(base, target): 10**6 for base in "abcd" for target in "abcd"}
     for base, target, size in edges:
         price[base, target] = min(price[base, target], size)
-    ways = [("a", *between, "d") for count in range(3) for between in permutations("bc", count)]
-    cheapest = min(sum(price[step] for step in pairwise(way)) for way in ways)
+    chains = [("a", *between, "d") for count in range(3) for between in permutations("bc", count)]
+    cheapest = min(sum(price[step] for step in pairwise(chain)) for chain in chains)
     assert sum(step.delta.size for step in found) == (cheapest if cheapest < 10**6 else 0)
     for before, after in pairwise(found):
         assert before.target == after.base
 
 
-def test_layers_that_are_there_cost_nothing():
+def test_layers_that_the_gateway_already_has_cost_nothing():
     def manifest(*layers: tuple[str, int]) -> Manifest:
         return Manifest(
             config=Descriptor(media_type=MODEL_CONFIG, digest=named("config"), size=2),

@@ -1,4 +1,4 @@
-"""What the packager signs a gateway accepts, and nothing that differs from it by a bit."""
+"""A gateway accepts what the packager signed, and refuses a package that differs from it by a single bit."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def flip(path: Path, byte: int, bit: int = 0) -> None:
     path.write_bytes(data)
 
 
-def test_a_package_is_accepted_wherever_it_lies(package: Path, keys: Keys, digest: Digest) -> None:
+def test_a_package_is_accepted_in_any_folder(package: Path, keys: Keys, digest: Digest) -> None:
     manifest = verify_package(package, keys.public, digest)
     assert {layer.annotations[FILE_PATH] for layer in manifest.layers} == set(FILES)
 
 
 def test_the_model_signing_command_accepts_it_too(tmp_path: Path, keys: Keys) -> None:
-    # Without .gitattributes, which that command overlooks and we sign.
+    # Without .gitattributes: we sign that file, and the command ignores it.
     write_package(tmp_path / "package", keys, {"model.onnx": b"weights", "onnx/config.json": b"{}"})
     signature = ["--signature", tmp_path / "package" / SIGNATURE_PATH, "--public_key", keys.public]
     done = subprocess.run(
@@ -100,7 +100,7 @@ def test_a_flipped_bit_in_the_signature_is_refused(package: Path, keys: Keys, di
 
 def test_a_flipped_bit_that_base64_ignores_is_refused(package: Path, keys: Keys, digest: Digest) -> None:
     signature = package / SIGNATURE_PATH
-    while (padding := signature.read_bytes().find(b'="')) < 0:  # its length varies
+    while (padding := signature.read_bytes().find(b'="')) < 0:  # not every signature needs padding
         signature.rename(package.parent / "old")
         sign(package, keys.private, package.parent / "new")
         (package.parent / "new").rename(signature)
@@ -127,7 +127,7 @@ def test_a_package_signed_by_another_key_is_refused(tmp_path: Path, keys: Keys) 
     assert refusal.value.where == SIGNATURE_PATH
 
 
-def test_without_a_plan_the_signature_says_which_manifest_it_is(package: Path, keys: Keys, digest: Digest) -> None:
+def test_without_a_plan_the_signature_determines_the_manifest(package: Path, keys: Keys, digest: Digest) -> None:
     assert digest_of(verify_package(package, keys.public).encode()) == digest
     flip(package / MANIFEST_PATH, 40)
     with pytest.raises(DigestMismatch) as refusal:
@@ -142,13 +142,13 @@ def test_without_a_plan_a_forged_manifest_is_refused(package: Path, keys: Keys) 
         verify_package(package, keys.public)
 
 
-def test_a_signed_package_is_not_the_one_that_the_plan_names(package: Path, keys: Keys) -> None:
+def test_a_signed_package_that_the_plan_does_not_name_is_refused(package: Path, keys: Keys) -> None:
     with pytest.raises(DigestMismatch, match=MANIFEST_PATH):
         verify_package(package, keys.public, digest_of(b"another manifest"))
 
 
-def test_a_manifest_that_was_made_to_fit_changed_files_is_not_signed(package: Path, keys: Keys) -> None:
-    """The plan names the forged manifest too: only the signature is left to tell."""
+def test_a_forged_manifest_that_matches_forged_files_is_refused(package: Path, keys: Keys) -> None:
+    """The plan names the forged manifest too, so only the signature can reveal the forgery."""
     manifest = Manifest.decode((package / MANIFEST_PATH).read_bytes())
     forged = Descriptor.of(b"forged weights", WEIGHT, **{FILE_PATH: "model.onnx"})
     layers = tuple(forged if layer.annotations[FILE_PATH] == "model.onnx" else layer for layer in manifest.layers)
@@ -205,7 +205,7 @@ def pipe(package: Path) -> str:
 @pytest.mark.parametrize(
     "damage", [extra, hidden, missing, unsigned, no_manifest, linked, linked_folder, pipe], ids=lambda f: f.__name__
 )
-def test_other_files_than_the_manifest_names_are_refused_by_name(
+def test_missing_and_unexpected_files_are_refused_and_named(
     damage: Callable[[Path], str], package: Path, keys: Keys, digest: Digest
 ) -> None:
     path = damage(package)
@@ -221,13 +221,13 @@ def test_a_shortened_file_is_named(package: Path, keys: Keys, digest: Digest) ->
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"verificationMaterial": {}}', "[" * 100_000, "\ud83d"])
-def test_a_signature_that_is_none_is_refused(text: str, package: Path, keys: Keys, digest: Digest) -> None:
+def test_a_malformed_signature_is_refused(text: str, package: Path, keys: Keys, digest: Digest) -> None:
     (package / SIGNATURE_PATH).write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(SignatureInvalid):
         verify_package(package, keys.public, digest)
 
 
-def test_what_would_fill_the_memory_is_not_read(package: Path, keys: Keys, digest: Digest) -> None:
+def test_an_oversized_manifest_or_signature_is_refused_unread(package: Path, keys: Keys, digest: Digest) -> None:
     for path in (MANIFEST_PATH, SIGNATURE_PATH):
         with (package / path).open("r+b") as sparse:
             sparse.truncate(1 << 34)
@@ -237,9 +237,7 @@ def test_what_would_fill_the_memory_is_not_read(package: Path, keys: Keys, diges
 
 
 @pytest.mark.parametrize("path", ["../escaped", "/etc/passwd", MANIFEST_PATH, SIGNATURE_PATH, "model.onnx", None])
-def test_a_manifest_that_names_no_place_of_its_own_for_a_layer_is_refused(
-    path: str | None, package: Path, keys: Keys
-) -> None:
+def test_a_layer_without_a_valid_path_of_its_own_is_refused(path: str | None, package: Path, keys: Keys) -> None:
     manifest = Manifest.decode((package / MANIFEST_PATH).read_bytes())
     layer = Descriptor.of(b"x", WEIGHT, **({FILE_PATH: path} if path else {}))
     digest = rewrite_manifest(package, manifest.model_copy(update={"layers": (*manifest.layers, layer)}))
@@ -247,14 +245,14 @@ def test_a_manifest_that_names_no_place_of_its_own_for_a_layer_is_refused(
         verify_package(package, keys.public, digest)
 
 
-def test_bytes_that_are_no_manifest_are_refused(package: Path, keys: Keys) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(package: Path, keys: Keys) -> None:
     (package / MANIFEST_PATH).write_bytes(b"{}")
     with pytest.raises(InvalidMessage):
         verify_package(package, keys.public, digest_of(b"{}"))
 
 
 @pytest.mark.parametrize("content", [None, b"no key", b"private"])
-def test_a_trusted_key_that_is_none_is_a_wrong_setting(
+def test_an_unusable_trusted_key_is_reported_as_a_wrong_setting(
     content: bytes | None, package: Path, keys: Keys, digest: Digest, tmp_path: Path
 ) -> None:
     path = tmp_path / "trusted.pem"
@@ -266,7 +264,7 @@ def test_a_trusted_key_that_is_none_is_a_wrong_setting(
     assert "SLMOPS_TRUSTED_KEY" in (refusal.value.fix or "")
 
 
-def test_a_signing_key_is_looked_at_before_anything_is_signed(tmp_path: Path, keys: Keys) -> None:
+def test_an_unusable_signing_key_is_refused(tmp_path: Path, keys: Keys) -> None:
     check_signing_key(keys.private)
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("secret")

@@ -1,1 +1,1 @@
-"""Turns a model version into gated variants for device profiles."""
+"""The optimizer makes variants of a model version for device profiles, measures them and checks them against limits."""

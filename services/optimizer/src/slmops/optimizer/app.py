@@ -20,19 +20,21 @@ from slmops.optimizer.store import Results
 
 
 def build(settings: Settings) -> Service:
-    """Raises `InvalidMessage` for a profile that does not exist."""
+    """Builds the service. Raises `InvalidMessage` for a profile that does not exist."""
     unknown = sorted(set(settings.profiles) - set(PROFILES))
     if unknown:
         raise InvalidMessage(
-            f"no device profile {', '.join(unknown)}", where="SLMOPS_PROFILES", fix=f"Known: {', '.join(PROFILES)}."
+            f"unknown device profiles: {', '.join(unknown)}",
+            where="SLMOPS_PROFILES",
+            fix=f"Use some of: {', '.join(PROFILES)}.",
         )
     bus, objects = Bus("optimizer", settings), Objects(settings)
     board, results = Board(bus), Results(objects, environment_digest)
     workspace = Workspace(settings.data_dir, settings.job_timeout)
     ancestry = Ancestry(bus, objects, wanted=settings.anchor)
     worker = Worker(objects, results, workspace, board, ancestry, settings.job_memory_bytes)
-    made_for, recipes, home = settings.profiles, settings.recipes, settings.data_dir
-    routes(bus, Handlers(bus, objects, board, worker, PROFILES, made_for, recipes, ancestry, home, utc_now))
+    enabled, recipes, home = settings.profiles, settings.recipes, settings.data_dir
+    routes(bus, Handlers(bus, objects, board, worker, PROFILES, enabled, recipes, ancestry, home, utc_now))
     return Service("optimizer", settings, bus, opening=[objects.open])
 
 

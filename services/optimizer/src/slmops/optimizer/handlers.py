@@ -1,4 +1,7 @@
-"""Event or command → job → worker → events. One job makes every variant of one version for one device profile."""
+"""Handles events and commands: queues jobs, runs them, answers questions about jobs, recipes and evaluations.
+
+One job makes all variants of one version for one device profile.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ from slmops.kit.tracing import traceparent
 from slmops.optimizer.jobs.board import Board
 from slmops.optimizer.jobs.publisher import JobPublisher, queued
 from slmops.optimizer.jobs.uploader import JobReport
-from slmops.optimizer.jobs.verification import verified
+from slmops.optimizer.jobs.verification import verify_report
 from slmops.optimizer.jobs.worker import Worker
 from slmops.optimizer.recipes.ancestry import Ancestry
 from slmops.optimizer.recipes.catalogue import catalogue
@@ -56,11 +59,16 @@ from slmops.optimizer.recipes.library import bundled, check, recipe_named
 
 log = logging.getLogger(__name__)
 DELIVERIES = 20
-"""Of a job. Generous, because a search of hours outlives many a restart; finite, because a job may kill its worker."""
+"""How often a job is delivered: often, because a search of hours may see many restarts; not forever, because a job may
+kill its worker."""
 
 
 class Handlers:
-    """`profiles` by name; each version is made for those in `made_for`. `new_id` tells requests apart."""
+    """The handlers of the optimizer.
+
+    `profiles` are all profiles by name; `enabled` are those for which every version is optimized. `new_id` makes the
+    ids that distinguish requests.
+    """
 
     def __init__(
         self,
@@ -69,7 +77,7 @@ class Handlers:
         board: Board,
         worker: Worker,
         profiles: Mapping[str, DeviceProfile],
-        made_for: Sequence[str],
+        enabled: Sequence[str],
         recipes: Sequence[str],
         ancestry: Ancestry,
         home: Path,
@@ -81,7 +89,7 @@ class Handlers:
         self._board = board
         self._worker = worker
         self._profiles = profiles
-        self._made_for = tuple(made_for)
+        self._enabled = tuple(enabled)
         self._recipes = tuple(recipes)
         self._ancestry = ancestry
         self._home = home
@@ -91,11 +99,11 @@ class Handlers:
     # ---- events and jobs ----------------------------------------------------------------------------------
 
     async def version_registered(self, event: ModelVersionRegistered, delivered: MessageContext) -> None:
-        """Queue one job per device profile, waiting while the queue is full.
+        """Queues one job per enabled device profile; waits while the queue is full.
 
-        Queued twice is queued once: the job's id is its message id.
+        Queuing a job twice has no effect: its id is the message id, so the server drops the duplicate.
         """
-        for name in self._made_for:
+        for name in self._enabled:
             job = OptimizeJob(
                 model=event.model,
                 version=event.version,
@@ -107,28 +115,33 @@ class Handlers:
                 recipes=self._recipes,
                 definitions=tuple(map(recipe_named, self._recipes)),
             )
-            anchored = await self._ancestry.anchored(job)
+            job = await self._ancestry.anchored(job)
             async with delivered.kept_alive():
-                await until_stored(partial(self._queue, anchored))
+                await until_stored(partial(self._queue, job))
 
     async def optimize(self, job: OptimizeJob, delivered: MessageContext) -> None:
-        """Do one job. A permanent failure is an outcome (every recipe rejected); a temporary one is redelivered."""
-        telling = JobPublisher(self._bus, self._board, self._clock, job)
+        """Runs one job. A permanent error rejects every recipe; after a temporary error the job is redelivered."""
+        publisher = JobPublisher(self._bus, self._board, self._clock, job)
         async with delivered.kept_alive():
-            await telling.started()
+            await publisher.started()
             try:
                 if delivered.attempt >= DELIVERIES:
-                    raise InternalError(f"it was begun {delivered.attempt - 1} times and never ended", where=job.id)
-                await telling.ended(await self._worker.do(job, telling))
+                    raise InternalError(
+                        f"the job was started {delivered.attempt - 1} times and never finished", where=job.id
+                    )
+                await publisher.finished(await self._worker.run(job, publisher))
             except PermanentError as error:
-                log.warning("%s:%s cannot be optimized: %s", job.model, job.version, error)
-                await telling.failed(error)
+                log.warning("cannot optimize %s:%s: %s", job.model, job.version, error)
+                await publisher.failed(error)
             except TemporaryError as error:
-                await telling.waits(error)
+                await publisher.requeued(error)
                 raise
 
     async def _queue(self, job: OptimizeJob) -> JobView:
-        """Raises `Unreachable`, `DiskFull`; then the board shows no job that nobody would ever do."""
+        """Stores the job in the queue, then shows it on the board. Raises `Unreachable`, `DiskFull`.
+
+        In this order the board never shows a job that is not in the queue.
+        """
         headers = {MESSAGE_ID_HEADER: job.id, "content-type": "application/json"}
         if parent := traceparent():
             headers["traceparent"] = parent
@@ -141,9 +154,12 @@ class Handlers:
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def request(self, command: Optimize) -> JobView:
-        """Raises `NotFound`, `InvalidRecipe`, `IllegalTransition` for a retired version, `DiskFull`."""
-        recipes = self._asked(command)
-        profile = self._profile(command.profile or next(iter(self._made_for or self._profiles)))
+        """Queues a job on request, or returns the running job that does the same work.
+
+        Raises `NotFound`, `InvalidRecipe`, `IllegalTransition` for a retired version, `DiskFull`.
+        """
+        recipes = self._requested_recipes(command)
+        profile = self._profile(command.profile or next(iter(self._enabled or self._profiles)))
         version = await self._version(command.model, command.version)
         job = OptimizeJob(
             model=version.model,
@@ -166,7 +182,7 @@ class Handlers:
         return await self._queue(job)
 
     async def cancel(self, command: CancelJob) -> JobView:
-        """Raises `NotFound`, `IllegalTransition` for a job that has ended."""
+        """Cancels a job. Raises `NotFound`, `IllegalTransition` for a job that has ended."""
         view = await self._job(command.job)
         if view.state.ended:
             raise IllegalTransition(f"the job is {view.state} already", where=command.job)
@@ -183,31 +199,34 @@ class Handlers:
         return catalogue()
 
     async def fetch_evaluation(self, command: FetchEvaluation) -> EvaluationFiles:
-        """Raises `NotFound`, `InvalidMessage`."""
+        """Returns presigned URLs of a variant's report, or of a job's report and pictures.
+
+        Raises `NotFound`, `InvalidMessage`.
+        """
         if command.job is None:
             return EvaluationFiles(report=await self._file("evaluation.json", await self._report(command)))
         report = (await self._job(command.job)).report
         if report is None:
-            raise NotFound("the job has no report yet", where=command.job, fix="Wait until it is done.")
+            raise NotFound("the job has no report yet", where=command.job, fix="Wait until the job is done.")
         found = JobReport.model_validate_json(await self._objects.get_bytes(report.digest))
         pictures = [await self._file(picture.annotations[FILE_PATH], picture) for picture in found.pictures]
         return EvaluationFiles(report=await self._file("job.json", report), pictures=tuple(pictures))
 
     async def verify(self, command: VerifyEvaluation) -> Verification:
-        """Raises `NotFound`, `InvalidMessage`, `OptimizationFailed`."""
+        """Measures a variant again and compares. Raises `NotFound`, `InvalidMessage`, `OptimizationFailed`."""
         digest = command.report or (await self._report(command)).digest
-        return await verified(digest, self._objects, self._home / "verifications")
+        return await verify_report(digest, self._objects, self._home / "verifications")
 
     # ---- steps --------------------------------------------------------------------------------------------
 
-    def _asked(self, command: Optimize) -> dict[str, Recipe]:
-        """By name, in the order in which they are tried. Raises `NotFound`, `InvalidRecipe`."""
+    def _requested_recipes(self, command: Optimize) -> dict[str, Recipe]:
+        """Returns the recipes by name, in the order in which they are tried. Raises `NotFound`, `InvalidRecipe`."""
         own = {recipe.name: recipe for recipe in command.definitions}
         for recipe in command.definitions:
             check(recipe)
             if recipe != own[recipe.name] or recipe.digest != bundled().get(recipe.name, recipe).digest:
                 raise InvalidRecipe(
-                    f"the name {recipe.name!r} means something else already", fix="Give the recipe another name."
+                    f"another recipe already has the name {recipe.name!r}", fix="Give your recipe another name."
                 )
         names = command.recipes or (() if own else self._recipes)
         return {name: recipe_named(name) for name in names} | own
@@ -220,21 +239,25 @@ class Handlers:
     async def _version(self, model: str, version: str, *, retired: bool = False) -> VersionView:
         found = (await self._bus.client.request(ListVersions(model=model, version=version))).versions
         if not found:
-            raise NotFound(f"there is no {model}:{version}", fix="List what there is: slmops model ls.")
+            raise NotFound(f"there is no {model}:{version}", fix="List the versions: slmops model ls.")
         if found[0].state == "retired" and not retired:
             raise IllegalTransition(f"{model}:{version} is retired", fix="Push another version.")
         return found[0]
 
     async def _report(self, of: FetchEvaluation | VerifyEvaluation) -> Descriptor:
-        """Of a variant by its names."""
+        """Returns the report of the chosen variant, or of the variant of a recipe."""
         if of.model is None or of.version is None:
-            raise InvalidMessage("it is not said whose evaluation", fix="Name a model and a version, or a report.")
+            raise InvalidMessage(
+                "the command does not say which evaluation", fix="Specify a model and a version, or a report."
+            )
         variants = (await self._version(of.model, of.version, retired=True)).variants
-        chosen = [v for v in variants if of.profile in (None, v.profile) and _meant(v, of.recipe)]
-        if not chosen or chosen[0].report is None:
+        matching = [v for v in variants if of.profile in (None, v.profile) and _matches(v, of.recipe)]
+        if not matching or matching[0].report is None:
             what = f"{of.model}:{of.version}" + (f" by {of.recipe}" if of.recipe else "")
-            raise NotFound(f"{what} was not evaluated", fix=f"See slmops variant ls {of.model}:{of.version}.")
-        return chosen[0].report
+            raise NotFound(
+                f"{what} was not evaluated", fix=f"List its variants: slmops variant ls {of.model}:{of.version}."
+            )
+        return matching[0].report
 
     async def _file(self, path: str, of: Descriptor) -> PackageFile:
         return PackageFile(path=path, descriptor=of, url=await self._objects.presigned_get(of.digest))
@@ -242,11 +265,11 @@ class Handlers:
     async def _job(self, job: str) -> JobView:
         view = await self._board.find(job)
         if view is None:
-            raise NotFound(f"there is no job {job}", fix="List them: slmops job ls.")
+            raise NotFound(f"there is no job {job}", fix="List the jobs: slmops job ls.")
         return view
 
 
-def _meant(variant: VariantView, recipe: str | None) -> bool:
+def _matches(variant: VariantView, recipe: str | None) -> bool:
     return variant.recipe == recipe if recipe else variant.chosen
 
 

@@ -12,17 +12,17 @@ from slmops.kit.settings import BusSettings, ObjectSettings
 
 class Settings(BusSettings, ObjectSettings):
     profiles: tuple[str, ...] = Field(
-        default=(EDGE_SMALL.name,), description="Device profiles that each version is made for"
+        default=(EDGE_SMALL.name,), description="Device profiles for which each version is optimized"
     )
-    recipes: tuple[str, ...] = Field(default=("int8", "int4"), description="Recipes that are tried, in this order")
+    recipes: tuple[str, ...] = Field(default=("int8", "int4"), description="Recipes to try, in this order")
     anchor: bool = Field(
         default=True,
-        description="Try a new version on the grids of the one before, too, which makes its update small",
+        description="Also quantize a new version on the grids of its predecessor, which makes the update small",
     )
     job_timeout: timedelta = Field(
         default=timedelta(hours=2),
-        description="A job that takes longer is killed and refused; a search has its budget more",
+        description="A job that takes longer is killed and fails; for a search, its budget is added",
     )
     job_memory_bytes: int | None = Field(
-        default=None, gt=0, description="A job that has more is killed and refused; None: what the host has"
+        default=None, gt=0, description="A job that uses more memory is killed and fails; None: the host's memory"
     )

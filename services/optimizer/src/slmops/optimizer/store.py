@@ -1,7 +1,7 @@
-"""Results, kept in the object store: the same work is never done twice, by whichever worker.
+"""Caches results in the object store, so that no worker repeats work that another one has done.
 
-The optimizer has no journal: a job's outcome follows from its input, and its events have ids that follow from the job,
-so that a worker that died before its acknowledgement repeats them instead of inventing others.
+The optimizer has no journal: a job's outcome is determined by its input, and the ids of its events by the job. A worker
+that repeats a job after a crash therefore publishes the same events again, and the server drops the duplicates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slmops.contracts.recipe import Recipe
 
 
 class VariantOutcome(BaseModel):
-    """One recipe's result. `files` are in the store only if `passed`. What failed has neither files nor a report."""
+    """One recipe's result. `files` are in the store only if `passed`. A failed recipe has no files and no report."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,7 +34,7 @@ class VariantOutcome(BaseModel):
 
 
 class Outcome(BaseModel):
-    """Of one job. `reason` says why its variant was chosen, or why none was; `report` has everything."""
+    """The outcome of a job. `reason` says why a variant was chosen, or why none was; `report` has all details."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,14 +45,14 @@ class Outcome(BaseModel):
 
     @property
     def blobs(self) -> set[Digest]:
-        """All that it names."""
+        """The digests of all blobs that it names."""
         reports = [self.report, *(variant.report for variant in self.variants), *self.pictures]
         files = {file.digest for variant in self.variants if variant.passed for file in variant.files}
         return {report.digest for report in reports if report} | files
 
 
 class Measured(BaseModel):
-    """One recipe's variant of one input, whatever the job and its device profile were."""
+    """One recipe's variant of one input. It does not depend on the job or its device profile."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,20 +61,20 @@ class Measured(BaseModel):
     files: tuple[ModelFile, ...]
     report: Descriptor
     stored: bool
-    """Whether the files are in the store. If not, the variant has to be made again to be delivered."""
+    """Whether the files are in the store. If not, the variant must be made again before it can be delivered."""
     path: str
-    """Of its folder in a work folder, which is named by everything that went into it."""
+    """Its folder in a work folder. The folder's name is a digest of all its inputs."""
     notes: dict[str, str]
-    """What the work folder says of it: its measurements. Path in the work folder → text."""
+    """The files with its measurements: path in the work folder → text."""
 
     @property
     def blobs(self) -> set[Digest]:
-        """All that it names."""
+        """The digests of all blobs that it names."""
         return {self.report.digest} | {file.digest for file in self.files if self.stored}
 
 
 class ObjectStore(Protocol):
-    """What we need of `slmops.kit.objects.store.Objects`."""
+    """The methods of `slmops.kit.objects.store.Objects` that we need."""
 
     async def get_object(self, key: str) -> bytes | None: ...
 
@@ -86,14 +86,14 @@ class ObjectStore(Protocol):
 
 
 class Results:
-    """Under `cache/optimizer/<environment>/` of the bucket: `jobs/<work>.json`, and by input `variants/<recipe>.json`.
+    """The cache: `jobs/<work>.json` and `variants/<source>/<recipe>.json` below `cache/optimizer/<environment>/`.
 
-    A job's work names the version's files, the recipes, the search, the profile and the golden prompts; a variant's
-    input only the files and the prompts, because a gate is judged anew. `environment` names everything else that a
-    result depends on, and may take a while to find out.
+    `work` is a digest of the version's files, the recipes, the search, the profile and the golden prompts; `source` of
+    the files and the prompts only, because gates are judged again. `environment` returns a digest of everything else
+    that a result depends on; computing it may take a while.
 
-    What is kept here keeps no blob: collections remove those of retired versions. A result of which a blob is gone is
-    not found, and the blobs of one that is found stay until its events name them.
+    A cached result does not protect its blobs from garbage collection. A result that has lost a blob counts as missing;
+    the blobs of a result that was found are kept until events name them.
     """
 
     def __init__(self, objects: ObjectStore, environment: Callable[[], Digest]) -> None:
@@ -103,23 +103,24 @@ class Results:
     async def outcome(self, work: str) -> Outcome | None:
         data = await self._objects.get_object(await self._job(work))
         found = Outcome.model_validate_json(data) if data else None
-        return found if found and await self._kept(found.blobs) else None
+        return found if found and await self._keep_all(found.blobs) else None
 
     async def put_outcome(self, work: str, outcome: Outcome) -> None:
         await self._objects.put_object(await self._job(work), outcome.model_dump_json().encode())
 
     async def measured(self, source: str) -> list[Measured]:
-        """Every variant that was ever made and measured of this input, and is still there."""
+        """Returns every variant of this input that was ever made and measured and still has its blobs."""
         keys = await self._objects.keys(await self._variants(source))
         found = await asyncio.gather(*map(self._objects.get_object, keys))
         known = [Measured.model_validate_json(data) for data in found if data]
-        return [one for one in known if await self._kept(one.blobs)]
+        return [one for one in known if await self._keep_all(one.blobs)]
 
     async def put_measured(self, source: str, measured: Measured) -> None:
         key = f"{await self._variants(source)}{measured.definition.digest.removeprefix('sha256:')}.json"
         await self._objects.put_object(key, measured.model_dump_json(by_alias=True).encode())
 
-    async def _kept(self, blobs: Iterable[Digest]) -> bool:
+    async def _keep_all(self, blobs: Iterable[Digest]) -> bool:
+        """Keeps the blobs for the grace period; returns False when one is gone."""
         return all(await asyncio.gather(*map(self._objects.keep, blobs)))
 
     async def _job(self, work: str) -> str:

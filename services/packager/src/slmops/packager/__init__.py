@@ -1,1 +1,1 @@
-"""Turns a chosen variant into a signed OCI package, and hands its files to the gateways that may have them."""
+"""The packager turns a chosen variant into a signed OCI package and gives its files to authorized gateways."""

@@ -1,7 +1,7 @@
-"""From a variant to a signed package in the store: fetch, lay out, sign, put.
+"""Assembles the signed package of a variant: fetches the files, lays them out, signs them, stores the result.
 
-Everything it stores is content-addressed, so that a packager that dies and starts over leaves at most a blob that
-nobody names. Nothing is signed that was not read back and verified.
+Everything it stores is content-addressed: a packager that dies and starts over leaves at most an unreferenced blob.
+Every file is read back and verified before it is signed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CARD_LIMIT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Assembled:
-    """What the store holds now; `size_bytes` is the sum of the layers."""
+    """A package in the object store; `size_bytes` is the sum of its layers."""
 
     manifest: Descriptor
     signature: Descriptor
@@ -39,7 +39,7 @@ class Assembled:
 
 
 class Assembler:
-    """Works in `work`, which is its own: emptied at the start and after each package."""
+    """Assembles packages in the folder `work`, which nothing else may use: `open` empties it."""
 
     def __init__(self, objects: Objects, work: Path, signing_key: Path) -> None:
         self._objects = objects
@@ -47,13 +47,15 @@ class Assembler:
         self._signing_key = signing_key
 
     async def open(self) -> None:
-        """Clear what a killed process left. Raises `InvalidMessage` for a key that cannot sign."""
+        """Removes what a killed process left. Raises `InvalidMessage` for a key that cannot sign."""
         check_signing_key(self._signing_key)
         await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
 
     async def assemble(self, variant: VariantOptimized, base: Digest | None = None) -> Assembled:
-        """`base`: the package that an adapter belongs to. Raises `NotFound`, `DigestMismatch`, `DiskFull`,
-        `InvalidMessage`."""
+        """Builds, signs and stores the package of a variant. `base` is the package that an adapter belongs to.
+
+        Raises `NotFound`, `DigestMismatch`, `DiskFull`, `InvalidMessage`.
+        """
         evidence = await self._evidence(variant)
         pack = build(variant, evidence.model_copy(update={"base": base}))
         with self._workspace() as workspace:
@@ -73,7 +75,7 @@ class Assembler:
         return evidence.model_copy(update={"licence": licence_name(card.decode(errors="replace"))})
 
     async def _collect(self, pack: ModelPack, directory: Path) -> None:
-        """The package as a gateway will lay it out, without the signature."""
+        """Writes the package into `directory` as a gateway will lay it out, without the signature."""
         with disk_full(directory):
             directory.mkdir(parents=True)
             (directory / MANIFEST_PATH).write_bytes(pack.manifest.encode())
@@ -84,7 +86,9 @@ class Assembler:
             if not target.exists():
                 await self._objects.get_file(layer.digest, target)
             if target.stat().st_size != layer.size:
-                raise DigestMismatch(f"{path} has {target.stat().st_size} bytes, not {layer.size}", where=layer.digest)
+                raise DigestMismatch(
+                    f"{path} has {target.stat().st_size} bytes instead of {layer.size}", where=layer.digest
+                )
 
     async def _put(self, pack: ModelPack, signature: bytes) -> Assembled:
         await self._objects.put_bytes(pack.config, MODEL_CONFIG)
@@ -96,7 +100,7 @@ class Assembler:
 
     @contextmanager
     def _workspace(self) -> Iterator[Path]:
-        """A folder of its own: a message that is delivered again while we work finds another."""
+        """Yields a new folder, so that a redelivered message does not write into the folder of the first delivery."""
         with disk_full(self._work):
             self._work.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self._work))
@@ -108,10 +112,12 @@ class Assembler:
 
 @contextmanager
 def disk_full(where: Path) -> Iterator[None]:
-    """A full disk as `DiskFull`."""
+    """Raises `DiskFull` when the disk is full or a quota is exceeded."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFull("no room to build a package", where=str(where), fix="Free disk space.") from error
+        raise DiskFull(
+            "the disk is too full to build a package or a delta", where=str(where), fix="Free disk space."
+        ) from error

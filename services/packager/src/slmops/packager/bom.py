@@ -1,6 +1,7 @@
-"""The bill of materials of a package: CycloneDX 1.6 with an ML model as its subject. Pure.
+"""Writes the bill of materials of a package: CycloneDX 1.6 with an ML model as its subject. Pure.
 
-Written by hand: `cyclonedx-python-lib` has no model card. A test holds it against the official schema.
+The document is built by hand because `cyclonedx-python-lib` has no model card. A test validates it against the official
+schema.
 Format: https://cyclonedx.org/docs/1.6/json/
 """
 
@@ -17,8 +18,8 @@ from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.events import VariantOptimized
 from slmops.packager.evidence import Evidence
 
-_NAMESPACE = UUID("5f0c7c39-52a3-4fd4-a1b4-0d9a5c0f7e61")  # ours; the serial number follows from the content
-# SPDX knows these by another spelling than model cards use. Any other name is given as it is.
+_NAMESPACE = UUID("5f0c7c39-52a3-4fd4-a1b4-0d9a5c0f7e61")  # of our serial numbers, which are derived from the content
+# SPDX spells these names differently from model cards. Any other name is written unchanged.
 _SPDX = {name.lower(): name for name in ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "MPL-2.0", "CC-BY-4.0")}
 _METRICS = {
     "kl": "KL divergence from full precision, nats per token",
@@ -31,7 +32,10 @@ _METRICS = {
 
 
 def bill_of_materials(variant: VariantOptimized, evidence: Evidence, layers: Mapping[str, Descriptor]) -> bytes:
-    """The same variant always has the same bill. `layers` by path: every file of the package but this one."""
+    """Returns the bill of materials; the same variant always gives the same bytes.
+
+    `layers` maps paths to all layers of the package except the bill itself.
+    """
     files = [_file(f"file:{path}", path, layers[path].digest) for path in sorted(layers)]
     texts = [_data(use, text.name, text.digest) for use, text in evidence.texts.items()]
     document: dict[str, Any] = {
@@ -81,7 +85,7 @@ def _model(variant: VariantOptimized, evidence: Evidence) -> dict[str, Any]:
 
 
 def _ancestor(variant: VariantOptimized, evidence: Evidence) -> dict[str, Any]:
-    """The version as it was registered."""
+    """Returns the model version as it was registered."""
     files = sorted(evidence.reference_files, key=lambda file: file.path)
     return {
         "type": "machine-learning-model",

@@ -1,4 +1,4 @@
-"""Everything that gateways of a blueprint need when they have no network, as addresses and names."""
+"""Lists the trust metadata that a bundle for gateways without a network must contain."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from slmops.kit.trust.folder import file_name
 from slmops.packager import store
 
 
-def state_of_trust(connection: Connection) -> tuple[bytes, tuple[str, ...]]:
-    """The newest timestamp and the names of all that a client needs beside it, from its first root on.
+def trust_metadata(connection: Connection) -> tuple[bytes, tuple[str, ...]]:
+    """Returns the newest timestamp and the names of all other metadata that a client needs, from the first root on.
 
-    In one transaction, so that all of it belongs together. Raises `NotReady`.
+    It reads everything in one transaction, so the versions belong together. Raises `NotReady`.
     """
     timestamp = _file(connection, "timestamp", None)
     version = Metadata[Timestamp].from_bytes(timestamp).signed.snapshot_meta.version
@@ -32,5 +32,5 @@ def base64_text(data: bytes) -> str:
 def _file(connection: Connection, role: str, version: int | None) -> bytes:
     data = store.metadata(connection, role, version)
     if data is None:
-        raise NotReady(f"there is no {role} metadata yet", where="packager")
+        raise NotReady(f"the packager has no {role} metadata yet", where="packager")
     return data

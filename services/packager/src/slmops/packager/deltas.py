@@ -1,6 +1,6 @@
-"""Deltas to a new package from what the fleet runs: planned when it is published, made one after the other.
+"""Makes deltas to a newly published package from the packages that the fleet runs, one after the other.
 
-A delta is a convenience: one that cannot be made is told and left out, and gateways fetch the whole files.
+A delta is an optimization. If one cannot be made, the packager logs it, and gateways fetch the whole files instead.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from slmops.kit.objects.store import Objects
 from slmops.kit.tracing import span
 from slmops.packager import store
 from slmops.packager.assemble import disk_full
-from slmops.packager.domain import offered_no_more
+from slmops.packager.domain import delta_withdrawals
 from slmops.packager.routes import bases_of, new_bytes
 
 log = logging.getLogger("slmops.packager")
-PATIENCE_S = 10
-"""Of a gateway that asks while a delta is being made: seconds to wait are cheaper than the whole files."""
+MAX_WAIT_S = 10
+"""How long a fetch waits for a delta that is being made: a short wait costs a gateway less than the whole files."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """`most` deltas for a package; one that saves less than `saves` of what it replaces is not kept; of all that
-    there are, the oldest go when they have more than `space_bytes`."""
+    """Limits for deltas.
+
+    `most` is the number of deltas per package. A delta must save at least the share `saves` of the bytes it replaces.
+    When all deltas together exceed `space_bytes`, the oldest are withdrawn.
+    """
 
     most: int = 3
     saves: float = 0.3
@@ -45,7 +48,7 @@ class Bounds:
 
 
 class DeltaPlanner:
-    """Works in `work`, which is its own: emptied at the start."""
+    """Makes deltas in the folder `work`, which nothing else may use: `open` empties it."""
 
     def __init__(self, journal: Journal, objects: Objects, work: Path, bounds: Bounds, clock: Clock) -> None:
         self._journal = journal
@@ -53,29 +56,30 @@ class DeltaPlanner:
         self._work = work
         self._bounds = bounds
         self._clock = clock
-        self._under_way: dict[Digest, asyncio.Event] = {}
+        self._in_progress: dict[Digest, asyncio.Event] = {}
 
     async def open(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
 
-    async def settled(self, target: Digest) -> None:
-        """When no delta to that package is being made here any more, or after `PATIENCE_S`."""
-        if (done := self._under_way.get(target)) is not None:
+    async def wait_until_made(self, target: Digest) -> None:
+        """Returns when no delta to that package is being made, at the latest after `MAX_WAIT_S`."""
+        if (done := self._in_progress.get(target)) is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(done.wait(), PATIENCE_S)
+                await asyncio.wait_for(done.wait(), MAX_WAIT_S)
 
-    async def plan(self, target: PackagePublished) -> None:
-        """As `_plan`, for `settled` to see."""
-        done = self._under_way.setdefault(target.manifest.digest, asyncio.Event())
+    async def make_all(self, target: PackagePublished) -> None:
+        """Makes and publishes the deltas to `target` that the fleet needs and that do not exist yet.
+
+        Raises `DiskFull`, and what the object store and the journal raise while they cannot be reached.
+        """
+        done = self._in_progress.setdefault(target.manifest.digest, asyncio.Event())
         try:
-            await self._plan(target)
+            await self._make_all(target)
         finally:
-            self._under_way.pop(target.manifest.digest, None)
+            self._in_progress.pop(target.manifest.digest, None)
             done.set()
 
-    async def _plan(self, target: PackagePublished) -> None:
-        """Make and publish the deltas that the fleet needs for `target` and that are not there. Raises `DiskFull`,
-        and what storage and journal raise while they cannot be reached."""
+    async def _make_all(self, target: PackagePublished) -> None:
         manifest = target.manifest.digest
         running, known, made = await self._journal.read(
             lambda connection: (
@@ -88,19 +92,19 @@ class DeltaPlanner:
             return  # withdrawn meanwhile
         for base in bases_of(running, manifest, known.keys(), self._bounds.most):
             if base in made:
-                continue  # by a delivery before this one, which was interrupted
+                continue  # an earlier, interrupted delivery of this message made it
             try:
-                await self._between(known[base], target)
+                await self._make_one(known[base], target)
             except PermanentError as error:
-                log.warning("no delta to %s:%s from %s: %s", target.model, target.version, base, error)
+                log.warning("cannot make a delta from %s to %s:%s: %s", base, target.model, target.version, error)
 
-    async def _between(self, base: PackagePublished, target: PackagePublished) -> None:
+    async def _make_one(self, base: PackagePublished, target: PackagePublished) -> None:
         before, after = [await self._objects.get_manifest(package.manifest.digest) for package in (base, target)]
         full = new_bytes(before, after)
         with span("delta", model=target.model, base=base.version, version=target.version):
-            delta = await self._made(before, after, full)
+            delta = await self._build(before, after, full)
         if delta is None:
-            log.info("a delta to %s:%s from %s saves too little", target.model, target.version, base.version)
+            log.info("the delta %s:%s -> %s saves too little", target.model, base.version, target.version)
             return
         event = PackageDeltaPublished(
             model=target.model,
@@ -112,19 +116,26 @@ class DeltaPlanner:
             at=self._clock(),
         )
         await self._journal.transact(lambda unit: self._publish(unit, event, target.profile))
-        log.info("%s:%s from %s: %d bytes, not %d", event.model, event.version, base.version, delta.size, full)
+        log.info(
+            "the delta %s:%s -> %s has %d bytes instead of %d",
+            event.model,
+            base.version,
+            event.version,
+            delta.size,
+            full,
+        )
 
     def _publish(self, unit: UnitOfWork, event: PackageDeltaPublished, profile: str) -> None:
         stream = store.stream(event.model, event.version, profile)
         events, version = unit.load(stream)
-        there = [store.package(unit.connection, manifest) for manifest in (event.base, event.target)]
+        packages = [store.package(unit.connection, manifest) for manifest in (event.base, event.target)]
         made = any(isinstance(e, PackageDeltaPublished) and e.base == event.base for e in events)
-        if all(there) and not made:
+        if all(packages) and not made:
             unit.append(stream, version, [event])
             withdraw_deltas(unit, store.oldest_deltas(unit.connection, self._bounds.space_bytes), self._clock())
 
-    async def _made(self, before: Manifest, after: Manifest, full: int) -> Descriptor | None:
-        """In the store, if it is worth it."""
+    async def _build(self, before: Manifest, after: Manifest, full: int) -> Descriptor | None:
+        """Makes a delta and stores it; None when it saves too little."""
         with disk_full(self._work):
             self._work.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self._work))
@@ -141,11 +152,11 @@ class DeltaPlanner:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _lay_out(self, manifest: Manifest, folder: Path) -> None:
-        """By paths, for the same path in both packages is where likeness is looked for first."""
+        """Writes the layers by path: the delta compares files with the same path first."""
         for path, layer in layers_by_path(manifest).items():
             await self._objects.get_file(layer.digest, folder / path)
 
 
 def withdraw_deltas(unit: UnitOfWork, deltas: Iterable[PackageDeltaPublished], now: datetime) -> None:
-    for event in offered_no_more(deltas, now):
+    for event in delta_withdrawals(deltas, now):
         unit.emit(f"delta:{event.delta}", [event])

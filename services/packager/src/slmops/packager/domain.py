@@ -1,4 +1,4 @@
-"""Decides what is published, and which gateway may fetch it. Pure."""
+"""Decides which packages are published and withdrawn, and which gateway may fetch them. Pure."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from slmops.contracts.manifest import ADAPTER_PATH, Manifest, layers_by_path
 from slmops.contracts.plan import Plan
 
 
-def published_as(events: Iterable[Event], variant: VariantOptimized) -> PackagePublished | None:
-    """The package of this variant among the events of its stream."""
+def package_of(events: Iterable[Event], variant: VariantOptimized) -> PackagePublished | None:
+    """Returns the package of this variant from the events of its stream; None if it was not published."""
     for event in events:
         if (
             isinstance(event, PackagePublished)
@@ -35,55 +35,70 @@ def published_as(events: Iterable[Event], variant: VariantOptimized) -> PackageP
 
 
 def decide(events: Iterable[Event], variant: VariantOptimized, package: PackagePublished) -> list[Event]:
-    """A variant is published once, however often it is announced or packaged, also when its package was withdrawn."""
-    return [] if published_as(events, variant) else [package]
+    """Returns the events to append.
+
+    A variant is published once, however often it is announced or packaged, and not again after its package was
+    withdrawn.
+    """
+    return [] if package_of(events, variant) else [package]
 
 
-def newest_of(packages: Sequence[PackagePublished], wanted: ExportPackage) -> PackagePublished:
-    """What the operator means. Raises `NotFound`, and `InvalidMessage` when it could be for several profiles."""
-    found = _meant(packages, wanted)
+def newest_match(packages: Sequence[PackagePublished], wanted: ExportPackage) -> PackagePublished:
+    """Returns the newest package that matches the command.
+
+    Raises `NotFound`, and `InvalidMessage` when packages for several profiles match.
+    """
+    found = _matches(packages, wanted)
     if len(profiles := sorted({package.profile for package in found})) > 1:
-        raise InvalidMessage(f"there are packages for {', '.join(profiles)}", fix="Name one with --profile.")
+        raise InvalidMessage(
+            f"there are packages for several profiles: {', '.join(profiles)}", fix="Choose one with --profile."
+        )
     return max(found, key=lambda package: package.at)
 
 
-def only_of(packages: Sequence[PackagePublished], wanted: WithdrawPackage) -> PackagePublished:
-    """What the operator means, of all that were ever published: or the command, given again, would mean the next
-    one. Raises `NotFound`, and `InvalidMessage` when it could be several."""
-    found = _meant(packages, wanted)
+def only_match(packages: Sequence[PackagePublished], wanted: WithdrawPackage) -> PackagePublished:
+    """Returns the only package that matches the command.
+
+    `packages` must include withdrawn ones: otherwise the same command, sent twice, would withdraw a second package.
+    Raises `NotFound`, and `InvalidMessage` when several match.
+    """
+    found = _matches(packages, wanted)
     if len(found) > 1:
         manifests = ", ".join(package.manifest.digest for package in found)
-        raise InvalidMessage(f"this may be any of {len(found)} packages", fix=f"Name its manifest: {manifests}.")
+        raise InvalidMessage(f"{len(found)} packages match", fix=f"Name one of their manifests: {manifests}.")
     return found[0]
 
 
-def _meant(packages: Sequence[PackagePublished], wanted: PackageCommand[Any]) -> Sequence[PackagePublished]:
+def _matches(packages: Sequence[PackagePublished], wanted: PackageCommand[Any]) -> Sequence[PackagePublished]:
     asked = {"model": wanted.model, "version": wanted.version, "profile": wanted.profile}
     named = {name: value for name, value in asked.items() if value is not None}
     found = [package for package in packages if named.items() <= dict(package).items()]
     if wanted.manifest is not None:
         found = [package for package in found if package.manifest.digest == wanted.manifest]
     elif "model" not in named:
-        raise InvalidMessage("nothing says which package is meant", fix="Name a manifest, or a model and a version.")
+        raise InvalidMessage("the command names no package", fix="Name a manifest, or a model and a version.")
     if not found:
         what = wanted.manifest or ":".join(named.values())
-        raise NotFound(f"no package {what} was published here", fix="List them: slmops package ls.")
+        raise NotFound(f"package {what} was not published here", fix="List the packages: slmops package ls.")
     return found
 
 
-def check_unneeded(package: PackagePublished, needing: Collection[str], running: int) -> None:
-    """`needing`: blueprints whose plan names the package; `running`: gateways. Raises `IllegalTransition`."""
+def check_not_needed(package: PackagePublished, needing: Collection[str], running: int) -> None:
+    """Raises `IllegalTransition` when the package is still needed.
+
+    `needing`: blueprints whose plan needs the package; `running`: number of gateways that run it.
+    """
     if needing:
         raise IllegalTransition(
             f"{package.model}:{package.version} is needed by the plan of {', '.join(sorted(needing))}",
             where=package.manifest.digest,
-            fix="Roll out another version there: what is stable, on its way, or returned to by a rollback stays.",
+            fix="Roll out another version there. A plan needs its stable, its candidate and its previous release.",
         )
     if running:
         raise IllegalTransition(
-            f"{running} gateways said last that they run {package.model}:{package.version}",
+            f"{running} gateway{'s' * (running > 1)} last reported running {package.model}:{package.version}",
             where=package.manifest.digest,
-            fix="Wait until they have followed their plan, or say --even-if-running if they are lost.",
+            fix="Wait until they have followed their plan. If they are lost, use --even-if-running.",
         )
 
 
@@ -97,7 +112,7 @@ def withdrawn(package: PackagePublished, reason: str, now: datetime) -> PackageW
     )
 
 
-def offered_no_more(deltas: Iterable[PackageDeltaPublished], now: datetime) -> list[PackageDeltaWithdrawn]:
+def delta_withdrawals(deltas: Iterable[PackageDeltaPublished], now: datetime) -> list[PackageDeltaWithdrawn]:
     return [
         PackageDeltaWithdrawn(
             **delta.model_dump(include={"model", "version", "base", "target"}), delta=delta.delta.digest, at=now
@@ -107,22 +122,22 @@ def offered_no_more(deltas: Iterable[PackageDeltaPublished], now: datetime) -> l
 
 
 def is_base(manifest: Manifest, variant: VariantOptimized) -> bool:
-    """Whether the package has every file of an adapter's variant but the adapter, and none itself."""
-    here = layers_by_path(manifest)
-    below = [file for file in variant.files if file.path != ADAPTER_PATH]
-    return ADAPTER_PATH not in here and all(
-        file.path in here and here[file.path].digest == file.digest for file in below
+    """Returns whether the package has every file of an adapter's variant except the adapter, and no adapter itself."""
+    layers = layers_by_path(manifest)
+    base_files = [file for file in variant.files if file.path != ADAPTER_PATH]
+    return ADAPTER_PATH not in layers and all(
+        file.path in layers and layers[file.path].digest == file.digest for file in base_files
     )
 
 
 def planned(plan: Plan) -> set[Digest]:
-    """The manifests of the packages that the plan names."""
+    """Returns the manifests of the stable and the candidate release of the plan."""
     releases = [plan.stable, plan.candidate.release if plan.candidate else None]
     return {release.manifest.digest for release in releases if release}
 
 
 def needed(plan: Plan) -> set[Digest]:
-    """As `planned`, and that of the release to which a rollback returns."""
+    """Returns the manifests of `planned` and that of the release to which a rollback returns."""
     return planned(plan) | ({plan.previous.manifest.digest} if plan.previous else set())
 
 
@@ -132,5 +147,5 @@ def check_planned(plan: Plan, manifest: Digest, gateway_id: str) -> None:
         raise Denied(
             f"the plan of {plan.blueprint} does not name this package for {gateway_id}",
             where=manifest,
-            fix="Read the current plan and ask for what it names.",
+            fix="Read the current plan and fetch a package that it names.",
         )

@@ -1,6 +1,7 @@
-"""What a variant's evaluation report says of its making, as far as a package tells it on. Pure.
+"""Reads from a variant's evaluation report how the variant was made. Pure.
 
-The report is the optimizer's own: we take from it what we know, and what it does not say is left out of the package.
+The optimizer writes the report. Fields that are not declared here are ignored. Missing facts are left out of the
+package.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class Text(BaseModel):
 
 
 class Evidence(BaseModel):
-    """`reference_files` are the version's, as it was registered; `tools` versions by distribution."""
+    """The facts of an evaluation report that the documents of a package repeat.
+
+    `reference_files` are the files of the version as it was registered; `tools` maps distributions to their versions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -41,22 +45,22 @@ class Evidence(BaseModel):
     tasks: tuple[Text, ...] = ()
     seed: int | None = None
     tools: dict[str, str] = Field(default_factory=dict)
-    licence: str | None = Field(default=None, exclude=True, description="Its name in the version's model card")
-    base: Digest | None = Field(default=None, exclude=True, description="Package that an adapter was published beside")
+    licence: str | None = Field(default=None, exclude=True, description="Licence named by the version's model card")
+    base: Digest | None = Field(default=None, exclude=True, description="Package that an adapter belongs to")
 
     @classmethod
     def decode(cls, report: bytes) -> Evidence:
-        """Raises `InvalidMessage`."""
+        """Parses a report. Raises `InvalidMessage`."""
         try:
             return cls.model_validate_json(report)
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "JSON"
-            raise InvalidMessage(f"the evaluation report cannot be read: {where}: {first['msg']}") from error
+            raise InvalidMessage(f"the evaluation report is invalid at {where}: {first['msg']}") from error
 
     @property
     def anchored_on(self) -> Digest | None:
-        """The variant on whose grids this one was quantized."""
+        """The digest of the variant whose quantization grids this one uses."""
         try:
             return Recipe.model_validate(self.recipe).anchored_on
         except ValidationError:
@@ -64,7 +68,7 @@ class Evidence(BaseModel):
 
     @property
     def licences(self) -> tuple[ModelFile, ...]:
-        """Licence and notice of the version, and of an adapter's base, in the order of their paths."""
+        """Licence and notice files of the version and of an adapter's base, sorted by path."""
         found = (file for file in self.reference_files if is_licence(file.path))
         return tuple(sorted(found, key=lambda file: file.path))
 
@@ -75,18 +79,18 @@ class Evidence(BaseModel):
 
     @property
     def texts(self) -> dict[str, Text]:
-        """What it learned from and was measured on, by what it was for."""
+        """The calibration and evaluation texts and the tasks, by their use."""
         named = {"calibration": self.calibration_text, "evaluation": self.evaluation_text}
         return {use: text for use, text in named.items() if text} | {f"task {task.name}": task for task in self.tasks}
 
 
 def licence_name(card: str) -> str | None:
-    """`license: apache-2.0` of a Hugging Face model card's front matter; None if it names none."""
+    """Returns the `license` field of a Hugging Face model card's front matter; None if there is no such field."""
     front = _FRONT_MATTER.search(card)
     found = _LICENCE_NAME.search(front[1]) if front else None
     return found[1] if found else None
 
 
 def is_licence(path: str) -> bool:
-    """`LICENSE`, `NOTICE.txt`, `base/COPYING` …"""
+    """Returns whether a path is a licence or notice file, such as `LICENSE`, `NOTICE.txt` or `base/COPYING`."""
     return PurePosixPath(path).stem.upper() in _LICENCES

@@ -1,4 +1,4 @@
-"""Hands a package to the operator: every blob of it with an address, so that nothing passes through here."""
+"""Exports a package to the operator as presigned URLs of all its blobs, so no bytes pass through the packager."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, 
 from slmops.kit.journal import Journal
 from slmops.kit.objects.store import Objects
 from slmops.packager import store
-from slmops.packager.domain import newest_of
+from slmops.packager.domain import newest_match
 
 CONFIG_PATH = "config.json"
 
@@ -21,8 +21,8 @@ class Exporter:
         self._objects = objects
 
     async def export(self, command: ExportPackage) -> PackageExport:
-        """Raises `NotFound`, `InvalidMessage`."""
-        package = newest_of(await self._journal.read(store.packages), command)
+        """Returns a presigned URL for every blob of the package. Raises `NotFound`, `InvalidMessage`."""
+        package = newest_match(await self._journal.read(store.packages), command)
         manifest = await self._objects.get_manifest(package.manifest.digest)
         layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageExport(

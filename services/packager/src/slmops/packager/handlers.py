@@ -1,4 +1,4 @@
-"""A chosen variant becomes a package; a gateway gets the files of the package that its plan names."""
+"""Handles the packager's events and commands: packages chosen variants, answers fetches, withdraws packages."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from slmops.kit.objects.store import Objects
 from slmops.kit.trust.plans import open_plan
 from slmops.packager import store
 from slmops.packager.assemble import Assembler
-from slmops.packager.bundle import base64_text, state_of_trust
+from slmops.packager.bundle import base64_text, trust_metadata
 from slmops.packager.deltas import DeltaPlanner, withdraw_deltas
 from slmops.packager.domain import (
+    check_not_needed,
     check_planned,
-    check_unneeded,
     decide,
     is_base,
     needed,
-    only_of,
+    only_match,
+    package_of,
     planned,
-    published_as,
     withdrawn,
 )
 from slmops.packager.routes import cheapest_route
@@ -71,17 +71,17 @@ class Handlers:
         self.trust = trust
         self._clock = clock
         self._running: dict[str, Digest | None] = {}
-        """What each gateway said last: most reports say it again, and change nothing here."""
+        """The package that each gateway last reported. Most reports repeat it and need no transaction."""
 
     # ---- events -------------------------------------------------------------------------------------------
 
     async def on_variant_optimized(self, variant: VariantOptimized, delivered: MessageContext) -> None:
-        """Publish the package of a chosen variant, once."""
+        """Publishes the package of a chosen variant, once."""
         stream = store.stream(variant.model, variant.version, variant.profile)
         if not variant.chosen:
             return
-        if await self._journal.transact(lambda unit: published_as(unit.load(stream)[0], variant)):
-            return  # delivered again after it was done
+        if await self._journal.transact(lambda unit: package_of(unit.load(stream)[0], variant)):
+            return  # redelivered after it was published
         async with delivered.kept_alive():
             made = await self._assembler.assemble(variant, await self._base(variant))
         package = PackagePublished(
@@ -100,8 +100,8 @@ class Handlers:
             events, version = unit.load(stream)
             new = decide(events, variant, package)
             unit.append(stream, version, new)
-            if new:  # in the same transaction: who hears of a package finds that it may be installed
-                self.trust.vouch(unit, package)
+            if new:  # in the same transaction: an announced package is always in the TUF repository
+                self.trust.add(unit, package)
 
         await self._journal.transact(publish)
 
@@ -115,12 +115,18 @@ class Handlers:
         self._running[event.gateway_id] = event.running
 
     async def on_package_published(self, package: PackagePublished, delivered: MessageContext) -> None:
-        """Our own event, so that planning outlives a restart and keeps nobody from publishing."""
+        """Makes deltas to a package.
+
+        We consume our own event so that a restart does not lose this work and publishing does not wait for it.
+        """
         async with delivered.kept_alive():
-            await self._deltas.plan(package)
+            await self._deltas.make_all(package)
 
     async def _base(self, variant: VariantOptimized) -> Digest | None:
-        """The package with all of an adapter's files but the adapter, if there is one and it is an adapter."""
+        """Returns the package that contains the base of an adapter's variant.
+
+        None if there is no such package, or if the variant is not an adapter.
+        """
         if all(file.path != ADAPTER_PATH for file in variant.files):
             return None
         for package in reversed(await self._journal.read(store.packages)):
@@ -128,20 +134,30 @@ class Handlers:
                 continue
             if is_base(await self._objects.get_manifest(package.manifest.digest), variant):
                 return package.manifest.digest
-        log.warning("the adapter %s:%s is published with a base of its own", variant.model, variant.version)
+        log.warning(
+            "no published package is the base of the adapter %s:%s; its package contains the base",
+            variant.model,
+            variant.version,
+        )
         return None
 
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def fetch(self, command: FetchPackage) -> PackageFiles:
-        """Raises `Denied` for a package that the gateway's plan does not name, `NotReady` while that is not known."""
+        """Returns presigned URLs for the files of a package.
+
+        Raises `Denied` when the gateway's plan does not name it, `NotReady` while its enrolment or plan is not known.
+        """
         check_planned(await self._plan(command.gateway_id), command.manifest, command.gateway_id)
         return await self._files(command.manifest, command.have)
 
     async def bundle(self, command: PrepareBundle) -> BundleContents:
-        """Raises `NotReady` while there is no plan, `NotFound` for a package that was not published here."""
+        """Returns everything that a bundle for a blueprint contains.
+
+        Raises `NotReady` while there is no plan, `NotFound` for a package that was not published here.
+        """
         envelope, plan = await self._plan_of(command.blueprint)
-        timestamp, names = await self._journal.read(state_of_trust)
+        timestamp, names = await self._journal.read(trust_metadata)
         packages = [await self._files(manifest, command.have) for manifest in sorted(planned(plan))]
         return BundleContents(
             blueprint=command.blueprint,
@@ -152,22 +168,25 @@ class Handlers:
         )
 
     async def withdraw(self, command: WithdrawPackage) -> Withdrawal:
-        """Raises what the command says, and `SignatureInvalid` for a plan that cannot be believed."""
+        """Withdraws a package.
+
+        Raises the errors of `WithdrawPackage`, and `SignatureInvalid` for a plan without a valid signature.
+        """
         plans = [await self._plan_of(key) for key in await self._blueprints()]
 
         def work(unit: UnitOfWork) -> Withdrawal:
-            package = only_of(store.all_packages(unit.connection), command)
+            package = only_match(store.all_packages(unit.connection), command)
             manifest = package.manifest.digest
             deltas = store.deltas_with(unit.connection, manifest)
             running = store.running(unit.connection).get(manifest, 0)
             if store.package(unit.connection, manifest) is not None:
                 needing = [plan.blueprint for _, plan in plans if manifest in needed(plan)]
-                check_unneeded(package, needing, 0 if command.even_if_running else running)
+                check_not_needed(package, needing, 0 if command.even_if_running else running)
                 if not command.dry_run:
                     now, stream = self._clock(), store.stream(package.model, package.version, package.profile)
                     unit.emit(stream, [withdrawn(package, command.reason, now)])
                     withdraw_deltas(unit, deltas, now)
-                    self.trust.disown(unit, package)
+                    self.trust.remove(unit, package)
             return Withdrawal(
                 **package.model_dump(exclude={"variant"}),
                 deltas=len(deltas),
@@ -185,7 +204,7 @@ class Handlers:
     async def _files(self, digest: Digest, have: tuple[Digest, ...]) -> PackageFiles:
         package = await self._journal.read(lambda connection: store.package(connection, digest))
         if package is None:
-            raise NotFound("this package was not published by this system", where=digest)
+            raise NotFound("this package was not published here, or it was withdrawn", where=digest)
         manifest = await self._objects.get_manifest(package.manifest.digest)
         layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageFiles(
@@ -196,25 +215,28 @@ class Handlers:
         )
 
     async def _route(self, package: PackagePublished, have: tuple[Digest, ...]) -> tuple[DeltaStep, ...]:
-        """From what the gateway has. Whether it is worth it is the gateway's to say: it knows what else it has."""
+        """Returns the cheapest chain of deltas from a package that the gateway has.
+
+        The gateway decides whether to use it, because it knows what else it has.
+        """
         if not have:
             return ()
-        await self._deltas.settled(package.manifest.digest)
+        await self._deltas.wait_until_made(package.manifest.digest)
         deltas = await self._journal.read(lambda connection: store.deltas_of(connection, package.model))
-        return tuple([await self._step(step) for step in cheapest_route(deltas, have, package.manifest.digest)])
+        return tuple([await self._step(delta) for delta in cheapest_route(deltas, have, package.manifest.digest)])
 
-    async def _step(self, made: PackageDeltaPublished) -> DeltaStep:
-        url = await self._objects.presigned_get(made.delta.digest)
-        return DeltaStep(base=made.base, target=made.target, delta=made.delta, url=url)
+    async def _step(self, event: PackageDeltaPublished) -> DeltaStep:
+        url = await self._objects.presigned_get(event.delta.digest)
+        return DeltaStep(base=event.base, target=event.target, delta=event.delta, url=url)
 
     async def _plan(self, gateway_id: str) -> Plan:
         blueprint = await self._journal.read(lambda connection: store.blueprint_of(connection, gateway_id))
         if blueprint is None:
-            raise NotReady(f"the enrolment of {gateway_id} has not arrived yet", where="packager")
+            raise NotReady(f"the packager has not received the enrolment of {gateway_id} yet", where="packager")
         return (await self._plan_of(blueprint))[1]
 
     async def _plan_of(self, blueprint: str) -> tuple[bytes, Plan]:
-        """The envelope and what it says."""
+        """Returns the signed envelope of the newest plan, and the plan."""
         found = await self._bus.client.read_desired(subjects.blueprint_key(blueprint))
         if found is None:
             raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")

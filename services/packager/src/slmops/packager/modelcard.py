@@ -1,4 +1,4 @@
-"""The model card of a package: what it is, what it costs, what it was measured to do. Pure."""
+"""Writes the model card of a package: its origin, its recipe and its measurements. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _ROWS = (
 
 
 def model_card(variant: VariantOptimized) -> str:
-    """Markdown. What was not measured is said to be so."""
+    """Returns the model card as Markdown. Missing figures are shown as "not measured"."""
     rows = "\n".join(f"| {label} | {_shown(variant.evaluation, name, form)} |" for label, name, form in _ROWS)
-    golden = "`golden.jsonl` is what a gateway asks before it serves.\n" if variant.golden else ""
+    golden = "`golden.jsonl` holds the prompts that a gateway must answer before it serves.\n" if variant.golden else ""
     return (
         f"# {variant.model} {variant.version}\n\n"
         f"Recipe `{variant.recipe}` for device profile `{variant.profile}`, from variant `{variant.digest}`.\n"

@@ -1,7 +1,7 @@
-"""A variant as a CNCF ModelPack: an OCI manifest, its config, and the documents that we write. Pure.
+"""Builds the CNCF ModelPack of a variant: an OCI manifest, its config, and the documents that we write. Pure.
 
-The same event always makes the same bytes: the only time in them is the event's, and files are in the order of their
-paths. Layers are raw files, so that a blob of the store is a layer as it is.
+The same event always makes the same bytes: the only time in them is the event's, and files are sorted by path.
+Layers are raw files, so a blob of the object store is a layer without conversion.
 Formats: https://github.com/modelpack/model-spec (docs/config.md, docs/spec.md) and the OCI image-spec v1.1.
 """
 
@@ -45,7 +45,7 @@ _DOCS = frozenset({".md", ".rst", ".pdf"})
 
 @dataclass(frozen=True)
 class ModelPack:
-    """`documents` are the layers that are written here, by path: every other layer is a blob already."""
+    """A package. `documents` are the layers that are written here, by path; other layers are blobs in the store."""
 
     manifest: Manifest
     config: bytes
@@ -53,7 +53,7 @@ class ModelPack:
 
     @property
     def files(self) -> dict[str, Descriptor]:
-        """Layer by its path in the package."""
+        """The layers by their path in the package."""
         return {layer.annotations[FILE_PATH]: layer for layer in self.manifest.layers}
 
     @property
@@ -62,7 +62,7 @@ class ModelPack:
 
 
 def build(variant: VariantOptimized, evidence: Evidence | None = None) -> ModelPack:
-    """Raises `InvalidMessage` when the variant's files cannot be laid out in one folder."""
+    """Builds the package of a variant. Raises `InvalidMessage` when its files cannot be laid out in one folder."""
     evidence = evidence or Evidence()
     layers, documents = _stored(variant, evidence), _documents(variant, evidence)
     layers += [_layer(Descriptor.of(data, DOC), path) for path, data in documents.items()]
@@ -76,7 +76,7 @@ def build(variant: VariantOptimized, evidence: Evidence | None = None) -> ModelP
 
 
 def _stored(variant: VariantOptimized, evidence: Evidence) -> list[Descriptor]:
-    """Layers that are blobs of the store: the variant, the version's licence, golden prompts, the report."""
+    """Returns the layers that are already stored: the variant, the version's licence, golden prompts, the report."""
     paths = [file.path for file in variant.files]
     licences = [file for file in evidence.licences if file.path not in paths]
     _check_paths([*paths, *(file.path for file in licences)])
@@ -91,7 +91,7 @@ def _stored(variant: VariantOptimized, evidence: Evidence) -> list[Descriptor]:
 
 
 def _documents(variant: VariantOptimized, evidence: Evidence) -> dict[str, bytes]:
-    """A variant that brings its own model card keeps it."""
+    """Returns the documents that we write, by path. A variant that has its own model card keeps it."""
     written = {PROVENANCE_PATH: provenance(variant, evidence)}
     if CARD_PATH not in (file.path for file in variant.files):
         written[CARD_PATH] = model_card(variant).encode()
@@ -108,7 +108,7 @@ def _media_type(path: str) -> str:
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in _WEIGHTS:
         return WEIGHT
-    # What is neither weights nor prose configures them: tokenizer, vocabulary, chat template, generation settings.
+    # All other files are configuration: tokenizer, vocabulary, chat template, generation settings.
     return DOC if suffix in _DOCS or is_licence(path) else WEIGHT_CONFIG
 
 
@@ -116,11 +116,13 @@ def _check_paths(paths: list[str]) -> None:
     taken: set[PurePosixPath] = set()
     for path in map(PurePosixPath, paths):
         if str(path.parts[0]) in _OURS or path in taken:
-            raise InvalidMessage(f"a variant may not bring {path}", fix="Rename the file: the package has its own.")
+            raise InvalidMessage(
+                f"the variant has a file {path}, which the package itself writes", fix="Rename the file."
+            )
         taken.add(path)
     folders = {parent for path in taken for parent in path.parents}
     if both := folders & taken:
-        raise InvalidMessage(f"a variant names {min(map(str, both))} as a file and as a folder")
+        raise InvalidMessage(f"{min(map(str, both))} is both a file and a folder in the variant", fix="Rename one.")
 
 
 def _config(variant: VariantOptimized, layers: Iterable[Descriptor]) -> bytes:
@@ -131,7 +133,7 @@ def _config(variant: VariantOptimized, layers: Iterable[Descriptor]) -> bytes:
     document = {
         "descriptor": {"createdAt": _created(variant), "name": variant.model, "version": variant.version},
         "config": technical,
-        # Layers are not compressed, so the digest of the content is the digest of the layer.
+        # Layers are not compressed, so the digest of a layer is the digest of its content.
         "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -1,7 +1,7 @@
-"""How a variant was made: an in-toto Statement with a SLSA v1 provenance predicate over its files. Pure.
+"""Writes the provenance of a variant: an in-toto Statement with a SLSA v1 provenance predicate over its files. Pure.
 
-It claims what the optimizer's report says, and is signed with the package. Formats: https://slsa.dev/spec/v1.0/provenance
-and https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
+It repeats what the optimizer's report says, and the package's signature covers it. Formats:
+https://slsa.dev/spec/v1.0/provenance and https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BUILDER = "urn:slmops:optimizer"
 
 
 def provenance(variant: VariantOptimized, evidence: Evidence) -> bytes:
-    """The same variant always has the same provenance."""
+    """Returns the statement as JSON; the same variant always gives the same bytes."""
     files = sorted(variant.files, key=lambda file: file.path)
     statement = {
         "_type": "https://in-toto.io/Statement/v1",

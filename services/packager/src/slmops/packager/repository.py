@@ -1,12 +1,12 @@
-"""The online half of the TUF repository: who may publish which model, what exists, and that all of it is fresh.
+"""The online half of the TUF repository: lists the installable packages and keeps the metadata fresh.
 
-    root, targets, revoked    offline: taken over as their keyholders signed them, never changed here
-    packages                  ours: delegates one role per model, with a key of its own
+    root, targets, revoked    offline: taken over as the keyholders signed them, never changed here
+    packages                  ours: delegates to one role per model, each with its own key
     model-<name>              ours: the packages of one model and nothing else
-    snapshot, timestamp       ours: which versions belong together, and that this is the newest
+    snapshot, timestamp       ours: which versions belong together, and which snapshot is the newest
 
-Edits are made on what `Files` holds, and put back in the order in which a client may meet them: whatever a file names
-is there before it. With files of one transaction a reader sees all of an edit or nothing.
+An edit reads metadata from `Files` and writes it back in dependency order: a file is written after the files that it
+names. If `Files` is one transaction, a reader sees the whole edit or nothing of it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ from slmops.kit.trust.keys import load_key, locked, new_key
 
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 VALID_FOR = {"timestamp": freshness.TIMESTAMP, "snapshot": freshness.SNAPSHOT}
-"""Of `packages` and of the models' roles. Everything of ours is signed anew when half of its time is over."""
+"""Validity of our roles; `packages` and the models' roles use `freshness.DELEGATED`.
+
+A file is signed again when half of its validity is over.
+"""
 _MODEL = "model-"
 
 
 class Files(Protocol):
-    """Metadata by role and version; private keys of models, encrypted."""
+    """Storage for metadata by role and version, and for the encrypted private keys of models."""
 
     def newest(self, role: str) -> bytes | None: ...
     def put(self, role: str, version: int, data: bytes) -> None: ...
@@ -60,7 +63,7 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Offline:
-    """What the keyholders signed: roots by version, the newest targets and revoked."""
+    """The metadata that keyholders signed: roots by version, the newest targets and revoked."""
 
     roots: Mapping[int, bytes]
     targets: bytes
@@ -68,7 +71,7 @@ class Offline:
 
 
 class Repository:
-    """One edit, at `now`, with the online keys by their id."""
+    """One edit of the repository at the time `now`; `keys` are the online keys by key id."""
 
     def __init__(self, files: Files, keys: Mapping[str, CryptoSigner], now: datetime) -> None:
         self._files = files
@@ -80,8 +83,11 @@ class Repository:
     # ---- the offline half ---------------------------------------------------------------------------------
 
     def adopt(self, offline: Offline) -> bool:
-        """Take over what is newer; whether anything was. Raises `InvalidMessage` for what its keys did not sign, and
-        `NotReady` when it names an online key that is not here."""
+        """Takes over offline metadata that is newer than ours; returns whether anything was.
+
+        Raises `InvalidMessage` for metadata that is not signed by its keys, `NotReady` when it names an online key that
+        we do not have.
+        """
         before = dict(self._changed)
         for version in sorted(offline.roots):
             self._adopt_root(version, offline.roots[version])
@@ -99,9 +105,11 @@ class Repository:
         current = self._find(Root, "root")
         if current is not None and version <= current.signed.version:
             return
-        new = _parse(Root, data, "root")
-        if new.signed.version != (current.signed.version + 1 if current else version):
-            raise InvalidMessage(f"root {version} does not follow the one before", where=f"{version}.root.json")
+        new, expected = _parse(Root, data, "root"), current.signed.version + 1 if current else version
+        if new.signed.version != expected:
+            raise InvalidMessage(
+                f"the file holds root {new.signed.version}, expected root {expected}", where=f"{version}.root.json"
+            )
         if current is not None:
             _verify(current, "root", new)
         _verify(new, "root", new)
@@ -117,7 +125,7 @@ class Repository:
     # ---- packages -----------------------------------------------------------------------------------------
 
     def add(self, model: str, version: str, profile: str, manifest: Descriptor) -> bool:
-        """Vouch for a package; False when we do already."""
+        """Adds a package to its model's role; returns False when it is there already."""
         role, path = model_role(model), package_target(model, version, manifest.digest)
         known = self._find(Targets, role)
         if known is not None and path in known.signed.targets:
@@ -130,7 +138,7 @@ class Repository:
         return True
 
     def remove(self, model: str, version: str, manifest: Digest) -> bool:
-        """Vouch for a package no more; False when we do not."""
+        """Removes a package from its model's role; returns False when it is not there."""
         role, path = model_role(model), package_target(model, version, manifest)
         known = self._find(Targets, role)
         if known is None or known.signed.targets.pop(path, None) is None:
@@ -139,7 +147,7 @@ class Repository:
         return True
 
     def _model_signer(self, model: str) -> CryptoSigner:
-        """The model's own key, made when it is first needed, and again when the packages key is another."""
+        """Returns the model's own key. It is made on first use, and made again after the packages key changed."""
         role = model_role(model)
         packages = self._packages()
         delegated = (packages.signed.delegations.roles or {}).get(role) if packages.signed.delegations else None
@@ -157,7 +165,7 @@ class Repository:
             return None
         try:
             return load_key(pem, model_role(model), self._password())
-        except InvalidMessage:  # encrypted under the packages key before this one
+        except InvalidMessage:  # encrypted under the previous packages key
             return None
 
     def _delegate(self, packages: Metadata[Targets], model: str, signer: CryptoSigner) -> None:
@@ -177,14 +185,16 @@ class Repository:
         return self._signer(self._get(Targets, "targets"), PACKAGES_ROLE)
 
     def _password(self) -> bytes:
-        """Models' keys lie in the database, encrypted under the key that may replace them anyway."""
+        """Returns the password of the models' keys in the database: the packages key, which can replace them anyway."""
         return self._packages_signer().private_bytes
 
     # ---- freshness ----------------------------------------------------------------------------------------
 
     def settle(self) -> bool:
-        """Sign what lacks a valid signature or has spent half of its time, and bind all of it together; whether
-        anything changed. Afterwards a client accepts the state."""
+        """Signs every file that lacks a valid signature or is past half of its validity, then snapshot and timestamp.
+
+        Returns whether anything changed. Afterwards clients accept the repository.
+        """
         self._settle_packages()
         for role in self._model_roles():
             self._settle_model(role)
@@ -194,12 +204,12 @@ class Repository:
 
     def _settle_packages(self) -> None:
         packages = self._find(Targets, PACKAGES_ROLE)
-        if packages is None or not self._good(self._get(Targets, "targets"), PACKAGES_ROLE, packages):
+        if packages is None or not self._is_current(self._get(Targets, "targets"), PACKAGES_ROLE, packages):
             self._sign(PACKAGES_ROLE, packages or self._packages(), self._packages_signer())
 
     def _settle_model(self, role: str) -> None:
         metadata, signer = self._get(Targets, role), self._model_signer(role.removeprefix(_MODEL))
-        if not self._good(self._get(Targets, PACKAGES_ROLE), role, metadata):
+        if not self._is_current(self._get(Targets, PACKAGES_ROLE), role, metadata):
             self._sign(role, metadata, signer)
 
     def _settle_snapshot(self) -> None:
@@ -208,15 +218,16 @@ class Repository:
         names += [REVOKED_ROLE] if self._find(Targets, REVOKED_ROLE) else []
         old = snapshot.signed.meta if snapshot else {}
         meta = {f"{name}.json": self._meta(name, old.get(f"{name}.json")) for name in names}
-        if snapshot is None or old != meta or not self._good(root, "snapshot", snapshot):
+        if snapshot is None or old != meta or not self._is_current(root, "snapshot", snapshot):
             new = snapshot or Metadata(Snapshot())
             new.signed.meta = meta
             self._sign("snapshot", new, self._signer(root, "snapshot"))
 
     def _settle_timestamp(self) -> None:
         root, timestamp = self._get(Root, "root"), self._find(Timestamp, "timestamp")
-        meta = self._meta("snapshot", timestamp.signed.snapshot_meta if timestamp else None)
-        if timestamp is None or timestamp.signed.snapshot_meta != meta or not self._good(root, "timestamp", timestamp):
+        old = timestamp.signed.snapshot_meta if timestamp else None
+        meta = self._meta("snapshot", old)
+        if timestamp is None or old != meta or not self._is_current(root, "timestamp", timestamp):
             new = timestamp or Metadata(Timestamp())
             new.signed.snapshot_meta = meta
             self._sign("timestamp", new, self._signer(root, "timestamp"))
@@ -232,9 +243,10 @@ class Repository:
         delegations = self._packages().signed.delegations
         return sorted(delegations.roles or {}) if delegations else []
 
-    def _good(self, delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> bool:
-        lasts = VALID_FOR.get(role, freshness.DELEGATED)
-        if metadata.signed.is_expired(self._now + lasts / 2):
+    def _is_current(self, delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> bool:
+        """Returns whether the metadata is signed by its keys and has more than half of its validity left."""
+        valid_for = VALID_FOR.get(role, freshness.DELEGATED)
+        if metadata.signed.is_expired(self._now + valid_for / 2):
             return False
         try:
             delegator.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
@@ -245,7 +257,7 @@ class Repository:
     # ---- files --------------------------------------------------------------------------------------------
 
     def _sign(self, role: str, metadata: Metadata[Any], signer: CryptoSigner) -> None:
-        if role in self._known and role not in self._changed:  # one edit is one version
+        if role in self._known and role not in self._changed:  # one edit raises the version once
             metadata.signed.version += 1
         metadata.signed.expires = (self._now + VALID_FOR.get(role, freshness.DELEGATED)).replace(microsecond=0)
         metadata.sign(signer)
@@ -254,8 +266,8 @@ class Repository:
     def _put(self, role: str, metadata: Metadata[Any], data: bytes) -> None:
         if len(data) > METADATA_LIMIT_BYTES:
             raise InvalidMessage(
-                f"the metadata of {role} would have {len(data)} bytes, and gateways read {METADATA_LIMIT_BYTES}",
-                fix="Withdraw packages that nobody needs: slmops package withdraw. All of a model's fit into one role.",
+                f"the metadata of {role} would have {len(data)} bytes; gateways read at most {METADATA_LIMIT_BYTES}",
+                fix="Withdraw packages of this model that nobody needs: slmops package withdraw.",
             )
         self._files.put(role, metadata.signed.version, data)
         self._known[role] = metadata
@@ -272,28 +284,30 @@ class Repository:
     def _get(self, kind: type[T], role: str) -> Metadata[T]:
         found = self._find(kind, role)
         if found is None:
-            raise NotReady(f"there is no {role} metadata yet", fix="Hold the key ceremony: slmops trust ceremony.")
+            raise NotReady(
+                f"the packager has no {role} metadata yet", fix="Hold the key ceremony: slmops trust ceremony."
+            )
         return found
 
     def _signer(self, delegator: Metadata[Any], role: str) -> CryptoSigner:
-        """Raises `NotReady` when the key that `delegator` names for `role` is not here."""
+        """Returns the key that `delegator` names for `role`. Raises `NotReady` when we do not have it."""
         for keyid in delegator.signed.get_delegated_role(role).keyids:
             if keyid in self._keys:
                 return self._keys[keyid]
         raise NotReady(
-            f"the key of {role} is not among the packager's",
-            fix="Put the file that the ceremony made under online/ into SLMOPS_TRUST_KEYS.",
+            f"the packager does not have the key of {role}",
+            fix="Copy its file from the folder online/ of the ceremony to SLMOPS_TRUST_KEYS.",
         )
 
 
 def _parse(kind: type[T], data: bytes, role: str) -> Metadata[T]:
-    """Raises `InvalidMessage`."""
+    """Parses a metadata file of one kind. Raises `InvalidMessage`."""
     try:
         metadata = Metadata[T].from_bytes(data)
     except (RepositoryError, ValueError) as error:
         raise InvalidMessage(f"the {role} metadata cannot be read", where=role) from error
     if not isinstance(metadata.signed, kind):
-        raise InvalidMessage(f"the {role} metadata is of another kind", where=role)
+        raise InvalidMessage(f"the {role} metadata has type {metadata.signed.type}, not {kind.type}", where=role)
     return metadata
 
 
@@ -301,4 +315,4 @@ def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> Non
     try:
         delegator.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, ValueError) as error:
-        raise InvalidMessage(f"{role} {metadata.signed.version} is not signed by those who must: {error}") from error
+        raise InvalidMessage(f"{role} {metadata.signed.version} lacks valid signatures: {error}") from error

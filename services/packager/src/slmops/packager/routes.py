@@ -1,4 +1,4 @@
-"""Decides which deltas to make, and which chain of them a gateway should take. Pure."""
+"""Decides which deltas to make and which chain of deltas a gateway should use. Pure."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from slmops.contracts.events import PackageDeltaPublished
 from slmops.contracts.manifest import Manifest
 
 MAX_STEPS = 4
-"""Of a chain: each writes a whole package to the gateway's disk before the next can begin."""
+"""Longest chain of deltas: each step writes a whole package to the gateway's disk before the next can begin."""
 
 
 def bases_of(running: Mapping[Digest, int], target: Digest, known: Collection[Digest], most: int) -> list[Digest]:
-    """What the fleet runs now, most common first, that a delta to `target` may start from.
+    """Returns the packages from which deltas to `target` are made: what the fleet runs now, most common first.
 
-    `running`: gateways by manifest; `known`: packages of the same model that are published here.
+    `running`: number of gateways by manifest; `known`: packages of the same model that are published here; `most`:
+    length of the result at most.
     """
     found = [digest for digest in running if digest in known and digest != target]
     return sorted(found, key=lambda digest: (-running[digest], digest))[:most]
 
 
 def new_bytes(base: Manifest, target: Manifest) -> int:
-    """Of the layers that a gateway with `base` would have to fetch whole."""
-    there = {layer.digest for layer in base.layers}
-    return sum({layer.digest: layer.size for layer in target.layers if layer.digest not in there}.values())
+    """Returns the size of the layers that a gateway with `base` would have to fetch whole."""
+    present = {layer.digest for layer in base.layers}
+    return sum({layer.digest: layer.size for layer in target.layers if layer.digest not in present}.values())
 
 
 def cheapest_route(
     deltas: Iterable[PackageDeltaPublished], have: Collection[Digest], target: Digest
 ) -> list[PackageDeltaPublished]:
-    """The deltas of fewest bytes from any of `have` to `target`, in order. Empty when none leads there (Dijkstra)."""
+    """Returns the chain of deltas with the fewest bytes from any of `have` to `target`; empty when there is no chain.
+
+    Dijkstra's algorithm, at most `MAX_STEPS` steps.
+    """
     leaving: dict[Digest, list[PackageDeltaPublished]] = {}
     for delta in deltas:
         leaving.setdefault(delta.base, []).append(delta)
-    # The number keeps ties from being decided by comparing events.
+    # The number breaks ties, so that the heap never compares events.
     waiting: list[tuple[int, int, Digest, list[PackageDeltaPublished]]] = [
         (0, number, digest, []) for number, digest in enumerate(sorted(have))
     ]

@@ -1,4 +1,4 @@
-"""What the packager keeps: one stream per model version and profile, and tables to answer gateways from."""
+"""The packager's streams and tables: one stream per model version and profile, and tables for answering gateways."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _model_keys = Table(
 
 
 def schema() -> MetaData:
-    """A copy of the tables for one journal, which adds its own."""
+    """Returns a copy of the tables for one journal, which adds tables of its own."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)
@@ -98,7 +98,7 @@ def stream(model: str, version: str, profile: str) -> str:
 
 
 def project(connection: Connection, event: Event) -> None:
-    """What an event, of ours or consumed, does to the tables. The latest enrolment of a gateway counts."""
+    """Applies an event, ours or consumed, to the tables. The latest enrolment of a gateway counts."""
     match event:
         case PackagePublished():
             _put(connection, _packages, "manifest", event.manifest.digest, {"data": event.model_dump_json()})
@@ -124,22 +124,22 @@ def project(connection: Connection, event: Event) -> None:
 
 
 def package(connection: Connection, manifest: Digest) -> PackagePublished | None:
-    """None also for one that was withdrawn."""
-    data = connection.execute(_vouched().where(_packages.c.manifest == manifest)).scalar()
+    """Returns a package; None if it was never published here or was withdrawn."""
+    data = connection.execute(_not_withdrawn().where(_packages.c.manifest == manifest)).scalar()
     return PackagePublished.model_validate_json(data) if data else None
 
 
 def packages(connection: Connection) -> list[PackagePublished]:
-    """All that were published here and not withdrawn."""
-    return _read(connection, _vouched())
+    """Returns all packages that were published here and not withdrawn."""
+    return _read(connection, _not_withdrawn())
 
 
 def all_packages(connection: Connection) -> list[PackagePublished]:
-    """Also those that were withdrawn."""
+    """Returns all packages that were ever published here, including withdrawn ones."""
     return _read(connection, select(_packages.c.data))
 
 
-def _vouched() -> Select[Any]:
+def _not_withdrawn() -> Select[Any]:
     return select(_packages.c.data).where(_packages.c.manifest.not_in(select(_withdrawn.c.manifest)))
 
 
@@ -148,26 +148,26 @@ def _read(connection: Connection, query: Select[Any]) -> list[PackagePublished]:
 
 
 def running(connection: Connection) -> dict[Digest, int]:
-    """How many gateways said last that they run a package, by its manifest."""
+    """Returns the number of gateways that last reported running a package, by manifest."""
     query = select(_running.c.manifest, func.count()).where(_running.c.manifest.is_not(None))
     return {manifest: int(count) for manifest, count in connection.execute(query.group_by(_running.c.manifest))}
 
 
 def deltas_of(connection: Connection, model: str) -> list[PackageDeltaPublished]:
-    """All between packages of a model."""
+    """Returns all deltas between packages of a model."""
     found = connection.execute(select(_deltas.c.data).where(_deltas.c.model == model)).scalars()
     return [PackageDeltaPublished.model_validate_json(data) for data in found]
 
 
 def deltas_with(connection: Connection, manifest: Digest) -> list[PackageDeltaPublished]:
-    """Those that lead to a package or start from it."""
+    """Returns the deltas that start from a package or lead to it."""
     ends = or_(_deltas.c.target == manifest, _deltas.c.base == manifest)
     found = connection.execute(select(_deltas.c.data).where(ends)).scalars()
     return [PackageDeltaPublished.model_validate_json(data) for data in found]
 
 
 def oldest_deltas(connection: Connection, space_bytes: int) -> list[PackageDeltaPublished]:
-    """Those without which the rest has no more than `space_bytes`."""
+    """Returns the oldest deltas, as many as must go so that the rest fits into `space_bytes`."""
     found, kept = [], 0
     for size, data in connection.execute(select(_deltas.c.size_bytes, _deltas.c.data).order_by(_deltas.c.at.desc())):
         kept += size
@@ -177,12 +177,12 @@ def oldest_deltas(connection: Connection, space_bytes: int) -> list[PackageDelta
 
 
 def blueprint_of(connection: Connection, gateway_id: str) -> str | None:
-    """What the gateway is enrolled under; None when its enrolment has not arrived."""
+    """Returns the blueprint of a gateway; None when its enrolment has not arrived."""
     return connection.execute(select(_gateways.c.blueprint).where(_gateways.c.gateway_id == gateway_id)).scalar()
 
 
 def _put(connection: Connection, table: Table, column: str, key: str, values: dict[str, Any]) -> None:
-    """Update the row, or insert it: the same statement for every database."""
+    """Updates the row or inserts it, with statements that every database understands."""
     if connection.execute(update(table).where(table.c[column] == key).values(**values)).rowcount == 0:
         connection.execute(insert(table).values({column: key, **values}))
 
@@ -191,7 +191,7 @@ def _put(connection: Connection, table: Table, column: str, key: str, values: di
 
 
 def metadata(connection: Connection, role: str, version: int | None) -> bytes | None:
-    """A metadata file; without a version the newest."""
+    """Returns a metadata file, the newest one if `version` is None; None when there is no such file."""
     query = select(_metadata.c.data).where(_metadata.c.role == role).order_by(_metadata.c.version.desc()).limit(1)
     found = connection.execute(query if version is None else query.where(_metadata.c.version == version)).scalar()
     return bytes(found) if found is not None else None
@@ -202,8 +202,8 @@ def root_versions(connection: Connection) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def forget_metadata(connection: Connection, before: datetime) -> None:
-    """Remove versions that a newer one replaced before that time. Roots stay: each leads to the next."""
+def delete_replaced_metadata(connection: Connection, before: datetime) -> None:
+    """Deletes versions that were replaced before that time. Roots stay: clients go from each root to the next."""
     newer = _metadata.alias()
     replaced = (
         select(newer.c.version)
@@ -221,7 +221,7 @@ def forget_metadata(connection: Connection, before: datetime) -> None:
 
 @dataclass(frozen=True)
 class TrustFiles:
-    """`repository.Files` in one transaction."""
+    """Implements `repository.Files` in one transaction."""
 
     connection: Connection
     now: datetime

@@ -1,7 +1,7 @@
-"""The TUF repository in the journal's database: every edit is one transaction, that of the package it is about.
+"""Keeps the TUF repository in the journal's database. A package is added in the transaction that publishes it.
 
-So a package is announced if and only if gateways find it vouched for, a crash leaves the state before or the state
-after, and two packagers do not lose each other's packages: the journal lets one of them write at a time.
+Therefore a package is announced if and only if it is in the repository, a crash leaves the state before or after the
+edit, and two packagers do not lose each other's packages: the journal lets one of them write at a time.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from slmops.packager import store
 from slmops.packager.repository import Offline, Repository
 
 log = logging.getLogger("slmops.packager")
-_KEPT_FOR = timedelta(days=1)  # what a client is in the middle of reading stays there
+_KEPT_FOR = timedelta(days=1)  # replaced metadata stays this long, for clients that are reading it
 _FILE = re.compile(METADATA_NAME_PATTERN)
 
 
 class Trust:
-    """`keys` is the folder with the online keys, `metadata` the one with what the keyholders signed. Both may change
-    while we run: they are read anew with every edit."""
+    """Edits and serves the TUF repository.
+
+    `keys` is the folder with the online keys, `metadata` the folder with the files that keyholders signed. Both may
+    change while we run: every edit reads them again.
+    """
 
     def __init__(self, journal: Journal, keys: Path, metadata: Path, clock: Clock, renew_every: timedelta) -> None:
         self._journal = journal
@@ -46,48 +49,48 @@ class Trust:
         self._renew_every = renew_every
 
     async def open(self) -> None:
-        """Take over the ceremony, and vouch for whatever was published before. Raises `InvalidMessage`, `NotReady`."""
+        """Takes over the ceremony's files and adds all published packages. Raises `InvalidMessage`, `NotReady`."""
         if await self._journal.read(lambda connection: store.metadata(connection, "root", None)) is None:
             await self._journal.transact(self._adopt)
-        await self._look()
+        await self._refresh()
 
     async def run(self) -> None:
-        """Keep it fresh and take over what keyholders signed. Runs until cancelled."""
+        """Keeps the metadata fresh and takes over newly signed offline metadata. Runs until cancelled."""
         while True:
             await asyncio.sleep(self._renew_every.total_seconds())
-            await self._look()
+            await self._refresh()
 
-    async def _look(self) -> None:
-        """Each in a transaction of its own: what keyholders did wrong must not keep us from staying fresh."""
+    async def _refresh(self) -> None:
+        """Runs each step in its own transaction: invalid offline metadata must not stop us from renewing ours."""
         for step in (self._adopt, self._renew):
             try:
                 await self._journal.transact(step)
             except TemporaryError as error:
-                log.warning("the trust metadata stays as it is for now: %s", error)
+                log.warning("could not update the trust metadata, will retry: %s", error)
             except SlmopsError as error:
-                log.error("the trust metadata stays as it is: %s", error)
+                log.error("could not update the trust metadata: %s", error)
 
-    def vouch(self, unit: UnitOfWork, package: PackagePublished) -> None:
-        """The package may be installed, as soon as `unit` commits."""
+    def add(self, unit: UnitOfWork, package: PackagePublished) -> None:
+        """Lets gateways install the package, as soon as `unit` commits."""
         repository = self._repository(unit)
         repository.add(package.model, package.version, package.profile, package.manifest)
         repository.settle()
 
-    def disown(self, unit: UnitOfWork, package: PackagePublished) -> None:
-        """The package may be installed no more, as soon as `unit` commits."""
+    def remove(self, unit: UnitOfWork, package: PackagePublished) -> None:
+        """Stops gateways from installing the package, as soon as `unit` commits."""
         repository = self._repository(unit)
         repository.remove(package.model, package.version, package.manifest.digest)
         repository.settle()
 
     async def fetch(self, command: FetchMetadata) -> MetadataFile:
-        """Raises `NotFound`."""
+        """Answers with a metadata file. Raises `NotFound`."""
         data = await self.file(command.file)
         if data is None:
-            raise NotFound("there is no such metadata", where=command.file)
+            raise NotFound("there is no such metadata file", where=command.file)
         return MetadataFile(file=command.file, content=base64.b64encode(data).decode())
 
     async def file(self, name: str) -> bytes | None:
-        """A metadata file by its name in a consistent snapshot."""
+        """Returns a metadata file by its name in a consistent snapshot, such as `3.root.json`; None if missing."""
         if not _FILE.fullmatch(name):
             return None
         version, _, role = name.removesuffix(".json").rpartition(".")
@@ -96,33 +99,33 @@ class Trust:
         )
 
     async def rollout_keys(self) -> RolloutKeys:
-        """Who may sign plans, as gateways are told."""
+        """Returns the keys that may sign plans, as published in the targets metadata."""
         data = await self._journal.read(lambda connection: store.metadata(connection, "targets", None))
         return rollout_keys(Metadata[Targets].from_bytes(data or b"").signed)
 
     async def rollout_file(self) -> bytes:
-        """The target that holds them."""
+        """Returns the content of the target file that holds these keys."""
         return rollout_file(await self.rollout_keys())
 
     def _adopt(self, unit: UnitOfWork) -> None:
         repository = self._repository(unit)
         if repository.adopt(self._offline()):
             repository.settle()
-            log.info("what the keyholders signed is taken over")
+            log.info("took over newly signed offline metadata")
 
     def _renew(self, unit: UnitOfWork) -> None:
         repository = self._repository(unit)
         for package in store.packages(unit.connection):
             repository.add(package.model, package.version, package.profile, package.manifest)
         if repository.settle():
-            log.info("the trust metadata is renewed")
-        store.forget_metadata(unit.connection, self._clock() - _KEPT_FOR)
+            log.info("renewed the trust metadata")
+        store.delete_replaced_metadata(unit.connection, self._clock() - _KEPT_FOR)
 
     def _repository(self, unit: UnitOfWork) -> Repository:
         return Repository(store.TrustFiles(unit.connection, self._clock()), self._online_keys(), self._clock())
 
     def _online_keys(self) -> dict[str, CryptoSigner]:
-        return read_keys(_there(self._keys.glob("*.pem"), self._keys))
+        return read_keys(_require_keys(self._keys.glob("*.pem"), self._keys))
 
     def _offline(self) -> Offline:
         files = numbered(self._metadata)
@@ -136,17 +139,17 @@ class Trust:
         )
 
 
-def _there(paths: Iterable[Path], where: Path) -> list[Path]:
+def _require_keys(paths: Iterable[Path], where: Path) -> list[Path]:
     found = list(paths)
     if not found:
         fix = "Point SLMOPS_TRUST_KEYS to the folder online/ of the ceremony."
-        raise InvalidMessage("there are no keys of the trust repository", where=str(where), fix=fix)
+        raise InvalidMessage("the folder has no online keys of the TUF repository", where=str(where), fix=fix)
     return found
 
 
 def _no_ceremony(where: Path) -> InvalidMessage:
     return InvalidMessage(
-        "there is no root of trust",
+        "the folder has no root and targets metadata",
         where=str(where),
         fix="Hold the key ceremony (slmops trust ceremony) and point SLMOPS_TRUST_METADATA to its folder metadata/.",
     )

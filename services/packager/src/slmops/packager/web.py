@@ -1,6 +1,6 @@
-"""The trust repository over plain HTTP, as any TUF client reads it: `/tuf/metadata/…` and `/tuf/targets/…`.
+"""Serves the TUF repository over plain HTTP for any TUF client: `/tuf/metadata/…` and `/tuf/targets/…`.
 
-Public by design: metadata proves itself, and a manifest names layers by their digests without giving them.
+Public by design: metadata is signed, and a manifest names layers by digest but does not contain them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Gate, front, choice, and what a search tries next: pure decisions on recipes and measurements."""
+"""Pure decisions on recipes and measurements: the gate, the Pareto front, the choice, the next trial of a search."""

@@ -1,4 +1,4 @@
-"""A candidate of the choice: a recipe, the measurements of its variant, and the verdict of the gate."""
+"""Candidates for the choice: a recipe, the measurements of its variant, and the verdict of the gate."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Candidate(BaseModel):
 
     recipe: str
     evaluation: Evaluation | None
-    """None if the recipe failed; then `verdict` says how."""
+    """None if the recipe failed; then `verdict` has the error."""
     verdict: Verdict
 
 
 class Variant(Candidate):
-    """A candidate, and where it came from."""
+    """A candidate with its recipe and its folder."""
 
     definition: Recipe
-    """What `recipe` means, with every parameter."""
+    """The recipe with every parameter written out."""
     path: str | None
     """The genai folder, relative to the job's work folder; None if the recipe failed."""
     seconds: float
-    """That making and measuring it took, where they were not done before."""
+    """Time for making and measuring it; steps that an earlier run finished are not included."""

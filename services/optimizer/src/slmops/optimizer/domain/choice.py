@@ -1,4 +1,4 @@
-"""The choice among the variants that passed, by the rule that was asked for."""
+"""Chooses one of the variants that passed, by the requested preference."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from slmops.optimizer.domain.candidate import Candidate
 from slmops.optimizer.domain.gate import shown
 
 ANCHORED_BYTES = 1.02
-"""Of the smallest that passes: so large may an anchored variant be and still go before it."""
-_NAMED_REFUSALS = 3  # a search may have refused dozens; each variant carries its own reasons
+"""An anchored variant is chosen if it has at most this many times the bytes of the smallest variant that passes."""
+_NAMED_REFUSALS = 3  # a search may refuse dozens; each variant has its own reasons
 
 
 class Choice(BaseModel):
-    """`recipe` is None if nothing passed. `reason` is one sentence for a person."""
+    """The choice: `recipe` is None if nothing passed, `reason` is one sentence for people."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,10 +32,11 @@ def choose(
     prefer: Prefer = "smallest",
     anchored: Collection[str] = (),
 ) -> Choice:
-    """The best by `prefer` of those that passed; the order decides between equals.
+    """Returns the best candidate that passed, by `prefer`; of equal ones the first.
 
-    Of recipes that are `anchored` on a predecessor the update is a fraction of the package: where small is what counts,
-    one that passes goes before what is not smaller by more than `ANCHORED_BYTES`.
+    The update to a variant that is `anchored` on its predecessor is a fraction of the package. If `prefer` is
+    "smallest", an anchored variant that passes is therefore chosen unless it exceeds the smallest one by more than the
+    factor `ANCHORED_BYTES`.
     """
     rank = ranking(prefer)
     passed = [(c.recipe, c.evaluation) for c in candidates if c.verdict.passed and c.evaluation]
@@ -48,12 +49,12 @@ def choose(
     reason = f"{best}: {_RULES[prefer]} of {len(passed)} that pass {profile.name}, {figures(measured)}"
     if others:
         name, runner_up = others[0]
-        reason += f"; the runner-up {name} would be {_instead(measured, runner_up)}"
+        reason += f"; the runner-up {name} would be {_difference(measured, runner_up)}"
     return Choice(recipe=best, reason=reason)
 
 
 def ranking(prefer: Prefer) -> Callable[[Evaluation], tuple[float, ...]]:
-    """A key that is lowest for the best; what was not measured is worst."""
+    """Returns a sort key that is lowest for the best; a missing figure counts as the worst."""
 
     def key(e: Evaluation) -> tuple[float, ...]:
         worst = float("inf")
@@ -69,20 +70,20 @@ def ranking(prefer: Prefer) -> Callable[[Evaluation], tuple[float, ...]]:
 
 
 def _anchored(name: str, found: Evaluation, best: str, measured: Evaluation, profile: DeviceProfile) -> str:
-    reason = f"{name}: on its predecessor's grids, so that an update is small; passes {profile.name}, {figures(found)}"
-    return reason if name == best else f"{reason}; {best}, quantized anew, would be {_instead(found, measured)}"
+    reason = f"{name}: on its predecessor's grids, for a small update; passes {profile.name}, {figures(found)}"
+    return reason if name == best else f"{reason}; {best} on new grids would be {_difference(found, measured)}"
 
 
 _RULES: dict[Prefer, str] = {"smallest": "smallest", "best_quality": "closest to the reference", "fastest": "fastest"}
 
 
 def figures(e: Evaluation) -> str:
-    """Of a variant that was measured, for a person."""
+    """Returns size, fidelity and speed of a variant as text."""
     return f"{shown('bytes', e.bytes)}, KL {e.kl:.2g}, {e.tokens_per_s:.0f} tokens/s"
 
 
-def _instead(best: Evaluation, other: Evaluation) -> str:
-    """What taking `other` would change."""
+def _difference(best: Evaluation, other: Evaluation) -> str:
+    """Returns how `other` differs from `best` as text."""
     size, change = other.bytes - best.bytes, f"{shown('bytes', abs(other.bytes - best.bytes))}"
     weight = "of the same size" if not size else f"{change} {'larger' if size > 0 else 'smaller'}"
     return f"{weight}, at KL {other.kl:.2g} and {other.tokens_per_s:.0f} tokens/s"

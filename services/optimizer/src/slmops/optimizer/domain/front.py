@@ -1,7 +1,7 @@
-"""The Pareto front: the variants that no other one is at least as good as in everything.
+"""Computes the Pareto front: the variants that no other variant dominates.
 
-Everything is bytes and KL, where less is better, and tokens/s, where more is. Limits play no part: what the front says
-of recipes holds for every device.
+The criteria are bytes and KL (less is better) and tokens/s (more is better). Limits are ignored, so the front is the
+same for every device.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from slmops.optimizer.domain.candidate import Candidate
 
 
 class Front(BaseModel):
-    """Candidates without finite measurements are in neither."""
+    """The front and the dominated recipes. Candidates without finite measurements are in neither."""
 
     model_config = ConfigDict(frozen=True)
 
     recipes: tuple[str, ...] = ()
-    """Those that nothing dominates, the smallest first."""
+    """The recipes that no other dominates, the smallest first."""
     dominated: dict[str, str] = {}
-    """Each other recipe, and one of `recipes` that is no worse in anything and better in something."""
+    """Each other recipe, with one of `recipes` that dominates it: no criterion is worse, at least one is better."""
 
 
 class Point(NamedTuple):
-    """Of each, less is better."""
+    """The criteria of one variant; for each, less is better."""
 
     bytes: float
     kl: float
@@ -38,17 +38,17 @@ class Point(NamedTuple):
 
 
 def front(candidates: Iterable[Candidate]) -> Front:
-    """Two that measure the same are both on the front, or neither."""
+    """Computes the front. Of two candidates with equal measurements, both are on the front or neither is."""
     points = {c.recipe: point for c in candidates if (point := _point(c))}
     best = [name for name in points if not any(other.dominates(points[name]) for other in points.values())]
     best.sort(key=lambda name: points[name])
     others = [name for name in points if name not in best]
-    by = {name: next(one for one in best if points[one].dominates(points[name])) for name in others}
-    return Front(recipes=tuple(best), dominated=by)
+    dominated = {name: next(one for one in best if points[one].dominates(points[name])) for name in others}
+    return Front(recipes=tuple(best), dominated=dominated)
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the `points` that no other dominates, where less is better in both, along the first coordinate."""
+    """Returns the indices of the points that no other dominates, sorted by the first coordinate. Less is better."""
     order = sorted(range(len(points)), key=points.__getitem__)
     found: list[int] = []
     for index in order:

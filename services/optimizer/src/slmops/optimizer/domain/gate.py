@@ -1,9 +1,9 @@
-"""The gate: declared limits, each kept or broken by a measurement.
+"""The gate: compares the measurements of a variant with the limits of a device profile.
 
-What always holds
-1. What is missing where a limit is declared, and what is no finite number, never passes.
-2. A limit on a figure with an interval is judged at the interval's bad end: a text that happens to suit a variant is no
-   proof, and measuring on more text narrows the interval, so a good variant can always prove itself.
+Invariants
+1. A variant fails if a figure with a declared limit is missing, or if any figure is not finite.
+2. A figure with a confidence interval is judged at the worse end of the interval, because a single text may happen to
+   suit a variant. More text narrows the interval, so a good variant can pass with enough text.
 3. A refusal names the metric, its value and the limit.
 """
 
@@ -24,7 +24,7 @@ _OPTIONAL = (*_INTERVALS, "golden_passed", "repetition", "joules_per_token")
 
 
 class Limit(NamedTuple):
-    """`limit` is infinite where any finite number will do."""
+    """One limit and the measured value. `limit` is infinite if the value only has to be finite."""
 
     metric: str
     value: float | None
@@ -37,7 +37,7 @@ class Limit(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """By which share the limit is broken; 0 if it is kept, infinite without a finite number."""
+        """The share by which the value breaks the limit: 0 if the limit is kept, infinite for a non-finite value."""
         if self.value is None or not math.isfinite(self.value):
             return math.inf
         kept, limit = (self.value, self.limit) if self.bound == "at most" else (self.limit, self.value)
@@ -46,7 +46,7 @@ class Limit(NamedTuple):
         return kept / limit - 1 if limit > 0 else math.inf
 
     def refusal(self) -> str | None:
-        """None if the limit is kept."""
+        """Returns why the limit refuses the variant; None if the limit is kept."""
         if not self.excess:
             return None
         name, value, bound, limit = self
@@ -60,7 +60,7 @@ class Limit(NamedTuple):
 
 
 def limits(evaluation: Evaluation, profile: DeviceProfile) -> list[Limit]:
-    """Every limit of `profile`, then the demand that each other measurement is a finite number."""
+    """Returns all limits of `profile`, then for every other measurement the limit that it must be finite."""
     found = {limit.metric: limit for limit in _declared(evaluation, profile)}
     for metric in (*_REQUIRED, *_OPTIONAL):
         value = getattr(evaluation, metric)
@@ -95,7 +95,7 @@ def _declared(e: Evaluation, p: DeviceProfile) -> Iterator[Limit]:
 
 
 def _at_worst(evaluation: Evaluation, metric: str, end: Literal["low", "high"], limit: float) -> Limit:
-    """On the interval's bad end, if the interval was measured."""
+    """Returns the limit on the worse end of the interval, or on the value itself if there is no interval."""
     worst: float | None = getattr(evaluation, f"{metric}_{end}")
     bound: Literal["at most", "at least"] = "at most" if end == "high" else "at least"
     if worst is None:
@@ -104,11 +104,11 @@ def _at_worst(evaluation: Evaluation, metric: str, end: Literal["low", "high"], 
 
 
 def judge(evaluation: Evaluation, profile: DeviceProfile) -> Verdict:
-    """Passed if every limit is kept."""
+    """Returns the verdict: the variant passes if it keeps every limit."""
     reasons = tuple(reason for limit in limits(evaluation, profile) if (reason := limit.refusal()))
     return Verdict(passed=not reasons, reasons=reasons)
 
 
 def shown(metric: str, value: float) -> str:
-    """For a person."""
+    """Formats a figure for people."""
     return f"{value / 1e6:.4g} MB" if metric.endswith("bytes") else f"{value:.3g}"

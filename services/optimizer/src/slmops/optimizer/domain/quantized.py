@@ -1,4 +1,4 @@
-"""A recipe seen as a point of the space that is searched: what goes before its quantization, how, and what follows."""
+"""Represents a recipe as a point of the search space: its quantization, and the passes before and after it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from slmops.contracts.recipe import PassSpec, Recipe
 QUANTIZE, PACK, PRUNE, DISTILL = "quantize", "pack", "prune-width", "distill"
 _COSTS = {PACK: 0, "build": 0, QUANTIZE: 1, DISTILL: 4}
 _CALIBRATED, _OTHER = 2, 3
-_LONGEST_NAME = 56  # of 63: a digest's beginning may follow
-_DISTILLATION_MINUTES = 15.0  # what the bundled student takes
+_LONGEST_NAME = 56  # of 63 characters, because the first characters of a digest may follow
+_DISTILLATION_MINUTES = 15.0  # as in the bundled recipe `student`
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """`params` are the quantize pass's, all of them; `before` and `after` the other passes."""
+    """A recipe with one quantize pass: `params` are all its parameters, `before` and `after` the other passes."""
 
     before: tuple[PassSpec, ...]
     params: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Quantized:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Self | None:
-        """None for a recipe that does not quantize by our own pass, or more than once."""
+        """Returns None for a recipe that does not have exactly one `quantize` pass."""
         places = [number for number, step in enumerate(recipe.passes) if step.pass_ == QUANTIZE]
         if len(places) != 1:
             return None
@@ -36,16 +36,17 @@ class Quantized:
     def share(self) -> float:
         return float(self.params["upgraded_share"])
 
-    def like(self, other: Recipe) -> bool:
-        """The same but for the share that gets more bits."""
-        theirs = Quantized.of(other)
-        return theirs is not None and theirs.but(upgraded_share=0.0).digest == self.but(upgraded_share=0.0).digest
+    def same_except_share(self, other: Recipe) -> bool:
+        """Returns whether the recipes differ at most in the share of weights that get more bits."""
+        point = Quantized.of(other)
+        return point is not None and point.changed(upgraded_share=0).digest == self.changed(upgraded_share=0).digest
 
-    def but(self, **changes: Any) -> Recipe:
+    def changed(self, **changes: Any) -> Recipe:
+        """Returns the recipe with other parameters of its quantize pass."""
         return _recipe((*self.before, PassSpec(pass_=QUANTIZE, params={**self.params, **changes}), *self.after))
 
     def pruned(self, share: float, *, distilled: bool) -> Recipe:
-        """Of the version itself, whatever it was pruned by before."""
+        """Returns the recipe with this pruning in place of all its passes before quantization."""
         before = [PassSpec(pass_=PRUNE, params={"share": share})]
         before += [PassSpec(pass_=DISTILL, params={"minutes": _DISTILLATION_MINUTES})] * distilled
         return _recipe((*before, PassSpec(pass_=QUANTIZE, params=dict(self.params)), *self.after))
@@ -56,12 +57,12 @@ class Quantized:
 
 
 def cost(recipe: Recipe) -> int:
-    """A rank: rounding takes seconds, GPTQ minutes, pruning and training more."""
+    """Returns a rank by expected time: rounding takes seconds, GPTQ minutes, pruning and training longer."""
     return max(_cost(step) for step in recipe.passes)
 
 
 def least_seconds(recipe: Recipe) -> float:
-    """What its training takes by its own word."""
+    """Returns the training time that the recipe's own parameters set, in seconds."""
     minutes = (step.params.get("minutes") for step in recipe.passes if step.pass_ == DISTILL)
     return sum(60 * float(limit) for limit in minutes if isinstance(limit, int | float))
 
@@ -73,7 +74,7 @@ def _cost(step: PassSpec) -> int:
 
 
 def _recipe(passes: tuple[PassSpec, ...]) -> Recipe:
-    """Named after what it does: `w20-distill-int4-g32-s8-gptq-u11`."""
+    """Returns a recipe whose name lists its passes and parameters, such as `w20-distill-int4-g32-s8-gptq-u11`."""
     words = [word for step in passes for word in _words(step)]
     return Recipe(name="-".join(words)[:_LONGEST_NAME].strip("-"), passes=passes)
 

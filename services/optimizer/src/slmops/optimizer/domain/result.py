@@ -12,11 +12,11 @@ __all__ = ["PICTURES", "RESULT_FILE", "Choice", "Front", "JobResult", "Reference
 
 RESULT_FILE = "result.json"
 PICTURES = ("front.png", "front.svg")
-"""Of a search's front, beside the result in the work folder."""
+"""The plots of a search's front, in the work folder beside the result."""
 
 
 class ReferenceFigures(BaseModel):
-    """What the variants were compared with."""
+    """The full-precision reference with which the variants were compared."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -28,7 +28,7 @@ class ReferenceFigures(BaseModel):
 
 
 class JobResult(BaseModel):
-    """`variants` in the order in which they were tried; `timings_s` of the steps that this run did itself."""
+    """The result of a job: `variants` in the order of the trials; `timings_s` of the steps that this run did itself."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,18 +1,20 @@
-"""How large a share of a model gets more bits: two questions that a few trials answer, because bytes and fidelity both
-rise with the share. Shares are whole hundredths."""
+"""Finds the share of a model that gets more bits, in few trials: bytes and fidelity both rise with the share.
+
+Shares are whole hundredths.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-_CLOSE = 2  # hundredths: shares that differ by no more are the same to anybody who downloads them
+_CLOSE = 2  # hundredths; a smaller difference does not matter to anybody who downloads the model
 
 
 def largest_fitting(sizes: Sequence[tuple[float, int]], limit_bytes: int) -> float | None:
-    """The share to try next on the way to the largest that fits; None if it is known.
+    """Returns the share to try next when looking for the largest share that fits; None if that share is known.
 
-    `sizes` are (share, bytes) of what was measured. Bytes are linear in the share, but for whole matrices.
+    `sizes` are measured (share, bytes). Bytes grow linearly with the share, in steps of whole matrices.
     """
     low = max((point for point in sizes if point[1] <= limit_bytes), default=None)
     high = min((point for point in sizes if point[1] > limit_bytes), default=None)
@@ -27,7 +29,7 @@ def largest_fitting(sizes: Sequence[tuple[float, int]], limit_bytes: int) -> flo
 
 
 def smallest_sufficient(suffices: Sequence[tuple[float, bool]]) -> float | None:
-    """The share to try next on the way to the smallest that suffices; None if it is known. By halving."""
+    """Returns the share to try next when looking for the smallest sufficient share; None if it is known. Bisection."""
     low = max((share for share, enough in suffices if not enough), default=None)
     high = min((share for share, enough in suffices if enough), default=1.0)
     if low is None:

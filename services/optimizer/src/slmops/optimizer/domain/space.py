@@ -1,10 +1,10 @@
-"""What a search tries next: first the recipes that it was given, then changes of the best ones so far.
+"""Proposes the next trial of a search: first the given recipes, then variations of the best trials so far.
 
-What always holds
-1. A recipe that was tried, under whatever name, is not tried again: so a search ends.
-2. Of those that were given, cheap ones come before dear ones: a short budget still knows something.
-3. A change is tried only if it goes where it has to: to fewer bytes if a variant is too large or too slow, to higher
-   fidelity if it is too coarse, and where the preference points if it passes.
+Invariants
+1. A recipe is tried once, even if it comes again under another name. Therefore a search ends.
+2. Cheap given recipes are tried before expensive ones, so that a short budget still gives a result.
+3. A variation goes in the direction that the trial needs: fewer bytes if it is too large or too slow, higher fidelity
+   if it is too inaccurate, and the direction of the preference if it passes.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from slmops.optimizer.domain.quantized import Quantized, cost
 from slmops.optimizer.domain.shares import largest_fitting, smallest_sufficient
 
 Usable = Callable[[Recipe], Recipe | None]
-"""The recipe with every parameter written out; None if it cannot be carried out, or not in the time that is left."""
+"""Returns the recipe with every parameter written out; None if it is invalid or would exceed the remaining time."""
 
-_HEAVY = ("bytes", "tokens_per_s", "peak_rss_bytes", "joules_per_token")  # what fewer bytes are good for
+_COSTS = ("bytes", "tokens_per_s", "peak_rss_bytes", "joules_per_token")  # limits on these are met with fewer bytes
 _BLOCKS = (16, 32, 64, 128)
 _PRUNED = (0.1, 0.2, 0.3, 0.4, 0.5)  # shares of every MLP, which is about half of a model's bytes
 
 
-class _Anchor(NamedTuple):
-    """A measured variant, and on which sides of the limits it is."""
+class _Base(NamedTuple):
+    """A measured variant to vary. `costly`: it breaks a limit of `_COSTS`; `inaccurate`: it breaks another limit."""
 
     point: Quantized
     bytes: int
-    heavy: bool
-    coarse: bool
+    costly: bool
+    inaccurate: bool
 
     @property
     def passes(self) -> bool:
-        return not (self.heavy or self.coarse)
+        return not (self.costly or self.inaccurate)
 
 
 def propose(
     trials: Sequence[Variant], start: Sequence[Recipe], profile: DeviceProfile, prefer: Prefer, usable: Usable
 ) -> Recipe | None:
-    """The next recipe, by a name that none of `trials` has; None if nothing is left that promises anything."""
+    """Returns the next recipe, with a name that no trial has; None if no promising recipe is left."""
     tried = {trial.definition.digest for trial in trials}
     taken = {trial.recipe for trial in trials}
     search = _Space(trials, profile, prefer)
-    for idea in chain(sorted(start, key=cost), search.changes()):
+    for idea in chain(sorted(start, key=cost), search.variations()):
         recipe = usable(idea)
         if recipe and recipe.digest not in tried:
             name = recipe.name if recipe.name not in taken else f"{recipe.name}-{recipe.digest[7:13]}"
@@ -64,85 +64,89 @@ class _Space:
         self._trials, self._profile, self._prefer = trials, profile, prefer
         self._limit = max_bytes(profile)
 
-    def changes(self) -> Iterator[Recipe]:
-        ideas = chain.from_iterable(map(self._around, self._anchors()))
-        known, failed = (self._blocks(failed=failed) for failed in (False, True))
-        yield from (idea for idea in ideas if not _blocks(idea) & failed - known)
+    def variations(self) -> Iterator[Recipe]:
+        """Yields variations of the best trials, without block sizes with which every trial failed."""
+        ideas = chain.from_iterable(map(self._around, self._bases()))
+        worked, failed = (self._blocks(failed=failed) for failed in (False, True))
+        yield from (idea for idea in ideas if not _blocks(idea) & failed - worked)
 
-    def _anchors(self) -> list[_Anchor]:
-        """The best of each kind, of which another one's turn comes with every trial: none is followed to its end while
-        others wait. Then some that are worse. Once something passes, what is too heavy is of no more interest."""
+    def _bases(self) -> list[_Base]:
+        """Returns the trials to vary: the best of each kind, then some worse ones.
+
+        The best take turns, one per trial, so that the search does not exhaust one before it looks at the others. Once
+        a trial passes, trials that are too costly are dropped.
+        """
         rank = ranking(self._prefer)
         measured = [(trial, trial.evaluation) for trial in self._trials if trial.evaluation]
         measured.sort(key=lambda pair: (self._excess(pair[0]), *rank(pair[1])))
-        anchors = [anchor for trial, _ in measured if (anchor := self._anchor(trial))]
-        passing, coarse, heavy, both = (
-            [anchor for anchor in anchors if (anchor.heavy, anchor.coarse) == kind]
+        bases = [base for trial, _ in measured if (base := self._base(trial))]
+        passing, inaccurate, costly, both = (
+            [base for base in bases if (base.costly, base.inaccurate) == kind]
             for kind in ((False, False), (False, True), (True, False), (True, True))
         )
-        best = passing[:2] + coarse[:2] if passing else coarse[:1] + heavy[:1] + both[:1]
-        others = passing[2:4] + coarse[2:4] if passing else coarse[1:3] + heavy[1:3]
+        best = passing[:2] + inaccurate[:2] if passing else inaccurate[:1] + costly[:1] + both[:1]
+        others = passing[2:4] + inaccurate[2:4] if passing else inaccurate[1:3] + costly[1:3]
         turn = len(self._trials) % max(1, len(best))
         return best[turn:] + best[:turn] + others
 
     def _blocks(self, *, failed: bool) -> set[object]:
-        """Of the trials that failed, or of those that did not: not every block divides a model's matrices."""
+        """Returns the block sizes of failed or of successful trials: not every size divides a model's matrices."""
         chosen = (trial.definition for trial in self._trials if (trial.evaluation is None) == failed)
         return set().union(*map(_blocks, chosen))
 
     def _excess(self, trial: Variant) -> float:
-        """How far from passing: 0 if it does. As ratios, so that bytes and nats can be added."""
+        """Returns how far a trial is from passing; 0 if it passes. Uses ratios, so that bytes and nats can be added."""
         assert trial.evaluation
         return sum(math.log1p(limit.excess) for limit in limits(trial.evaluation, self._profile))
 
-    def _anchor(self, trial: Variant) -> _Anchor | None:
+    def _base(self, trial: Variant) -> _Base | None:
         point = Quantized.of(trial.definition)
         if point is None or trial.evaluation is None:
             return None
-        broken = [limit.metric in _HEAVY for limit in limits(trial.evaluation, self._profile) if limit.excess]
-        return _Anchor(point, trial.evaluation.bytes, heavy=any(broken), coarse=not all(broken))
+        broken = [limit.metric in _COSTS for limit in limits(trial.evaluation, self._profile) if limit.excess]
+        return _Base(point, trial.evaluation.bytes, costly=any(broken), inaccurate=not all(broken))
 
-    def _around(self, anchor: _Anchor) -> Iterator[Recipe]:
-        """In the order in which they are worth their time."""
+    def _around(self, base: _Base) -> Iterator[Recipe]:
+        """Yields variations of a trial, the most promising first."""
         small = self._prefer != "best_quality"
-        if anchor.heavy:
-            yield from self._largest_fitting(anchor.point)
-        if anchor.passes and small:
-            yield from self._smallest_sufficient(anchor.point)
-            yield from _smaller(anchor.point)
-        if anchor.passes or anchor.coarse:  # the same bytes
-            yield anchor.point.but(method="gptq")
-        if not anchor.heavy and (anchor.coarse or not small):
-            yield from self._largest_fitting(anchor.point)
-            yield from _finer(anchor.point)
-        if anchor.heavy:
-            yield from _smaller(anchor.point)
-            yield from self._pruned(anchor)
+        if base.costly:
+            yield from self._largest_fitting(base.point)
+        if base.passes and small:
+            yield from self._smallest_sufficient(base.point)
+            yield from _smaller(base.point)
+        if base.passes or base.inaccurate:  # GPTQ does not change the bytes
+            yield base.point.changed(method="gptq")
+        if not base.costly and (base.inaccurate or not small):
+            yield from self._largest_fitting(base.point)
+            yield from _finer(base.point)
+        if base.costly:
+            yield from _smaller(base.point)
+            yield from self._pruned(base)
 
     def _largest_fitting(self, point: Quantized) -> Iterator[Recipe]:
-        """Into the device, and if small is better into fewer bytes than what passes already."""
+        """Yields the largest share that fits into the device, and if small is preferred, below what already passes."""
         passing = [t.evaluation.bytes - 1 for t in self._trials if t.evaluation and t.verdict.passed]
         limit = min([self._limit, *(passing if self._prefer == "smallest" else [])])
-        sizes = [(mine.share, size) for mine, size, _ in self._line(point)]
+        sizes = [(base.point.share, base.bytes) for base in self._same_except_share(point)]
         yield from _at(point, largest_fitting(sizes, limit))
 
     def _smallest_sufficient(self, point: Quantized) -> Iterator[Recipe]:
-        known = [(mine.share, not coarse) for mine, _, coarse in self._line(point)]
+        known = [(base.point.share, not base.inaccurate) for base in self._same_except_share(point)]
         yield from _at(point, smallest_sufficient(known))
 
-    def _line(self, point: Quantized) -> list[tuple[Quantized, int, bool]]:
-        """Every trial that differs from `point` at most in its share: itself, its bytes, whether it is too coarse."""
-        alike = [trial for trial in self._trials if point.like(trial.definition)]
-        return [(a.point, a.bytes, a.coarse) for trial in alike if (a := self._anchor(trial))]
+    def _same_except_share(self, point: Quantized) -> list[_Base]:
+        """Returns the trials that differ from `point` at most in their share."""
+        trials = [trial for trial in self._trials if point.same_except_share(trial.definition)]
+        return [base for trial in trials if (base := self._base(trial))]
 
-    def _pruned(self, anchor: _Anchor) -> Iterator[Recipe]:
-        """Only while nothing else fits: no bits are left to save."""
+    def _pruned(self, base: _Base) -> Iterator[Recipe]:
+        """Yields pruned variations, but only while no trial fits into the device: pruning is the last resort."""
         if any(trial.evaluation and trial.evaluation.bytes <= self._limit for trial in self._trials):
             return
-        wanted = anchor.point.pruned_share + 2 * (1 - self._limit / anchor.bytes)
+        wanted = base.point.pruned_share + 2 * (1 - self._limit / base.bytes)
         share = next((share for share in _PRUNED if share >= wanted), _PRUNED[-1])
-        yield anchor.point.pruned(share, distilled=True)
-        yield anchor.point.pruned(share, distilled=False)
+        yield base.point.pruned(share, distilled=True)
+        yield base.point.pruned(share, distilled=False)
 
 
 def _blocks(recipe: Recipe) -> set[object]:
@@ -152,29 +156,30 @@ def _blocks(recipe: Recipe) -> set[object]:
 
 def _at(point: Quantized, share: float | None) -> Iterator[Recipe]:
     if share is not None and point.params["bits"] == 4:
-        yield point.but(upgraded_share=share)
+        yield point.changed(upgraded_share=share)
 
 
 def _finer(point: Quantized) -> Iterator[Recipe]:
+    """Yields variations with higher fidelity and more bytes."""
     block = point.params["block"]
-    yield from (point.but(block=smaller) for smaller in reversed(_BLOCKS) if smaller < block)
+    yield from (point.changed(block=smaller) for smaller in reversed(_BLOCKS) if smaller < block)
     if point.params["embedding_bits"] == 4:
-        yield point.but(embedding_bits=8)
+        yield point.changed(embedding_bits=8)
     if point.params["symmetric"]:
-        yield point.but(symmetric=False)
+        yield point.changed(symmetric=False)
     if point.params["scale_bits"] == 8:
-        yield point.but(scale_bits=16)
+        yield point.changed(scale_bits=16)
 
 
 def _smaller(point: Quantized) -> Iterator[Recipe]:
-    """What costs least fidelity first."""
+    """Yields variations with fewer bytes, the ones that cost the least fidelity first."""
     p = point.params
     if p["bits"] == 8:
-        yield point.but(bits=4, upgraded_share=0.5)
-        yield point.but(bits=4)
+        yield point.changed(bits=4, upgraded_share=0.5)
+        yield point.changed(bits=4)
     if p["scale_bits"] == 16:
-        yield point.but(scale_bits=8)
-    yield point.but(embedding_bits=4 if p["embedding_bits"] else 8)
-    yield from (point.but(block=larger) for larger in _BLOCKS if larger > p["block"])
+        yield point.changed(scale_bits=8)
+    yield point.changed(embedding_bits=4 if p["embedding_bits"] else 8)
+    yield from (point.changed(block=larger) for larger in _BLOCKS if larger > p["block"])
     if p["bits"] == 4 and not p["symmetric"]:
-        yield point.but(symmetric=True)
+        yield point.changed(symmetric=True)

@@ -1,4 +1,4 @@
-"""A model as the passes want it: a Hugging Face directory in float32 safetensors, with tokenizer and config."""
+"""Converts a model of any supported format to a Hugging Face directory in float32, the input of the passes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from slmops.kit.modelfile import ModelFacts, adapter_base, inspect
 _FLOAT32_BYTES = 4
 _LIBRARIES_BYTES = 900_000_000
 _FACTOR, _CALIBRATED_FACTOR = 2.7, 13.4
-"""Peak resident memory in float32 copies of the weights, above that of the libraries, which a model of 0.1 million
-parameters shows (0.65 to 0.78 GB). Measured on SmolLM2-135M (0.54 GB): 1.2 GB to read, 1.3 to export, 1.7 for the
-reference, 2.1 to evaluate, 7.9 to quantize with gradients of 64 windows, which grows with windows and vocabulary."""
+"""Peak resident memory in float32 copies of the weights, in addition to that of the libraries (0.65 to 0.78 GB,
+measured with a model of 0.1 million parameters). Measured on SmolLM2-135M (0.54 GB): 1.2 GB to read, 1.3 GB to export,
+1.7 GB for the reference, 2.1 GB to evaluate, 7.9 GB to quantize with gradients of 64 windows, which grows with windows
+and vocabulary."""
 
 
 def needed_bytes(facts: ModelFacts, calibrated: bool = False) -> int:
-    """About the memory that a job takes at its peak: what none goes without, or with calibration by gradients."""
+    """Returns the approximate peak memory of a job; with `calibrated`, of a job that calibrates with gradients."""
     factor = _CALIBRATED_FACTOR if calibrated else _FACTOR
     return round(_LIBRARIES_BYTES + factor * _FLOAT32_BYTES * facts.parameters)
 
 
 def materialize(source: Path, target: Path) -> Path:
-    """Write `source`, in any format that `inspect` knows, to `target`, which appears complete or not at all.
+    """Converts `source`, in any format that `inspect` knows, and renames the complete result to `target`.
 
-    Quantized tensors are dequantized exactly. Nothing is fetched, no code of the model is run and no pickle is opened.
-    Raises what `inspect` raises, and `InvalidModel` if the weights do not make a model.
+    Quantized tensors are dequantized exactly. It downloads nothing, runs no code of the model and opens no pickle.
+    Raises what `inspect` raises, and `InvalidModel` if the weights do not load.
     """
     kind = inspect(source).format
     scratch = target.with_name(target.name + ".part")
@@ -38,7 +39,7 @@ def materialize(source: Path, target: Path) -> Path:
         raise
     except Exception as error:
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
-            raise  # the machine's fault, not the model's
+            raise  # a problem of the machine, not of the model
         raise InvalidModel(
             f"the weights do not load: {type(error).__name__}: {str(error)[:300]}",
             where=str(source),

@@ -1,4 +1,4 @@
-"""A LoRA adapter merged into its base by PEFT: W + B·A·alpha/r, or as the adapter's configuration says."""
+"""Merges a LoRA adapter into its base with PEFT: W + B·A·alpha/r, or as the adapter's configuration specifies."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from slmops.optimizer.intake.huggingface import load, save
 
 
 def merge(adapter: Path, base: Path, target: Path) -> None:
-    """Write the merged model. The tokenizer is the adapter's if it brings one. Raises `InvalidModel`."""
+    """Writes the merged model. Uses the adapter's tokenizer if it has one. Raises `InvalidModel`."""
     wrapped = attached(adapter, base)
     save(wrapped.merge_and_unload(), adapter if (adapter / "tokenizer.json").is_file() else base, target)
 
 
 def attached(adapter: Path, base: Path) -> Any:
-    """PEFT's model of both. Raises `InvalidModel`.
+    """Returns PEFT's model of base and adapter. Raises `InvalidModel`.
 
-    Only what decides the arithmetic is taken from the adapter's configuration: PEFT would also import modules that it
-    names, or fetch what it points to.
+    It uses only the fields of the adapter's configuration that determine the arithmetic: with the others, PEFT would
+    import modules and download files that the configuration names.
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    said = json_object(adapter / CONFIG)
-    wrapped = get_peft_model(load(base), LoraConfig(**{key: said[key] for key in UNDERSTOOD if key in said}))
+    config = json_object(adapter / CONFIG)
+    wrapped = get_peft_model(load(base), LoraConfig(**{key: config[key] for key in UNDERSTOOD if key in config}))
     report: Any = set_peft_model_state_dict(wrapped, load_file(adapter / WEIGHTS))
     if strange := sorted(report.unexpected_keys) + sorted(key for key in report.missing_keys if "lora_" in key):
         raise InvalidModel(
-            f"adapter_config.json and {WEIGHTS} do not agree about {strange[0]} and {len(strange) - 1} others",
+            f"adapter_config.json and {WEIGHTS} disagree about {strange[0]} and {len(strange) - 1} other tensors",
             where=str(adapter),
             fix="Save the adapter again: model.save_pretrained(DIRECTORY).",
         )

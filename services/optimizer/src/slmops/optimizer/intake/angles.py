@@ -1,6 +1,6 @@
-"""Rotary angles back to the parameters that they were made from.
+"""Recovers the rotary embedding's parameters from its angles.
 
-`inverse frequencies` are radians per position, [head size / 2], the fastest first.
+Angles are inverse frequencies in radians per position, [head size / 2], the fastest first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from slmops.contracts.errors import UnsupportedArchitecture
 
 Angles = npt.NDArray[np.floating[Any]]
-# Llama 3.1, 3.2 and 3.3 differ in `factor` alone: https://huggingface.co/docs/transformers/internal/rope_utils
+# Llama 3.1, 3.2 and 3.3 differ only in `factor`: https://huggingface.co/docs/transformers/internal/rope_utils
 _LOW, _HIGH, _ORIGINAL_POSITIONS = 1.0, 4.0, 8192
 
 
@@ -22,24 +22,24 @@ def default(theta: float, head_size: int) -> Angles:
 
 
 def of_table(cosines: Angles, sines: Angles) -> dict[str, Any]:
-    """`parameters` of tables [positions, head size / 2] in float32 or float16.
+    """Returns the `parameters` of tables [positions, head size / 2] in float32 or float16.
 
-    An angle is read where it is about one radian: near zero a float16 holds too few digits of it.
+    Each angle is read at the position where it is about one radian, because a float16 near zero has too few digits.
     """
     columns = np.arange(cosines.shape[1])
     rough = np.arctan2(sines[1].astype(np.float64), cosines[1].astype(np.float64))
     places = np.clip(1 / np.maximum(rough, 1e-9), 1, len(cosines) - 1).astype(int)
     found = np.arctan2(sines[places, columns].astype(np.float64), cosines[places, columns].astype(np.float64)) / places
     short = cosines.dtype == np.float16
-    pace = len(found) // 4  # fast enough for no scaling to touch it, and slow enough to tell thetas apart
-    theta = found[pace] ** (-len(found) / pace)
+    index = len(found) // 4  # fast enough to be unaffected by scaling, and slow enough to distinguish thetas
+    theta = found[index] ** (-len(found) / index)
     return parameters(found, float(f"{theta:.{2 if short else 5}g}"), 1e-2 if short else 1e-4)
 
 
 def parameters(found: Angles, theta: float, tolerance: float = 1e-4) -> dict[str, Any]:
-    """`rope_parameters` of a configuration that gives `found` within a relative `tolerance`.
+    """Returns the `rope_parameters` of a configuration that gives `found` within a relative `tolerance`.
 
-    Raises `UnsupportedArchitecture` if they are neither plain nor scaled as Llama 3's are.
+    Raises `UnsupportedArchitecture` if the angles are neither plain nor scaled as in Llama 3.
     """
     plain = default(theta, 2 * len(found))
     if np.allclose(found, plain, rtol=tolerance):
@@ -55,12 +55,12 @@ def parameters(found: Angles, theta: float, tolerance: float = 1e-4) -> dict[str
             "original_max_position_embeddings": _ORIGINAL_POSITIONS,
         }
     raise UnsupportedArchitecture(
-        "its positions are scaled in an unknown way", fix="Give the model's Hugging Face directory."
+        "the model's rotary embedding is scaled in an unknown way", fix="Push the model's Hugging Face directory."
     )
 
 
 def _llama3(plain: Angles, factor: float) -> Angles:
-    """Slow angles are divided by `factor`, fast ones stay, and between them it is a mixture."""
+    """Divides slow angles by `factor`, keeps fast ones, and interpolates between them."""
     turns = plain * _ORIGINAL_POSITIONS / (2 * np.pi)
     share = np.clip((turns - _LOW) / (_HIGH - _LOW), 0, 1)
     scaled: Angles = plain * (share + (1 - share) / factor)

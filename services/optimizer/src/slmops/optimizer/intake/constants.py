@@ -1,4 +1,4 @@
-"""Values in a graph that do not depend on its inputs, among them matrices of integer codes as numbers."""
+"""Computes values of a graph that do not depend on its inputs, including dequantized matrices."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Matrix = npt.NDArray[np.float32]
 
 
 class NotConstant(Exception):
-    """The value is computed from the graph's inputs, or in a way that is not known here."""
+    """The value depends on the graph's inputs, or on an operator that we do not know."""
 
 
 def constant(value: ir.Value | None) -> Array:
-    """Raises `NotConstant`."""
+    """Returns the value. Raises `NotConstant`."""
     if value is None:
         raise NotConstant("a missing input")
     if value.const_value is not None:
@@ -44,7 +44,7 @@ _FOLDED: Mapping[str, Callable[[ir.Node], Array]] = {
 
 
 def matrix(node: ir.Node) -> Matrix:
-    """What a MatMul or MatMulNBits multiplies by, [outputs, inputs] as Hugging Face keeps it. Raises `NotConstant`."""
+    """Returns the matrix of a MatMul or MatMulNBits, [outputs, inputs] as in Hugging Face. Raises `NotConstant`."""
     if node.op_type == "MatMul":
         return constant(node.inputs[1]).T.astype(np.float32)
     rows, columns = node.attributes["N"].as_int(), node.attributes["K"].as_int()
@@ -52,14 +52,14 @@ def matrix(node: ir.Node) -> Matrix:
 
 
 def embedding(node: ir.Node) -> Matrix:
-    """What a Gather or GatherBlockQuantized looks tokens up in, [tokens, width]. Raises `NotConstant`."""
+    """Returns the embedding of a Gather or GatherBlockQuantized, [tokens, width]. Raises `NotConstant`."""
     if node.op_type == "Gather":
         return constant(node.inputs[0]).astype(np.float32)
     return _dequantized(node, (node.inputs[0], *node.inputs[2:4]), len(constant(node.inputs[0])))
 
 
 def _dequantized(node: ir.Node, inputs: tuple[ir.Value | None, ...], rows: int) -> Matrix:
-    """(code - zero) * scale, with one scale and zero per block of a row.
+    """Returns (code - zero) * scale, with one scale and zero per block of a row.
 
     https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits
     """
@@ -79,7 +79,7 @@ _DEFAULTS = (("bits", 4), ("block_size", 128))
 
 
 def _unpacked(codes: Array, bits: int) -> npt.NDArray[np.uint8]:
-    """[rows, values] of [rows, bytes]; 4-bit codes lie two in a byte, the first in its low half."""
+    """Unpacks [rows, bytes] to [rows, values]; a byte holds two 4-bit codes, the first in its low half."""
     if codes.dtype != np.uint8 or bits not in (4, 8):
         raise NotConstant(f"codes of {bits} bits in {codes.dtype}")
     if bits == 8:

@@ -1,4 +1,4 @@
-"""A decoder's graph run directly, without generation or cache: what an evaluation and a parity check need."""
+"""Runs a decoder's graph directly, without generation or cache, for evaluations and parity checks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 _CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_RING = "past_sliding_length"  # the builder's name of a dimension: a buffer that has to hold a whole window
+_RING = "past_sliding_length"  # the builder's name of a dimension whose buffer must hold a whole window
 
 
 class Graph:
-    """The decoder of a genai folder: tokens [positions] of one window to logits [positions, vocabulary], float32.
+    """The decoder of a genai folder: maps tokens [positions] of one window to float32 logits [positions, vocabulary].
 
-    Raises `OptimizationFailed` for a folder whose graph does not load, or does not run.
+    Raises `OptimizationFailed` if the graph does not load or does not run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,14 +30,14 @@ class Graph:
 
         self._folder = folder
         options = ort.SessionOptions()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as OMP_WAIT_POLICY in the job
-        options.log_severity_level = 3  # it warns of each input that an adapter may come in by
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # like OMP_WAIT_POLICY in the job
+        options.log_severity_level = 3  # the runtime warns about every adapter input
         try:
             decoder = json.loads((folder / "genai_config.json").read_bytes())["model"]["decoder"]
             self._session = ort.InferenceSession(folder / decoder["filename"], options, ["CPUExecutionProvider"])
             self._run = ort.RunOptions()
             if (folder / ADAPTER_PATH).exists():
-                self._adapter = ort.LoraAdapter()  # lives as long as the options that name it
+                self._adapter = ort.LoraAdapter()  # must live as long as the options that use it
                 self._adapter.Load(str(folder / ADAPTER_PATH))
                 self._run.add_active_adapter(self._adapter)
             self._empty = {
@@ -45,7 +45,7 @@ class Graph:
                 for node in self._session.get_inputs()
                 if node.name.startswith("past_key_values.")
             }
-        except Exception as error:  # onnxruntime's errors have no root of their own
+        except Exception as error:  # onnxruntime's errors have no common base class
             raise self._failed("load", error) from error
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -64,18 +64,18 @@ class Graph:
 
     def _failed(self, what: str, error: Exception) -> Exception:
         if isinstance(error, MemoryError | OSError):
-            return error  # the machine's fault, not the graph's
+            return error  # a problem of the machine, not of the graph
         return OptimizationFailed(
             f"the graph does not {what}: {type(error).__name__}: {str(error)[:300]}",
             where=str(self._folder),
-            fix="It has to be a decoder as the onnxruntime-genai builder makes them.",
+            fix="Use a decoder that the onnxruntime-genai builder made.",
         )
 
 
 def _empty_cache(node: ort.NodeArg, decoder: dict[str, Any]) -> npt.NDArray[Any]:
-    """[1, heads, 0, head size]; a layer with a ring buffer needs one for a whole window.
+    """Returns an empty cache [1, heads, 0, head size], or for a layer with a ring buffer, one for a whole window.
 
-    The sizes are those that the graph declares, for layers may differ.
+    It uses the sizes that the graph declares, because layers may differ.
     """
     _, heads, length, head_size = node.shape
     capacity = decoder["sliding_window"]["window_size"] if length == _RING else 0

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face directory, and writing one from tensors that came from elsewhere."""
+"""Reads a Hugging Face directory, and writes one from a model or from tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Matrix = npt.NDArray[np.float32]
 
 
 def load(folder: Path) -> Any:
-    """The model in float32. Raises `InvalidModel` if a parameter has no weights: transformers would make some up."""
+    """Loads a model in float32.
+
+    Raises `InvalidModel` if a parameter has no weights; transformers would use random ones.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -30,15 +33,15 @@ def load(folder: Path) -> Any:
     )
     if missing := sorted(report["missing_keys"]):
         raise InvalidModel(
-            f"there are no weights for {missing[0]}, and {len(missing) - 1} others",
+            f"there are no weights for {missing[0]} and {len(missing) - 1} other parameters",
             where=str(folder),
-            fix="Complete it, or download the model again.",
+            fix="Download the model again.",
         )
     return model
 
 
 def write(folder: Path, target: Path) -> None:
-    """Raises `InvalidModel`, and whatever transformers raises."""
+    """Converts a directory to float32. Raises `InvalidModel`, and whatever transformers raises."""
     save(load(folder), folder, target)
 
 
@@ -51,7 +54,10 @@ def save(model: Any, tokenizer_from: Path, target: Path) -> None:
 
 
 def write_tensors(config: Any, tensors: Mapping[str, Matrix], tokenizer: Any, target: Path) -> None:
-    """A directory from its parts. Raises `InvalidModel` if these are not exactly the parameters that `config` needs."""
+    """Writes a directory from its parts.
+
+    Raises `InvalidModel` if `tensors` are not exactly the parameters that `config` needs.
+    """
     import torch
     from safetensors.numpy import save_file
     from transformers import AutoModelForCausalLM
@@ -62,12 +68,12 @@ def write_tensors(config: Any, tensors: Mapping[str, Matrix], tokenizer: Any, ta
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
     for name in sorted(needed.keys() | tensors.keys()):
-        given = tensors[name].shape if name in tensors else None
-        if given != needed.get(name):
+        found = tensors[name].shape if name in tensors else None
+        if found != needed.get(name):
             raise InvalidModel(
-                f"{name} is {given}, and by the configuration it should be {needed.get(name)}",
+                f"{name} has shape {found}, but the configuration needs {needed.get(name)}",
                 where=str(target),
-                fix="Convert the model again, or give its Hugging Face directory.",
+                fix="Convert the model again, or push its Hugging Face directory.",
             )
     config.architectures, config.dtype = [type(model).__name__], "float32"
     target.mkdir()

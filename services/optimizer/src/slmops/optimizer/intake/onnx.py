@@ -1,6 +1,6 @@
-"""An onnxruntime-genai folder back to a Hugging Face directory, by the names that the builder gives to nodes.
+"""Converts an onnxruntime-genai folder back to a Hugging Face directory, by the names that the builder gives to nodes.
 
-What is read wrongly does not stay unseen: the graph and what was made of it compute the same logits, or it is refused.
+The result is compared with the graph: if their logits differ, the model is refused, so that no mistake goes unnoticed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MAX_ROUNDED_KL = 0.05
-"""Nats per token between the graph and what was read from it, where the graph rounds activations to int8 or float16."""
+"""Allowed divergence from the graph in nats per token, if the graph rounds activations to int8 or float16."""
 _NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 _MATRICES = ("MatMul", "MatMulNBits")
 
 
 def write(folder: Path, target: Path) -> None:
-    """Raises `UnsupportedArchitecture` for a graph that the builder did not make so, `InvalidModel`."""
+    """Converts a folder. Raises `InvalidModel`, and `UnsupportedArchitecture` for a graph with an unknown structure."""
     from transformers import AutoTokenizer
 
     decoder = _Decoder(folder)
@@ -41,47 +41,47 @@ def write(folder: Path, target: Path) -> None:
     write_tensors(config, tensors, tokenizer, target)
     kl, limit = parity(target, folder).kl, MAX_PARITY_KL if decoder.exact else MAX_ROUNDED_KL
     if not kl <= limit:
-        raise decoder.unreadable(f"what was read from it computes something else, KL {kl:.2g} > {limit:g}")
+        raise decoder.unreadable(f"the result differs from the graph, KL {kl:.2g} > {limit:g}")
 
 
 class _Decoder:
-    """The graph, addressed as modules are: `layers.0/attn/o_proj`. Its methods raise `NotConstant`."""
+    """The graph of a decoder, addressed by module: `layers.0/attn/o_proj`. Its methods raise `NotConstant`."""
 
     def __init__(self, folder: Path) -> None:
         import onnx_ir as ir
 
         self.folder = folder
-        self.said: Mapping[str, Any] = json.loads((folder / "genai_config.json").read_bytes())["model"]
-        self.layers: int = self.said["decoder"]["num_hidden_layers"]
+        self.declared: Mapping[str, Any] = json.loads((folder / "genai_config.json").read_bytes())["model"]
+        self.layers: int = self.declared["decoder"]["num_hidden_layers"]
         self.nodes: dict[str, list[ir.Node]] = {}
-        for node in ir.load(folder / self.said["decoder"]["filename"]).graph:
+        for node in ir.load(folder / self.declared["decoder"]["filename"]).graph:
             self.nodes.setdefault((node.name or "").strip("/").removeprefix("model/").rpartition("/")[0], []).append(
                 node
             )
 
     def unreadable(self, what: str) -> UnsupportedArchitecture:
         return UnsupportedArchitecture(
-            f"the graph cannot be read back: {what}",
+            f"cannot convert the graph back: {what}",
             where=str(self.folder),
-            fix="Give the Hugging Face directory or the GGUF file that it was made from.",
+            fix="Push the Hugging Face directory or the GGUF file from which it was made.",
         )
 
     @property
     def exact(self) -> bool:
-        """It computes in float32 throughout."""
+        """Whether the graph computes in float32 throughout."""
         kinds = {node.op_type for nodes in self.nodes.values() for node in nodes}
         weight = constant(self.node(f"layers.{self.layers}/final_norm_layernorm", _NORMS).inputs[2])
         return "MatMulNBits" not in kinds and weight.dtype == np.float32
 
     def node(self, module: str, kinds: tuple[str, ...]) -> ir.Node:
-        """Raises `UnsupportedArchitecture` if `module` has no such node."""
+        """Returns the node of a module. Raises `UnsupportedArchitecture` if `module` has no such node."""
         for node in self.nodes.get(module, []):
             if node.op_type in kinds:
                 return node
         raise self.unreadable(f"{module} has no {' or '.join(kinds)}")
 
     def tensors(self) -> Iterator[tuple[str, Matrix]]:
-        """Parameters by Hugging Face's names; no head where that is the embedding."""
+        """Yields the parameters by their Hugging Face names, without a head that equals the embedding."""
         words = embedding(self.node("embed_tokens", ("Gather", "GatherBlockQuantized")))
         head = matrix(self.node("lm_head", _MATRICES))
         yield "model.embed_tokens.weight", words
@@ -108,9 +108,9 @@ class _Decoder:
                 yield f"self_attn.{name}.weight", self.norm(f"{here}/attn/{name}")
 
     def packed(self, module: str) -> Iterator[tuple[str, Matrix]]:
-        """Queries, keys and values as one matrix."""
+        """Yields queries, keys and values from one packed matrix."""
         size, heads, kv = (
-            self.said["decoder"][f"{x}"] for x in ("head_size", "num_attention_heads", "num_key_value_heads")
+            self.declared["decoder"][f"{x}"] for x in ("head_size", "num_attention_heads", "num_key_value_heads")
         )
         for name, found in self.linear(module, ""):
             rows = np.split(found, [heads * size, (heads + kv) * size])
@@ -131,7 +131,7 @@ class _Decoder:
     def config(self, tensors: Mapping[str, Matrix]) -> Any:
         from transformers import CONFIG_MAPPING
 
-        decoder, said = self.said["decoder"], self.said
+        decoder, declared = self.declared["decoder"], self.declared
         epsilon = self.node("layers.0/input_layernorm", _NORMS).attributes["epsilon"].as_float()
         settings = {
             "hidden_size": decoder["hidden_size"],
@@ -141,23 +141,23 @@ class _Decoder:
             "num_key_value_heads": decoder["num_key_value_heads"],
             "head_dim": decoder["head_size"],
             "vocab_size": len(tensors["model.embed_tokens.weight"]),
-            "max_position_embeddings": said["context_length"],
+            "max_position_embeddings": declared["context_length"],
             "rms_norm_eps": float(f"{epsilon:.6g}"),  # 1e-6 was written as float32
             "attention_bias": "model.layers.0.self_attn.o_proj.bias" in tensors,
             "tie_word_embeddings": "lm_head.weight" not in tensors,
             "rope_parameters": self.rope(),
-            **{key: said.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+            **{key: declared.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
         }
-        return CONFIG_MAPPING[said["type"]](**settings)
+        return CONFIG_MAPPING[declared["type"]](**settings)
 
     def rope(self) -> dict[str, Any]:
-        """From the table of cosines and sines that the attention is given. Raises `UnsupportedArchitecture`."""
+        """Reads the rotary parameters from the cosine and sine tables. Raises `UnsupportedArchitecture`."""
         attention = self.node("layers.0/attn", ("GroupQueryAttention",))
         cosines, sines = (constant(value) for value in attention.inputs[7:9])
-        if 2 * cosines.shape[1] != self.said["decoder"]["head_size"]:
-            raise self.unreadable(f"{2 * cosines.shape[1]} of a head's values are turned")
+        if 2 * cosines.shape[1] != self.declared["decoder"]["head_size"]:
+            raise self.unreadable(f"the rotary embedding covers only {2 * cosines.shape[1]} values of a head")
         if any(node.attributes["local_window_size"].as_int() != -1 for node in self.attentions()):
-            raise self.unreadable("it has sliding attention")
+            raise self.unreadable("sliding attention is not supported")
         return angles.of_table(cosines, sines)
 
     def attentions(self) -> Iterator[ir.Node]:

@@ -1,1 +1,1 @@
-"""Runs jobs: takes them from the queue, runs each in a process of its own, publishes and uploads what came of it."""
+"""Takes jobs from the queue, runs each in its own process, uploads the artifacts and publishes the result."""

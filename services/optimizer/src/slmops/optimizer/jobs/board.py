@@ -1,6 +1,6 @@
-"""The job board: how far every job came, and which are to end. In a KV bucket, so that all workers see the same.
+"""The job board: the state of every job and the requests to cancel jobs, in a KV bucket that all workers share.
 
-Whoever has a job's message writes its state, so nobody else does; the wish to end it is a key of its own.
+Only the worker that holds a job's message writes its state. A request to cancel it is stored under a separate key.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from slmops.contracts.jobs import JobState, JobView
 from slmops.kit.bus.service_bus import Bus
 
 _FEW = 10
-"""So many keys are read one by one, which is quicker than a reader for them all."""
+"""Up to this many keys are read one by one, which is faster than a consumer."""
 _ENTRY_WITHIN_S = 5.0
 
 
 class Board:
-    """Every method raises `Unreachable`."""
+    """Reads and writes the job board. Every method raises `Unreachable`."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._opened: KeyValue | None = None
 
     async def queue(self, view: JobView) -> None:
-        """Put up a job that is new; one that is known stays as far as it came."""
+        """Adds a new job; a job that is already on the board keeps its state."""
         with _reachable():
             bucket = await self._bucket()
             try:
@@ -45,21 +45,21 @@ class Board:
 
     async def find(self, job: str) -> JobView | None:
         state = await self._get(subjects.job_key(job))
-        return _seen(JobView.model_validate_json(state), await self.cancelled(job)) if state else None
+        return _with_cancellation(JobView.model_validate_json(state), await self.cancelled(job)) if state else None
 
     async def all(self) -> list[JobView]:
-        """In the order in which they were queued."""
+        """Returns all jobs in the order in which they were queued."""
         with _reachable():
-            by = await self._entries()
-        views = [JobView.model_validate_json(text) for key, text in by.items() if key == subjects.job_key(_job(key))]
-        seen = [_seen(view, by.get(subjects.cancellation_key(view.job))) for view in views]
-        return sorted(seen, key=lambda view: view.queued_at)
+            texts = await self._entries()
+        views = [JobView.model_validate_json(text) for key, text in texts.items() if key == subjects.job_key(_job(key))]
+        views = [_with_cancellation(view, texts.get(subjects.cancellation_key(view.job))) for view in views]
+        return sorted(views, key=lambda view: view.queued_at)
 
     async def _entries(self) -> dict[str, str]:
-        """Value by key. Two requests and one message per key, and one more request per key that changes meanwhile.
+        """Returns the values by key: two requests, one message per key, one more request per key that changes meanwhile.
 
-        `KeyValue.watchall` is not used: nats-py 2.16 ends it at once, with nothing, when the server's messages have
-        arrived and are not processed yet. A reader of last values misses a key that is overwritten while it reads.
+        `KeyValue.watchall` is not used: nats-py 2.16 ends it at once, and empty, if messages have arrived that it has
+        not processed yet. A consumer of last values misses a key that is overwritten while it reads.
         """
         stream, prefix = f"KV_{subjects.JOB_BUCKET}", f"$KV.{subjects.JOB_BUCKET}."
         js = self._bus.client.js
@@ -84,7 +84,7 @@ class Board:
             while left:
                 message = await reader.next_msg(timeout=_ENTRY_WITHIN_S)
                 left = message.metadata.num_pending
-                if KV_OP not in (message.headers or {}):  # else it was deleted
+                if KV_OP not in (message.headers or {}):  # otherwise the key was deleted
                     found[message.subject.removeprefix(prefix)] = message.data.decode()
         finally:
             await reader.unsubscribe()
@@ -95,7 +95,7 @@ class Board:
             await (await self._bucket()).put(subjects.cancellation_key(job), by.encode())
 
     async def cancelled(self, job: str) -> str | None:
-        """By whom; None if nobody wants it to end."""
+        """Returns who asked to cancel the job; None if nobody did."""
         by = await self._get(subjects.cancellation_key(job))
         return by.decode() if by is not None else None
 
@@ -117,8 +117,8 @@ def _job(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _seen(view: JobView, cancelled_by: str | None) -> JobView:
-    """A job whose end is wanted, before its worker has heard of it."""
+def _with_cancellation(view: JobView, cancelled_by: str | None) -> JobView:
+    """Returns the job as cancelled if somebody asked for it, even if its worker has not noticed yet."""
     if cancelled_by is None or view.state.ended:
         return view
     state = JobState.CANCELLED if view.state is JobState.QUEUED else JobState.CANCELLING

@@ -1,4 +1,4 @@
-"""Checks memory and disk before a job starts, so that it is refused with figures instead of being killed."""
+"""Checks memory and disk before a job starts, so that a job that does not fit is refused with figures, not killed."""
 
 from __future__ import annotations
 
@@ -14,67 +14,74 @@ from slmops.optimizer.recipes.library import check
 
 _FLOAT32_BYTES = 4
 _BASE_COPIES = 3
-"""Of the model in float32 on the disk: the reference, its export, and the export in the making."""
+"""Copies of the float32 model on the disk: the reference, its export, and a temporary copy during the export."""
 COPIES_PER_VARIANT = 0.6
-"""Codes take a byte per weight, and a variant in 8 bits a little more: 0.53 measured on SmolLM2."""
+"""Disk for one variant in copies of the float32 model: codes take a byte per weight, an 8-bit variant a little more.
+Measured on SmolLM2: 0.53."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Memory(NamedTuple):
-    """What a job may have, and why not more."""
+    """The memory that a job may use. `why` says what limits it."""
 
     size_bytes: int
     why: str
 
 
 def memory(limit_bytes: int | None) -> Memory:
-    """For a job that has not begun."""
+    """Returns the memory for a job that has not started."""
     free = free_memory_bytes()
     return Memory(free, "free") if limit_bytes is None or free < limit_bytes else Memory(limit_bytes, "the job's limit")
 
 
-def check_memory(facts: ModelFacts, there: Memory, recipe: Recipe | None = None) -> None:
-    """Raises `NotEnoughMemory` if any job on this model needs more than `there` is; or this recipe does."""
-    needed = needed_bytes(facts, calibrated=recipe is not None and _learns(recipe))
-    if needed > there.size_bytes:
+def check_memory(facts: ModelFacts, available: Memory, recipe: Recipe | None = None) -> None:
+    """Raises `NotEnoughMemory` if the recipe, or without one any job on this model, needs more than is available."""
+    needed = needed_bytes(facts, calibrated=recipe is not None and _uses_gradients(recipe))
+    if needed > available.size_bytes:
         raise NotEnoughMemory(
             f"{'this recipe' if recipe else 'optimizing this model'} takes about {_gb(needed)} of memory; "
-            f"{_gb(there.size_bytes)} are {there.why}",
+            f"{_gb(available.size_bytes)} are {available.why}",
             fix="Use a host or a limit with more memory, or a "
             + ("recipe without gptq." if recipe else "smaller model."),
         )
 
 
-def _learns(recipe: Recipe) -> bool:
-    """From gradients of much text. Sensitivity alone is measured on little."""
+def _uses_gradients(recipe: Recipe) -> bool:
+    """Returns whether a pass computes gradients on much text. Measuring sensitivity alone takes only little text."""
     return any(step.params.get("method") == "gptq" for step in recipe.passes)
 
 
 def copies(recipe: Recipe) -> float:
-    """How many times the model in float32 its passes leave behind: every cut one, and the last one's export."""
-    cut = sum(step.kind.gives == "float" for step in check(recipe))
-    return COPIES_PER_VARIANT + cut + bool(cut)
+    """Returns the disk that the recipe's outputs take, in copies of the float32 model.
+
+    Every pass that gives a float model leaves a copy; the last of them is also exported.
+    """
+    float_models = sum(step.kind.gives == "float" for step in check(recipe))
+    return COPIES_PER_VARIANT + float_models + bool(float_models)
 
 
 def check_disk(facts: ModelFacts, work: Path, left_behind: float) -> None:
-    """Raises `DiskFull` if `work`, which exists, has no room for so many times the model in float32, and what comes
-    before all recipes. What an earlier run left there counts as done."""
+    """Raises `DiskFull` if the folder `work` has too little room for the job.
+
+    A job needs the reference, its export, and `left_behind` copies of the float32 model for its variants. Files that an
+    earlier run left in `work` are subtracted.
+    """
     float32 = facts.parameters * _FLOAT32_BYTES
-    there = sum(
+    present = sum(
         path.lstat().st_size for part in ("reference", "exports", "passes") for path in (work / part).rglob("*")
     )
-    needed = round(float32 * (_BASE_COPIES + left_behind)) - there
+    needed = round(float32 * (_BASE_COPIES + left_behind)) - present
     free = shutil.disk_usage(work).free
     if needed > free:
         raise DiskFull(
             f"the job takes about {_gb(needed)} on the disk; {_gb(free)} are free",
             where=str(work),
-            fix="Free space there, or ask for fewer recipes.",
+            fix="Free disk space, or request fewer recipes.",
         )
 
 
 def free_memory_bytes(cgroup: Path = _CGROUP) -> int:
-    """Of the host, or of the container that we are in if it has less: nobody tells `psutil` about that."""
+    """Returns the free memory of the host, or of our container if that is less. `psutil` does not know containers."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -83,7 +90,7 @@ def free_memory_bytes(cgroup: Path = _CGROUP) -> int:
         return free
     used = int((cgroup / "memory.current").read_text())
     stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-    return min(free, int(limit.read_text()) - used + int(stat["inactive_file"]))  # the page cache makes room
+    return min(free, int(limit.read_text()) - used + int(stat["inactive_file"]))  # the page cache can be evicted
 
 
 def _gb(size: float) -> str:

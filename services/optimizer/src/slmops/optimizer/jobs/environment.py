@@ -1,4 +1,4 @@
-"""What a result depends on besides its job: the tools, our own code and bundled texts, what passes learn from."""
+"""Computes a digest of everything that a result depends on besides its job: tools, our code, and bundled texts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def environment(package: Path = _PACKAGE) -> Mapping[str, str]:
-    """By name: the version of each tool, and digests of our files and of the text that this machine calibrates on.
+    """Returns the version of each tool and the digests of our files and of this machine's calibration text, by name.
 
-    Our files are the passes, the evaluator and its texts alike: a change in any of them may change a figure.
+    Our files include the passes, the evaluator and its texts, because a change in any of them may change a figure.
     """
     tools = {tool: version(tool) for tool in (*TOOLS, "slmops-shared")}
     return tools | {"files": _files_digest(package), "calibration": read_texts().calibration.digest}
@@ -26,7 +26,7 @@ def environment(package: Path = _PACKAGE) -> Mapping[str, str]:
 
 @cache
 def environment_digest() -> Digest:
-    """Takes a second, the first time."""
+    """Returns the digest of the environment. The first call takes about a second."""
     return digest_of(json.dumps(environment(), sort_keys=True).encode())
 
 

@@ -1,8 +1,8 @@
-"""One job as a process that can be killed at any moment and started again: `python -m slmops.optimizer.jobs.main`.
+"""Runs one job in a process that can be killed and restarted at any time: `python -m slmops.optimizer.jobs.main`.
 
-Stdout is one JSON object per line, `{"step", "done", "of"}` when a step begins or has come further, and a `Problem` if
-the job fails; then the exit code is 1. The work folder belongs to one source. What is finished in it is not done again:
-each step's output appears under its final name complete, by a rename.
+Stdout has one JSON object per line: `{"step", "done", "of"}` when a step begins or makes progress, and a `Problem` if
+the job fails; then the exit code is 1. The work folder belongs to one source. Finished steps are not repeated: the
+output of a step is renamed to its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -43,28 +43,33 @@ _BEFORE_RECIPES = 3  # read, export, reference
 
 
 class Job:
-    """The steps, each of which does nothing if its output exists."""
+    """The steps of a job. A step does nothing if its output exists."""
 
     def __init__(self, source: Path, work: Path, spec: JobSpec, tell: Tell) -> None:
-        """Refuses what cannot end well before anything takes time: `InvalidRecipe`, `InvalidMessage`,
-        `NotEnoughMemory`, `DiskFull`, and what `inspect` raises."""
+        """Checks that the job can succeed before any work starts.
+
+        Raises `InvalidRecipe`, `InvalidMessage`, `NotEnoughMemory`, `DiskFull`, and what `inspect` raises.
+        """
         self.spec, self.work = spec, work
         self.recipes = tuple(map(explicit, spec.recipes))
         self.text = evaluation_text(spec.evaluation_texts)
         if spec.calibration_texts:
-            read_texts(spec.evaluation_texts, spec.calibration_texts)  # refuses a pair that is not kept apart
+            read_texts(spec.evaluation_texts, spec.calibration_texts)  # raises if they overlap
         self.tasks = bundled_tasks()
         self.timings_s: dict[str, float] = {}
         variants = spec.search.max_trials if spec.search else len(self.recipes)
         self.progress = Progress(_BEFORE_RECIPES + variants, tell)
         self.pipeline = Pipeline(source, work, spec, self.progress.within)
-        self.memory = memory(spec.memory_limit_bytes)  # as it is now: later some of it is ours
+        self.memory = memory(spec.memory_limit_bytes)  # measured before we use some of it ourselves
         check_memory(self.pipeline.facts, self.memory)
         left_behind = COPIES_PER_VARIANT * variants if spec.search else sum(map(copies, self.recipes))
         check_disk(self.pipeline.facts, work, left_behind)
 
     def run(self) -> JobResult:
-        """Raises what `Pipeline` and `reference` raise. A recipe that fails is a refused variant, not a failed job."""
+        """Makes and judges all variants. A recipe that fails is a refused variant, not a failed job.
+
+        Raises what `Pipeline` and `reference` raise.
+        """
         with self._part("read"):
             full = self.pipeline.read()
         with self._part("export"):
@@ -72,7 +77,7 @@ class Job:
         with self._part("reference"):
             self.against = reference(full, self.text)
         search = self.spec.search
-        variants = self._searched(search) if search else tuple(map(self._variant, self.recipes))
+        variants = self._search(search) if search else tuple(map(self._variant, self.recipes))
         result = JobResult(
             reference=self._figures(self.against),
             variants=variants,
@@ -84,9 +89,9 @@ class Job:
             draw(result, self.spec.profile, [self.work / name for name in PICTURES])
         return result
 
-    def _searched(self, search: SearchSpec) -> tuple[Variant, ...]:
-        book = self._evaluations / "trials.jsonl"
-        return Search(search, self.spec.profile, self.recipes, book, self.progress).run(self._variant)
+    def _search(self, search: SearchSpec) -> tuple[Variant, ...]:
+        log = self._evaluations / "trials.jsonl"
+        return Search(search, self.spec.profile, self.recipes, log, self.progress).run(self._variant)
 
     @property
     def _anchored(self) -> frozenset[str]:
@@ -106,11 +111,11 @@ class Job:
         start, path, evaluation = time.perf_counter(), None, None
         try:
             check_memory(self.pipeline.facts, self.memory, recipe)
-            with self._clocked(recipe.name):
+            with self._timed(recipe.name):
                 folder = self.pipeline.variant(recipe, lambda name: self.progress.begin(f"{recipe.name}: {name}"))
             self.progress.begin(f"{recipe.name}: evaluate")
-            with self._clocked(f"evaluate {recipe.name}"):
-                evaluation = self._evaluated(folder)
+            with self._timed(f"evaluate {recipe.name}"):
+                evaluation = self._evaluate(folder)
             path = folder.relative_to(self.work).as_posix()
             verdict = judge(evaluation, self.spec.profile)
         except (OptimizationFailed, UnsupportedArchitecture, NotEnoughMemory) as error:
@@ -125,7 +130,7 @@ class Job:
             seconds=round(time.perf_counter() - start, 2),
         )
 
-    def _evaluated(self, folder: Path) -> Evaluation:
+    def _evaluate(self, folder: Path) -> Evaluation:
         measured = self._evaluations / f"{folder.name}.json"
         if not measured.exists():
             measured.parent.mkdir(parents=True, exist_ok=True)
@@ -135,20 +140,20 @@ class Job:
 
     @cached_property
     def _evaluations(self) -> Path:
-        """By everything that a measurement depends on besides the variant and the tools."""
-        asked = [prompt.model_dump_json() for prompt in self.spec.golden] + [task.digest for task in self.tasks]
-        key = digest_of(json.dumps([self.text.digest, self.spec.seed, *asked]).encode())
+        """The folder for measurements; its name is a digest of what they depend on besides variant and tools."""
+        questions = [prompt.model_dump_json() for prompt in self.spec.golden] + [task.digest for task in self.tasks]
+        key = digest_of(json.dumps([self.text.digest, self.spec.seed, *questions]).encode())
         return self.work / "evaluations" / key[7:23]
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
         self.progress.begin(name)
-        with self._clocked(name):
+        with self._timed(name):
             yield
         self.progress.part_done()
 
     @contextmanager
-    def _clocked(self, name: str) -> Iterator[None]:
+    def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.timings_s[name] = round(time.perf_counter() - start, 2)
@@ -158,13 +163,13 @@ def main() -> int:
     arguments = _arguments()
     if arguments.die_with_stdin:
         threading.Thread(target=_die_with_stdin, daemon=True).start()
-    # torch's threads spin otherwise: on a busy machine 64 s instead of 15.
+    # By default torch's threads spin, which takes 64 s instead of 15 s on a busy machine.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     tell = _private_stdout()
     try:
         result = Job(arguments.source, arguments.work, _spec(arguments), tell).run()
         write_atomically(arguments.work / RESULT_FILE, result.model_dump_json(indent=2))
-    except Exception as error:  # the process's edge: everything becomes a Problem for the parent
+    except Exception as error:  # the process boundary: report every error to the parent as a Problem
         return _fail(error, tell)
     return 0
 
@@ -188,22 +193,25 @@ def _fail(error: Exception, tell: Tell) -> int:
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m slmops.optimizer.jobs.main", description=__doc__)
     parser.add_argument("--source", type=Path, required=True, help="a model file or directory")
-    parser.add_argument("--work", type=Path, required=True, help="folder of this job alone")
+    parser.add_argument("--work", type=Path, required=True, help="work folder that only this job uses")
     parser.add_argument("--recipes", default="int8,int4", help="names, separated by commas")
-    parser.add_argument("--die-with-stdin", action="store_true", help="kill this process group when stdin ends")
+    parser.add_argument("--die-with-stdin", action="store_true", help="kill this process group when stdin is closed")
     parser.add_argument("--spec", type=Path, help="a JobSpec as JSON, instead of --recipes")
     return parser.parse_args(argv)
 
 
 def _die_with_stdin() -> None:
-    """The parent holds the other end and never writes. Without this a killed service would leave us at work in the
-    folder in which its successor starts the same job."""
-    os.read(0, 1)  # not sys.stdin: its lock, held here, is fatal when the interpreter ends
+    """Kills this process group when the parent dies: the parent holds the other end of stdin and never writes.
+
+    Otherwise, after the service is killed, this process would keep working in the folder where a new service starts the
+    same job.
+    """
+    os.read(0, 1)  # not sys.stdin: holding its lock here would crash the interpreter at exit
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _private_stdout() -> Tell:
-    """Keep stdout for us: the builder and native code print to descriptor 1, which from now on is stderr."""
+    """Reserves stdout for our JSON lines: descriptor 1, to which native code prints, becomes a copy of stderr."""
     stream = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     return lambda line: print(json.dumps(line), file=stream, flush=True)

@@ -1,4 +1,4 @@
-"""How much memory a job's processes have, and their end if that is too much."""
+"""Watches the memory of a job's processes and kills them above a limit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _EVERY_S = 0.5
 
 
 class MemoryWatch:
-    """Looks at a process and all its children again and again, and kills their group above the limit.
+    """Polls the memory of a process and all its children, and kills their group above the limit.
 
-    Resident memory, summed: what they share counts once for each. What grows and goes between two looks is not seen.
+    It sums resident memory, so shared memory counts once per process. Peaks between two polls are not seen.
     """
 
     def __init__(self, pid: int, limit_bytes: int | None) -> None:
@@ -26,7 +26,7 @@ class MemoryWatch:
         self._least_free_bytes = psutil.virtual_memory().available
 
     async def run(self) -> None:
-        """Until the process has ended, or it was killed for its memory."""
+        """Returns when the process has ended or was killed because of its memory."""
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
             process = psutil.Process(self._pid)
             while not self.exceeded:
@@ -41,18 +41,19 @@ class MemoryWatch:
         return self._limit_bytes is not None and self.peak_bytes > self._limit_bytes
 
     def check(self, code: int) -> None:
-        """Raises `NotEnoughMemory` for a process that ended so, with what is known."""
+        """Raises `NotEnoughMemory`, with figures, if the exit code shows that the process died of its memory."""
         if self.exceeded:
             assert self._limit_bytes is not None
             raise NotEnoughMemory(
-                f"the job had {_gb(self.peak_bytes)} of memory, more than its limit of {_gb(self._limit_bytes)}",
+                f"the job used {_gb(self.peak_bytes)} of memory, more than its limit of {_gb(self._limit_bytes)}",
                 fix="Raise SLMOPS_JOB_MEMORY_BYTES, or use recipes that need less.",
             )
         if code == -signal.SIGKILL:
             raise NotEnoughMemory(
-                f"the job was killed (code {code}), probably for memory: it had {_gb(self.peak_bytes)} when last seen, "
-                f"and {_gb(self._least_free_bytes)} of the host's {_gb(psutil.virtual_memory().total)} were free",
-                fix="Give the optimizer a host with more memory, or fewer neighbours.",
+                f"the job was killed (code {code}), probably because of its memory: its peak was "
+                f"{_gb(self.peak_bytes)}, and {_gb(self._least_free_bytes)} of the host's "
+                f"{_gb(psutil.virtual_memory().total)} were free",
+                fix="Run the optimizer on a host with more memory, or stop other programs on this host.",
             )
 
 

@@ -1,4 +1,4 @@
-"""Starts a job's process, forwards its progress, and always stops it with us."""
+"""Starts a job's process, forwards its progress, and makes sure that it stops when we stop."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from slmops.optimizer.jobs.memory_watch import MemoryWatch
 from slmops.optimizer.recipes.spec import SPEC_FILE, JobSpec
 
 OnProgress = Callable[[str, int, int], Awaitable[None]]
-"""Step, steps done before it, steps in all."""
+"""Called with the step, the number of steps done before it, and the total number of steps."""
 
 _LOG_LINES = 20
-# glibc gives large tensors back to the kernel at once and asks for them again: kept, training takes half the time.
+# By default glibc returns large tensors to the kernel at once and requests them again. Keeping them halves the training
+# time.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
@@ -34,16 +35,17 @@ async def run_job(
     timeout: timedelta,
     held: Sequence[int] = (),
 ) -> JobResult:
-    """Optimize `source` in `work`, continuing what an earlier run left there.
+    """Optimizes `source` in `work`, continuing from what an earlier run left there.
 
-    The process and all its children die when this coroutine is cancelled, `timeout` passes, its memory exceeds the
-    spec's limit, or we are killed; until they are dead they hold the descriptors `held`. Raises the job's own typed
-    error, `NotEnoughMemory`, or `OptimizationFailed` with the end of its log if it died without one.
+    The process and all its children are killed when this coroutine is cancelled, when `timeout` passes, when its memory
+    exceeds the spec's limit, or when we are killed. Until they are dead they hold the descriptors `held`. Raises the
+    job's own error, `NotEnoughMemory`, or, if the process died without an error, `OptimizationFailed` with the end of
+    its log.
     """
     work.mkdir(parents=True, exist_ok=True)
     spec_file = work / SPEC_FILE
     spec_file.write_text(spec.model_dump_json(by_alias=True), encoding="utf-8")
-    process = await _started(source, work, spec_file, held)
+    process = await _start(source, work, spec_file, held)
     memory = MemoryWatch(process.pid, spec.memory_limit_bytes)
     watching = asyncio.create_task(memory.run())
     try:
@@ -52,7 +54,7 @@ async def run_job(
             code = await process.wait()
     except TimeoutError as error:
         raise OptimizationFailed(
-            f"the job took longer than {timeout}", where=str(source), fix="Raise the optimizer's job timeout."
+            f"the job took longer than {timeout}", where=str(source), fix="Raise SLMOPS_JOB_TIMEOUT."
         ) from error
     finally:
         watching.cancel()
@@ -67,14 +69,14 @@ async def run_job(
     return JobResult.model_validate_json((work / RESULT_FILE).read_bytes())
 
 
-async def _started(source: Path, work: Path, spec_file: Path, held: Sequence[int]) -> asyncio.subprocess.Process:
+async def _start(source: Path, work: Path, spec_file: Path, held: Sequence[int]) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "slmops.optimizer.jobs.main", "--source", str(source), "--work", str(work)),
         *("--spec", str(spec_file), "--die-with-stdin"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a process group of its own, so that its benchmark dies with it
+        start_new_session=True,  # its own process group, so that we can kill its benchmark with it
         env=os.environ | _MEMORY,
         pass_fds=held,
     )
@@ -84,16 +86,16 @@ async def _follow(process: asyncio.subprocess.Process, on_progress: OnProgress) 
     assert process.stdout
     problem = None
     async for line in process.stdout:
-        told = json.loads(line)
-        if "code" in told:
-            problem = Problem.model_validate(told)
+        message = json.loads(line)
+        if "code" in message:
+            problem = Problem.model_validate(message)
         else:
-            await on_progress(told["step"], told["done"], told["of"])
+            await on_progress(message["step"], message["done"], message["of"])
     return problem
 
 
 async def _tail(process: asyncio.subprocess.Process) -> str:
-    """The last lines of stderr. Read in pieces: a progress bar may be longer than a line may."""
+    """Returns the last lines of stderr. Reads in pieces, because a progress bar may exceed the line limit."""
     assert process.stderr
     kept: deque[str] = deque(maxlen=_LOG_LINES)
     while piece := await process.stderr.read(65536):
@@ -102,7 +104,7 @@ async def _tail(process: asyncio.subprocess.Process) -> str:
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
-    """Also after it ended: a child may have outlived it."""
+    """Kills the process group. Needed even after the process has ended, because a child may still run."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

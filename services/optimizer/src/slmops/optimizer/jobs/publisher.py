@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def queued(job: OptimizeJob, clock: Clock) -> JobView:
-    """The job as it stands on the board before any worker has it."""
+    """Returns the job as the board shows it before a worker takes it."""
     return JobView(
         job=job.id,
         work=job.work,
@@ -40,7 +40,7 @@ def queued(job: OptimizeJob, clock: Clock) -> JobView:
 
 
 class JobPublisher:
-    """Of one job by the worker that has it. Every method raises `Unreachable`, but for `progress`."""
+    """Publishes for one job, in the worker that runs it. Every method except `progress` raises `Unreachable`."""
 
     def __init__(self, bus: Bus, board: Board, clock: Clock, job: OptimizeJob) -> None:
         self._bus, self._board, self._clock, self._job = bus, board, clock, job
@@ -53,16 +53,19 @@ class JobPublisher:
         await self._change(state=JobState.RUNNING, worker=worker, reason="", problem=None)
 
     async def progress(self, step: str, done: int, of: int) -> None:
-        """Skips the report while the bus is unreachable, because a job of hours must not end for it."""
+        """Reports progress, or skips the report while the bus is unreachable: a job of hours must not fail for it."""
         try:
             event = VariantProgressed(**self._of, step=step, done=done, of=of, at=self._clock())
             await self._publish_once(event, f"progressed/{step}/{done}")
             await self._change(step=step, done=done, of=of)
         except TemporaryError as error:
-            log.warning("progress of %s is not told: %s", self._job.id, error)
+            log.warning("could not report the progress of %s: %s", self._job.id, error)
 
-    async def ended(self, outcome: Outcome) -> None:
-        """What passed first, the chosen one before all: nobody is to think for a moment that everything is refused."""
+    async def finished(self, outcome: Outcome) -> None:
+        """Publishes all variants: the chosen one first, then others that passed, then the rejected ones.
+
+        In this order no reader ever sees a job with rejected variants only although one passed.
+        """
         for variant in sorted(outcome.variants, key=lambda v: (not v.chosen, not v.passed)):
             await self._publish(self._event(variant, outcome), variant.recipe)
         passed = any(variant.passed for variant in outcome.variants)
@@ -70,7 +73,7 @@ class JobPublisher:
         await self._change(state=state, reason=outcome.reason, report=outcome.report, done=self._view.of)
 
     async def failed(self, error: PermanentError) -> None:
-        """Every recipe is rejected for the same reason."""
+        """Rejects every recipe for the same reason."""
         problem = Problem.of(error)
         for recipe in self._job.recipes:
             rejected = VariantRejected(**self._of, recipe=recipe, problem=problem, reason=error.what, at=self._clock())
@@ -78,8 +81,8 @@ class JobPublisher:
         state = JobState.CANCELLED if isinstance(error, JobCancelled) else JobState.FAILED
         await self._change(state=state, reason=error.what, problem=problem)
 
-    async def waits(self, error: TemporaryError) -> None:
-        """It will be delivered again."""
+    async def requeued(self, error: TemporaryError) -> None:
+        """Shows the job as queued, because it will be delivered again."""
         await self._change(state=JobState.QUEUED, reason=error.what)
 
     def _event(self, variant: VariantOutcome, outcome: Outcome) -> Event:
@@ -102,14 +105,14 @@ class JobPublisher:
         await self._board.put(self._view)
 
     async def _publish(self, event: Event, what: str) -> None:
-        """Waits while the stream of facts is full: given up, the result of hours would be lost."""
-        await until_stored(partial(self._publish_once, event, what), self._waits_for_room)
+        """Publishes an event; waits while the stream is full, because giving up would lose the result of hours."""
+        await until_stored(partial(self._publish_once, event, what), self._show_waiting)
 
-    async def _waits_for_room(self, error: DiskFull) -> None:
+    async def _show_waiting(self, error: DiskFull) -> None:
         await self._change(reason=error.what)
 
     async def _publish_once(self, event: Event, what: str) -> None:
-        """An id that follows from the job: a worker that repeats a step repeats its event."""
+        """Publishes an event whose id is derived from the job, so that a repeated step repeats the same event."""
         envelope = Envelope(
             id=event_id(self._job.id, what),
             source="slmops/optimizer",

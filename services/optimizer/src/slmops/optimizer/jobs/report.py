@@ -1,4 +1,4 @@
-"""The evaluation report of a variant: everything needed to measure its figures again, stored as a blob."""
+"""The evaluation report of a variant: everything needed to measure it again, stored as a blob."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Source(BaseModel):
 
 
 class Report(BaseModel):
-    """`evaluation` is of `variant_files`, made by `recipe` from `reference_files`.
+    """The evaluation of `variant_files`, which `recipe` made from `reference_files`.
 
-    Its fidelity was measured on the first `windows` times `window_tokens` tokens of `evaluation_text`.
+    Fidelity was measured on the first `windows` times `window_tokens` tokens of `evaluation_text`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,20 +42,20 @@ class Report(BaseModel):
     recipe: Recipe
     evaluation: Evaluation
     reference_files: tuple[ModelFile, ...]
-    """The version as it was registered: what the reference was read from."""
+    """The version as it was registered; the reference was read from these files."""
     variant_files: tuple[ModelFile, ...]
     evaluation_text: Source
     windows: int
     window_tokens: int
     calibration_text: Source | None
-    """What its passes may have learned from."""
+    """The text on which its passes may have been calibrated."""
     tasks: tuple[Source, ...]
     golden: Digest | None
     seed: int
-    """Of the passes and of the intervals."""
+    """The random seed of the passes and of the intervals."""
     intervals: str = METHOD
     tools: dict[str, str]
-    """Versions by distribution."""
+    """The versions of the tools, by distribution."""
 
 
 def report(
@@ -70,7 +70,10 @@ def report(
     golden: Sequence[GoldenPrompt],
     seed: int,
 ) -> Report:
-    """Reads `variant` for its digests. `tasks`, `golden` and `seed` are those that `evaluate` was given."""
+    """Builds a report; reads the folder `variant` to compute digests.
+
+    `tasks`, `golden` and `seed` are those with which `evaluate` was called.
+    """
     return Report(
         recipe=recipe,
         evaluation=evaluation,
@@ -88,7 +91,7 @@ def report(
 
 
 def read_report(path: Path) -> Report:
-    """Raises `NotFound` and `InvalidMessage`."""
+    """Reads a report. Raises `NotFound` and `InvalidMessage`."""
     try:
         return Report.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -98,12 +101,12 @@ def read_report(path: Path) -> Report:
         raise InvalidMessage(
             f"this is not an evaluation report: {'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}",
             where=str(path),
-            fix="Give the evaluation.json of a package, or the variant's report.",
+            fix="Use the evaluation.json of a package, or the variant's report.",
         ) from error
 
 
 def files_of(path: Path) -> tuple[ModelFile, ...]:
-    """A file, or all files below a folder, with their digests: what a version or a variant is made of."""
+    """Returns a file, or all files below a folder, with their digests."""
     base = path.parent if path.is_file() else path
     found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return tuple(_file(file, base) for file in found)

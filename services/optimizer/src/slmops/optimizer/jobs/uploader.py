@@ -17,7 +17,7 @@ from slmops.optimizer.jobs.report import Report, Source, tool_versions
 from slmops.optimizer.measure.tasks import bundled_tasks
 from slmops.optimizer.measure.texts import read_texts
 from slmops.optimizer.recipes.library import check
-from slmops.optimizer.recipes.restore import take
+from slmops.optimizer.recipes.restore import record
 from slmops.optimizer.recipes.spec import JobSpec
 from slmops.optimizer.store import Measured, Outcome, VariantOutcome
 
@@ -27,13 +27,17 @@ _MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 class JobReport(JobResult):
-    """All variants of a job, the front among them, and how one was chosen. `pictures` are those of a search."""
+    """The result of a job: all variants, the front, and the choice. `pictures` are the plots of a search."""
 
     pictures: tuple[Descriptor, ...] = ()
 
 
 class ArtifactUploader:
-    """Of one job in `folder`; `files` are the version's. `measured` is what it learned that was not `known`."""
+    """Uploads the artifacts of one job in the work folder `folder`.
+
+    `files` are the version's files, `known` the cached variants. After `upload`, `measured` holds the new variants for
+    the cache.
+    """
 
     def __init__(
         self,
@@ -46,13 +50,14 @@ class ArtifactUploader:
     ) -> None:
         self._objects, self._spec, self._files, self._folder, self._result = objects, spec, files, folder, result
         self._known = {one.path: one for one in known}
-        # A search tries much that nobody needs: of what passes, what something else that passes is better than in
-        # everything is not delivered. A variant that was asked for by name is.
+        # A search makes many variants that nobody needs, so it delivers only the front of those that passed. Variants
+        # that were requested by name are always delivered.
         passed = [variant for variant in result.variants if variant.verdict.passed]
         self._dominated = front(passed).dominated if spec.search else {}
         self.measured: list[Measured] = []
 
-    async def keep(self) -> Outcome:
+    async def upload(self) -> Outcome:
+        """Uploads delivered files, reports and pictures."""
         variants = [await self._variant(variant) for variant in self._result.variants]
         pictures = [await self._picture(path) for name in PICTURES if (path := self._folder / name).exists()]
         report = JobReport(**dict(self._result), pictures=tuple(pictures))
@@ -65,31 +70,31 @@ class ArtifactUploader:
 
     async def _variant(self, variant: Variant) -> VariantOutcome:
         delivered = variant.verdict.passed and variant.recipe not in self._dominated
-        kept = await self._measured(variant, delivered)
+        measured = await self._measured(variant, delivered)
         return VariantOutcome(
             recipe=variant.recipe,
-            digest=files_digest(kept.files) if kept else None,
-            files=kept.files if kept else (),
+            digest=files_digest(measured.files) if measured else None,
+            files=measured.files if measured else (),
             evaluation=variant.evaluation,
             passed=delivered,
             chosen=variant.recipe == self._result.choice.recipe,
             reason=self._reason(variant),
-            report=kept.report if kept else None,
+            report=measured.report if measured else None,
         )
 
     async def _measured(self, variant: Variant, delivered: bool) -> Measured | None:
-        """None for a recipe that failed."""
+        """Uploads one variant; returns None for a recipe that failed."""
         if variant.path is None or variant.evaluation is None:
             return None
         folder = self._folder / variant.path
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        if not paths:  # its folder was restored
+        if not paths:  # the folder was restored from the cache, without files
             return self._known[variant.path]
         files = [await self._file(path, path.relative_to(folder).as_posix(), delivered) for path in paths]
         report = await self._put(
             (await asyncio.to_thread(self._report, variant, files)).model_dump_json(indent=2), REPORT
         )
-        self.measured.append(take(variant, self._folder, files, report, stored=delivered))
+        self.measured.append(record(variant, self._folder, files, report, stored=delivered))
         return self.measured[-1]
 
     async def _file(self, path: Path, name: str, delivered: bool) -> ModelFile:
@@ -135,5 +140,5 @@ class ArtifactUploader:
         if not variant.verdict.passed:
             return "; ".join(variant.verdict.reasons)
         if better := self._dominated.get(variant.recipe):
-            return f"passes, but dominated by {better}, which is no worse in bytes, KL and tokens/s"
+            return f"passes, but is dominated by {better}, which is no worse in bytes, KL and tokens/s"
         return f"passes, not chosen; {choice.reason}"

@@ -21,23 +21,26 @@ from slmops.contracts.permissions import ANSWER_WITHIN
 from slmops.kit.objects.store import Objects
 from slmops.optimizer.jobs.report import read_report
 
-_MARGIN_S = 10  # for the answer
+_MARGIN_S = 10  # time to send the answer
 
 
-async def verified(digest: Digest, objects: Objects, home: Path) -> Verification:
-    """Raises `NotFound` if the report, the version or the variant is not in the store, and what `verify` raises."""
+async def verify_report(digest: Digest, objects: Objects, home: Path) -> Verification:
+    """Downloads a report with its version and variant, and measures the variant again.
+
+    Raises `NotFound` if one of them is not in the store, and what `verify` raises.
+    """
     home.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="verify-", dir=home) as name:
         folder = Path(name)
         await objects.get_file(digest, folder / "report.json")
         report = await asyncio.to_thread(read_report, folder / "report.json")
-        version = await _fetched(report.reference_files, folder / "version", objects)
-        await _fetched(report.variant_files, folder / "variant", objects)
-        return await _measured(folder, version)
+        version = await _fetch(report.reference_files, folder / "version", objects)
+        await _fetch(report.variant_files, folder / "variant", objects)
+        return await _measure(folder, version)
 
 
-async def _fetched(files: Sequence[ModelFile], folder: Path, objects: Objects) -> Path:
-    """The folder, or the file if it is a single one, as a GGUF is."""
+async def _fetch(files: Sequence[ModelFile], folder: Path, objects: Objects) -> Path:
+    """Returns the folder with the files, or the path of the file if there is only one, such as a GGUF."""
     for file in files:
         try:
             await objects.get_file(file.digest, folder / file.path)
@@ -45,12 +48,12 @@ async def _fetched(files: Sequence[ModelFile], folder: Path, objects: Objects) -
             raise NotFound(
                 f"{file.path} is not in the store",
                 where=file.digest,
-                fix="Files are kept of variants that passed their gate, and in a search were not dominated.",
+                fix="Verify another variant: files are stored only if it passed and, in a search, was not dominated.",
             ) from error
     return folder / files[0].path if len(files) == 1 else folder
 
 
-async def _measured(folder: Path, version: Path) -> Verification:
+async def _measure(folder: Path, version: Path) -> Verification:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "slmops.optimizer.jobs.verify", str(folder / "report.json")),
         *("--variant", str(folder / "variant"), "--reference", str(version)),
@@ -63,7 +66,9 @@ async def _measured(folder: Path, version: Path) -> Verification:
         async with asyncio.timeout(ANSWER_WITHIN.total_seconds() - _MARGIN_S):
             out, log = await process.communicate()
     except TimeoutError as error:
-        raise OptimizationFailed("verifying took too long to be answered", fix="Verify by hand.") from error
+        raise OptimizationFailed(
+            "the verification took too long", fix="Run it by hand: python -m slmops.optimizer.jobs.verify."
+        ) from error
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -71,9 +76,9 @@ async def _measured(folder: Path, version: Path) -> Verification:
 
 
 def _read(out: bytes, log: bytes) -> Verification:
-    text = out[out.find(b"{") :]  # native code may have said something before
+    text = out[out.find(b"{") :]  # native code may have printed something before
     with suppress(ValidationError):
         return Verification.model_validate_json(text)
     with suppress(ValidationError):
         raise Problem.model_validate_json(text).error()
-    raise OptimizationFailed(f"verifying failed: {log[-500:].decode(errors='replace')}")
+    raise OptimizationFailed(f"the verification failed: {log[-500:].decode(errors='replace')}")

@@ -1,6 +1,6 @@
-"""A report checked by measuring again: `python -m slmops.optimizer.jobs.verify REPORT --variant DIR --reference PATH`.
+"""Checks a report by measuring again: `python -m slmops.optimizer.jobs.verify REPORT --variant DIR --reference PATH`.
 
-Stdout is one JSON object: a `Verification`, and the exit code is 0 if it agrees and 1 if not; or a `Problem`.
+Stdout is one JSON object: a `Verification` (exit code 0 if it agrees, otherwise 1), or a `Problem`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from slmops.optimizer.measure.evaluate import fidelity, reference
 from slmops.optimizer.measure.texts import Text, evaluation_text
 
 RELATIVE, ABSOLUTE = 0.01, 1e-3
-"""A figure agrees within 1% or 0.001, whichever is more: another number of threads adds in another order."""
+"""A figure agrees within 1% or 0.001, whichever is more: the number of threads changes how sums are rounded."""
 
 
 def verify_files(report: Path, variant: Path, version: Path, texts: Sequence[Path] = ()) -> Verification:
-    """As `verify`, from files. `texts` are those that the variant was judged by, if it was not the bundled one."""
+    """Calls `verify` with files. `texts` are the evaluation texts, if not the bundled one."""
     return verify(read_report(report), variant, version, evaluation_text(texts))
 
 
 def verify(report: Report, variant: Path, version: Path, text: Text) -> Verification:
-    """Compare the files and the text by digest, whatever they are called, and measure KL, top-1 and perplexity again.
+    """Compares files and text by digest, ignoring their names, and measures KL, top-1 and perplexity again.
 
-    `variant` is the genai folder, in which other files may lie; `version` the model as it was registered. Speed, memory
-    and energy belong to the machine of the report and are not checked. Raises `NotFound`, what `materialize` raises for
-    a model that cannot be read, and `OptimizationFailed` if the variant does not run.
+    `variant` is the genai folder, which may contain other files; `version` is the model as it was registered. Speed,
+    memory and energy depend on the machine and are not checked. Raises `NotFound`, what `materialize` raises for a
+    model that cannot be read, and `OptimizationFailed` if the variant does not run.
     """
     for path in (variant, version):
         if not path.exists():
@@ -66,7 +66,7 @@ def _differing(what: str, expected: Sequence[ModelFile], found: Sequence[ModelFi
 
 
 def _figure(name: str, reported: float | None, found: float) -> Figure:
-    """Two NaN agree: broken then, broken now. What was not reported agrees with nothing."""
+    """Compares a figure. NaN agrees with NaN; a figure that was not reported never agrees."""
     agrees = reported is not None and (
         math.isclose(reported, found, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
         or (math.isnan(reported) and math.isnan(found))
@@ -76,10 +76,10 @@ def _figure(name: str, reported: float | None, found: float) -> Figure:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m slmops.optimizer.jobs.verify", description=__doc__)
-    parser.add_argument("report", type=Path, help="a variant's report, evaluation.json in its package")
-    parser.add_argument("--variant", type=Path, required=True, help="its genai folder, or the unpacked package")
+    parser.add_argument("report", type=Path, help="the report of a variant: evaluation.json in its package")
+    parser.add_argument("--variant", type=Path, required=True, help="genai folder of the variant, or unpacked package")
     parser.add_argument("--reference", type=Path, required=True, help="the model as it was registered")
-    parser.add_argument("--text", type=Path, action="append", default=[], help="what it was judged by, if not bundled")
+    parser.add_argument("--text", type=Path, action="append", default=[], help="evaluation text, if not bundled")
     arguments = parser.parse_args()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:

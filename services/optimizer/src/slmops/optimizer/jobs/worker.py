@@ -1,4 +1,4 @@
-"""Runs jobs from the queue: answers from the cache, or runs a process that can be cancelled at any time."""
+"""Runs jobs: returns the outcome from the cache, or runs a process that can be cancelled at any time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from slmops.optimizer.recipes.spec import JobSpec
 from slmops.optimizer.store import Measured, Outcome, Results
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY_S = 1.0
+_POLL_EVERY_S = 1.0
 
 
 class Worker:
@@ -46,49 +46,50 @@ class Worker:
         self._ancestry = ancestry
         self._memory_limit_bytes = memory_limit_bytes
 
-    async def do(self, job: OptimizeJob, telling: JobPublisher) -> Outcome:
-        """Raises `JobCancelled`, what `Workspace.run` raises, `NotFound` for files or recipes, `Unreachable`."""
+    async def run(self, job: OptimizeJob, publisher: JobPublisher) -> Outcome:
+        """Runs a job. Raises `JobCancelled`, `NotFound` for files or recipes, `Unreachable`, and what `Workspace.run`
+        raises."""
         if (by := await self._board.cancelled(job.id)) is not None:
             raise _cancelled(by)
         if known := await self._results.outcome(job.work):
             return known
         with span("optimize", model=job.model, version=job.version, profile=job.profile.name):
             try:
-                return await self._unless_cancelled(job, self._work(job, telling))
+                return await self._unless_cancelled(job, self._work(job, publisher))
             except PermanentError:
-                self._workspace.discard(job.work)  # nobody will go on with it
+                self._workspace.discard(job.work)  # the job will not be redelivered
                 raise
 
-    async def _work(self, job: OptimizeJob, telling: JobPublisher) -> Outcome:
+    async def _work(self, job: OptimizeJob, publisher: JobPublisher) -> Outcome:
         async with self._workspace.claim(job.work) as claim:
             if known := await self._results.outcome(job.work):  # another worker did it while we waited
                 return known
-            outcome = await self._made(job, claim, telling)
-            if all(variant.evaluation for variant in outcome.variants):  # what failed may work another time
+            outcome = await self._make(job, claim, publisher)
+            if all(variant.evaluation for variant in outcome.variants):  # a failed recipe may succeed another time
                 await self._results.put_outcome(job.work, outcome)
-        self._workspace.discard(job.work)  # only now: until here a restart continues in it
+        self._workspace.discard(job.work)  # only now, because a restart before this point continues in the folder
         return outcome
 
-    async def _made(self, job: OptimizeJob, claim: Claim, telling: JobPublisher) -> Outcome:
+    async def _make(self, job: OptimizeJob, claim: Claim, publisher: JobPublisher) -> Outcome:
         spec, source = await self._spec(job), event_id(job.digest, job.golden.digest if job.golden else "")
         known = [one for one in await self._results.measured(source) if _usable(one, spec)]
         files = await self._fetch(job, claim.folder)
         if job.predecessor:
             before = await self._ancestry.fetch(job.predecessor, claim.folder / "predecessor")
             spec = spec.model_copy(update={"predecessor": before})
-        result = await self._workspace.run(files, claim, spec, known, telling.progress)
-        await telling.progress("upload", len(result.variants), len(result.variants) + 1)
-        keeper = ArtifactUploader(self._objects, spec, job.files, claim.folder, known, result)
-        outcome = await keeper.keep()
-        for one in keeper.measured:
+        result = await self._workspace.run(files, claim, spec, known, publisher.progress)
+        await publisher.progress("upload", len(result.variants), len(result.variants) + 1)
+        uploader = ArtifactUploader(self._objects, spec, job.files, claim.folder, known, result)
+        outcome = await uploader.upload()
+        for one in uploader.measured:
             await self._results.put_measured(source, one)
         return outcome
 
     async def _spec(self, job: OptimizeJob) -> JobSpec:
-        meant = {recipe.name: recipe for recipe in job.definitions}
+        definitions = {recipe.name: recipe for recipe in job.definitions}
         golden = (await self._objects.get_bytes(job.golden.digest)).decode() if job.golden else ""
         return JobSpec(
-            recipes=tuple(meant.get(name) or recipe_named(name) for name in job.recipes),
+            recipes=tuple(definitions.get(name) or recipe_named(name) for name in job.recipes),
             profile=job.profile,
             search=job.search,
             golden=parse_golden(golden),
@@ -96,7 +97,7 @@ class Worker:
         )
 
     async def _fetch(self, job: OptimizeJob, folder: Path) -> Path:
-        """The version's files on disk, verified: a single GGUF file, or a directory."""
+        """Downloads and verifies the version's files; returns the path of the GGUF file or of the directory."""
         source = folder / "source"
         for file in job.files:
             target = source / file.path
@@ -112,23 +113,26 @@ class Worker:
                 return working.result()
             raise _cancelled(watching.result())
         finally:
-            await cancel_and_wait([working, watching])  # the process is dead before we go on
+            await cancel_and_wait([working, watching])  # returns when the process is dead
 
     async def _cancellation(self, job: str) -> str:
-        """By whom, when somebody wants it. Asked and not heard, so that nothing is missed while the bus is away."""
+        """Returns who asked to cancel the job, as soon as somebody does.
+
+        It polls the board, so it does not miss a request that was made while the bus was unreachable.
+        """
         while True:
             try:
                 if (by := await self._board.cancelled(job)) is not None:
                     return by
             except TemporaryError as error:
-                log.warning("whether %s is cancelled cannot be known: %s", job, error)
-            await asyncio.sleep(_LOOK_EVERY_S)
+                log.warning("cannot check whether %s was cancelled: %s", job, error)
+            await asyncio.sleep(_POLL_EVERY_S)
 
 
 def _usable(known: Measured, spec: JobSpec) -> bool:
-    """Its files are in the store, or this profile refuses it, too."""
+    """Returns whether a cached variant can be used: its files are stored, or this profile refuses it and needs none."""
     return known.stored or not judge(known.evaluation, spec.profile).passed
 
 
 def _cancelled(by: str) -> JobCancelled:
-    return JobCancelled(f"cancelled by {by}", fix="Ask for it again: slmops optimize.")
+    return JobCancelled(f"cancelled by {by}", fix="Start it again: slmops optimize.")

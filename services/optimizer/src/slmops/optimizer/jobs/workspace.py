@@ -23,14 +23,14 @@ _LOCK, _LOCK_EVERY_S = ".lock", 0.2
 
 @dataclass(frozen=True)
 class Claim:
-    """A work folder that nobody else works in while `lock`, a descriptor, is open anywhere."""
+    """A locked work folder. The lock is held while the descriptor `lock` is open in any process."""
 
     folder: Path
     lock: int
 
 
 class Workspace:
-    """Works under `home`, one folder per work, so that a job that was cut off continues where it was."""
+    """The work folders under `home`. An interrupted job continues in the folder of its work."""
 
     def __init__(self, home: Path, timeout: timedelta) -> None:
         self._home = home
@@ -38,7 +38,7 @@ class Workspace:
 
     @asynccontextmanager
     async def claim(self, work: str) -> AsyncIterator[Claim]:
-        """Wait until the folder is ours alone: another worker on this machine may be doing the same work."""
+        """Locks the folder; waits while another worker on this machine does the same work."""
         folder = self._folder(work)
         lock = await _lock(folder)
         try:
@@ -47,8 +47,8 @@ class Workspace:
             os.close(lock)
 
     def discard(self, work: str) -> None:
-        """Remove the folder, unless somebody works in it."""
-        if (lock := _locked(self._folder(work))) is not None:
+        """Removes the folder, unless somebody works in it."""
+        if (lock := _try_lock(self._folder(work))) is not None:
             shutil.rmtree(self._folder(work), ignore_errors=True)
             os.close(lock)
 
@@ -58,10 +58,9 @@ class Workspace:
     async def run(
         self, source: Path, claim: Claim, spec: JobSpec, known: Sequence[Measured], on_progress: OnProgress
     ) -> JobResult:
-        """Make, measure and judge variants; what is `known` is only judged.
+        """Makes, measures and judges variants; variants that are `known` are only judged.
 
-        Raises what the job raises: typed errors of the model's fault, `NotEnoughMemory`, `OptimizationFailed`,
-        `DiskFull`.
+        Raises what the job raises: errors about the model, `NotEnoughMemory`, `OptimizationFailed`, `DiskFull`.
         """
         await asyncio.to_thread(restore, claim.folder, known)
         timeout = self._timeout + (spec.search.budget if spec.search else timedelta())
@@ -70,13 +69,16 @@ class Workspace:
 
 async def _lock(folder: Path) -> int:
     while True:
-        if (lock := _locked(folder)) is not None:
+        if (lock := _try_lock(folder)) is not None:
             return lock
         await asyncio.sleep(_LOCK_EVERY_S)
 
 
-def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None while another process does, or has just removed the folder."""
+def _try_lock(folder: Path) -> int | None:
+    """Returns a descriptor that holds the folder's lock.
+
+    None if another process holds it or has just removed the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK
     with suppress(BlockingIOError, FileNotFoundError):

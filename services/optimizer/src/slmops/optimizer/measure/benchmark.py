@@ -1,4 +1,4 @@
-"""A genai folder as it runs: speed, memory, energy and answers. In a process of its own, so that the memory is its."""
+"""Measures speed, memory, energy and answers of a genai folder, in a separate process so that its memory is its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _Part = TypeVar("_Part", "Speed", "Answers")
 
 
 class Questions(BaseModel):
-    """What a variant is asked after it was measured."""
+    """The questions that a variant answers after its speed was measured."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class Speed(BaseModel):
 
 
 class Answers(BaseModel):
-    """How a variant did in `Questions`."""
+    """The results of a variant on `Questions`."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -66,8 +66,11 @@ class Answers(BaseModel):
 
 
 class Benchmark:
-    """A process at work: first it is measured, and nothing else should compute; then it answers, and other work may
-    go on. Both methods raise `OptimizationFailed` if it died, or took ten minutes."""
+    """A running benchmark process.
+
+    It first measures speed; nothing else should compute meanwhile. Then it answers questions; other work may run. Both
+    methods raise `OptimizationFailed` if the process died or ran for more than ten minutes.
+    """
 
     def __init__(self, process: subprocess.Popen[str], log: IO[str], folder: Path) -> None:
         self._process, self._log, self._folder = process, log, folder
@@ -76,7 +79,7 @@ class Benchmark:
         return self._next(Speed)
 
     def answers(self) -> Answers:
-        """After `speed`."""
+        """Returns the answers. Call it after `speed`."""
         return self._next(Answers)
 
     def _next(self, kind: type[_Part]) -> _Part:
@@ -85,15 +88,15 @@ class Benchmark:
         if line is None:
             code = self._process.wait()
             self._log.seek(0)
-            said = self._log.read().strip().splitlines() or ["it said nothing"]
-            what = f"the variant does not generate: {said[-1][-400:]} (code {code})"
+            lines = self._log.read().strip().splitlines() or ["no output"]
+            what = f"the variant does not generate: {lines[-1][-400:]} (code {code})"
             raise OptimizationFailed(what, where=str(self._folder))
         return kind.model_validate_json(line)
 
 
 @contextmanager
 def benchmark(folder: Path, questions: Questions | None = None) -> Iterator[Benchmark]:
-    """Ends with the block, finished or not."""
+    """Starts a benchmark process and kills it at the end of the block."""
     command = [sys.executable, "-m", "slmops.optimizer.measure.benchmark", str(folder)]
     with (
         tempfile.TemporaryFile("w+", errors="replace") as log,
@@ -112,8 +115,8 @@ def benchmark(folder: Path, questions: Questions | None = None) -> Iterator[Benc
 
 
 def measure(model: GenaiModel) -> Speed:
-    """Generate in this process."""
-    for _ in model.tokens(model.encode(PROMPTS[0]), 2):  # the first run pays for lazy set-up, as a gateway's probe does
+    """Measures speed, memory and energy in this process."""
+    for _ in model.tokens(model.encode(PROMPTS[0]), 2):  # warm-up: the first run includes lazy initialization
         pass
     meter = EnergyMeter()
     runs = [_run(model, prompt) for prompt in PROMPTS]
@@ -129,7 +132,7 @@ def measure(model: GenaiModel) -> Speed:
 
 
 def answer(model: GenaiModel, questions: Questions) -> Answers:
-    """Generate in this process."""
+    """Answers the questions in this process."""
     return Answers(
         golden_passed=golden_passed(model, questions.golden),
         tasks={task.name: accuracy(model, task) for task in questions.tasks},
@@ -137,7 +140,7 @@ def answer(model: GenaiModel, questions: Questions) -> Answers:
 
 
 def _run(model: GenaiModel, prompt: str) -> tuple[float, float, list[int]]:
-    """Seconds to the first token, seconds for the rest, and the tokens."""
+    """Returns the seconds to the first token, the seconds for the rest, and the tokens."""
     encoded = model.encode(prompt)
     start = time.perf_counter()
     generated = model.tokens(encoded, NEW_TOKENS)
@@ -148,14 +151,16 @@ def _run(model: GenaiModel, prompt: str) -> tuple[float, float, list[int]]:
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """Share of the 4-grams that occurred before: seq-rep-4 of Welleck et al., Neural Text Generation with Unlikelihood
-    Training, 2019. 0 for a text that never repeats itself, near 1 for one that is caught in a loop."""
+    """Returns the share of 4-grams that occurred before: 0 for a text without repetition, near 1 for a loop.
+
+    This is seq-rep-4 of Welleck et al., Neural Text Generation with Unlikelihood Training, 2019.
+    """
     grams = list(zip(*(tokens[start:] for start in range(_GRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams)
 
 
 def peak_rss_bytes() -> int:
-    """Of this program. Linux's `ru_maxrss` survives exec and would report the process that started us."""
+    """Returns the peak of this program. Linux's `ru_maxrss` survives exec and could be that of our parent."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024

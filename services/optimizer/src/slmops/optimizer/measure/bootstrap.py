@@ -1,8 +1,8 @@
-"""How sure a mean over a text is: a bootstrap interval that respects that neighbouring positions are alike.
+"""Computes confidence intervals for means over a text, where neighbouring positions are correlated.
 
 The non-overlapping block bootstrap (Carlstein, Annals of Statistics 14, 1986) with percentile limits (Efron and
 Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): blocks of consecutive positions are drawn with
-replacement, and the middle 95% of the means of such draws is the interval.
+replacement, and the interval is the middle 95% of the means of these draws.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ METHOD = (
 
 
 def interval(values: npt.NDArray[np.floating], seed: int) -> tuple[float, float]:
-    """95% interval of the mean of `values` [windows, positions]. No block spans two windows.
+    """Returns the 95% interval of the mean of `values` [windows, positions]. No block spans two windows.
 
-    A value that is not finite, or fewer than two blocks, is (NaN, NaN): nothing is known. The same seed gives the same.
+    Returns (NaN, NaN) if a value is not finite or there are fewer than two blocks. The same seed gives the same result.
     """
     starts = np.arange(0, values.shape[1], BLOCK_POSITIONS)
     sums = np.add.reduceat(values.astype(np.float64), starts, axis=1).ravel()

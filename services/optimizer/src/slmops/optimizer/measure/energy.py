@@ -1,7 +1,7 @@
-"""Joules: from the processor's own counter (RAPL, by Linux's powercap) where it may be read, else a labelled model.
+"""Measures energy with the processor's counter (RAPL, by Linux's powercap); if it cannot be read, estimates it.
 
-https://docs.kernel.org/power/powercap/powercap.html. A package's counter knows no processes: it counts everything that
-the machine does meanwhile, idling included, as a wall socket would.
+https://docs.kernel.org/power/powercap/powercap.html. The counter of a package does not distinguish processes: it counts
+everything that the processor does meanwhile, including idling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 POWERCAP = Path("/sys/class/powercap")
 WATTS_PER_CORE = 3.5
-"""Of a busy virtual core: the average of Cloud Carbon Footprint's methodology for AWS, made from SPECpower results."""
+"""Power of a busy virtual core: the average in Cloud Carbon Footprint's methodology for AWS, from SPECpower results."""
 
 
 class Energy(NamedTuple):
@@ -22,7 +22,7 @@ class Energy(NamedTuple):
 
 
 class EnergyMeter:
-    """Counts from when it is made. A counter that wraps once is understood; they do so after minutes at the least."""
+    """Measures energy from its creation. It handles one wrap of a counter, which takes minutes at least."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
         self._packages = _packages(powercap)
@@ -30,7 +30,10 @@ class EnergyMeter:
         self._processor_s = time.process_time()
 
     def read(self) -> Energy:
-        """Since the meter was made. Modelled: the processor time of this process times `WATTS_PER_CORE`."""
+        """Returns the energy since the meter was created.
+
+        If it is modelled, it is the processor time of this process times `WATTS_PER_CORE`.
+        """
         counters = _read(self._packages)
         if not counters or counters.keys() != self._counters.keys():
             return Energy((time.process_time() - self._processor_s) * WATTS_PER_CORE, "modelled")
@@ -39,13 +42,13 @@ class EnergyMeter:
 
 
 def _packages(powercap: Path) -> list[Path]:
-    """Sockets only: their subzones are part of them, and `psys` contains them."""
+    """Returns the sockets only: subzones are included in them, and `psys` contains them."""
     zones = sorted(powercap.glob("intel-rapl:*"))  # AMD's processors have the same name
     return [zone for zone in zones if _text(zone / "name").startswith("package")]
 
 
 def _read(packages: list[Path]) -> Mapping[Path, int]:
-    """Microjoules by zone; empty unless all may be read. Most systems let only root read them."""
+    """Returns microjoules by zone; empty unless all can be read. On most systems only root can read them."""
     found = {zone: text for zone in packages if (text := _text(zone / "energy_uj"))}
     return {zone: int(text) for zone, text in found.items()} if len(found) == len(packages) else {}
 

@@ -1,4 +1,4 @@
-"""A variant against the full-precision reference: the same tokens through both, position by position."""
+"""Compares a variant with the full-precision reference: runs the same tokens through both, position by position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Reference:
-    """`tokens` [windows, positions] of `text`; `log_probs` [windows, positions, vocabulary], natural, float32."""
+    """The reference's results: `tokens` [windows, positions] of `text`, and natural `log_probs` [windows, positions,
+    vocabulary] in float32."""
 
     tokens: npt.NDArray[np.int64]
     log_probs: Rows
@@ -36,7 +37,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What both models make of the same tokens; every name as in `Evaluation`."""
+    """The comparison of both models on the same tokens. The names are those of `Evaluation`."""
 
     kl: float
     kl_low: float
@@ -53,7 +54,7 @@ class Fidelity:
 def reference(
     hf_dir: Path, text: Text | None = None, *, windows: int = WINDOWS, window_tokens: int = WINDOW_TOKENS
 ) -> Reference:
-    """Run the float32 model over the first windows of `text`, by default the bundled one.
+    """Runs the float32 model over the first windows of `text`, by default the bundled one.
 
     Raises `InvalidMessage` if the text does not fill a window, and `InvalidModel`.
     """
@@ -67,10 +68,10 @@ def reference(
         raise InvalidMessage(
             f"the evaluation text has fewer than {window_tokens} tokens",
             where=text.name,
-            fix=f"Give a text of {windows * window_tokens} tokens.",
+            fix=f"Use a text of at least {windows * window_tokens} tokens.",
         )
     model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32, local_files_only=True)
-    with torch.inference_mode():  # all windows at once: a third faster than one by one
+    with torch.inference_mode():  # all windows at once is a third faster than one by one
         log_probs: Rows = torch.log_softmax(model(torch.from_numpy(tokens), use_cache=False).logits, dim=-1).numpy()
     losses = np.stack([_losses(found, row) for found, row in zip(log_probs, tokens, strict=True)])
     return Reference(tokens, log_probs, _exp(float(losses.mean())), text)
@@ -84,18 +85,19 @@ def evaluate(
     tasks: Sequence[Task] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Measure the genai folder `variant`; `tasks` None is the bundled ones. NaN in its logits is NaN in the figures.
+    """Measures the genai folder `variant`. Without `tasks` it uses the bundled ones.
 
-    Speed is measured too: call it when nothing else computes. Raises `OptimizationFailed`.
+    Speed is measured too, so call it when nothing else computes. NaN in the logits gives NaN in the figures. Raises
+    `OptimizationFailed`.
     """
-    asked = Questions(golden=tuple(golden), tasks=bundled_tasks() if tasks is None else tuple(tasks))
-    with benchmark(variant, asked) as process:
+    questions = Questions(golden=tuple(golden), tasks=bundled_tasks() if tasks is None else tuple(tasks))
+    with benchmark(variant, questions) as process:
         speed = process.speed()
-        same = fidelity(variant, against, seed)  # while it answers, which takes one core
+        compared = fidelity(variant, against, seed)  # meanwhile the process answers, which takes one core
         answers = process.answers()
     return Evaluation(
         bytes=sum(path.stat().st_size for path in variant.rglob("*") if path.is_file()),
-        **asdict(same),
+        **asdict(compared),
         **speed.model_dump(),
         tasks=answers.tasks,
         golden_passed=answers.golden_passed if golden else None,
@@ -104,10 +106,10 @@ def evaluate(
 
 
 def fidelity(variant: Path, against: Reference, seed: int = 0) -> Fidelity:
-    """KL, top-1 agreement and perplexity with their intervals. Raises `OptimizationFailed`."""
+    """Measures KL, top-1 agreement and perplexity with their intervals. Raises `OptimizationFailed`."""
     logits_of = Graph(variant)
     rows = [
-        _compared(logits_of(row), expected, row, variant)
+        _compare(logits_of(row), expected, row, variant)
         for row, expected in zip(against.tokens, against.log_probs, strict=True)
     ]
     divergences, agreements, losses = (np.stack(part) for part in zip(*rows, strict=True))
@@ -118,26 +120,31 @@ def fidelity(variant: Path, against: Reference, seed: int = 0) -> Fidelity:
     return Fidelity(kl, kl_low, kl_high, top1, top1_low, top1_high, ppl, ppl_low, ppl_high, against.ppl)
 
 
-def _compared(logits: Rows, expected: Rows, tokens: npt.NDArray[np.int64], variant: Path) -> tuple[Rows, Rows, Rows]:
-    """Of one window: divergence and agreement [positions], loss [positions - 1]. Agreement with NaN is NaN."""
-    import torch  # several times as fast as numpy here, and this is a third of an evaluation
+def _compare(logits: Rows, expected: Rows, tokens: npt.NDArray[np.int64], variant: Path) -> tuple[Rows, Rows, Rows]:
+    """Returns divergence and agreement [positions] and loss [positions - 1] of one window.
+
+    Agreement is NaN where the logits are NaN.
+    """
+    import torch  # much faster than numpy here, and this is a third of an evaluation
 
     if logits.shape != expected.shape:
         raise OptimizationFailed(
-            f"the variant's vocabulary is {logits.shape[1]}, not {expected.shape[1]}", where=str(variant)
+            f"the variant has {logits.shape[1]} tokens, the reference {expected.shape[1]}",
+            where=str(variant),
+            fix="Leave prune-vocabulary out of the recipe.",
         )
     theirs, ours = torch.from_numpy(expected), torch.log_softmax(torch.from_numpy(logits), dim=-1)
     divergence = torch.nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
     agreement = (theirs.argmax(-1) == ours.argmax(-1)).float()
-    agreement[divergence.isnan()] = math.nan  # argmax takes NaN for the largest number
+    agreement[divergence.isnan()] = math.nan  # argmax treats NaN as the largest number
     return divergence.numpy(), agreement.numpy(), _losses(ours.numpy(), tokens)
 
 
 def _losses(log_probs: Rows, tokens: npt.NDArray[np.int64]) -> Rows:
-    """Negative log-likelihood of each token given those before it in the window; the first has none."""
+    """Returns the negative log-likelihood of each token, given the previous ones; the first token has none."""
     return -log_probs[np.arange(len(tokens) - 1), tokens[1:]]
 
 
 def _exp(value: float) -> float:
-    """NaN stays NaN, and what `exp` cannot hold is infinite."""
+    """Returns exp(value): infinity on overflow, NaN for NaN."""
     return math.exp(value) if value < 700 else value * math.inf

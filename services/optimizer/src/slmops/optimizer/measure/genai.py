@@ -1,4 +1,4 @@
-"""A variant in onnxruntime-genai, the runtime of the gateways: what it answers, and how likely it finds a text."""
+"""Runs a variant in onnxruntime-genai, the runtime of the gateways: answers and log-likelihoods of texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slmops.contracts.manifest import ADAPTER_PATH
 
 
 class GenaiModel:
-    """A genai folder, loaded into this process. The library's own errors, all `RuntimeError`, come through."""
+    """A genai folder, loaded into this process. Raises the library's errors, which are all `RuntimeError`."""
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime_genai as og
@@ -34,27 +34,30 @@ class GenaiModel:
         return [int(token) for token in self._tokenizer.encode(text)]
 
     def chat(self, question: str) -> str:
-        """The prompt for one question: in the model's chat template if it has one, else as it is."""
+        """Returns the prompt for a question, in the model's chat template if it has one."""
         if not self._has_chat:
             return question
         message = json.dumps([{"role": "user", "content": question}], ensure_ascii=False)
         return str(self._tokenizer.apply_chat_template(message, add_generation_prompt=True))
 
     def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
-        """Exactly `count` greedy tokens after `prompt`: `min_length` keeps the model from ending its text before."""
+        """Yields exactly `count` greedy tokens after `prompt`. `min_length` keeps the model from ending earlier."""
         length = len(prompt) + count
-        generator = self._started(prompt, length, min_length=length)
+        generator = self._start(prompt, length, min_length=length)
         for _ in range(count):
             generator.generate_next_token()
             yield int(generator.get_next_tokens()[0])
 
     def answer(self, prompt: str, max_tokens: int) -> Iterator[str]:
-        """The greedy answer so far, after each token, until the model ends it. None to a prompt beyond its context."""
+        """Yields the greedy answer so far after each token, until the model ends it.
+
+        Yields nothing if the prompt does not fit into the context.
+        """
         prompt_tokens = self.encode(prompt)
         count = min(max_tokens, self._context - len(prompt_tokens))
         if not prompt_tokens or count <= 0:
             return
-        generator, stream = self._started(prompt_tokens, len(prompt_tokens) + count), self._tokenizer.create_stream()
+        generator, stream = self._start(prompt_tokens, len(prompt_tokens) + count), self._tokenizer.create_stream()
         text = ""
         for _ in range(count):
             generator.generate_next_token()
@@ -65,17 +68,17 @@ class GenaiModel:
             yield text
 
     def log_likelihoods(self, context: str, continuations: Sequence[str]) -> list[float]:
-        """Of each continuation after `context`, natural logarithm; NaN where the model has none.
+        """Returns the natural log-likelihood of each continuation after `context`; NaN if the model has none.
 
-        The context is read once: the cache is rewound to its end before each continuation, and the last token of one is
-        never read, for nothing comes after it.
+        The context is processed once: before each continuation the cache is rewound to the end of the context. The last
+        token of a continuation is not processed, because nothing follows it.
         """
         start = self.encode(context)
         tails = [self.encode(context + continuation)[len(start) :] for continuation in continuations]
         length = len(start) + max(map(len, tails))
         if not start or not all(tails) or length > self._context:
             return [float("nan")] * len(tails)
-        generator = self._started(start, length)
+        generator = self._start(start, length)
         first = _log_softmax(generator.get_output("logits")[0, -1:])
         scores = []
         for tail in tails:
@@ -83,16 +86,16 @@ class GenaiModel:
             if len(tail) > 1:
                 generator.append_tokens(tail[:-1])
                 log_probs = np.concatenate([first, _log_softmax(generator.get_output("logits")[0])])
-                generator = self._rewound(generator, start, length)
+                generator = self._rewind(generator, start, length)
             scores.append(float(log_probs[np.arange(len(tail)), tail].sum()))
         return scores
 
-    def _started(self, prompt: Sequence[int], length: int, min_length: int = 0) -> Any:
-        """A greedy generator that has read `prompt`, with room for `length` tokens in all."""
+    def _start(self, prompt: Sequence[int], length: int, min_length: int = 0) -> Any:
+        """Returns a greedy generator that has processed `prompt`, with room for `length` tokens in total."""
         import onnxruntime_genai as og
 
         params = og.GeneratorParams(self._model)
-        capacity = max(length, self._window)  # a cache smaller than its sliding window is refused when it runs
+        capacity = max(length, self._window)  # the runtime fails if the cache is smaller than the sliding window
         params.set_search_options(do_sample=False, min_length=min_length, max_length=capacity)
         generator = og.Generator(self._model, params)
         if self._adapters:
@@ -100,11 +103,11 @@ class GenaiModel:
         generator.append_tokens(list(prompt))
         return generator
 
-    def _rewound(self, generator: Any, start: Sequence[int], length: int) -> Any:
+    def _rewind(self, generator: Any, start: Sequence[int], length: int) -> Any:
         try:
             generator.rewind_to(len(start))
-        except RuntimeError:  # the context is longer than a sliding window, which has forgotten its beginning
-            return self._started(start, length)
+        except RuntimeError:  # the context is longer than a sliding window, which no longer holds its beginning
+            return self._start(start, length)
         return generator
 
 
@@ -116,7 +119,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Over the last axis. NaN makes its whole row NaN."""
+    """Computes log-softmax over the last axis. A NaN makes its whole row NaN."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return found

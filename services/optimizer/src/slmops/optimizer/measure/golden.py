@@ -1,4 +1,4 @@
-"""Runs the golden prompts against a variant before it is offered to gateways."""
+"""Runs the golden prompts against a variant before it is packaged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from slmops.optimizer.measure.genai import GenaiModel
 
 
 def golden_passed(model: GenaiModel, prompts: Sequence[GoldenPrompt]) -> int:
-    """How many of `prompts` get the answer that is expected: greedily, in the chat template if there is one."""
+    """Returns how many of `prompts` get the expected answer, with greedy decoding and the chat template, if any."""
     return sum(_passes(model, prompt) for prompt in prompts)
 
 
 def _passes(model: GenaiModel, prompt: GoldenPrompt) -> bool:
-    """An answer that contains what is expected still does so when it is finished, so it is heard no further."""
+    """Returns whether the answer passes. Stops as soon as it does, because more text cannot make it fail."""
     return any(prompt.passes(so_far) for so_far in model.answer(model.chat(prompt.prompt), prompt.max_tokens))

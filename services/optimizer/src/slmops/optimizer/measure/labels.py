@@ -1,4 +1,4 @@
-"""Names beside points, so that none lies on another or on a point: each takes the nearest place that is still free."""
+"""Places names beside points without overlaps: each name takes the nearest position that is still free."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
-_DISTANCES = (6, 10, 15, 21, 28, 36, 46, 58, 72, 90, 110, 135)  # from the point, in points (1/72 inch), as all below
-_ANGLES = (15, -15, 165, -165, 45, -45, 135, -135, 75, -75, 105, -105)  # in degrees; straight up and down are intervals
-_NEAR = 11  # a name farther away gets a line
-_RADIUS, _BAR = 4, 1  # half the width of a point, and of its interval
+# All lengths are in points (1/72 inch).
+_DISTANCES = (6, 10, 15, 21, 28, 36, 46, 58, 72, 90, 110, 135)  # from the data point
+# In degrees, without straight up and down, where intervals are drawn.
+_ANGLES = (15, -15, 165, -165, 45, -45, 135, -135, 75, -75, 105, -105)
+_NEAR = 11  # a name farther away gets a line to its point
+_RADIUS, _BAR = 4, 1  # half the width of a data point and of its interval
 
 
 class Named(NamedTuple):
-    """A point in the units of the axes, and the ends of its interval."""
+    """A named point in the units of the axes, and the ends of its interval."""
 
     name: str
     x: float
@@ -27,14 +29,14 @@ class Named(NamedTuple):
 
 
 class _Offset(NamedTuple):
-    """Of a name's lower left corner, and of the edge that its line goes to, from the point."""
+    """Offsets from the point: of a name's lower left corner, and of the end of its line."""
 
     corner: tuple[float, float]
     end: tuple[float, float]
 
 
 def place(ax: Axes, points: Sequence[Named], bold: str | None = None) -> None:
-    """Name each of `points` in a figure that was drawn. Raise its resolution afterwards, and nothing moves."""
+    """Names the points in a figure that was drawn. A later change of resolution does not move anything."""
     per_pixel = 72 / ax.figure.dpi
     inside = _scaled(ax.bbox, per_pixel)
     legend = ax.get_legend()
@@ -61,7 +63,7 @@ def place(ax: Axes, points: Sequence[Named], bold: str | None = None) -> None:
 def _nearest(
     at: tuple[float, float], width: float, height: float, taken: Sequence[Bbox], inside: Bbox
 ) -> tuple[_Offset, Bbox]:
-    """The nearest free place, or the nearest of all where everything is full."""
+    """Returns the nearest free position, or the nearest of all if none is free."""
     places = [(offset, _box(at, offset.corner, width, height)) for offset in _offsets(width, height)]
     return next((place for place in places if _free(place[1], taken, inside)), places[0])
 
@@ -75,7 +77,7 @@ def _obstacles(ax: Axes, point: Named, per_pixel: float) -> Iterator[Bbox]:
 
 
 def _offsets(width: float, height: float) -> Iterator[_Offset]:
-    """The nearest first."""
+    """Yields possible offsets, the nearest first."""
     for distance in _DISTANCES:
         for angle in map(math.radians, _ANGLES):
             x, y = distance * math.cos(angle), distance * math.sin(angle)

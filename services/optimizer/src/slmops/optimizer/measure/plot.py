@@ -1,4 +1,4 @@
-"""The picture of a front: quality against bytes and against tokens/s, variants by name, and the device's limits."""
+"""Plots the variants of a search: quality against bytes and tokens/s, with the front and the device's limits."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from slmops.optimizer.measure.labels import Named, place
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STOCK = "build"  # the pass that leaves everything to the builder
-_LEAST_KL = 1e-6  # what equals the reference has no place on a logarithmic axis
+_STOCK = "build"  # the pass that runs the builder's own quantization
+_LEAST_KL = 1e-6  # drawn for a KL of 0, which a logarithmic axis cannot show
 _OURS, _STOCK_COLOUR, _CHOSEN, _FORBIDDEN = "#1f5fa8", "#c2571a", "#1d7a3a", "#b3261e"
 
 
@@ -32,7 +32,7 @@ class _Panel(NamedTuple):
 
 
 class _Mark(NamedTuple):
-    """One variant in one panel; `low` and `high` are the interval of `kl`, which is itself where none was measured."""
+    """One variant in one panel. `low` and `high` are the interval of `kl`; both equal `kl` if none was measured."""
 
     variant: Variant
     x: float
@@ -54,7 +54,7 @@ _PANELS = (
 
 
 def draw(result: JobResult, profile: DeviceProfile, paths: Sequence[Path]) -> None:
-    """Write the same picture to each of `paths`, in the format of its ending. What has no figures is named below it."""
+    """Writes the same plot to each of `paths`, in the format of its suffix; lists variants without figures below it."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def draw(result: JobResult, profile: DeviceProfile, paths: Sequence[Path]) -> No
         axes[0].set_ylabel("KL(reference ‖ variant), nats per token, 95% interval")
         axes[0].legend(loc="best", frameon=False, fontsize=8)
         figure.supxlabel(_caption(result, profile, {mark.variant.recipe for mark in marks[0]}), fontsize=8.5)
-        figure.draw_without_rendering()  # labels need to know where everything is, and that it stays there
+        figure.draw_without_rendering()  # labels need the final positions
         figure.set_layout_engine("none")
         for ax, found in zip(axes, marks, strict=True):
             place(ax, [Named(m.variant.recipe, m.x, m.kl, m.low, m.high) for m in found], bold=result.choice.recipe)
@@ -113,7 +113,7 @@ def _draw_panel(ax: Axes, panel: _Panel, marks: Sequence[_Mark], profile: Device
 
 
 def _draw_mark(ax: Axes, mark: _Mark, *, is_chosen: bool) -> None:
-    """Filled if it passes the device's gate, hollow if it is refused."""
+    """Draws a variant: filled if it passes the device's gate, hollow if it is refused."""
     colour = _CHOSEN if is_chosen else _STOCK_COLOUR if mark.stock else _OURS
     passed = mark.variant.verdict.passed
     kind = (
@@ -134,7 +134,7 @@ def _draw_mark(ax: Axes, mark: _Mark, *, is_chosen: bool) -> None:
 
 
 def _shade(ax: Axes, panel: _Panel, profile: DeviceProfile) -> None:
-    """What the device forbids, where it lies inside the panel."""
+    """Shades the areas beyond the device's limits, if they are inside the panel."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     x, kl = panel.limit(profile), profile.max_kl
     line: dict[str, Any] = {"color": _FORBIDDEN, "zorder": 0, "linewidth": 0.8, "linestyle": "--"}
@@ -143,7 +143,7 @@ def _shade(ax: Axes, panel: _Panel, profile: DeviceProfile) -> None:
     if bottom < kl < top:
         ax.axhline(kl, **line)
         ax.axhspan(kl, top, **area)
-        if panel is _PANELS[0]:  # the axis is the same in both
+        if panel is _PANELS[0]:  # both panels share this axis
             ax.annotate(f"{profile.name}: KL {kl:g}", (right, kl), (-2, 2), **text)
     if left < x < right:
         ax.axvline(x, **line)
@@ -158,7 +158,7 @@ def _caption(result: JobResult, profile: DeviceProfile, drawn: set[str]) -> str:
     lines = [
         f"Reference: {r.architecture}, {r.parameters / 1e6:.4g} million parameters in float32, perplexity {r.ppl:.4g} "
         f"on {r.windows} windows of {r.window_tokens} tokens. {p.name} allows {max_bytes(p) / 1e6:g} MB, "
-        f"KL {p.max_kl:g} at the interval's upper end, and no fewer than {p.min_tokens_per_s:g} tokens/s.",
+        f"KL {p.max_kl:g} at the interval's upper end, and at least {p.min_tokens_per_s:g} tokens/s.",
         f"Choice: {result.choice.reason}.",
     ]
     if missing := [variant.recipe for variant in result.variants if variant.recipe not in drawn]:

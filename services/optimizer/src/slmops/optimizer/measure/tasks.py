@@ -1,8 +1,9 @@
-"""Task accuracy: questions with one right answer, from JSON lines.
+"""Measures task accuracy: questions with one right answer, from JSON lines.
 
-Multiple choice, `{"question", "choices", "answer": index}`: the choice whose log-likelihood per byte is highest, as
-`acc_norm` of EleutherAI's lm-evaluation-harness; chance is 1 / choices. Exact match, `{"prompt", "answer"}`: the first
-line of the greedy continuation, as SQuAD's without regard to case, spacing and (only around it) punctuation.
+Multiple choice, `{"question", "choices", "answer": index}`: the model's answer is the choice with the highest
+log-likelihood per byte, as in `acc_norm` of EleutherAI's lm-evaluation-harness; chance level is 1 / choices. Exact
+match, `{"prompt", "answer"}`: the model's answer is the first line of the greedy continuation. As in SQuAD, case and
+spacing are ignored, and also punctuation, but only around the answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.optimizer.measure.genai import GenaiModel
 
 _BUNDLED = files("slmops.optimizer") / "data" / "everyday.jsonl"
-_SPARE_TOKENS = 4  # an answer that goes on this long after the expected one's length is another answer
+_SPARE_TOKENS = 4  # an answer that is longer than the expected one by more than this is wrong
 _EXAMPLE = 'Write {"question": "…", "choices": ["…", "…"], "answer": 0} or {"prompt": "…", "answer": "…"}.'
 
 Shown = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
@@ -38,7 +39,7 @@ class MultipleChoice(BaseModel):
     @model_validator(mode="after")
     def _answer_is_a_choice(self) -> Self:
         if self.answer >= len(self.choices):
-            raise ValueError(f"answer {self.answer} of {len(self.choices)} choices, counted from 0")
+            raise ValueError(f"answer {self.answer} is not the index of one of {len(self.choices)} choices")
         return self
 
 
@@ -60,15 +61,18 @@ class Task(BaseModel):
 
 
 def bundled_tasks() -> tuple[Task, ...]:
-    """`everyday`: what a child knows, in multiple choice. Enough to see that a model is broken, not how good it is."""
+    """Returns the task `everyday`: multiple choice questions that a child can answer.
+
+    It shows that a model is broken, not how good it is.
+    """
     return (parse_task("everyday", _BUNDLED.read_text(encoding="utf-8")),)
 
 
 def read_tasks(paths: Sequence[Path]) -> tuple[Task, ...]:
-    """One task per file, named after it. Raises `NotFound`, and `InvalidMessage` with the number of the bad line."""
+    """Reads one task per file, named after it. Raises `NotFound`, and `InvalidMessage` with the bad line's number."""
     names = [path.stem for path in paths]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidMessage(f"there are several tasks {doubled[0]!r}", fix="Give each file another name.")
+        raise InvalidMessage(f"several task files have the name {doubled[0]!r}", fix="Rename one of them.")
     try:
         return tuple(parse_task(path.stem, path.read_text(encoding="utf-8")) for path in paths)
     except UnicodeDecodeError as error:
@@ -78,10 +82,10 @@ def read_tasks(paths: Sequence[Path]) -> tuple[Task, ...]:
 
 
 def parse_task(name: str, text: str) -> Task:
-    """Blank lines are skipped. Raises `InvalidMessage` with the number of the bad line."""
+    """Parses a task; skips blank lines. Raises `InvalidMessage` with the number of a bad line."""
     questions = [_question(name, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not questions:
-        raise InvalidMessage("a task without questions", where=name, fix=_EXAMPLE)
+        raise InvalidMessage("the task has no questions", where=name, fix=_EXAMPLE)
     return Task(name=name, digest=digest_of(text.encode()), questions=tuple(questions))
 
 
@@ -92,14 +96,14 @@ def _question(name: str, number: int, line: str) -> MultipleChoice | ExactMatch:
         return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        what = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+        what = f"{'.'.join(map(str, first['loc'])) or 'question'}: {first['msg']}"
     except json.JSONDecodeError as error:
         what = str(error)
     raise InvalidMessage(f"a question is not valid: {what}", where=f"{name} line {number}", fix=_EXAMPLE) from None
 
 
 def accuracy(model: GenaiModel, task: Task) -> float:
-    """Share of the questions that `model` answers right, 0 to 1; NaN if it has no likelihood for a choice."""
+    """Returns the share of questions that `model` answers correctly, 0 to 1; NaN if a choice has no likelihood."""
     return sum(_right(model, question) for question in task.questions) / len(task.questions)
 
 
@@ -124,4 +128,4 @@ def _first_line(model: GenaiModel, question: ExactMatch) -> str:
 
 def _plain(text: str) -> str:
     words = " ".join(text.casefold().split())
-    return words.strip(string.punctuation + " ") or words  # an answer may be nothing but punctuation
+    return words.strip(string.punctuation + " ") or words  # an answer may consist of punctuation only

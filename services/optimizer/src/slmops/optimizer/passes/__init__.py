@@ -1,8 +1,8 @@
-"""The passes that a recipe may name: one file each, one function each, and what it takes and gives.
+"""The passes of recipes, one file and one function each. A pass reads and writes one of three kinds of model.
 
 float    a Hugging Face directory in float32
 coded    `model/`, a float directory, and `codes.safetensors`: some of its matrices as integer codes on grids
-variant  an onnxruntime-genai folder: what a package is made of
+variant  an onnxruntime-genai folder, from which a package is made
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Params(BaseModel):
-    """A pass's parameters. A name that it does not know is refused: a typing error must not become a default."""
+    """The parameters of a pass. Unknown names are refused, because a typo must not silently select a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
     def calibrated(self) -> bool:
-        """Whether the pass reads calibration text, so that its output depends on it."""
+        """Whether the output of the pass depends on the calibration text."""
         return True
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may use besides its input."""
+    """The data and functions that a pass may use besides its input."""
 
     reference: Path
-    """The version itself as a float32 Hugging Face directory: the teacher of a distillation."""
+    """The version itself as a float32 Hugging Face directory; the teacher of a distillation."""
     export: Callable[[Path], Path]
-    """Float directory → its onnxruntime-genai folder in float32, made once."""
+    """Exports a float directory as an onnxruntime-genai folder in float32; the result is cached."""
     calibration: Callable[[], Tokens]
-    """Calibration tokens [windows, positions]; never those of an evaluation text."""
+    """Returns calibration tokens [windows, positions]; they never come from an evaluation text."""
     seed: int
     tell: Callable[[str, float], None]
-    """Progress for a person: what is happening, and the share of this pass that is done."""
+    """Reports progress: a text for people, and the share of this pass that is done."""
     predecessor: Path | None = None
-    """The genai folder of the variant that is replaced, if the job knows one."""
+    """The genai folder of the predecessor's variant, if there is one."""
     adapter: Path | None = None
-    """The LoRA as PEFT wrote it, with its base in `base`, if the version is one. `reference` is both merged."""
+    """The LoRA in PEFT's format with its base in `base`, if the version is a LoRA. `reference` is the merged model."""
     clock_s: Callable[[], float] = time.monotonic
-    """Seconds of a clock that never goes back, for budgets of time."""
+    """A monotonic clock in seconds, for time budgets."""
 
 
 class Function(Protocol):
-    """Writes `out`, which does not exist yet; it may leave it incomplete when it raises or is killed."""
+    """Runs a pass on `given` and writes `out`, which must not exist. After an error `out` may be incomplete."""
 
     def __call__(self, given: Path, out: Path, params: Any, context: Context) -> None: ...
 
 
 @dataclass(frozen=True)
 class Pass:
-    """`takes` the form that its input may have, `gives` that of its output."""
+    """A pass: `takes` is the kind of model that it reads, `gives` the kind that it writes."""
 
     takes: Form
     gives: Form
@@ -70,7 +70,7 @@ class Pass:
 
 
 def passes() -> Mapping[str, Pass]:
-    """Every pass by name."""
+    """Returns every pass by name."""
     from slmops.optimizer.passes import (
         anchor,
         build,

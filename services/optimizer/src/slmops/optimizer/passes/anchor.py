@@ -1,9 +1,9 @@
-"""A new version on its predecessor's grids: the predecessor's variant with only those codes changed that must be.
+"""Quantizes a new version on its predecessor's grids, changing as few codes of the predecessor's variant as possible.
 
-Quantized anew, a fine-tuned version gets new scales everywhere, though its weights hardly moved, and an update has to
-carry all of them. On the predecessor's grids scales and zeros stay, and so does a code whose weight is still near it:
-what is left to carry is about one code in two hundred (`slmops.kit.delta`). What that costs is measured and judged like
-every variant.
+If a fine-tuned version is quantized on new grids, all its scales differ although its weights hardly changed, and the
+update must contain all of them. On the predecessor's grids, scales and zeros stay, and so does every code that is still
+close to its weight. The update then contains about one code in two hundred (`slmops.kit.delta`). The loss of quality is
+measured and judged as for every variant.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 _MODEL = "model.onnx"
 _CODED = re.compile(r"(?P<matrix>.+)_(Q[48]|q(?P<part>\d*)_codes)")
-"""How the builder and `pack` name the codes of a matrix of the float graph, and of its rows in several parts."""
+"""The names that the builder and `pack` give to the codes of a matrix of the float graph, or of a part of its rows."""
 
 
 class Anchor(Params):
-    predecessor: Digest = Field(description="Identity of the variant whose grids are kept; the job brings its files")
+    predecessor: Digest = Field(description="Digest of the variant whose grids are kept; the job downloads its files")
     keep: float = Field(
         default=0.5,
         ge=0.5,
         le=2,
-        description="A code stays while its weight is within so many steps of it; 0.5 rounds to the nearest. More "
-        "forgets what was learned: of 8-bit matrices, which are the sensitive ones, 1.5 lost half of it",
+        description="A code stays if its weight is within this many steps of it; 0.5 rounds to the nearest. Larger "
+        "values lose what the version learned: 1.5 lost half of it in 8-bit matrices, the sensitive ones",
     )
     keep_embedding: float = Field(
         default=1.5,
         ge=0.5,
         le=8,
-        description="The same for an embedding in 8 bits: its steps are fine, and its codes half of an update",
+        description="The same for an 8-bit embedding, whose steps are fine and whose codes are half of an update",
     )
 
     max_changed: float = Field(
         default=0.2,
         gt=0,
         le=1,
-        description="Share of codes that may change; a version that is further away is another model, not an update",
+        description="Share of codes that may change; a version that changes more is not an update of its predecessor",
     )
 
     @property
@@ -61,21 +61,24 @@ class Anchor(Params):
 
 
 def run(given: Path, out: Path, params: Anchor, context: Context) -> None:
-    """Raises `OptimizationFailed` for a predecessor that is not there, is another architecture, or is too far away."""
+    """Runs the pass.
+
+    Raises `OptimizationFailed` if the predecessor is missing, has another architecture or differs too much.
+    """
     import onnx_ir as ir
 
     before = context.predecessor
     if before is None or not (before / _MODEL).is_file():
         raise OptimizationFailed(
-            f"the predecessor {params.predecessor} is not here", fix="Use a recipe without anchor for a first version."
+            f"the predecessor {params.predecessor} is missing", fix="Use a recipe without anchor for a first version."
         )
     context.tell("exporting the graph", 0.0)
     exported = context.export(given)
     context.tell("anchoring", 0.5)
     model = ir.load(before / _MODEL)
-    _Anchored(model, ir.load(exported / _MODEL), params).replace_all()
+    _Anchoring(model, ir.load(exported / _MODEL), params).replace_all()
     shutil.copytree(exported, out, ignore=shutil.ignore_patterns(f"{_MODEL}*"))
-    for path in ("genai_config.json", "tokenizer.json"):  # as `pack` left them, where they say the same
+    for path in ("genai_config.json", "tokenizer.json"):  # keep the predecessor's bytes if the content is the same
         if (before / path).is_file() and _same_json(before / path, out / path):
             shutil.copyfile(before / path, out / path)
     ir.save(model, out / _MODEL, external_data=f"{_MODEL}.data")
@@ -83,7 +86,7 @@ def run(given: Path, out: Path, params: Anchor, context: Context) -> None:
 
 @dataclass(frozen=True)
 class _Coded:
-    """Codes of consecutive rows of a matrix: initializers of the predecessor's graph."""
+    """The codes of consecutive rows of a matrix, as initializers of the predecessor's graph."""
 
     codes: ir.Value
     part: int
@@ -96,7 +99,9 @@ class _Coded:
         return found["matrix"]
 
 
-class _Anchored:
+class _Anchoring:
+    """Replaces the values of the predecessor's graph `before` by those of the new version's float graph `after`."""
+
     def __init__(self, before: ir.Model, after: ir.Model, params: Anchor) -> None:
         self._before, self._after = before.graph.initializers, after.graph.initializers
         self._params = params
@@ -120,28 +125,30 @@ class _Anchored:
     def _check_near(self) -> None:
         if (share := self._changed / max(self._codes, 1)) > self._params.max_changed:
             raise OptimizationFailed(
-                f"{share:.0%} of the codes would change: this is not a small update of its predecessor",
+                f"{share:.0%} of the codes would change: the version is not a small update of its predecessor",
                 fix="Use a recipe without anchor, or raise max_changed.",
             )
 
     def _matrix(self, name: str, parts: list[_Coded]) -> None:
         values = self._after.get(name)
         if values is None or values.const_value is None:
-            raise _other(f"its matrix {name} is not in the new version")
+            raise _different(f"the new version has no matrix {name}")
         weights = values.const_value.numpy()
         rows = weights if name in self._by_row else np.ascontiguousarray(weights.T)
         start = 0
         for part in parts:
             start += self._part(part, rows[start:])
         if start != rows.shape[0]:
-            raise _other(f"its matrix {name} has {start} rows, the new version's {rows.shape[0]}")
+            raise _different(f"its matrix {name} has {start} rows, the new version's {rows.shape[0]}")
 
     def _part(self, part: _Coded, rows: npt.NDArray[np.float32]) -> int:
-        """Replace the codes of the first of `rows`; how many those were."""
+        """Replaces the codes of the first rows of `rows`; returns the number of these rows."""
         old, scales, zeros = self._grid(part)
         count, columns = old.shape
         if rows.shape[0] < count or rows.shape[1] != columns:
-            raise _other(f"its matrix {part.matrix} has rows of {columns} values, the new version's {rows.shape[1]}")
+            raise _different(
+                f"its matrix {part.matrix} has rows of {columns} values, the new version's {rows.shape[1]}"
+            )
         blocks = rows[:count].reshape(count, scales.shape[1], -1)
         steps = blocks / np.where(scales == 0, 1, scales)[..., None] + zeros[..., None]
         nearest = np.clip(np.rint(steps), 0, 2**part.bits - 1).reshape(count, columns).astype(np.uint8)
@@ -155,7 +162,7 @@ class _Anchored:
         return int(count)
 
     def _grid(self, part: _Coded) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Codes [rows, columns]; scales and zeros [rows, blocks]."""
+        """Returns codes [rows, columns], scales [rows, blocks] and zeros [rows, blocks]."""
         stem = (part.codes.name or "").removesuffix("_codes")
         raw = self._array(part.codes.name or "")
         rows = raw.shape[0]
@@ -180,17 +187,17 @@ class _Anchored:
     def _array(self, name: str) -> npt.NDArray[np.generic]:
         value = self._before.get(name)
         if value is None or value.const_value is None:
-            raise _other(f"it has no {name}")
+            raise _different(f"it has no {name}")
         return value.const_value.numpy()
 
     def _plain(self, name: str, value: ir.Value) -> None:
-        """What is in float in both: norms, biases."""
-        there = self._before.get(name)
-        if there is None or there.const_value is None or value.const_value is None:
-            raise _other(f"the new version's {name} is not in it")
-        if there.const_value.shape != value.const_value.shape or there.const_value.dtype != value.const_value.dtype:
-            raise _other(f"its {name} is of another shape or kind")
-        _replace(there, value.const_value.numpy())
+        """Replaces a float tensor, such as a norm or a bias."""
+        old = self._before.get(name)
+        if old is None or old.const_value is None or value.const_value is None:
+            raise _different(f"it has no {name}")
+        if old.const_value.shape != value.const_value.shape or old.const_value.dtype != value.const_value.dtype:
+            raise _different(f"its {name} has another shape or type")
+        _replace(old, value.const_value.numpy())
 
 
 def _coded(graph: ir.Graph) -> Iterator[_Coded]:
@@ -204,7 +211,7 @@ def _coded(graph: ir.Graph) -> Iterator[_Coded]:
             continue
         seen.add(value.name)
         if not (found := _CODED.fullmatch(value.name)):
-            raise _other(f"its codes {value.name} have a name that is not known here")
+            raise _different(f"its codes have an unknown name {value.name}")
         yield _Coded(value, int(found["part"] or 0), node.attributes["bits"].as_int())
 
 
@@ -234,7 +241,8 @@ def _same_json(before: Path, after: Path) -> bool:
     return found[0] == found[1]
 
 
-def _other(why: str) -> OptimizationFailed:
+def _different(why: str) -> OptimizationFailed:
     return OptimizationFailed(
-        f"the predecessor is another kind of model: {why}", fix="Use a recipe without anchor: its update is larger."
+        f"the predecessor has a different structure: {why}",
+        fix="Use a recipe without anchor; the update will be larger.",
     )

@@ -1,4 +1,4 @@
-"""The onnxruntime-genai builder's own quantization, with its own options: what everybody ships, to compare with."""
+"""Quantizes with the onnxruntime-genai builder and its options, for comparison with the common practice."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ class Build(Params):
 
 
 def run(given: Path, out: Path, params: Build, context: Context) -> None:
-    """Raises `OptimizationFailed`."""
+    """Runs the pass. Raises `OptimizationFailed`."""
     context.tell(f"building {params.precision}", 0.0)
     export.build(given, out, params.precision, params.options)

@@ -1,7 +1,7 @@
-"""A float model opened as what it is: a row of decoder layers between an embedding and a head.
+"""Loads a float model as a sequence of decoder layers and runs, cuts and refits the layers one by one.
 
-The float passes change layers in memory. Layers are run one after the other on all calibration windows at once, so that
-a smaller model walks beside the one it was cut from and every layer is refitted to what is really fed to it.
+The float passes change layers in memory. They run each layer on all calibration windows before the next one. In this
+way a pruned model and its original run side by side, and every layer is refitted to the inputs that it really gets.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     import torch
 
 KEPT_TOKENS = "kept_tokens.npy"
-"""In a folder whose vocabulary was pruned: the reference's token id of every token, int64 [vocabulary]."""
+"""A file in folders with a pruned vocabulary: the reference's token id of every token, int64 [vocabulary]."""
 
-_RIDGE = 0.01  # of the mean diagonal, as GPTQ and SparseGPT damp their Hessians
-_BATCH = 4  # windows; more at once is not faster on a CPU
-_AT_ONCE = 1 / 256  # of the groups are dropped between two measurements of the others
+_RIDGE = 0.01  # times the mean diagonal; GPTQ and SparseGPT damp their Hessians in the same way
+_BATCH = 4  # windows; larger batches are not faster on a CPU
+_DROP_STEP = 1 / 256  # share of the groups that is dropped before the others are measured again
 
 
 def load(folder: Path) -> Any:
-    """The model in float32, ready for inference. Raises `UnsupportedArchitecture` if it has no row of layers."""
+    """Loads a model in float32 for inference. Raises `UnsupportedArchitecture` if it is not a sequence of layers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -41,7 +41,7 @@ def load(folder: Path) -> Any:
 
 
 def save(model: Any, given: Path, out: Path, *, leave_out: Sequence[str] = ()) -> None:
-    """Weights and configuration of `model`; tokenizer, template and everything else as in `given`."""
+    """Saves the weights and configuration of `model`; copies tokenizer, template and all other files from `given`."""
     model.save_pretrained(out)
     for path in sorted(given.iterdir()):
         weights = path.suffix == ".safetensors" or path.name.endswith(".index.json")
@@ -50,16 +50,18 @@ def save(model: Any, given: Path, out: Path, *, leave_out: Sequence[str] = ()) -
 
 
 def calibration(given: Path, context: Context, tokens: int | None = None) -> Tokens:
-    """About `tokens` calibration tokens as [windows, positions], from all over the text, in `given`'s vocabulary.
+    """Returns about `tokens` calibration tokens as [windows, positions], spread over the text, in `given`'s vocabulary.
 
-    A window with a token that `given` no longer has is left out. Raises `OptimizationFailed` if none is left.
+    Windows with a token that `given` no longer has are left out. Raises `OptimizationFailed` if no window is left.
     """
     windows, kept = context.calibration(), kept_tokens(given)
     if kept is not None:
         windows = _renumbered(windows, kept)
     if not windows.size:
         raise OptimizationFailed(
-            "no calibration text is left", where=str(given), fix="Give more text, or keep more of the vocabulary."
+            "the pruned vocabulary covers no window of the calibration text",
+            where=str(given),
+            fix="Use more calibration text, or keep more of the vocabulary.",
         )
     count = len(windows) if tokens is None else min(len(windows), max(1, tokens // windows.shape[1]))
     chosen: Tokens = windows[np.linspace(0, len(windows) - 1, count).astype(np.int64)]
@@ -67,7 +69,7 @@ def calibration(given: Path, context: Context, tokens: int | None = None) -> Tok
 
 
 def kept_tokens(given: Path) -> Tokens | None:
-    """The reference's token id of every token; None if the vocabulary is still the reference's."""
+    """Returns the reference's token id of every token; None if the vocabulary was not pruned."""
     path = given / KEPT_TOKENS
     return np.load(path) if path.exists() else None
 
@@ -80,7 +82,7 @@ def _renumbered(windows: Tokens, kept: Tokens) -> Tokens:
 
 
 def decoder_layers(model: Any) -> Any:
-    """Every layer has `mlp.down_proj` and `self_attn.o_proj`. Raises `UnsupportedArchitecture`."""
+    """Returns the layers; every layer has `mlp.down_proj` and `self_attn.o_proj`. Raises `UnsupportedArchitecture`."""
     import torch
 
     layers = getattr(model.get_decoder(), "layers", None)
@@ -88,14 +90,14 @@ def decoder_layers(model: Any) -> Any:
     names = {name for layer in layers or () for name, _ in layer.named_modules()}
     if not isinstance(layers, torch.nn.ModuleList) or not names.issuperset(parts):
         raise UnsupportedArchitecture(
-            f"{type(model).__name__} is not a row of layers with {' and '.join(parts)}",
+            f"{type(model).__name__} is not a sequence of layers with {' and '.join(parts)}",
             fix="Leave pruning, sparsity and distillation out of the recipe.",
         )
     return layers
 
 
 class Walk:
-    """Hidden states [windows, positions, hidden size] on their way through a model, layer by layer."""
+    """Runs a model layer by layer; `hidden` are the hidden states [windows, positions, hidden size] before a layer."""
 
     def __init__(self, model: Any, tokens: Tokens) -> None:
         import torch
@@ -103,24 +105,24 @@ class Walk:
         self._calls: list[Mapping[str, Any]] = []
         batches = torch.split(torch.from_numpy(tokens), _BATCH)
         self._enter(model, batches[0][:1])
-        calls = self._calls  # of one window, so that they fit batches of any size
+        calls = self._calls  # recorded with one window, so that they fit batches of any size
         self.hidden = torch.cat([self._enter(model, batch) for batch in batches])
         self._calls = calls[: len(decoder_layers(model))]
 
     def _enter(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
-        """What goes into the first layer. No layer computes anything."""
+        """Returns the input of the first layer, without running any layer. Records the arguments of each layer."""
         import torch
 
         entered: list[torch.Tensor] = []
 
-        def pass_by(hidden: torch.Tensor, **call: Any) -> torch.Tensor:
+        def record(hidden: torch.Tensor, **call: Any) -> torch.Tensor:
             entered.append(hidden)
             self._calls.append(call)
             return hidden
 
         layers = list(decoder_layers(model))
         for layer in layers:
-            layer.forward = pass_by
+            layer.forward = record
         try:
             with torch.no_grad():
                 model.get_decoder()(input_ids=tokens, use_cache=False)
@@ -130,21 +132,22 @@ class Walk:
         return entered[0]
 
     def through(self, layer: torch.nn.Module, number: int) -> torch.Tensor:
-        """What `layer`, the model's `number`th, makes of `hidden`, which stays as it is."""
+        """Returns the output of `layer`, the model's `number`th, for `hidden`; does not change `hidden`."""
         import torch
 
         with torch.no_grad():
             return torch.cat([layer(batch, **self._calls[number]) for batch in torch.split(self.hidden, _BATCH)])
 
     def normal(self, layer: Any, number: int, linear: torch.nn.Linear, target: torch.Tensor | None = None) -> Normal:
-        """The normal equations of `linear`, a part of `layer`. Wanted is what it gives now, and if there is a `target`
-        for the hidden states after this layer, what they lack of it too.
+        """Returns the normal equations for fitting `linear`, a part of `layer`.
 
-        A layer that normalizes its output before adding it (Gemma) is not corrected: that would not be linear.
+        The wanted output is the current output. If `target` gives the wanted hidden states after the layer, the
+        difference between `target` and the current hidden states is added. A layer that normalizes its output before
+        adding it (Gemma) is not corrected in this way, because the problem would not be linear.
         """
         import torch
 
-        reachable = target is not None and not hasattr(layer, "post_feedforward_layernorm")
+        corrected = target is not None and not hasattr(layer, "post_feedforward_layernorm")
         normal = Normal(linear)
         hook = linear.register_forward_hook(normal.see)
         try:
@@ -152,13 +155,13 @@ class Walk:
                 for start in range(0, len(self.hidden), _BATCH):
                     batch = slice(start, start + _BATCH)
                     after = layer(self.hidden[batch], **self._calls[number])
-                    normal.add(target[batch] - after if reachable and target is not None else None)
+                    normal.add(target[batch] - after if corrected and target is not None else None)
         finally:
             hook.remove()
         return normal
 
     def lengths(self, layer: torch.nn.Module, number: int) -> dict[str, torch.Tensor]:
-        """By name of every linear part of `layer`: the length of each of its inputs over all tokens, ‖X_j‖ [inputs]."""
+        """Returns for every linear part of `layer`, by name, the norm of each input over all tokens, ‖X_j‖ [inputs]."""
         import torch
 
         squares = {n: torch.zeros(m.in_features) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -176,7 +179,7 @@ class Walk:
 
 
 class Normal:
-    """Normal equations of a linear layer, its bias left aside.
+    """The normal equations of a linear layer without its bias.
 
     `gram` = XᵀX [inputs, inputs], `cross` = XᵀY [inputs, outputs], float64.
     """
@@ -214,18 +217,18 @@ def keep_outputs(linear: torch.nn.Linear, kept: torch.Tensor) -> None:
 
 
 def least_needed(linear: torch.nn.Linear, normal: Normal, width: int, drop: int) -> torch.Tensor:
-    """The inputs [kept] that stay when `drop` groups of `width` neighbouring inputs go.
+    """Returns the inputs [kept] that remain after dropping `drop` groups of `width` neighbouring inputs.
 
-    Greedy: what goes next changes the output least, provided that all other weights adapt to its absence. That is the
-    optimal brain surgeon (Hassibi & Stork 1993) on columns, as in SlimGPT (Ling et al. 2024): the error of dropping a
-    group g of `W` is tr(W_g (H⁻¹_gg)⁻¹ W_gᵀ) with H = XᵀX.
+    Greedy: each step drops the groups that change the output least when all other weights adapt. This is the optimal
+    brain surgeon (Hassibi & Stork 1993) on columns, as in SlimGPT (Ling et al. 2024): the error of dropping a group g
+    of `W` is tr(W_g (H⁻¹_gg)⁻¹ W_gᵀ) with H = XᵀX.
     """
     import torch
 
     weight, inverse = linear.weight.data.double(), torch.linalg.inv(normal.gram + _ridge(normal.gram))
     groups = torch.arange(linear.in_features).view(-1, width)
     alive = torch.ones(len(groups), dtype=torch.bool)
-    step = max(1, round(len(groups) * _AT_ONCE))
+    step = max(1, round(len(groups) * _DROP_STEP))
     for left in range(drop, 0, -step):
         blocks = inverse[groups[:, :, None], groups[:, None, :]]
         blocks = torch.linalg.inv(blocks + torch.eye(width, dtype=torch.float64) * ~alive[:, None, None])
@@ -242,7 +245,7 @@ def least_needed(linear: torch.nn.Linear, normal: Normal, width: int, drop: int)
 
 
 def refit(linear: torch.nn.Linear, normal: Normal, kept: torch.Tensor | None = None) -> None:
-    """Set the weight to the least-squares answer for the inputs `kept`, with a ridge towards what it is now."""
+    """Sets the weight to the least-squares solution for the inputs `kept`, with a ridge towards the current weight."""
     import torch
 
     gram, cross, weight = normal.gram, normal.cross, linear.weight.data

@@ -1,7 +1,7 @@
-"""Recovery by distillation (Hinton et al. 2015): the cut model learns the reference's distribution of every next token.
+"""Recovers quality by distillation (Hinton et al. 2015): the model learns the reference's next-token distribution.
 
-Embedding and head stay as they are: no pass before this one changes more than their number of rows, and Adam would
-move the rows of tokens that the text does not have as far as all others. Zeros stay zero: a sparse model stays sparse.
+Embedding and head are not trained: earlier passes change only their number of rows, and Adam would also move the rows
+of tokens that do not occur in the text. Weights that are zero stay zero, so a sparse model stays sparse.
 """
 
 from __future__ import annotations
@@ -23,38 +23,41 @@ if TYPE_CHECKING:
     import torch
 
 _STATE = "state.pt"
-_WARM_UP = 0.05  # of the budget
-_BATCH_TOKENS = 512  # at a time through both models: more is not faster on a CPU, and logits take memory
+_WARM_UP = 0.05  # share of the budget
+_BATCH_TOKENS = 512  # larger batches are not faster on a CPU, and their logits take memory
 TELL_S = 2.0
 
 
 class Distill(Params):
-    minutes: float | None = Field(default=None, gt=0, description="Budget of wall time; the result depends on the host")
-    tokens: int | None = Field(default=None, ge=1, description="Budget of tokens; same seed, same result")
-    temperature: float = Field(default=1.0, gt=0, description="Above 1 the teacher's unlikely tokens count more")
+    minutes: float | None = Field(default=None, gt=0, description="Time budget; the result depends on the host")
+    tokens: int | None = Field(default=None, ge=1, description="Token budget; the same seed gives the same result")
+    temperature: float = Field(default=1.0, gt=0, description="Above 1, the teacher's unlikely tokens count more")
     hidden: float = Field(
         default=1.0,
         ge=0,
-        description="Weight of the hidden states' relative error, layer by layer, beside the divergence",
+        description="Weight of the relative error of the hidden states of all layers, added to the divergence",
     )
-    learning_rate: float = Field(default=3e-4, gt=0, description="Peak; warmed up, then a cosine down to zero")
-    step_tokens: int = Field(default=1024, ge=1, description="Tokens between two changes of the weights")
+    learning_rate: float = Field(default=3e-4, gt=0, description="Peak learning rate, with warm-up and cosine decay")
+    step_tokens: int = Field(default=1024, ge=1, description="Tokens per optimizer step")
     checkpoint_s: float = Field(default=180, ge=0, description="Seconds between checkpoints")
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if self.minutes is None and self.tokens is None:
-            raise ValueError("give a budget: minutes, tokens or both")
+            raise ValueError("distill needs a budget: set minutes, tokens or both")
         return self
 
     def share(self, seconds: float, tokens: int) -> float:
-        """Of the budget that is spent; 1 and more ends it."""
+        """Returns the share of the budget that is spent; training ends at 1."""
         spent = seconds / (60 * self.minutes) if self.minutes else 0.0
         return max(spent, tokens / self.tokens) if self.tokens else spent
 
 
 def run(given: Path, out: Path, params: Distill, context: Context) -> None:
-    """A killed run continues from its last checkpoint, beside `out`. Raises `OptimizationFailed` if it diverges."""
+    """Runs the pass; a killed run continues from its last checkpoint, which is in a folder beside `out`.
+
+    Raises `OptimizationFailed` if training diverges.
+    """
     training = _Training(given, params, context)
     folder = out.with_name(out.name + ".checkpoint")
     training.restore(folder)
@@ -64,7 +67,7 @@ def run(given: Path, out: Path, params: Distill, context: Context) -> None:
 
 
 class _Training:
-    """One student on its way. What it does follows from step, seed and budget alone, unless the budget is time."""
+    """The training of one student. It is determined by step, seed and budget, unless the budget is a time."""
 
     def __init__(self, given: Path, params: Distill, context: Context) -> None:
         import torch
@@ -72,7 +75,7 @@ class _Training:
         self._params, self._context = params, context
         self._windows, self._kept = decoder.calibration(given, context), decoder.kept_tokens(given)
         self._teacher, self.student = decoder.load(context.reference), decoder.load(given)
-        self._weights = _trained(self.student)
+        self._weights = _trainable(self.student)
         self._adam = torch.optim.AdamW(self._weights.values(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self._per_step = max(1, params.step_tokens // self._windows.shape[1])
         self._steps, self._start = 0, context.clock_s()
@@ -96,7 +99,7 @@ class _Training:
         self._adam.load_state_dict(state["adam"])
         self._steps, self._start = state["steps"], self._context.clock_s() - state["seconds"]
 
-    def _keep(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
         import torch
 
         folder.mkdir(exist_ok=True)
@@ -105,19 +108,19 @@ class _Training:
         os.replace(folder / f"{_STATE}.part", folder / _STATE)
 
     def finish(self, folder: Path) -> None:
-        """Train until the budget is spent."""
-        kept = told = self._seconds
+        """Trains until the budget is spent."""
+        saved = reported = self._seconds
         while (share := self._share) < 1:
             divergence = self._step(share)
-            if self._seconds - told > TELL_S:
+            if self._seconds - reported > TELL_S:
                 self._context.tell(f"distilling, KL {divergence:.3f}", share)
-                told = self._seconds
-            if self._seconds - kept >= self._params.checkpoint_s:
-                self._keep(folder)
-                kept = self._seconds
+                reported = self._seconds
+            if self._seconds - saved >= self._params.checkpoint_s:
+                self._save(folder)
+                saved = self._seconds
 
     def _step(self, share: float) -> float:
-        """Change the weights once, after the windows of one step; the mean divergence on them."""
+        """Runs one optimizer step; returns the mean divergence on its windows."""
         self._adam.param_groups[0]["lr"] = self._params.learning_rate * _schedule(share)
         mean = 0.0
         for batch in self._batches():
@@ -126,7 +129,7 @@ class _Training:
             mean += float(divergence.detach()) * len(batch) / self._per_step
         if not math.isfinite(mean):
             raise OptimizationFailed(
-                f"the training diverged after {self._steps} steps", fix="Give distill a lower learning_rate."
+                f"the training diverged after {self._steps} steps", fix="Use a lower learning_rate in distill."
             )
         self._adam.step()
         self._adam.zero_grad()
@@ -134,7 +137,7 @@ class _Training:
         return mean
 
     def _batches(self) -> list[Tokens]:
-        """The windows of this step. Every window comes once in an order of its own, then again in another."""
+        """Returns the windows of this step. Every epoch uses all windows once, in its own random order."""
         first = self._steps * self._per_step
         places = [divmod(number, len(self._windows)) for number in range(first, first + self._per_step)]
         orders = {e: np.random.default_rng([self._context.seed, e]).permutation(len(self._windows)) for e, _ in places}
@@ -142,7 +145,7 @@ class _Training:
         return np.array_split(chosen, math.ceil(chosen.size / _BATCH_TOKENS))
 
     def _loss(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Divergence in nats per token at the temperature, and what is minimized."""
+        """Returns the divergence in nats per token at the temperature, and the loss."""
         import torch
 
         with torch.no_grad():
@@ -162,7 +165,7 @@ class _Training:
 
 
 def _divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) per token, times temperature squared, so that gradients keep their size."""
+    """Returns KL(teacher || student) per token times the squared temperature, which keeps the size of gradients."""
     import torch
 
     found, expected = (torch.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
@@ -171,7 +174,7 @@ def _divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float
 
 
 def _distance(student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Squared distance by squared length, mean over tokens and layers; of the last alone if layers were dropped."""
+    """Returns the squared relative distance, mean over tokens and layers; if layers were dropped, of the last layer."""
     import torch
 
     pairs = list(zip(student, teacher, strict=False))[1:]  # the first are both the embedding
@@ -180,8 +183,8 @@ def _distance(student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ..
     return torch.stack([((a - b).square().sum(-1) / b.square().sum(-1)).mean() for a, b in pairs]).mean()
 
 
-def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Every parameter but embedding and head; the gradient of a weight that is zero is zero."""
+def _trainable(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Returns all parameters except embedding and head; masks the gradients of weights that are zero."""
     model.requires_grad_(False)
     fixed = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     weights = {name: weight for name, weight in model.named_parameters() if id(weight) not in fixed}

@@ -1,7 +1,7 @@
-"""Codes into the graph: every matrix of the float export that has codes becomes a MatMulNBits on exactly those codes.
+"""Writes the codes into the graph: every coded matrix of the float export becomes a MatMulNBits with the same codes.
 
-Which matrix is which is found by its values, not by its name: a column of a graph's MatMul is a row of a Hugging Face
-parameter. So packed, split and renamed projections need no table per architecture.
+Matrices are identified by their values, not by their names: a column of a graph's MatMul is a row of a Hugging Face
+parameter. Therefore packed, split and renamed projections need no table per architecture.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _MODEL = "model.onnx"
 
 class Pack(Params):
     accuracy_level: int = Field(
-        default=4, ge=0, le=4, description="4: activations are rounded to int8 in the kernel, the only fast one on CPUs"
+        default=4, ge=0, le=4, description="4: the kernel rounds activations to int8; only this level is fast on CPUs"
     )
 
     adapters: tuple[str, ...] = Field(
         default=(),
-        description="Projections at which the graph takes a LoRA, like q_proj. A version that is an adapter then comes "
-        "as a file beside its quantized base instead of merged into it",
+        description="Projections at which the graph takes a LoRA, such as q_proj. A version that is an adapter is then "
+        "delivered as a file beside its quantized base instead of being merged into it",
     )
 
     @property
@@ -49,7 +49,7 @@ class Pack(Params):
 
 
 def run(given: Path, out: Path, params: Pack, context: Context) -> None:
-    """Raises `OptimizationFailed` if a coded parameter is nowhere in the graph."""
+    """Runs the pass. Raises `OptimizationFailed` if a coded parameter is not in the graph."""
     import onnx_ir as ir
 
     context.tell("exporting the graph", 0.0)
@@ -80,7 +80,7 @@ class _Packer:
         self._branches = branches
         self._shared: dict[str, tuple[Coded, list[ir.Value]]] = {}
         self._used: set[str] = set()
-        self._preamble: list[ir.Node] = []  # what constants are computed by, in order
+        self._preamble: list[ir.Node] = []  # nodes that compute constants, in order
         model.opset_imports.setdefault(_MICROSOFT, 1)
 
     def replace_all(self) -> None:
@@ -94,12 +94,12 @@ class _Packer:
             del self._graph.initializers[name]
         if missing := sorted(set(self._coded) - self._used):
             raise OptimizationFailed(
-                f"{len(missing)} quantized parameters are not in the exported graph, the first is {missing[0]}",
+                f"{len(missing)} quantized parameters are not in the exported graph, such as {missing[0]}",
                 fix="Leave them out of the quantize pass.",
             )
 
     def halve_rotations(self) -> None:
-        """The tables of sines and cosines in float16: their error, 2e-4, is far below that of the weights."""
+        """Stores the sine and cosine tables in float16. The error of 2e-4 is far below that of the weights."""
         for name in ("cos_cache", "sin_cache"):
             table = self._graph.initializers.get(name)
             if table is not None and table.const_value is not None:
@@ -110,7 +110,8 @@ class _Packer:
         self._graph.insert_before(self._graph[0], self._preamble)
 
     def _matmul(self, node: ir.Node) -> None:
-        """A matrix whose parts have codes of different kinds becomes one node for each, and their outputs joined."""
+        """Replaces a MatMul. If parts of its matrix have different kinds of codes, each part becomes a node, and their
+        outputs are concatenated."""
         weight = node.inputs[1]
         origin = self._origin(weight, transposed=True)
         if not origin or weight is None:
@@ -129,10 +130,10 @@ class _Packer:
             for new in nodes:
                 new.outputs[0].name = f"{new.name}/output_0"
             nodes.append(self._node("Concat", [new.outputs[0] for new in nodes], {"axis": -1}, node, domain=""))
-        self._swap(node, self._branches.added(node, nodes[-1], origin))
+        self._swap(node, self._branches.add(node, nodes[-1], origin))
 
     def _gather(self, node: ir.Node) -> None:
-        """An embedding: `Gather(matrix)`, or tied to the head, `Gather(Transpose(head))`."""
+        """Replaces an embedding: `Gather(matrix)`, or `Gather(Transpose(head))` if it is tied to the head."""
         data = node.inputs[0]
         producer = data.producer() if data is not None else None
         tied = producer.inputs[0] if producer is not None and producer.op_type == "Transpose" else None
@@ -163,10 +164,10 @@ class _Packer:
 
     def _coded_of(self, parts: Sequence[Part]) -> list[Coded]:
         self._used |= {name for name, _, _ in parts}
-        return _joined([(self._coded[name], row, count) for name, row, count in parts])
+        return _join([(self._coded[name], row, count) for name, row, count in parts])
 
     def _initializers(self, name: str, found: Coded) -> list[ir.Value]:
-        """Packed codes, scales as float32 and packed zeros, as MatMulNBits takes them."""
+        """Returns packed codes, float32 scales and packed zeros, in the layout of MatMulNBits."""
         rows, blocks = found.zeros.shape
         packed = to_bytes(found.codes, found.bits).reshape(rows, blocks, found.block * found.bits // 8)
         inputs = [self._constant(f"{name}_codes", packed), self._scales(f"{name}_scales", found)]
@@ -175,7 +176,7 @@ class _Packer:
         return inputs
 
     def _scales(self, name: str, found: Coded) -> ir.Value:
-        """Float32, computed once from what is stored, when a session is made and before it packs the matrix."""
+        """Returns float32 scales. The runtime computes them once, when it creates a session."""
         scales = self._widened(name, found.scale_codes)
         if found.scale_codes.dtype == np.float16:
             return scales
@@ -185,7 +186,7 @@ class _Packer:
         return product.outputs[0]
 
     def _widened(self, name: str, values: npt.NDArray[Any]) -> ir.Value:
-        """A float32 value that is stored narrower."""
+        """Returns a float32 value that is stored in a smaller type."""
         cast = self._node("Cast", [self._constant(f"{name}_narrow", values)], {"to": 1}, None, domain="")
         cast.outputs[0].name = f"{name}_wide"
         return cast.outputs[0]
@@ -222,8 +223,8 @@ class _Packer:
         ir.convenience.replace_nodes_and_values(self._graph, old, [old], [], [old.outputs[0]], [new.outputs[0]])
 
 
-def _joined(parts: Sequence[tuple[Coded, int, int]]) -> list[Coded]:
-    """Neighbours with the same bits and block as one."""
+def _join(parts: Sequence[tuple[Coded, int, int]]) -> list[Coded]:
+    """Joins neighbours with the same bits, block and type of scales."""
     found = []
     for kind, group in groupby(parts, key=lambda part: (part[0].bits, part[0].block, part[0].scale_codes.dtype)):
         rows = list(group)
@@ -236,7 +237,7 @@ def _joined(parts: Sequence[tuple[Coded, int, int]]) -> list[Coded]:
 
 
 def to_bytes(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """4-bit values two to a byte, the first in the low half; an odd row is padded with zero."""
+    """Packs two 4-bit values into a byte, the first in the low half; pads an odd row with zero."""
     if bits == 8:
         return values
     if values.shape[1] % 2:
@@ -246,7 +247,7 @@ def to_bytes(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
 
 
 def _minify(tokenizer: Path) -> None:
-    """Without its indentation: a third of the file."""
+    """Removes the indentation, which is a third of the file."""
     if tokenizer.exists():
         content = json.loads(tokenizer.read_bytes())
         tokenizer.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Fewer layers: those go that change the hidden state least, and the layer before each gap is refitted to bridge it."""
+"""Drops the layers that change the hidden state least, and refits the layer before each gap to replace them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from slmops.optimizer.passes import Context, Params, Tokens, decoder
 
 class PruneDepth(Params):
     layers: int = Field(ge=1, description="how many layers to drop; the first and the last always stay")
-    tokens: int = Field(default=16384, ge=256, description="calibration tokens that the choice and the refit look at")
+    tokens: int = Field(default=16384, ge=256, description="calibration tokens for the choice and the refit")
 
 
 def run(given: Path, out: Path, params: PruneDepth, context: Context) -> None:
-    """Raises `UnsupportedArchitecture`, and `OptimizationFailed` if there are not that many layers to drop."""
+    """Runs the pass. Raises `UnsupportedArchitecture`, and `OptimizationFailed` if there are too few layers to drop."""
     import torch
 
     original, model = decoder.load(given), decoder.load(given)
     layers = decoder.decoder_layers(model)
     if params.layers > len(layers) - 2:
         raise OptimizationFailed(
-            f"{params.layers} of {len(layers)} layers cannot go: the first and the last stay", fix="Drop fewer."
+            f"cannot drop {params.layers} of {len(layers)} layers: the first and the last must stay",
+            fix="Drop fewer layers.",
         )
     tokens = decoder.calibration(given, context, params.tokens)
     context.tell("measuring layers", 0.0)
@@ -40,7 +41,7 @@ def run(given: Path, out: Path, params: PruneDepth, context: Context) -> None:
 
 
 def influences(model: Any, tokens: Tokens) -> list[float]:
-    """Of every layer: 1 - mean cosine of the hidden states before and after (ShortGPT, Men et al. 2024)."""
+    """Returns for every layer 1 - mean cosine of the hidden states before and after (ShortGPT, Men et al. 2024)."""
     import torch
 
     walk, found = decoder.Walk(model, tokens), []
@@ -57,13 +58,13 @@ def _kept(influence: Sequence[float], drop: int) -> list[int]:
 
 
 def _bridge(original: Any, model: Any, tokens: Tokens, kept: Sequence[int], context: Context) -> None:
-    """Each kept layer is refitted to give what the original has where the next kept layer begins."""
+    """Refits each kept layer to the hidden states that the original has before the next kept layer."""
     teacher, student = decoder.Walk(original, tokens), decoder.Walk(model, tokens)
     whole, layers = decoder.decoder_layers(original), decoder.decoder_layers(model)
     for number, following in zip(kept, [*kept[1:], len(layers)], strict=True):
-        context.tell("bridging gaps", number / len(layers))
-        for place in range(number, following):
-            teacher.hidden = teacher.through(whole[place], place)
+        context.tell("refitting layers", number / len(layers))
+        for index in range(number, following):
+            teacher.hidden = teacher.through(whole[index], index)
         layer = layers[number]
         decoder.refit(layer.mlp.down_proj, student.normal(layer, number, layer.mlp.down_proj, teacher.hidden))
         student.hidden = student.through(layer, number)

@@ -1,4 +1,4 @@
-"""Fewer attention heads: whole groups of query heads with the key and value head that they share."""
+"""Drops attention heads: whole groups of query heads together with the key and value head that they share."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from slmops.optimizer.passes import Context, Params, decoder
 
 class PruneHeads(Params):
     groups: int = Field(ge=1, description="how many key-value heads to drop in every layer, each with its query heads")
-    tokens: int = Field(default=16384, ge=256, description="calibration tokens that the choice and the refit look at")
+    tokens: int = Field(default=16384, ge=256, description="calibration tokens for the choice and the refit")
 
 
 def run(given: Path, out: Path, params: PruneHeads, context: Context) -> None:
-    """Raises `UnsupportedArchitecture`, and `OptimizationFailed` if no group would be left."""
+    """Runs the pass. Raises `UnsupportedArchitecture`, and `OptimizationFailed` if no group would be left."""
     original, model = decoder.load(given), decoder.load(given)
     config: Any = model.config
     if params.groups >= config.num_key_value_heads:
         raise OptimizationFailed(
-            f"{params.groups} of {config.num_key_value_heads} key-value heads cannot go: one must stay",
-            fix="Drop fewer.",
+            f"cannot drop {params.groups} of {config.num_key_value_heads} key-value heads: one must stay",
+            fix="Drop fewer groups.",
         )
     model.config = narrowed = _narrowed(config, params.groups)
     tokens = decoder.calibration(given, context, params.tokens)
@@ -42,7 +42,7 @@ def run(given: Path, out: Path, params: PruneHeads, context: Context) -> None:
 def _narrowed(config: Any, drop: int) -> Any:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     narrowed = copy.deepcopy(config)
-    # Said even where it was implied: hidden size by number of heads is no longer it.
+    # Always explicit: after pruning it is no longer the hidden size divided by the number of heads.
     narrowed.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     narrowed.num_key_value_heads = groups - drop
     narrowed.num_attention_heads = heads // groups * (groups - drop)
@@ -50,7 +50,7 @@ def _narrowed(config: Any, drop: int) -> Any:
 
 
 def _prune(attention: Any, narrowed: Any, normal: decoder.Normal) -> None:
-    """`q_proj`, `k_proj` and `v_proj`, or all as one matrix in this order."""
+    """Prunes `q_proj`, `k_proj` and `v_proj`, or one matrix that has all three in this order, and refits `o_proj`."""
     import torch
 
     groups, size = attention.config.num_key_value_heads, narrowed.head_dim
@@ -66,7 +66,7 @@ def _prune(attention: Any, narrowed: Any, normal: decoder.Normal) -> None:
     else:
         raise UnsupportedArchitecture(
             f"{type(attention).__name__} has no query, key and value projections",
-            fix="Leave prune_heads out of the recipe.",
+            fix="Leave prune-heads out of the recipe.",
         )
     attention.config = narrowed
     decoder.refit(attention.o_proj, normal, kept)

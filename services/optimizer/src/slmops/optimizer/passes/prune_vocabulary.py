@@ -1,7 +1,7 @@
-"""Fewer tokens: embedding, head and a byte-level BPE tokenizer without those that the calibration text does not need.
+"""Drops tokens that the calibration text does not need, from embedding, head and a byte-level BPE tokenizer.
 
-A text whose tokens are all kept is tokenized as before: with a token stays everything that merges make it from, and
-merges keep their order. Any other text falls into smaller pieces, at worst into bytes.
+A text whose tokens are all kept is tokenized as before: if a token is kept, so are all tokens from which merges make
+it, and merges keep their order. Other text is split into smaller tokens, at worst into bytes.
 """
 
 from __future__ import annotations
@@ -19,29 +19,32 @@ from slmops.contracts.errors import OptimizationFailed, UnsupportedArchitecture
 from slmops.optimizer.passes import Context, Params, Tokens, decoder
 
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-_SAID_TWICE = ("vocab.json", "merges.txt", "added_tokens.json")  # older forms of what tokenizer.json holds
+_REDUNDANT = ("vocab.json", "merges.txt", "added_tokens.json")  # older files with the content of tokenizer.json
 
 
 class PruneVocabulary(Params):
     size: int | None = Field(
         default=None,
         ge=1,
-        description="Tokens to keep: special ones and single bytes, then the most frequent in the calibration text, "
-        "then the tokenizer's earliest; null keeps what the text has, and no more",
+        description="Number of tokens to keep: special tokens and single bytes, then the most frequent in the "
+        "calibration text, then the first of the tokenizer; null keeps only tokens that occur in the text",
     )
 
 
 def run(given: Path, out: Path, params: PruneVocabulary, context: Context) -> None:
-    """Leaves the reference's ids of the kept tokens in `kept_tokens.npy`. Raises `UnsupportedArchitecture` if the
-    tokenizer is another, and `OptimizationFailed` if `size` does not hold what must stay."""
+    """Runs the pass; writes the reference's ids of the kept tokens to `kept_tokens.npy`.
+
+    Raises `UnsupportedArchitecture` for another kind of tokenizer, and `OptimizationFailed` if `size` is too small for
+    the tokens that must stay.
+    """
     model = decoder.load(given)
     tokenizer = _read(given)
     windows = decoder.calibration(given, context)
     rows = model.get_input_embeddings().weight.shape[0]
     counts = np.bincount(windows.ravel(), minlength=rows)
     configs = [config for config in (model.config, model.generation_config) if config is not None]
-    said = {number for config in configs for ids in _token_ids(config).values() for number in _listed(ids)}
-    kept = _kept(tokenizer, counts, params.size, {number for number in said if 0 <= number < rows})
+    named = {number for config in configs for ids in _token_ids(config).values() for number in _listed(ids)}
+    kept = _kept(tokenizer, counts, params.size, {number for number in named if 0 <= number < rows})
     numbers = {int(old): new for new, old in enumerate(kept)}
     _cut(model, kept)
     for config in configs:
@@ -52,7 +55,7 @@ def run(given: Path, out: Path, params: PruneVocabulary, context: Context) -> No
     _write_config(given, out, numbers)
     before = decoder.kept_tokens(given)
     np.save(out / decoder.KEPT_TOKENS, kept if before is None else before[kept])
-    decoder.save(model, given, out, leave_out=_SAID_TWICE)
+    decoder.save(model, given, out, leave_out=_REDUNDANT)
 
 
 def _read(given: Path) -> dict[str, Any]:
@@ -65,29 +68,29 @@ def _read(given: Path) -> dict[str, Any]:
         raise UnsupportedArchitecture(
             f"the tokenizer is {found['model'].get('type')}, not byte-level BPE",
             where=str(given),
-            fix="Leave prune_vocabulary out of the recipe.",
+            fix="Leave prune-vocabulary out of the recipe.",
         )
     return found
 
 
 def _parts(stage: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """A stage of a tokenizer, or those that it is a sequence of."""
+    """Returns a stage of a tokenizer and, if it is a sequence, all its parts."""
     if stage is None:
         return []
     inner = [part for key in ("pretokenizers", "processors") for part in stage.get(key, ())]
     return [stage, *(found for part in inner for found in _parts(part))]
 
 
-def _kept(tokenizer: Mapping[str, Any], counts: Tokens, size: int | None, said: set[int]) -> Tokens:
-    """Sorted ids."""
+def _kept(tokenizer: Mapping[str, Any], counts: Tokens, size: int | None, named: set[int]) -> Tokens:
+    """Returns the sorted ids of the tokens to keep; `named` are ids that the model's configuration names."""
     vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
     parts = _made_of(tokenizer)
     must = {number for token, number in vocabulary.items() if len(token) == 1}
-    must |= {added["id"] for added in tokenizer["added_tokens"]} | said
+    must |= {added["id"] for added in tokenizer["added_tokens"]} | named
     limit = len(counts) if size is None else size
     if len(must) > limit:
         raise OptimizationFailed(
-            f"{len(must)} special tokens and bytes must stay, more than {limit}", fix="Keep a larger vocabulary."
+            f"{len(must)} special tokens and bytes must stay, but size is {limit}", fix="Use a larger size."
         )
     order = sorted(vocabulary.values(), key=lambda number: (-counts[number], number))
     for number in order if size is not None else (n for n in order if counts[n]):
@@ -98,13 +101,13 @@ def _kept(tokenizer: Mapping[str, Any], counts: Tokens, size: int | None, said: 
 
 
 def _merges(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Older files write a pair as one string."""
+    """Returns the merges as pairs; older files write a pair as one string."""
     pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in tokenizer["model"]["merges"])
     return [(left, right) for left, right in pairs]
 
 
 def _made_of(tokenizer: Mapping[str, Any]) -> dict[int, set[int]]:
-    """By token, the two of every merge that makes it."""
+    """Returns for every token the tokens from which merges make it."""
     vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
     parts: dict[int, set[int]] = defaultdict(set)
     for left, right in _merges(tokenizer):
@@ -136,7 +139,7 @@ def _cut(model: Any, kept: Tokens) -> None:
 
 
 def _token_ids(config: Any) -> dict[str, int | list[int]]:
-    """What a configuration says about single tokens, `eos_token_id` and its like."""
+    """Returns the token ids in a configuration, such as `eos_token_id`."""
     return {k: ids for k, ids in config.to_dict().items() if k.endswith("_token_id") and isinstance(ids, int | list)}
 
 
@@ -145,7 +148,7 @@ def _listed(ids: int | list[int]) -> list[int]:
 
 
 def _renumbered(ids: int | list[int], numbers: Mapping[int, int]) -> int | list[int] | None:
-    """None for an id that never was a token, as -1."""
+    """Returns the new ids; None for an id that is not a token, such as -1."""
     return [numbers[i] for i in ids if i in numbers] if isinstance(ids, list) else numbers.get(ids)
 
 

@@ -1,4 +1,4 @@
-"""Fewer channels in every MLP: those that the others can best stand in for, and the others refitted to do so."""
+"""Drops the channels of every MLP that the other channels can replace best, and refits the others to replace them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from pydantic import Field
 from slmops.contracts.errors import OptimizationFailed, UnsupportedArchitecture
 from slmops.optimizer.passes import Context, Params, decoder
 
-_MULTIPLE = 32  # a block of quantization may not go over the end of a row
+_MULTIPLE = 32  # a quantization block must not cross the end of a row
 
 
 class PruneWidth(Params):
     share: float = Field(gt=0, lt=1, description="share of every MLP's channels to drop; rounded to a multiple of 32")
-    tokens: int = Field(default=16384, ge=256, description="calibration tokens that the choice and the refit look at")
+    tokens: int = Field(default=16384, ge=256, description="calibration tokens for the choice and the refit")
 
 
 def run(given: Path, out: Path, params: PruneWidth, context: Context) -> None:
-    """Raises `UnsupportedArchitecture`, and `OptimizationFailed` if nothing or everything would go."""
+    """Runs the pass.
+
+    Raises `UnsupportedArchitecture`, and `OptimizationFailed` if no channel or every channel would be dropped.
+    """
     original, model = decoder.load(given), decoder.load(given)
     config: Any = model.config
     drop = _dropped(config.intermediate_size, params.share)
@@ -39,14 +42,14 @@ def _dropped(size: int, share: float) -> int:
     left = round(size * (1 - share) / _MULTIPLE) * _MULTIPLE
     if not 0 < left < size:
         raise OptimizationFailed(
-            f"a share of {share:g} of {size} channels leaves {left}, in multiples of {_MULTIPLE}",
+            f"dropping a share of {share:g} of {size} channels leaves {left}, rounded to a multiple of {_MULTIPLE}",
             fix="Choose another share.",
         )
     return size - left
 
 
 def _prune(mlp: Any, drop: int, normal: decoder.Normal) -> None:
-    """`gate_proj` and `up_proj`, or both as one matrix, first all gates, then all ups."""
+    """Prunes `gate_proj` and `up_proj`, or one matrix that has all gates and then all ups, and refits `down_proj`."""
     import torch
 
     kept = decoder.least_needed(mlp.down_proj, normal, 1, drop)
@@ -57,6 +60,6 @@ def _prune(mlp: Any, drop: int, normal: decoder.Normal) -> None:
         decoder.keep_outputs(mlp.up_proj, kept)
     else:
         raise UnsupportedArchitecture(
-            f"{type(mlp).__name__} has no gate and up projection", fix="Leave prune_width out of the recipe."
+            f"{type(mlp).__name__} has no gate and up projection", fix="Leave prune-width out of the recipe."
         )
     decoder.refit(mlp.down_proj, normal, kept)

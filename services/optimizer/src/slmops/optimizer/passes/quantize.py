@@ -1,4 +1,4 @@
-"""Weight quantization: float matrices → codes on grids, by rounding or calibrated, with more bits where it pays."""
+"""Quantizes float matrices to codes on grids, by rounding or with calibration; sensitive matrices get more bits."""
 
 from __future__ import annotations
 
@@ -19,36 +19,35 @@ if TYPE_CHECKING:
     import torch
 
 UPGRADED_BITS = 8
-_WIDE = 64  # among 4-bit matrices those with 8 bits lose next to nothing, so they need not have as many scales
 
 
 class Quantize(Params):
     method: Literal["rtn", "searched", "gptq"] = Field(
         default="searched",
-        description="rtn: nearest on a grid over each block's extremes; searched: the grid with the least squared "
-        "error; gptq: searched, then each column's error is made up for in the others, on calibration text",
+        description="rtn: rounds to a grid between each block's extremes; searched: uses the grid with the least "
+        "squared error; gptq: as searched, then corrects each column's error in the next columns, on calibration text",
     )
     bits: Literal[4, 8] = 4
     block: Literal[16, 32, 64, 128] = Field(default=32, description="Weights that share a scale and a zero")
     scale_bits: Literal[8, 16] = Field(
-        default=16, description="8: a block's scale is a multiple of a 255th of its row's largest"
+        default=16, description="8: a block's scale is a multiple of 1/255 of the largest scale of its row"
     )
-    symmetric: bool = Field(default=False, description="No zeros: fewer bytes, coarser")
+    symmetric: bool = Field(default=False, description="Stores no zeros: fewer bytes, lower fidelity")
     embedding_bits: Literal[4, 8] | None = Field(
-        default=8, description="Of the embedding, and of the head that is tied to it; null leaves it in float32"
+        default=8, description="Bits of the embedding and of a head that is tied to it; null leaves them in float32"
     )
     upgraded_share: float = Field(
         default=0, ge=0, le=1, description="Share of the layers' weights that get 8 bits, the most sensitive first"
     )
     windows: int = Field(default=96, ge=1, description="Calibration windows for gptq")
-    sensitivity_windows: int = Field(default=16, ge=1, description="Of those, how many sensitivity is measured on")
-    guided: bool = Field(default=True, description="gptq weighs each position by its gradient's energy")
+    sensitivity_windows: int = Field(default=16, ge=1, description="Windows of these for measuring sensitivity")
+    guided: bool = Field(default=True, description="gptq weights each position by the energy of its gradient")
     damping: float = Field(default=0.01, gt=0, le=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.upgraded_share and self.bits == UPGRADED_BITS:
-            raise ValueError("upgraded_share means nothing where all have 8 bits already")
+            raise ValueError("upgraded_share has no effect with bits: 8")
         return self
 
     @property
@@ -57,12 +56,11 @@ class Quantize(Params):
 
 
 def run(given: Path, out: Path, params: Quantize, context: Context) -> None:
-    """Raises `OptimizationFailed` for a model with a matrix that no block size divides."""
+    """Runs the pass. Raises `OptimizationFailed` if the block size does not divide the columns of a matrix."""
     out.mkdir()
     (out / codes.MODEL_FOLDER).symlink_to(given.resolve(), target_is_directory=True)
     model = decoder.load(given)
-    found = _Quantizer(model, params, context).quantized()
-    codes.save(out, found)
+    codes.save(out, _Quantizer(model, params, context).quantize())
 
 
 class _Quantizer:
@@ -79,14 +77,14 @@ class _Quantizer:
         self._energies: fisher.Energies = {}
         self._upgraded: frozenset[str] = frozenset()
 
-    def quantized(self) -> dict[str, codes.Coded]:
+    def quantize(self) -> dict[str, codes.Coded]:
         import torch
 
         if self._params.upgraded_share or (self._params.method == "gptq" and self._params.guided):
             self._measure()
         with torch.inference_mode():
-            found = self._calibrated() if self._params.method == "gptq" else self._rounded()
-            return found | self._embedded()
+            found = self._calibrate() if self._params.method == "gptq" else self._round()
+            return found | self._quantize_embedding()
 
     def _measure(self) -> None:
         assert self._tokens is not None
@@ -111,12 +109,11 @@ class _Quantizer:
         block = self._params.block
         if weight.shape[1] % block:
             raise OptimizationFailed(
-                f"a matrix of {weight.shape[1]} columns cannot be cut into blocks of {block}",
+                f"a matrix with {weight.shape[1]} columns cannot be divided into blocks of {block}",
                 fix="Use a smaller block.",
             )
-        symmetric = (
-            self._params.symmetric or bits == UPGRADED_BITS
-        )  # 8 bits need no zero: a block's loss is in its scale
+        # With 8 bits a zero gains little: the loss of a block comes from its scale.
+        symmetric = self._params.symmetric or bits == UPGRADED_BITS
         return fit(
             weight,
             bits,
@@ -130,7 +127,7 @@ class _Quantizer:
     def _bits(self, name: str) -> int:
         return UPGRADED_BITS if name in self._upgraded else self._params.bits
 
-    def _rounded(self) -> dict[str, codes.Coded]:
+    def _round(self) -> dict[str, codes.Coded]:
         found = {}
         for number, (name, module) in enumerate(self._modules.items()):
             self._context.tell("rounding", number / len(self._modules))
@@ -139,8 +136,8 @@ class _Quantizer:
             found[name] = _coded(grid, grid.codes(weight))
         return found
 
-    def _calibrated(self) -> dict[str, codes.Coded]:
-        """Layer after layer, on what the layers before it, already quantized, hand to it."""
+    def _calibrate(self) -> dict[str, codes.Coded]:
+        """Quantizes layer by layer, each on the outputs of the quantized layers before it."""
         assert self._tokens is not None
         found: dict[str, codes.Coded] = {}
         inputs = decoder.LayerInputs(self._model, self._tokens)
@@ -158,7 +155,7 @@ class _Quantizer:
         return found
 
     def _moments(self, group: decoder.Projections, run: Any) -> dict[str, torch.Tensor]:
-        """Mean of x xᵀ over positions, each weighed by its gradient's energy if that is known."""
+        """Returns the mean of x xᵀ over positions, weighted by the energy of their gradients if it was measured."""
         import torch
 
         names = list(group.modules)
@@ -172,24 +169,24 @@ class _Quantizer:
             for name in names:
                 energy = self._energies.get(name)
                 if energy is None:
-                    weighed = flat
+                    weighted = flat
                 else:
                     share = energy[seen : seen + windows].flatten() / energy.mean()
-                    weighed = flat * share[:, None]
-                sums[name].addmm_(weighed.T, flat)
+                    weighted = flat * share[:, None]
+                sums[name].addmm_(weighted.T, flat)
             seen += windows
 
         with decoder.hooked([group.modules[names[0]]], add):
             run()
         return {name: total / (seen * self._tokens.shape[1]) for name, total in sums.items()}  # type: ignore[union-attr]
 
-    def _embedded(self) -> dict[str, codes.Coded]:
+    def _quantize_embedding(self) -> dict[str, codes.Coded]:
         if self._params.embedding_bits is None:
             return {}
         self._context.tell("embedding", 0.99)
         found = {}
         head, embedding = self._model.get_output_embeddings(), self._model.get_input_embeddings()
-        parameters = {id(module.weight): module for module in (embedding, head)}  # tied ones are one
+        parameters = {id(module.weight): module for module in (embedding, head)}  # tied modules share a parameter
         names = {id(p): name for name, p in self._model.named_parameters()}
         for key, module in parameters.items():
             weight = module.weight.detach()
@@ -199,7 +196,7 @@ class _Quantizer:
 
 
 def most_sensitive(expected: Mapping[str, float], sizes: Mapping[str, int], share: float) -> frozenset[str]:
-    """The matrices that lose most per weight, as many as `share` of all weights holds."""
+    """Returns the matrices with the largest expected loss per weight, up to `share` of all weights."""
     budget = share * sum(sizes.values())
     chosen = []
     for name in sorted(expected, key=lambda name: -expected[name] / sizes[name]):
@@ -212,10 +209,10 @@ def most_sensitive(expected: Mapping[str, float], sizes: Mapping[str, int], shar
 def _coded(grid: Grid, chosen: torch.Tensor) -> codes.Coded:
     import torch
 
-    whole = bool((grid.steps != 1).any())
+    integer_scales = bool((grid.steps != 1).any())
     return codes.Coded(
         chosen.to(torch.uint8).numpy(),
-        grid.scale_codes.to(torch.uint8 if whole else torch.float16).numpy(),
+        grid.scale_codes.to(torch.uint8 if integer_scales else torch.float16).numpy(),
         grid.steps.half().numpy(),
         grid.zeros.to(torch.uint8).numpy(),
         grid.bits,

@@ -1,4 +1,4 @@
-"""Exact zeros in the layers' matrices, as many in every row. Storage stays dense: nothing gets smaller or faster.
+"""Sets weights of the layers' matrices to zero, equally many per row. Storage stays dense: no gain in size or speed.
 
 Wanda: Sun et al. 2023, "A simple and effective pruning approach for large language models".
 """
@@ -15,30 +15,30 @@ from slmops.optimizer.passes import Context, Params, decoder
 if TYPE_CHECKING:
     import torch
 
-_GROUP, _ZEROS = 4, 2  # of 2:4
+_GROUP, _ZEROS = 4, 2  # the pattern 2:4
 
 
 class Sparsify(Params):
     pattern: Literal["unstructured", "2:4"] = Field(
-        default="unstructured", description="2:4: two zeros in every four neighbours of a row"
+        default="unstructured", description="2:4: two zeros in every group of four neighbours of a row"
     )
-    share: float = Field(default=0.5, gt=0, lt=1, description="Share of zeros; of 2:4 always a half")
+    share: float = Field(default=0.5, gt=0, lt=1, description="Share of zeros; must be 0.5 for 2:4")
     method: Literal["wanda", "magnitude"] = Field(
         default="wanda",
-        description="Which weights go: magnitude, the smallest; wanda, the smallest times the length of their input on "
-        "calibration text",
+        description="Weights to set to zero: magnitude, the smallest; wanda, the smallest products of the weight and "
+        "the norm of its input on calibration text",
     )
-    tokens: int = Field(default=16384, ge=256, description="Calibration tokens that wanda looks at")
+    tokens: int = Field(default=16384, ge=256, description="Calibration tokens for wanda")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.pattern == "2:4" and self.share != _ZEROS / _GROUP:
-            raise ValueError(f"2:4 is a share of 0.5, not of {self.share:g}")
+            raise ValueError(f"the pattern 2:4 needs a share of 0.5, not {self.share:g}")
         return self
 
 
 def run(given: Path, out: Path, params: Sparsify, context: Context) -> None:
-    """Raises `UnsupportedArchitecture`."""
+    """Runs the pass. Raises `UnsupportedArchitecture`."""
     model = decoder.load(given)
     layers = decoder.decoder_layers(model)
     walk = decoder.Walk(model, decoder.calibration(given, context, params.tokens)) if params.method == "wanda" else None
@@ -46,7 +46,7 @@ def run(given: Path, out: Path, params: Sparsify, context: Context) -> None:
         context.tell("making zeros", number / len(layers))
         _thin(layer, params, None if walk is None else walk.lengths(layer, number))
         if walk is not None:
-            walk.hidden = walk.through(layer, number)  # the next layer is measured on what it will be fed
+            walk.hidden = walk.through(layer, number)  # measure the next layer on its real inputs
     decoder.save(model, given, out)
 
 
@@ -60,7 +60,7 @@ def _thin(layer: torch.nn.Module, params: Sparsify, lengths: dict[str, torch.Ten
 
 
 def _least(score: torch.Tensor, params: Sparsify) -> torch.Tensor:
-    """Mask [rows, columns] of the least scores of each row, or of each four neighbours; columns left over stay."""
+    """Returns a mask [rows, columns] of the lowest scores per row or group of four; excess columns are not masked."""
     import torch
 
     rows, columns = score.shape

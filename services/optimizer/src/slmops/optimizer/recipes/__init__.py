@@ -1,1 +1,1 @@
-"""Recipes: what a job tries, in which order, and what it reuses of earlier jobs."""
+"""Recipes: decides which recipes a job tries, in which order, and which earlier results it reuses."""

@@ -1,4 +1,4 @@
-"""What a new version replaces on the devices that have it, and its files, for quantizing on those grids."""
+"""Finds the predecessor of a version: the variant that devices run before the update and whose grids are reused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANCHORED = "-anchored"
 
 
 class Ancestry:
-    """`wanted`: whether new versions are tried on their predecessor's grids at all."""
+    """Finds and downloads predecessors. If `wanted` is false, no job gets a recipe with its predecessor's grids."""
 
     def __init__(self, bus: Bus, objects: Objects, *, wanted: bool) -> None:
         self._bus = bus
@@ -29,14 +29,16 @@ class Ancestry:
         self._wanted = wanted
 
     async def anchored(self, job: OptimizeJob) -> OptimizeJob:
-        """The job, with a recipe more where the version has a predecessor. That is worth no waiting: a registry that
-        does not answer is a version that is quantized anew, as it is in any case."""
+        """Returns the job with an additional anchored recipe, if the version has a predecessor.
+
+        If the registry does not answer, the job goes on without it: the other recipes do not need a predecessor.
+        """
         if not self._wanted or _beside_its_base(job):
             return job
         try:
             versions = (await self._bus.client.request(ListVersions(model=job.model))).versions
         except SlmopsError as error:
-            log.warning("%s:%s is not tried on a predecessor's grids: %s", job.model, job.version, error)
+            log.warning("cannot look up the predecessor of %s:%s, going on without: %s", job.model, job.version, error)
             return job
         before = predecessor(versions, job.version, job.profile.name)
         if before is None:
@@ -51,7 +53,7 @@ class Ancestry:
         )
 
     async def fetch(self, before: Predecessor, folder: Path) -> Path | None:
-        """Its variant as a genai folder. None when it is not in the store any more."""
+        """Downloads the predecessor's variant as a genai folder; returns None when it is no longer in the store."""
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         try:
             manifest = await self._objects.get_manifest(before.manifest.digest)
@@ -59,18 +61,18 @@ class Ancestry:
                 if layer.media_type in (WEIGHT, WEIGHT_CONFIG):
                     await self._objects.get_file(layer.digest, folder / path)
         except NotFound as error:
-            log.warning("the predecessor %s cannot be fetched: %s", before.version, error)
+            log.warning("cannot fetch the predecessor %s: %s", before.version, error)
             return None
         return folder
 
 
 def _beside_its_base(job: OptimizeJob) -> bool:
-    """An adapter that is not merged: its base is on the devices already, and changes by nothing."""
+    """Returns whether the job adds an adapter beside its base. Devices already have that base; it does not change."""
     return job.format == "adapter" and any(recipe.takes_adapters for recipe in job.definitions)
 
 
 def predecessor(versions: Sequence[VersionView], version: str, profile: str) -> Predecessor | None:
-    """Of `versions`, newest last, the newest before `version` that has a package for the profile."""
+    """Returns the newest version before `version` that has a package for the profile; `versions` is sorted by age."""
     names = [view.version for view in versions]
     earlier = versions[: names.index(version)] if version in names else versions
     for view in reversed(earlier):
@@ -84,9 +86,9 @@ def predecessor(versions: Sequence[VersionView], version: str, profile: str) -> 
 
 
 def recipe_on(before: Predecessor) -> Recipe:
-    """On the grids of that variant; the same name for all of a line."""
+    """Returns the recipe that quantizes on the grids of that variant. All versions of a model get the same name."""
     return Recipe(
         name=before.recipe.removesuffix(ANCHORED) + ANCHORED,
-        description=f"On the grids of {before.version}, so that an update from it is small.",
+        description=f"Quantized on the grids of {before.version}, so that the update from it is small.",
         passes=(PassSpec(pass_=ANCHOR, params={"predecessor": before.variant}),),
     )

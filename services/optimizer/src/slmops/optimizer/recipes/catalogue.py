@@ -15,7 +15,7 @@ from slmops.optimizer.recipes.library import bundled, check, shown
 
 
 def catalogue() -> RecipeList:
-    """The bundled recipes with every parameter, and every pass with its parameters as its schema has them."""
+    """Returns the bundled recipes with every parameter, and all passes with their parameters."""
     return RecipeList(
         recipes=tuple(map(_written_out, bundled().values())),
         passes=tuple(_pass(name, found) for name, found in passes().items()),
@@ -48,7 +48,7 @@ def _pass(name: str, found: Pass) -> PassView:
 
 
 def kind_of(schema: dict[str, Any]) -> str:
-    """A JSON schema in a few words."""
+    """Describes a JSON schema in a few words."""
     if "anyOf" in schema:
         return " or ".join(kind_of(part) for part in schema["anyOf"])
     if "enum" in schema:

@@ -1,4 +1,4 @@
-"""Bundled recipes, and the check that a recipe can be carried out before anything is."""
+"""The bundled recipes, and the check of a recipe before it runs."""
 
 from __future__ import annotations
 
@@ -34,45 +34,46 @@ class _Bundle(BaseModel):
 
 @cache
 def bundled() -> Mapping[str, Recipe]:
-    """Every bundled recipe by name, in the file's order."""
+    """Returns every bundled recipe by name, in the order of the file."""
     found = _Bundle.model_validate(yaml.safe_load(_BUNDLED.read_text(encoding="utf-8")))
     return {recipe.name: recipe for recipe in found.recipes}
 
 
 def recipe_named(name: str) -> Recipe:
-    """Raises `NotFound`."""
+    """Returns a bundled recipe. Raises `NotFound`."""
     if name not in bundled():
         raise NotFound(f"there is no recipe {name!r}", fix="Use one of: " + ", ".join(bundled()) + ".")
     return bundled()[name]
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from a YAML or JSON file. Raises `InvalidRecipe`."""
+    """Reads a recipe from a YAML or JSON file. Raises `InvalidRecipe`."""
     try:
         recipe = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), extra="forbid")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise InvalidRecipe(
-            f"this is not a recipe: {_first(error)}", where=str(path), fix="See `slmops recipe show int4` for one."
+            f"this is not a recipe: {_first(error)}", where=str(path), fix="See an example: slmops recipe show int4."
         ) from error
     check(recipe)
     return recipe
 
 
 def check(recipe: Recipe) -> list[Step]:
-    """The passes with their parameters, defaults included. Raises `InvalidRecipe` if it contradicts itself.
+    """Returns the passes with all parameters, including defaults. Raises `InvalidRecipe`.
 
-    A recipe begins with float weights and ends in a variant; each pass takes what the one before it gives.
+    A recipe starts from float weights and ends in a variant. Each pass must take the kind of model that the previous
+    pass gives.
     """
     steps = [_step(recipe, number, spec) for number, spec in enumerate(recipe.passes, 1)]
     form: Form = "float"
     for number, step in enumerate(steps, 1):
         if step.kind.takes != form:
             raise _contradiction(
-                recipe, number, f"{step.name} takes a {step.kind.takes} model, and what comes before it gives a {form}"
+                recipe, number, f"{step.name} takes a {step.kind.takes} model, but the previous pass gives a {form} one"
             )
         form = step.kind.gives
     if form != "variant":
-        raise _contradiction(recipe, len(steps), f"it ends in a {form} model, which nothing can run; end it with pack")
+        raise _contradiction(recipe, len(steps), f"the recipe ends in a {form} model, which cannot run; add pack")
     return steps
 
 
@@ -89,7 +90,7 @@ def _step(recipe: Recipe, number: int, spec: PassSpec) -> Step:
 
 def _contradiction(recipe: Recipe, number: int, what: str) -> InvalidRecipe:
     return InvalidRecipe(
-        what, where=f"recipe {recipe.name}, pass {number}", fix="See `slmops recipe passes` for what there is."
+        what, where=f"recipe {recipe.name}, pass {number}", fix="List passes and parameters: slmops recipe passes."
     )
 
 
@@ -101,5 +102,5 @@ def _first(error: Exception) -> str:
 
 
 def shown(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """For a person or a cache key: every pass with all its parameters."""
+    """Returns every pass with all its parameters, for people and for cache keys."""
     return [{"pass": step.name, "params": step.params.model_dump(mode="json")} for step in steps]

@@ -1,7 +1,7 @@
-"""One version in one work folder: its reference, and what recipes make of it. Everything is made once, and resumed.
+"""Makes the reference and the variants of one version in one work folder.
 
-A pass's output lies in a folder named by the digest of everything that went into it, so that recipes with the same
-beginning share it, and a process that was killed starts again at the first pass that was not finished.
+The output of each pass is in a folder named by the digest of all its inputs. Recipes that start with the same passes
+share these folders, and a process that was killed continues with the first unfinished pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from slmops.optimizer.recipes.library import Step, check
 from slmops.optimizer.recipes.spec import JobSpec
 
 TOOLS = ("slmops-optimizer", "torch", "transformers", "gguf", "onnxruntime", "onnxruntime-genai", "onnx-ir")
-"""Their versions are part of every key."""
+"""Tools whose versions are part of every cache key."""
 
 OnPass = Callable[[str, float], None]
 CALIBRATION_WINDOWS, CALIBRATION_TOKENS = 1024, 256
@@ -33,7 +33,7 @@ MIN_CALIBRATION_WINDOWS = 16
 
 
 class Pipeline:
-    """`tell` gets what is happening within a pass, and the share of it that is done."""
+    """Runs recipes in a work folder. `tell` receives the progress of a pass: a text and the share that is done."""
 
     def __init__(self, source: Path, work: Path, spec: JobSpec, tell: OnPass) -> None:
         self.source, self.work, self.spec, self.tell = source, work, spec, tell
@@ -41,7 +41,7 @@ class Pipeline:
         self._claim()
 
     def _claim(self) -> None:
-        """Empty the folder if what lies there was made from something else or by other tools."""
+        """Empties the folder if its contents were made from another source or with other tools."""
         claim, text = self.work / "claim.json", json.dumps(self._root, sort_keys=True)
         if claim.exists() and claim.read_text() == text:
             return
@@ -56,53 +56,57 @@ class Pipeline:
         return {"size_bytes": self.facts.size_bytes, "tools": tools, "seed": self.spec.seed}
 
     def read(self) -> Path:
-        """The version as a float32 Hugging Face directory. Raises `InvalidModel` and its kind."""
+        """Returns the version as a float32 Hugging Face directory. Raises `InvalidModel` and its subclasses."""
         full = self.work / "reference"
         if not full.exists():
             materialize(self.source, full)
         return full
 
     def _base(self) -> Path:
-        """What the adapter that the version is was trained on, likewise."""
+        """Returns the base model of an adapter version, also as a float32 Hugging Face directory."""
         base = self.work / "base"
         if not base.exists():
             materialize(adapter_base(self.source), base)
         return base
 
     def export(self, model: Path) -> Path:
-        """The float32 graph of a float directory, proved equal. Raises `OptimizationFailed`."""
+        """Exports a float directory as a float32 graph and checks that both give the same results.
+
+        Raises `OptimizationFailed`.
+        """
         model = model.resolve()
         out = self.work / "exports" / digest_of(str(model.relative_to(self.work.resolve())).encode())[7:23]
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
-            unproved = out.with_name(f"{out.name}.unproved")
-            shutil.rmtree(unproved, ignore_errors=True)
-            export(model, unproved)
-            check_parity(model, unproved)
-            unproved.rename(out)
+            unchecked = out.with_name(f"{out.name}.unchecked")
+            shutil.rmtree(unchecked, ignore_errors=True)
+            export(model, unchecked)
+            check_parity(model, unchecked)
+            unchecked.rename(out)
         return out
 
     def variant(self, recipe: Recipe, on_pass: Callable[[str], None]) -> Path:
-        """The genai folder that the recipe makes. Raises `InvalidRecipe`, and what its passes raise.
+        """Runs the recipe and returns its genai folder. Raises `InvalidRecipe`, and what its passes raise.
 
-        An adapter is merged into its base before, or laid beside what a recipe that takes adapters makes of the base.
+        If the version is an adapter, it is merged into its base first. If the recipe takes adapters, it is not merged:
+        the passes run on the base, and the adapter is added beside the result.
         """
         beside = recipe.takes_adapters and self._adapter is not None
-        made = self._base() if beside else self.read()
+        model = self._base() if beside else self.read()
         key = digest_of((json.dumps(self._root, sort_keys=True) + (" base" if beside else "")).encode())
         for step in check(recipe):
             on_pass(step.name)
             text = self._texts.calibration.digest if step.params.calibrated else ""
             key = digest_of(f"{key} {step.name} {step.params.model_dump_json()} {text}".encode())
-            made = self._passed(step, made, self.work / "passes" / f"{step.name}-{key[7:23]}")
-        return made
+            model = self._run_pass(step, model, self.work / "passes" / f"{step.name}-{key[7:23]}")
+        return model
 
-    def _passed(self, step: Step, given: Path, out: Path) -> Path:
+    def _run_pass(self, step: Step, model: Path, out: Path) -> Path:
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
             part = out.with_name(f"{out.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-            step.kind.run(given, part, step.params, self._context)
+            step.kind.run(model, part, step.params, self._context)
             part.rename(out)
         return out
 

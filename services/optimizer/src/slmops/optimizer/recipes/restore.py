@@ -1,7 +1,7 @@
-"""A variant that was made and measured before, as what it would have left in a work folder: the job takes it for done.
+"""Restores cached variants into a work folder, so that the job treats them as already made and measured.
 
-Its folder is left empty, for its files are in the store, or nobody wants them; a pass never reads a finished variant. A
-folder's name follows from everything that went into it, so what was made otherwise is not found there.
+The folder of a restored variant is empty: its files are in the object store or are not needed, and no pass reads a
+finished variant. A folder's name is a digest of all its inputs, so a variant with other inputs has another folder.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from slmops.contracts.model import ModelFile
 from slmops.optimizer.domain.result import Variant
 from slmops.optimizer.store import Measured
 
-_CLAIM = "claim.json"  # of the pipeline: without it nothing in the folder counts
+_CLAIM = "claim.json"  # written by the pipeline, which empties a folder without it
 _NOTES = "evaluations"
 
 
-def take(variant: Variant, work: Path, files: Iterable[ModelFile], report: Descriptor, *, stored: bool) -> Measured:
-    """What to keep of a variant that the job in `work` made and measured."""
+def record(variant: Variant, work: Path, files: Iterable[ModelFile], report: Descriptor, *, stored: bool) -> Measured:
+    """Returns the cache entry of a variant that the job in `work` made and measured."""
     assert variant.path is not None and variant.evaluation is not None
     found = [work / _CLAIM, *(work / _NOTES).glob(f"*/{Path(variant.path).name}*")]
     return Measured(
@@ -34,16 +34,16 @@ def take(variant: Variant, work: Path, files: Iterable[ModelFile], report: Descr
 
 
 def restore(work: Path, known: Iterable[Measured]) -> None:
-    """Put `known` into a work folder, in place of what an earlier worker put there: that may know other things."""
+    """Restores `known` into a work folder. Variants that an earlier worker restored there are removed first."""
     for folder in work.glob("passes/*"):
         if not any(folder.iterdir()):
             folder.rmdir()
     for measured in known:
-        _lay(measured, work)
+        _restore_one(measured, work)
 
 
-def _lay(measured: Measured, work: Path) -> None:
-    """Do nothing where the job came so far itself, or where it is about something else."""
+def _restore_one(measured: Measured, work: Path) -> None:
+    """Restores a variant, unless the job has made it itself or the work folder has another source."""
     claim = work / _CLAIM
     if (claim.exists() and claim.read_text(encoding="utf-8") != measured.notes[_CLAIM]) or (
         work / measured.path

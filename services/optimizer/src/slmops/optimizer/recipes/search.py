@@ -1,7 +1,7 @@
-"""A search over recipes: one trial after the other until the budget is spent or nothing promises anything.
+"""Searches over recipes: one trial after the other until the budget is spent or no promising recipe is left.
 
-Trials are lines of a file, written through to the disk as soon as each ends. A search that is started again reads them
-and goes on, and the time that they took is spent.
+Each trial is appended to a file and synced to disk when it ends. A search that is restarted reads the file and
+continues; the time of the earlier trials counts as spent.
 """
 
 from __future__ import annotations
@@ -27,29 +27,32 @@ from slmops.optimizer.recipes.library import check, shown
 from slmops.optimizer.recipes.progress import Progress
 
 Attempt = Callable[[Recipe], Variant]
-"""Make a recipe's variant, measure and judge it. A recipe that fails is a refused variant."""
+"""Makes, measures and judges the variant of a recipe. A recipe that fails gives a refused variant."""
 
 
 class Search:
-    """`book` is the file of trials: of this version, measured as now. The budget is of all time since this was made."""
+    """A search with a time budget, which starts when the object is created.
+
+    `log` is the file of trials; all of them must belong to this version and be measured in the same way.
+    """
 
     def __init__(
         self,
         spec: SearchSpec,
         profile: DeviceProfile,
         start: Sequence[Recipe],
-        book: Path,
+        log: Path,
         progress: Progress,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._spec, self._profile, self._start, self._book = spec, profile, start, book
+        self._spec, self._profile, self._start, self._log = spec, profile, start, log
         self._progress, self._clock_s, self._began_s = progress, clock_s, clock_s()
         self._trials: list[Variant] = []
         self._spent_before_s = 0.0
 
     def run(self, attempt: Attempt) -> tuple[Variant, ...]:
-        """Every trial in the order in which it was made, those of earlier runs first."""
-        for trial in _read(self._book):
+        """Runs the search and returns all trials in their order, those of earlier runs first."""
+        for trial in _read(self._log):
             verdict = judge(trial.evaluation, self._profile) if trial.evaluation else trial.verdict
             self._trials.append(trial.model_copy(update={"verdict": verdict}))
             self._spent_before_s += trial.seconds
@@ -60,33 +63,36 @@ class Search:
                 break
             trial = attempt(recipe)
             self._trials.append(trial)
-            _append(self._book, trial)
-            self._progress.begin(self._known())
+            _append(self._log, trial)
+            self._progress.begin(self._summary())
         return tuple(self._trials)
 
     def _usable(self, recipe: Recipe) -> Recipe | None:
-        with suppress(InvalidRecipe):  # a change that this installation's passes do not know, or that means nothing
+        with suppress(InvalidRecipe):  # the passes reject some combinations of parameters
             written_out = explicit(recipe)
             return written_out if self._affordable(written_out) else None
         return None
 
     def _affordable(self, recipe: Recipe) -> bool:
-        """By what like trials took; at least one is made, however long it may take."""
+        """Returns whether the recipe fits into the remaining time. The first trial always does."""
         return not self._trials or self._expected_s(recipe) <= self._left_s()
 
     def _expected_s(self, recipe: Recipe) -> float:
-        """The longest of those with the same passes; if there is none, that of cheaper ones and its own training."""
+        """Returns the longest time of a trial with the same passes.
+
+        If there is none, returns the longest time of a trial that is not more expensive, plus the recipe's training.
+        """
         timed = [trial for trial in self._trials if trial.evaluation]
-        alike = [trial.seconds for trial in timed if _kind(trial.definition) == _kind(recipe)]
+        same = [trial.seconds for trial in timed if _kind(trial.definition) == _kind(recipe)]
         cheaper = [trial.seconds for trial in timed if cost(trial.definition) <= cost(recipe)]
-        return max(alike or cheaper, default=0.0) + (0 if alike else least_seconds(recipe))
+        return max(same or cheaper, default=0.0) + (0 if same else least_seconds(recipe))
 
     def _left_s(self) -> float:
         spent = self._spent_before_s + self._clock_s() - self._began_s
         return self._spec.budget.total_seconds() - spent
 
-    def _known(self) -> str:
-        """What is known so far, for a person who waits."""
+    def _summary(self) -> str:
+        """Returns the state of the search as text."""
         best = choose(self._trials, self._profile, self._spec.prefer).recipe
         measured = next((trial.evaluation for trial in self._trials if trial.recipe == best), None)
         so_far = f"best so far: {best}, {figures(measured)}" if measured else "nothing passes so far"
@@ -96,7 +102,10 @@ class Search:
 
 
 def explicit(recipe: Recipe) -> Recipe:
-    """With every parameter written out: what means the same has the same digest. Raises `InvalidRecipe`."""
+    """Returns the recipe with every parameter written out, so that equivalent recipes have the same digest.
+
+    Raises `InvalidRecipe`.
+    """
     return recipe.model_copy(update={"passes": tuple(map(PassSpec.model_validate, shown(check(recipe))))})
 
 
@@ -104,20 +113,20 @@ def _kind(recipe: Recipe) -> tuple[int, tuple[str, ...]]:
     return cost(recipe), tuple(step.pass_ for step in recipe.passes)
 
 
-def _read(book: Path) -> list[Variant]:
-    """Without a last line that the process was killed in: that trial is made again."""
-    if not book.exists():
+def _read(log: Path) -> list[Variant]:
+    """Reads the trials. Removes an incomplete last line, left by a killed process; that trial is made again."""
+    if not log.exists():
         return []
-    whole, _, torn = book.read_bytes().rpartition(b"\n")
+    whole, _, torn = log.read_bytes().rpartition(b"\n")
     if torn:
-        with book.open("r+b") as file:
+        with log.open("r+b") as file:
             file.truncate(len(whole) + 1 if whole else 0)
     return [Variant.model_validate_json(line) for line in whole.splitlines()]
 
 
-def _append(book: Path, trial: Variant) -> None:
-    book.parent.mkdir(parents=True, exist_ok=True)
-    with book.open("a", encoding="utf-8") as file:
+def _append(log: Path, trial: Variant) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
         file.write(trial.model_dump_json(by_alias=True) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -16,20 +16,20 @@ SPEC_FILE = "spec.json"
 
 
 class JobSpec(BaseModel):
-    """Everything that the outcome depends on besides the source and the tools."""
+    """Everything that the outcome of a job depends on besides the source and the tools."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    recipes: tuple[Recipe, ...] = Field(min_length=1, description="Those that are tried; a search begins with them")
+    recipes: tuple[Recipe, ...] = Field(min_length=1, description="The recipes to try; a search starts with them")
     profile: DeviceProfile = EDGE_SMALL
-    search: SearchSpec | None = Field(default=None, description="Try more than `recipes`")
+    search: SearchSpec | None = Field(default=None, description="Search for more recipes than `recipes`")
     golden: tuple[GoldenPrompt, ...] = ()
     seed: int = Field(default=0, ge=0)
-    evaluation_texts: tuple[Path, ...] = Field(default=(), description="Instead of the bundled text")
-    calibration_texts: tuple[Path, ...] = Field(default=(), description="Instead of the bundled texts")
-    predecessor: Path | None = Field(default=None, description="Genai folder of the variant that is replaced")
+    evaluation_texts: tuple[Path, ...] = Field(default=(), description="Replace the bundled evaluation text")
+    calibration_texts: tuple[Path, ...] = Field(default=(), description="Replace the default calibration text")
+    predecessor: Path | None = Field(default=None, description="Genai folder of the predecessor's variant")
     memory_limit_bytes: int | None = Field(
-        default=None, gt=0, description="A model that needs more is refused before anything is done; None: what is free"
+        default=None, gt=0, description="A model that needs more memory is refused; None: the free memory"
     )
 
     @model_validator(mode="after")

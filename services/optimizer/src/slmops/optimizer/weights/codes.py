@@ -1,7 +1,7 @@
-"""Matrices as integer codes on grids: `weight = (code - zero) * scale`, one scale and zero per block of a row.
+"""Matrices as integer codes on grids: `weight = (code - zero) * scale`, with one scale and zero per block of a row.
 
-That is what ONNX Runtime's MatMulNBits and GatherBlockQuantized compute with, so a matrix in this form is packed
-without another rounding. The kernels take float32 scales; on the disk they need half or a quarter of that.
+ONNX Runtime's MatMulNBits and GatherBlockQuantized compute with this form, so packing does not round again. The kernels
+take float32 scales; on disk, scales take half or a quarter of that.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ PARTS = ("codes", "scale_codes", "steps", "zeros")
 
 @dataclass(frozen=True)
 class Coded:
-    """`codes` and `zeros` are uint8 [rows, columns] and [rows, columns / block].
+    """A coded matrix: `codes` are uint8 [rows, columns], `zeros` uint8 [rows, columns / block].
 
-    A block's scale is `scale_codes` · `steps`: uint8 [rows, columns / block] and float16 [rows], or float16 and ones.
+    A block's scale is `scale_codes` · `steps`. `scale_codes` [rows, columns / block] are uint8 and `steps` [rows]
+    float16; or `scale_codes` are float16 and `steps` are ones.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -38,18 +39,18 @@ class Coded:
 
     @property
     def scales(self) -> npt.NDArray[np.float32]:
-        """[rows, columns / block]"""
+        """The scales [rows, columns / block]."""
         return self.scale_codes.astype(np.float32) * self.steps.astype(np.float32)[:, None]
 
     def weights(self) -> npt.NDArray[np.float32]:
-        """[rows, columns], as the kernels compute with them."""
+        """Returns the weights [rows, columns] with which the kernels compute."""
         rows, columns = self.codes.shape
         shifted = self.codes.reshape(rows, -1, self.block).astype(np.float32) - self.zeros[..., None]
         return (shifted * self.scales[..., None]).reshape(rows, columns)
 
 
 def save(folder: Path, coded: Mapping[str, Coded]) -> None:
-    """Write `codes.safetensors`; keys are parameter names of the Hugging Face model."""
+    """Writes `codes.safetensors`; keys are parameter names of the Hugging Face model."""
     from safetensors.numpy import save_file
 
     tensors = {f"{name}.{part}": getattr(c, part) for name, c in coded.items() for part in PARTS}

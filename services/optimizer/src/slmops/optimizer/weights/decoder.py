@@ -1,4 +1,4 @@
-"""The decoder of a Hugging Face model as quantization sees it: its layers, and their linear projections by input."""
+"""Accesses the decoder of a Hugging Face model for quantization: its layers, and their linear projections by input."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-BATCH = 4  # windows at a time: more is not faster on a CPU, and takes memory
+BATCH = 4  # windows; larger batches are not faster on a CPU, and take memory
 
 
 @dataclass(frozen=True)
 class Projections:
-    """Linear modules of one layer that read the same input, by parameter name of their weight."""
+    """The linear modules of one layer that read the same input, by parameter name of their weight."""
 
     modules: dict[str, torch.nn.Linear]
 
@@ -26,7 +26,7 @@ class Projections:
 
 
 def load(folder: Path) -> Any:
-    """The model in float32, evaluation mode, no gradients."""
+    """Loads a model in float32 for evaluation, without gradients."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -35,25 +35,25 @@ def load(folder: Path) -> Any:
 
 
 def layers(model: Any) -> Any:
-    """The decoder's layers in order."""
+    """Returns the decoder's layers in order."""
     return model.get_decoder().layers
 
 
 def projections(model: Any, number: int, run: Callable[[], object]) -> list[Projections]:
-    """Those of layer `number`, in the order in which they are computed; `run` computes the layer once."""
+    """Returns the projections of layer `number` in the order in which they run; `run` must run the layer once."""
     import torch
 
     layer = layers(model)[number]
     names = {module: name for name, module in model.named_modules()}
     seen: list[tuple[torch.Tensor, dict[str, torch.nn.Linear]]] = []
 
-    def note(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def record(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         group = next((group for tensor, group in seen if tensor is inputs[0]), None)
         if group is None:
             seen.append((inputs[0], group := {}))
         group[f"{names[module]}.weight"] = module
 
-    with hooked([m for m in layer.modules() if isinstance(m, torch.nn.Linear)], note):
+    with hooked([m for m in layer.modules() if isinstance(m, torch.nn.Linear)], record):
         run()
     return [Projections(group) for _, group in seen]
 
@@ -69,7 +69,7 @@ def hooked(modules: list[Any], hook: Callable[..., None]) -> Iterator[None]:
 
 
 class LayerInputs:
-    """What each layer is called with, so that layers can be run one by one.
+    """Records the arguments of each layer, so that layers can be run one by one.
 
     `hidden` are the inputs of the next layer, one tensor [windows, positions, hidden] per batch.
     """
@@ -82,14 +82,14 @@ class LayerInputs:
         self.hidden: list[torch.Tensor] = []
         numbers = {layer: number for number, layer in enumerate(self._layers)}
 
-        def note(layer: Any, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            given = dict(keywords)
-            hidden = positional[0] if positional else given.pop("hidden_states")
+        def record(layer: Any, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            arguments = dict(keywords)
+            hidden = positional[0] if positional else arguments.pop("hidden_states")
             if numbers[layer] == 0:
                 self.hidden.append(hidden)
-            self._keywords[numbers[layer]].append(given)
+            self._keywords[numbers[layer]].append(arguments)
 
-        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self._layers]
+        handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in self._layers]
         try:
             for batch in torch.split(tokens, BATCH):
                 model.get_decoder()(batch, use_cache=False)
@@ -98,7 +98,7 @@ class LayerInputs:
                 handle.remove()
 
     def run(self, number: int, *, first: bool = False) -> list[torch.Tensor]:
-        """The outputs of layer `number` for `hidden`, or only for its first batch."""
+        """Returns the outputs of layer `number` for `hidden`, or only for its first batch."""
         batches = list(zip(self.hidden, self._keywords[number], strict=True))[: 1 if first else None]
         outputs = (self._layers[number](hidden, **keywords) for hidden, keywords in batches)
         return [output[0] if isinstance(output, tuple) else output for output in outputs]

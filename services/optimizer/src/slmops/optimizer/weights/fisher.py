@@ -1,7 +1,7 @@
-"""Sensitivity of each projection, estimated from gradients of the model's own predictions.
+"""Estimates the sensitivity of each projection from gradients of the model's own predictions (Fisher information).
 
-For a small change δW of one matrix, KL(model ‖ changed model) ≈ ½ · E[(g · δW x)²], summed over positions, with g the
-gradient of log p(y) by the matrix's output and y drawn from the model itself: the Fisher information.
+For a small change δW of one matrix, KL(model ‖ changed model) ≈ ½ · E[(g · δW x)²], summed over positions. Here g is
+the gradient of log p(y) with respect to the matrix's output, and y is drawn from the model itself.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ def measure(
     seed: int,
     tell: Callable[[float], None],
 ) -> tuple[Energies, dict[str, float]]:
-    """Gradient energies, and the divergence to expect, in nats per position, if a matrix alone were `rounded`.
+    """Returns gradient energies, and for each matrix the divergence to expect if only that matrix is `rounded`.
 
-    `modules` by parameter name; `tokens` [windows, positions]. The divergence is estimated on the first `expecting`
-    windows: to round every matrix for each batch takes as long as the gradients do.
+    Divergences are in nats per position. `modules` are by parameter name, `tokens` are [windows, positions]. The
+    divergence is estimated only on the first `expecting` windows, because rounding every matrix for each batch takes as
+    long as the gradients.
     """
     import torch
 
@@ -42,7 +43,8 @@ def measure(
         def forward(_: object, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             moved = None
             if sum(map(len, energies[name])) < expecting:
-                change = rounded(module.weight) - module.weight  # made anew each time: all of them are a second model
+                # Not kept: the changes of all matrices would take the memory of a second model.
+                change = rounded(module.weight) - module.weight
                 moved = torch.nn.functional.linear(inputs[0].detach(), change)
 
             def backward(gradient: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Rounding that makes up for its own error: GPTQ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323).
+"""Rounds a matrix with error compensation: GPTQ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323).
 
-Column after column is rounded, and what that lost is spread over the columns that are still float, along the second
-moment of the matrix's inputs. Columns go in the order of their inputs' energy; the grid is fixed before.
+Columns are rounded one after the other, in the order of their inputs' energy. The error of each column is compensated
+in the columns that are not rounded yet, using the second moment of the matrix's inputs. The grid is fixed beforehand.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from slmops.optimizer.weights.grid import Grid
 if TYPE_CHECKING:
     import torch
 
-_CHUNK = 128  # columns whose updates are gathered before they reach the rest: a matrix product instead of many
+_CHUNK = 128  # columns whose updates are collected and applied to the other columns in one matrix product
 
 
 def gptq(weight: torch.Tensor, moment: torch.Tensor, grid: Grid, damping: float) -> torch.Tensor:
-    """Codes [rows, columns] for `weight` on `grid`.
+    """Returns codes [rows, columns] for `weight` on `grid`.
 
-    `moment` [columns, columns] is the mean of x xᵀ over inputs x; `damping` is the share of its mean diagonal that is
-    added to it, so that it can be inverted.
+    `moment` [columns, columns] is the mean of x xᵀ over inputs x. `damping` times its mean diagonal is added to its
+    diagonal so that it can be inverted.
     """
     import torch
 
@@ -48,7 +48,7 @@ def gptq(weight: torch.Tensor, moment: torch.Tensor, grid: Grid, damping: float)
 
 
 def _inverse_root(moment: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper Cholesky factor of the damped inverse. An input that is always zero gets a one on the diagonal."""
+    """Returns the upper Cholesky factor of the damped inverse. An input that is always zero gets a diagonal of one."""
     import torch
 
     damped = moment.clone()

@@ -1,4 +1,4 @@
-"""Grids: one scale and one zero per block of a row, chosen so that rounding to them loses least."""
+"""Quantization grids: one scale and one zero per block of a row, chosen for the smallest rounding error."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-_LEAST = 2.0**-20  # a scale of float16 that is not zero
-_SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75)  # clipping the extremes of a block may pay
+_LEAST = 2.0**-20  # a float16 scale that is not zero
+_SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75)  # clipping a block's extremes may reduce the total error
 
 
 class Grid(NamedTuple):
-    """`scales` = `scale_codes` · `steps`, and `zeros` (whole numbers): float32 [rows, blocks], `steps` [rows].
+    """The grid of a matrix: `scales` = `scale_codes` · `steps`. `scale_codes` and `zeros` are float32 [rows, blocks],
+    `steps` float32 [rows].
 
-    `scale_codes` are whole numbers up to 255 and `steps` values of float16, or values of float16 and ones.
+    `zeros` are integers. `scale_codes` are integers up to 255 and `steps` have float16 precision; or `scale_codes` have
+    float16 precision and `steps` are ones.
     """
 
     scale_codes: torch.Tensor
@@ -31,7 +33,7 @@ class Grid(NamedTuple):
         return int(2**self.bits - 1)
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
-        """The nearest codes of `weight` [rows, columns], float32 of whole numbers from 0 to `top`."""
+        """Returns the nearest codes of `weight` [rows, columns]: integers from 0 to `top`, as float32."""
         rows, columns = weight.shape
         blocks = weight.reshape(rows, self.scales.shape[1], -1)
         return (
@@ -57,10 +59,10 @@ def fit(
     search: bool = True,
     importance: torch.Tensor | None = None,
 ) -> Grid:
-    """The grid of `weight` [rows, columns] with the least squared error, weighed by column with `importance` [columns].
+    """Returns the grid of `weight` [rows, columns] with the least squared error, weighted by `importance` [columns].
 
-    Without `search` it spans each block's extremes: plain rounding to nearest. Scales of 8 bits are multiples of a
-    255th of their row's largest.
+    Without `search` the grid spans each block's extremes (plain rounding to nearest). 8-bit scales are multiples of
+    1/255 of the largest scale of their row.
     """
     import torch
 
@@ -90,7 +92,7 @@ def fit(
 
 
 def _span(low: torch.Tensor, high: torch.Tensor, bits: int, *, balanced: bool) -> torch.Tensor:
-    """The scale that reaches both extremes of every block."""
+    """Returns the scale with which the grid covers both extremes of every block."""
     import torch
 
     if balanced:
@@ -99,20 +101,26 @@ def _span(low: torch.Tensor, high: torch.Tensor, bits: int, *, balanced: bool) -
 
 
 def _steps(spans: torch.Tensor, scale_bits: int) -> torch.Tensor:
-    """Per row what its scales are multiples of, so that the largest has the largest code; [kinds, rows, blocks] in."""
+    """Returns for each row the unit of its scales, such that the largest scale has the largest code.
+
+    `spans` are [kinds, rows, blocks].
+    """
     import torch
 
     largest = spans.amax(dim=(0, 2))
     if scale_bits == 16:
         return torch.ones_like(largest)
     halves = (largest / 255).clamp(min=_LEAST).half()
-    more = torch.nextafter(halves, torch.ones_like(halves))
-    steps: torch.Tensor = torch.where(halves.float() * 255 < largest, more, halves).float()
+    next_up = torch.nextafter(halves, torch.ones_like(halves))
+    steps: torch.Tensor = torch.where(halves.float() * 255 < largest, next_up, halves).float()
     return steps
 
 
 def _whole(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """With 8 bits a scale is never rounded down: to clip a block's extreme costs more than a slightly coarser grid."""
+    """Rounds scale codes to integers.
+
+    With 8-bit weights it rounds up, because clipping a block's extreme costs more than a slightly coarser grid.
+    """
     return (codes.ceil() if bits == 8 else codes.round()).clamp(1, 255)
 
 

@@ -1,7 +1,8 @@
-"""A LoRA beside a quantized graph instead of merged into it: where it goes in, and the file that it comes in.
+"""Adds inputs for a LoRA to a quantized graph, and writes the adapter file, instead of merging the LoRA.
 
-y = W·x + B·A·x, with the adapter's scaling in B (Hu et al., LoRA, 2021). A and B are inputs of the graph whose defaults
-have rank 0, so that the graph alone is the base, exactly, and an adapter is a file that onnxruntime feeds to it.
+y = W·x + B·A·x, with the adapter's scaling in B (Hu et al., LoRA, 2021). A and B are inputs of the graph with defaults
+of rank 0. Without an adapter file the graph therefore computes exactly the base; onnxruntime feeds an adapter file to
+these inputs.
 """
 
 from __future__ import annotations
@@ -19,49 +20,52 @@ from slmops.optimizer.intake.adapter import attached
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_MERGED = "A recipe without adapters merges them."
+_MERGED = "Or use a recipe without adapters, which merges the LoRA."
 Matrix = npt.NDArray[np.float32]
 Part = tuple[str, int, int]
-"""Rows of a graph's matrix: parameter, first row, number of rows."""
+"""Rows of a graph's matrix: parameter name, first row, number of rows."""
 
 
-class Low(NamedTuple):
-    """What is added to a parameter [rows, columns], transposed: `a` [columns, rank] times `b` [rank, rows]."""
+class LowRank(NamedTuple):
+    """A low-rank change of a parameter [rows, columns], transposed: `a` [columns, rank] times `b` [rank, rows]."""
 
     a: Matrix
     b: Matrix
 
 
-def read_lora(adapter: Path, base: Path) -> dict[str, Low]:
-    """By the name of the parameter. Raises `InvalidModel`, and `OptimizationFailed` for what is no plain LoRA."""
+def read_lora(adapter: Path, base: Path) -> dict[str, LowRank]:
+    """Reads a LoRA by parameter name. Raises `InvalidModel`, and `OptimizationFailed` for other kinds of adapters."""
     try:
         wrapped = attached(adapter, base)
-    except (RuntimeError, ValueError) as error:  # PEFT's and torch's: modules that are not there, or other shapes
+    except (RuntimeError, ValueError) as error:  # raised by PEFT and torch for missing modules and other shapes
         raise OptimizationFailed(
-            f"the adapter does not fit what the recipe made of its base: {str(error)[:200]}", fix=_MERGED
+            f"the adapter does not fit the base after the recipe's passes: {str(error)[:200]}",
+            fix=f"Use a recipe that does not change the base's shape. {_MERGED}",
         ) from error
     found = {}
     modules: Iterable[tuple[str, Any]] = wrapped.base_model.model.named_modules()
     loras = [(name, module) for name, module in modules if "lora_A" in dict(module.named_children())]
     for name, module in loras:
         if any(module.use_dora.values()) or not module.lora_A:
-            raise OptimizationFailed(f"the adapter changes {name} by other than a plain LoRA", fix=_MERGED)
+            raise OptimizationFailed(
+                f"the adapter changes {name}, but not as a plain LoRA", fix=f"Train a plain LoRA. {_MERGED}"
+            )
         [key] = module.lora_A
         a, b = (layer[key].weight.detach().numpy() for layer in (module.lora_A, module.lora_B))
-        found[f"{name}.weight"] = Low(a.T, b.T * np.float32(module.scaling[key]))
+        found[f"{name}.weight"] = LowRank(a.T, b.T * np.float32(module.scaling[key]))
     return found
 
 
 class Branches:
-    """Of one graph, at `targets`, the last names of modules; and the tensors of `lora` for them."""
+    """Adds LoRA branches to a graph, with the tensors of `lora`. `targets` are the last parts of module names."""
 
-    def __init__(self, graph: ir.Graph, targets: Sequence[str], lora: Mapping[str, Low] | None) -> None:
+    def __init__(self, graph: ir.Graph, targets: Sequence[str], lora: Mapping[str, LowRank] | None) -> None:
         self._graph, self._targets, self._lora = graph, frozenset(targets), lora
         self._tensors: dict[str, npt.NDArray[np.float16]] = {}
         self._used: set[str] = set()
 
-    def added(self, old: ir.Node, new: ir.Node, parts: Sequence[Part]) -> ir.Node:
-        """The sum of `new`, which computes what the MatMul `old` did, and a LoRA; `new` where none is wanted."""
+    def add(self, old: ir.Node, new: ir.Node, parts: Sequence[Part]) -> ir.Node:
+        """Returns the sum of `new`, which replaces the MatMul `old`, and a LoRA; `new` itself if it is not a target."""
         import onnx_ir as ir
 
         wanted = {name for name, _, _ in parts if name.split(".")[-2] in self._targets}
@@ -84,10 +88,10 @@ class Branches:
         return total
 
     def _input(self, name: str, size: int, side: str, values: Matrix) -> ir.Value:
-        """With a default of rank 0, which makes it one that may be left out."""
+        """Adds a graph input with a default of rank 0, so that callers may omit it."""
         import onnx_ir as ir
 
-        rank = f"{name[:-1]}rank"  # its own: the runtime takes equal names for equal sizes
+        rank = f"{name[:-1]}rank"  # unique, because the runtime requires equal sizes for equal names
         empty = np.zeros((size, 0) if side == "A" else (0, size), np.float16)
         shape = ir.Shape([size, rank] if side == "A" else [rank, size])
         value = ir.Value(
@@ -102,7 +106,7 @@ class Branches:
         return value
 
     def _stacked(self, parts: Sequence[Part]) -> tuple[Matrix, Matrix]:
-        """[columns, ranks] and [ranks, rows] of all parts: what one of them adds stays within its rows."""
+        """Stacks the LoRAs of all parts as [columns, ranks] and [ranks, rows]; each changes only its own rows."""
         lows = [((self._lora or {}).get(name), row, count) for name, row, count in parts]
         a = [low.a for low, _, _ in lows if low]
         b = np.zeros((sum(part.shape[1] for part in a), sum(count for _, _, count in lows)), np.float32)
@@ -115,20 +119,25 @@ class Branches:
         return (np.concatenate(a, axis=1) if a else np.zeros((0, 0), np.float32)), b
 
     def write(self, path: Path) -> None:
-        """The file of the LoRA, if there is one. Raises `OptimizationFailed` if not all of it goes into the graph."""
+        """Writes the adapter file, if there is a LoRA.
+
+        Raises `OptimizationFailed` if the graph does not take all of it.
+        """
         import onnxruntime as ort
 
         if missing := sorted(self._targets - {name.split(".")[-2] for name in self._used}):
-            raise OptimizationFailed(f"no quantized projection of the model is called {missing[0]!r}")
+            raise OptimizationFailed(
+                f"the model has no quantized projection {missing[0]!r}", fix="Correct the adapters of the pass pack."
+            )
         if self._lora is None:
             return
         if left := sorted({name.split(".")[-2] for name in self._lora.keys() - self._used}):
             raise OptimizationFailed(
-                f"the adapter changes {', '.join(left)} too, and the recipe's graph takes one only at "
+                f"the adapter also changes {', '.join(left)}, but the recipe's graph takes a LoRA only at "
                 f"{', '.join(sorted(self._targets))}",
-                fix=f"Name them in the recipe and make the base with it again. {_MERGED}",
+                fix=f"Add them to the recipe and optimize the base again with it. {_MERGED}",
             )
-        # The library keeps no reference to numpy's memory: `_tensors` has to outlive the export.
+        # The library does not keep a reference to numpy's memory, so `_tensors` must outlive the export.
         file = ort.AdapterFormat()
         file.set_adapter_version(1)
         file.set_model_version(1)

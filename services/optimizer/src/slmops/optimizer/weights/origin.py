@@ -1,4 +1,4 @@
-"""Where the rows of a graph's matrices come from: found by their values, so that no table of names is needed."""
+"""Finds from which parameters the rows of a graph's matrices come, by their values, so no table of names is needed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float32]
-_CANDIDATES = 64  # places that are tried for a row that occurs often, as those of unused tokens do
+_CANDIDATES = 64  # positions to try for a row that occurs often, such as the rows of unused tokens
 
 
 class Rows:
-    """Finds where rows come from. A row may occur more than once: the longest run of equal rows is the right one."""
+    """Finds where rows come from. If a row occurs several times, the longest run of equal rows wins."""
 
     def __init__(self, model: Path, names: Container[str]) -> None:
         self._parameters = _parameters(model, names)
@@ -24,7 +24,10 @@ class Rows:
                 self._places[hash(values.tobytes())].append((name, row))
 
     def origin(self, matrix: Matrix) -> list[tuple[str, int, int]]:
-        """Parameter, first row, number of rows, …: together `matrix` [rows, columns]; empty if it is of none."""
+        """Returns (parameter, first row, number of rows) of the runs that form `matrix` [rows, columns].
+
+        Empty if a row is in no parameter.
+        """
         found, start = [], 0
         while start < len(matrix):
             runs = [

@@ -1,4 +1,4 @@
-"""What a job needs against what there is, before it starts."""
+"""A job is refused before it starts if it needs more memory or disk than available."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_a_model_that_no_host_can_hold_is_refused_with_both_figures():
         check_memory(facts(10**15), memory(None))
 
 
-def test_the_jobs_limit_counts_if_it_is_less_than_the_hosts():
+def test_the_jobs_memory_limit_applies_if_it_is_below_the_hosts():
     with pytest.raises(NotEnoughMemory, match=r"0\.1 GB are the job's limit"):
         check_memory(facts(10**9), memory(100_000_000))
     assert memory(10**18).why == "free"
     check_memory(facts(100_000), Memory(10**9, "free"))
 
 
-def test_a_recipe_that_learns_from_gradients_needs_more():
+def test_a_recipe_that_uses_gradients_needs_more_memory():
     model, there = facts(134_515_008), Memory(4 * 10**9, "free")
     check_memory(model, there)
     check_memory(model, there, recipe_named("int4"))
@@ -45,7 +45,7 @@ def test_a_recipe_that_learns_from_gradients_needs_more():
     assert "without gptq" in str(caught.value.fix)
 
 
-def test_a_container_has_no_more_than_its_limit(tmp_path):
+def test_free_memory_in_a_container_respects_its_limit(tmp_path):
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("4000\n")
     (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 1500\n")
@@ -62,12 +62,12 @@ def test_a_disk_without_room_is_refused_with_both_figures(tmp_path):
     check_disk(facts(1000), tmp_path, 1.2)
 
 
-def test_a_recipe_that_cuts_the_model_leaves_float_copies_behind():
+def test_a_recipe_that_prunes_needs_disk_for_float_copies():
     assert copies(recipe_named("int8")) == COPIES_PER_VARIANT
     assert copies(recipe_named("student")) == COPIES_PER_VARIANT + 3  # pruned, distilled, exported
 
 
-def test_what_an_earlier_run_left_counts_as_done(tmp_path):
+def test_files_of_an_earlier_run_reduce_the_needed_disk(tmp_path):
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     too_large = facts(round(1.1 * free / (4 * 3.6)))
     with pytest.raises(DiskFull):

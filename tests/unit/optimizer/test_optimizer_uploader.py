@@ -1,4 +1,4 @@
-"""What of a job is kept, and what is said of each variant."""
+"""The uploader stores the artifacts of a job and gives a reason for each variant."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCE = (ModelFile(path="model.gguf", digest=digest_of(b"gguf"), size_bytes=4),
 
 
 class Memory:
-    """The part of the object store that a keeper writes to."""
+    """The methods of the object store that the uploader uses."""
 
     def __init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}
@@ -46,7 +46,7 @@ def recipe(name: str) -> Recipe:
 
 
 def variant(work: Path, name: str, size: int, kl: float, *, passed: bool = True) -> Variant:
-    """With its folder, as the job leaves it."""
+    """Returns a variant and writes its folder, as the job does."""
     path = f"passes/pack-{name}"
     (work / path).mkdir(parents=True)
     (work / path / "model.onnx").write_text(f"weights of {name}")
@@ -82,10 +82,10 @@ def by_recipe(outcome: Outcome) -> dict[str, VariantOutcome]:
     return {one.recipe: one for one in outcome.variants}
 
 
-async def test_files_of_what_passed_are_stored_and_of_what_was_refused_only_named(tmp_path: Path) -> None:
+async def test_files_of_passed_variants_are_stored_and_files_of_refused_ones_only_listed(tmp_path: Path) -> None:
     objects = Memory()
     mine = keeper(objects, tmp_path, variant(tmp_path, "good", 10, 0.1), variant(tmp_path, "bad", 5, 9, passed=False))
-    kept = by_recipe(await mine.keep())
+    kept = by_recipe(await mine.upload())
     assert objects.blobs[kept["good"].files[0].digest] == b"weights of good"
     assert kept["bad"].files[0].digest not in objects.blobs
     assert (kept["good"].passed, kept["good"].chosen) == (True, True)
@@ -93,9 +93,9 @@ async def test_files_of_what_passed_are_stored_and_of_what_was_refused_only_name
     assert {one.definition.name: one.stored for one in mine.measured} == {"good": True, "bad": False}
 
 
-async def test_a_report_has_the_evidence_of_its_variant(tmp_path: Path) -> None:
+async def test_a_report_contains_everything_needed_to_measure_again(tmp_path: Path) -> None:
     objects = Memory()
-    kept = by_recipe(await keeper(objects, tmp_path, variant(tmp_path, "good", 10, 0.1), failed("torn")).keep())
+    kept = by_recipe(await keeper(objects, tmp_path, variant(tmp_path, "good", 10, 0.1), failed("torn")).upload())
     assert kept["good"].report
     report = Report.model_validate_json(objects.blobs[kept["good"].report.digest])
     assert (report.recipe, report.reference_files) == (recipe("good"), SOURCE)
@@ -105,7 +105,7 @@ async def test_a_report_has_the_evidence_of_its_variant(tmp_path: Path) -> None:
     assert (kept["torn"].report, kept["torn"].digest, kept["torn"].reason) == (None, None, "no matrix")
 
 
-async def test_a_search_delivers_the_front_of_what_passes_and_says_what_dominates_the_rest(tmp_path: Path) -> None:
+async def test_a_search_delivers_the_front_and_names_what_dominates_the_rest(tmp_path: Path) -> None:
     objects = Memory()
     variants = [
         variant(tmp_path, "small", 10, 0.2),
@@ -115,7 +115,7 @@ async def test_a_search_delivers_the_front_of_what_passes_and_says_what_dominate
     ]
     (tmp_path / "front.png").write_bytes(b"png")
     (tmp_path / "front.svg").write_bytes(b"svg")
-    outcome = await keeper(objects, tmp_path, *variants, search=True).keep()
+    outcome = await keeper(objects, tmp_path, *variants, search=True).upload()
     kept = by_recipe(outcome)
     assert [name for name, one in kept.items() if one.passed] == ["small", "fine"]
     assert [name for name, one in kept.items() if one.files[0].digest in objects.blobs] == ["small", "fine"]
@@ -124,33 +124,33 @@ async def test_a_search_delivers_the_front_of_what_passes_and_says_what_dominate
     pictures = {picture.annotations[FILE_PATH]: objects.blobs[picture.digest] for picture in report.pictures}
     assert pictures == {"front.png": b"png", "front.svg": b"svg"}
     assert {picture.media_type for picture in report.pictures} == {"image/png", "image/svg+xml"}
-    assert report.front.recipes == ("small", "fine", "huge")  # of all, whatever this device takes
+    assert report.front.recipes == ("small", "fine", "huge")  # of all variants, independent of the device
 
 
-async def test_what_was_asked_for_by_name_is_delivered_although_another_is_better(tmp_path: Path) -> None:
+async def test_a_variant_requested_by_name_is_delivered_even_if_it_is_dominated(tmp_path: Path) -> None:
     variants = variant(tmp_path, "fine", 20, 0.1), variant(tmp_path, "poor", 25, 0.15)
-    kept = by_recipe(await keeper(Memory(), tmp_path, *variants).keep())
+    kept = by_recipe(await keeper(Memory(), tmp_path, *variants).upload())
     assert kept["poor"].passed
     assert kept["poor"].reason.startswith("passes, not chosen")
 
 
-async def test_a_known_variant_is_delivered_without_being_there(tmp_path: Path) -> None:
+async def test_a_cached_variant_is_delivered_without_its_local_files(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     objects = Memory()
     one = keeper(objects, first, variant(first, "good", 10, 0.1))
-    made = by_recipe(await one.keep())["good"]
+    made = by_recipe(await one.upload())["good"]
     known = tuple(one.measured)
     second.mkdir()
     restore(second, known)
     there = variant(tmp_path / "third", "good", 10, 0.1)
     again = keeper(objects, second, there, known=known)
-    assert by_recipe(await again.keep())["good"] == made
+    assert by_recipe(await again.upload())["good"] == made
     assert again.measured == []
     assert json.loads(objects.blobs[made.report.digest])["recipe"]["name"] == "good"  # type: ignore[union-attr]
 
 
-async def test_an_empty_folder_that_nobody_knows_is_a_defect(tmp_path: Path) -> None:
+async def test_an_empty_folder_without_a_cached_variant_is_a_defect(tmp_path: Path) -> None:
     lost = variant(tmp_path, "lost", 10, 0.1)
     (tmp_path / "passes/pack-lost/model.onnx").unlink()
     with pytest.raises(KeyError):
-        await keeper(Memory(), tmp_path, lost).keep()
+        await keeper(Memory(), tmp_path, lost).upload()
