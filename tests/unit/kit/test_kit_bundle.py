@@ -58,7 +58,7 @@ def test_what_was_written_is_read_and_written_the_same_again(tmp_path: Path) -> 
 
 
 def test_content_that_is_not_what_it_says_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(InvalidBundle, match="others than the index"):
+    with pytest.raises(InvalidBundle, match="does not match its digest in the index"):
         write_bundle(tmp_path / "b", index(CONTENT), CONTENT | {PLAN_NAME: b"[]"})
     assert list(tmp_path.iterdir()) == []
 

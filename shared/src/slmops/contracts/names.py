@@ -1,4 +1,4 @@
-"""The grammar of names. A name is a NATS subject token, a KV key and a path segment, so it contains none of `. * > /`."""
+"""The grammar of names. A name is a NATS subject token, a KV key and a path segment: it contains none of `. * > /`."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Release(_Frozen):
 
     @classmethod
     def under(cls, spec: Blueprint, profile: DeviceProfile, **package: Any) -> Release:
-        """Returns a release with the requirements of a blueprint and its device profile. `package`: the other fields."""
+        """Returns a release with the requirements of a blueprint and its profile. `package`: the other fields."""
         return cls(
             model=spec.model,
             role=spec.role,

@@ -59,7 +59,7 @@ STREAMS = (
     StreamSpec("JOBS", ("jobs.>",), max_bytes=128 * MiB, work_queue=True, refuses=True),
     # Messages that a consumer gave up on: 90 days. When full the oldest are removed. It must not refuse: a consumer
     # keeps a message whose dead letter is not stored, so one broken gateway could stop every consumer. Each subject,
-    # which names the gateway, keeps its newest 10,000, so one gateway's letters of up to 50 kB cannot displace all others.
+    # which names the gateway, keeps its newest 10,000, so one gateway's letters of up to 50 kB cannot displace others.
     StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90), max_bytes=512 * MiB, per_subject=10_000),
 )
 MOVED = (("EVENTS", "slmops.cohort.>"),)
