@@ -218,17 +218,17 @@ PACK = zstandard.ZstdCompressor().compress
 BASE = f'[{{"path": "a.bin", "digest": "{digest_of(b"0123456789")}", "size_bytes": 10}}]'
 BOMB = PACK(b"\0" * (64 << 20))
 HOSTILE = {
-    "nothing": (b"", "this is not a delta"),
-    "another version": (struct.pack("<8sHI", b"SLMDELTA", 9, 0), "of version 9"),
+    "nothing": (b"", "the file is not a delta"),
+    "another version": (struct.pack("<8sHI", b"SLMDELTA", 9, 0), "has version 9"),
     "an endless header": (struct.pack("<8sHI", b"SLMDELTA", 1, 1 << 31), "header claims"),
-    "a bomb for a header": (struct.pack("<8sHI", b"SLMDELTA", 1, len(BOMB)) + BOMB, "unpacks to more than"),
-    "a path that climbs": (delta_of(header(path="../../etc/passwd")), "its header is damaged"),
-    "an absolute path": (delta_of(header(path="/etc/passwd")), "its header is damaged"),
-    "another digest": (delta_of(header().replace(b"sha256", b"sha512")), "its header is damaged"),
-    "no records": (delta_of(header()), "ends too early"),
-    "an unknown coding": (delta_of(header(), record(77)), "coded as 77"),
+    "a bomb for a header": (struct.pack("<8sHI", b"SLMDELTA", 1, len(BOMB)) + BOMB, "decompresses to more than"),
+    "a path that climbs": (delta_of(header(path="../../etc/passwd")), "the delta's header is damaged"),
+    "an absolute path": (delta_of(header(path="/etc/passwd")), "the delta's header is damaged"),
+    "another digest": (delta_of(header().replace(b"sha256", b"sha512")), "the delta's header is damaged"),
+    "no records": (delta_of(header()), "is cut off"),
+    "an unknown coding": (delta_of(header(), record(77)), "unknown coding 77"),
     "more than its file": (delta_of(header(), record(1, b"", made=11)), "where 10 are left"),
-    "a bomb": (delta_of(header(), record(1, BOMB)), "unpacks to more than"),
+    "a bomb": (delta_of(header(), record(1, BOMB)), "decompresses to more than"),
     "an endless stream": (
         delta_of(header(), struct.pack("<BBBBIQIII", 1, 1, 0, 1, 0, 0, 0, 10, 1 << 31)),
         "a record claims",
@@ -247,7 +247,7 @@ HOSTILE = {
     "values of no size": (delta_of(header(), record(1, width=0)), "values of 0 bytes"),
     "something at its end": (
         delta_of(header(0).replace(digest_of(b"y").encode(), digest_of(b"").encode()), b"more"),
-        "follows its last record",
+        "bytes after its last record",
     ),
 }
 
