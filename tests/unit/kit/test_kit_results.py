@@ -67,11 +67,11 @@ def _lines(*order: int) -> Callable[[list[bytes]], bytes]:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (_lines(0, 2), "others than the seal says"),
-        (_lines(1, 0, 2), "others than the seal says"),
-        (_lines(0, 1, 1, 2), "others than the seal says"),
-        (_lines(0, 1), "no seal"),
-        (_lines(), "no seal"),
+        (_lines(0, 2), "do not match the seal"),
+        (_lines(1, 0, 2), "do not match the seal"),
+        (_lines(0, 1, 1, 2), "do not match the seal"),
+        (_lines(0, 1), "not a valid seal"),
+        (_lines(), "not a valid seal"),
         (lambda lines: b"".join(lines)[:-1], "cut off"),
         (lambda lines: b"x" * (2 << 20) + b"\n" + lines[2], "longer than a gateway writes"),
     ],
