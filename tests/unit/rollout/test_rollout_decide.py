@@ -248,7 +248,7 @@ def test_a_completed_rollout_is_rolled_back_only_while_it_is_the_latest() -> Non
 
 
 def test_the_first_release_has_nothing_to_go_back_to() -> None:
-    with pytest.raises(IllegalTransition, match="no release to go back to"):
+    with pytest.raises(IllegalTransition, match="there is no earlier release"):
         operate(completed(), RollbackRollout(blueprint=NAME), T0)
 
 

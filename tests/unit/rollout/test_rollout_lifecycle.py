@@ -20,7 +20,7 @@ def test_a_pair_that_is_not_in_the_table_is_refused_by_name(state: State, trigge
     assert state in refusal.value.what
     assert trigger in refusal.value.what
     allowed = ", ".join(t for s, t in TRANSITIONS if s is state)
-    assert refusal.value.fix == f"What it takes now: {allowed or 'nothing'}."
+    assert refusal.value.fix == f"Allowed now: {allowed or 'nothing'}."
 
 
 def test_the_table_is_this_large() -> None:

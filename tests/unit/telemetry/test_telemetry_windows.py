@@ -228,7 +228,7 @@ async def test_a_batch_on_another_gateways_subject_is_refused(telemetry: Telemet
         ({"started_at": at(2)}, "ends before it starts"),
         ({"ended_at": at(1) + MAX_AHEAD}, "in the future"),
         ({"started_at": at(0) - 2 * MAX_AGE, "ended_at": at(0) - MAX_AGE - WINDOW}, "365 days ago"),
-        ({"failed_requests": 3}, "more requests failed"),
+        ({"failed_requests": 3}, "more failed requests"),
         ({"synthetic_requests": 3}, "synthetic"),
         ({"decode_seconds": 1e300}, "a figure is above"),
         ({"completion_tokens": 10**400}, "a figure is above"),
