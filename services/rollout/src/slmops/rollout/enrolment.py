@@ -20,7 +20,7 @@ class Enrolment:
         self._signing_key = ""
 
     async def open(self) -> None:
-        """Reads both files. Raises `InvalidMessage` for a missing or empty one: an empty token would admit everybody."""
+        """Reads both files. Raises `InvalidMessage` for a missing or empty one: an empty token would admit anyone."""
         self._token = _secret(self._token_file, "SLMOPS_ENROLMENT_TOKEN").encode()
         self._signing_key = _secret(self._signing_file, "SLMOPS_GATEWAY_SIGNING_SEED")
 
