@@ -83,7 +83,8 @@ def _chunks(base: Path, target: Path, _out: Path) -> int:
 
 
 def _cut(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yields boundaries where 8 bytes, as a number times a constant, have 14 high zero bits: about every 16 kB."""
+    """Yields digest and bytes of each chunk. A chunk ends where 8 bytes, multiplied by a constant, have 14 high zero
+    bits: about every 16 kB."""
     import numpy as np
 
     data = np.fromfile(path, np.uint8)
