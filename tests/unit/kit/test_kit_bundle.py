@@ -84,7 +84,7 @@ def test_a_blob_is_named_by_its_digest_and_each_member_is_listed_once() -> None:
         Member(name=blob_name(digest_of(b"a")), digest=digest_of(b"b"), size=1)
     one = members(CONTENT)
     for wrong in ((one[0], one[0]), one[::-1]):
-        with pytest.raises(ValueError, match="in the order"):
+        with pytest.raises(ValueError, match="sorted by name"):
             BundleIndex(blueprint="edge-chat", created_at=AT, packages=(), members=wrong)
 
 

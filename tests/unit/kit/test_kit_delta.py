@@ -149,7 +149,7 @@ def test_a_wrong_base_of_the_same_size_is_distinguished_from_a_damaged_delta(pai
 
 def test_a_missing_base_is_named(pair, tmp_path):
     _, delta = made(*pair, tmp_path)
-    with pytest.raises(NotFound, match=r"the base .* is not here"):
+    with pytest.raises(NotFound, match=r"the base .* is missing"):
         apply(delta, {}, lambda file: tmp_path / "out" / file.path)
 
 

@@ -96,12 +96,12 @@ def test_weights_in_two_files_are_one_model(tmp_path, llama, directory):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (said(num_hidden_layers=3), InvalidModel, "3 layers, the weights hold 2"),
+        (said(num_hidden_layers=3), InvalidModel, "3 layers, but the weights have 2"),
         (said(num_hidden_layers=10**12), InvalidModel, "1,000,000,000,000 layers"),
         (said(num_hidden_layers="two"), InvalidModel, "num_hidden_layers = 'two'"),
         (said(num_hidden_layers=True), InvalidModel, "num_hidden_layers = True"),
         (said(hidden_size=10**9), InvalidModel, "1000000000"),
-        (said(max_position_embeddings=10**12), InvalidModel, "1000000000000 positions"),
+        (said(max_position_embeddings=10**12), InvalidModel, "context length is 1000000000000"),
         (said(max_position_embeddings=0), InvalidModel, "context length is 0"),
         (said(vocab_size=321), InvalidModel, "embed_tokens"),
         (said(intermediate_size=256), InvalidModel, "down_proj"),

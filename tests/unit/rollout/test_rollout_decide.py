@@ -133,7 +133,7 @@ def test_one_rollout_at_a_time(decisions: tuple[GateDecision, ...]) -> None:
 
 def test_the_stable_release_is_rejected_until_the_blueprint_changes() -> None:
     state = completed()
-    with pytest.raises(PermanentError, match="stable release of edge-chat already"):
+    with pytest.raises(PermanentError, match="already the stable release of edge-chat"):
         start_rollout(state, StartRollout(blueprint=NAME), [package("1.0.0")], T0)
     state = told(
         state, *apply_blueprint(state, ApplyBlueprint(spec=blueprint(runtime=RuntimeSettings(max_tokens=7))), T0)

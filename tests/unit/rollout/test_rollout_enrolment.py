@@ -82,7 +82,7 @@ async def test_the_credential_is_for_the_gateways_own_key(service: Service, key:
     assert (found["sub"], found["name"]) == (key, "gw-1")
     [view] = (await handlers.list_gateways(ListGateways())).gateways
     assert (view.gateway_id, view.labels, view.phase, view.last_seen) == ("gw-1", {"ring": "canary"}, "idle", T0)
-    assert view.desired_because == {"release": "no blueprint named edge-chat is applied"}
+    assert view.desired_because == {"release": "the blueprint edge-chat has not been applied"}
 
 
 async def test_enrolling_again_with_the_same_key_gives_a_credential_and_no_second_event(

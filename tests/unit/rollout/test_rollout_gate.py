@@ -55,11 +55,11 @@ def test_a_committed_and_measured_canary_passes() -> None:
     [
         ([], GOOD, "no gateway is in this stage"),
         ([FLEET], GOOD, "no gateway is in this stage"),
-        ([member("gw-1", "canary"), FLEET], GOOD, "gw-1 of 1 did not commit"),
+        ([member("gw-1", "canary"), FLEET], GOOD, "gw-1 of 1 have not committed"),
         (
             [member("gw-1", "canary", report=report("gw-1", UpdatePhase.SOAKING, "1.0.1", GEN))],
             GOOD,
-            "gw-1 of 1 did not",
+            "gw-1 of 1 have not",
         ),
         ([CANARY, FLEET], [], "0 of 1 requests measured"),
         ([CANARY, FLEET], [window("1.0.0", 5)], "0 of 1 requests measured"),
@@ -92,7 +92,7 @@ def test_a_stage_that_adds_no_gateway_is_judged_by_the_whole_rollout() -> None:
 def test_every_target_of_the_stage_must_commit() -> None:
     state = judged(canary_stage(), PASSED, seconds=30)
     decision = look([CANARY, FLEET, member("gw-3")], [window("1.0.1", 35)], at(40), state)
-    assert (decision.verdict, decision.reason) == (Verdict.WAITING, "gw-2, gw-3 of 3 did not commit yet")
+    assert (decision.verdict, decision.reason) == (Verdict.WAITING, "gw-2, gw-3 of 3 have not committed yet")
 
 
 def test_fewer_requests_than_required_wait() -> None:
@@ -177,7 +177,7 @@ def test_a_candidate_that_looks_slow_for_a_moment_is_held_and_never_rolled_back(
     windows = [brief, window("1.0.0", 5)]
     decision, late = look([CANARY], windows), look([CANARY], windows, at(DEADLINE_S + 1))
     assert (decision.verdict, late.verdict) == (Verdict.WAITING, Verdict.OVERDUE)
-    assert decision.reason == "8.0 tokens/s against 50.0 of stable, measured for 0.5 s of at least 1 s"
+    assert decision.reason == "8.0 tokens/s against 50.0 of stable, measured for 0.5 s of the required 1 s"
     assert look([CANARY], windows, at(DEADLINE_S + 1), min_decode_s=0.5).verdict is Verdict.FAILED
 
 

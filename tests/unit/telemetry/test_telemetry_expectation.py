@@ -42,7 +42,7 @@ def test_a_completed_rollout_gives_its_release_to_everybody() -> None:
     ("enrolled", "changes", "why"),
     [
         (None, {}, "gw-1 is not enrolled"),
-        (gateway(blueprint="kiosk"), {}, "gw-1 is enrolled under kiosk and measures for edge-chat"),
+        (gateway(blueprint="kiosk"), {}, "gw-1 is enrolled under kiosk but sent a batch for edge-chat"),
         (gateway("canary"), {"version": "2.0.0"}, "no rollout of edge-chat has a release 2.0.0"),
     ],
 )

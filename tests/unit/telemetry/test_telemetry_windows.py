@@ -217,7 +217,7 @@ async def test_only_the_id_of_a_published_batch_is_kept(telemetry: Telemetry) ->
 
 
 async def test_a_batch_on_another_gateways_subject_is_refused(telemetry: Telemetry) -> None:
-    with pytest.raises(PermanentError, match="gw-1 measures on another"):
+    with pytest.raises(PermanentError, match="the batch of gw-1 is on another"):
         await telemetry.receive(batch("a", 1), subject="measure.gw-2")
     assert await telemetry.closed(60) == []
 
