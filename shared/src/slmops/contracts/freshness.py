@@ -1,4 +1,4 @@
-"""How long signed documents stay valid: one table for signers and verifiers.
+"""The validity periods of signed documents: one table for signers and verifiers.
 
 A signer renews after half of the time. A verifier rejects an expired document as `freeze` or `expired`
 (`contracts.trust.Attack`).

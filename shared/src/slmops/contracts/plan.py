@@ -86,7 +86,7 @@ class Candidate(_Frozen):
 
 
 class Plan(_Frozen):
-    """What the gateways of one blueprint should run. `generation` grows with every write."""
+    """The plan of one blueprint: what its gateways should run. `generation` grows with every write."""
 
     blueprint: Name
     generation: int = Field(ge=1)
@@ -115,7 +115,7 @@ class Side(StrEnum):
 
 
 class Desired(_Frozen):
-    """What this gateway should run; `explain` names the source of every choice."""
+    """The release that one gateway should run. `explain` names the source of every choice."""
 
     side: Side
     release: Release | None

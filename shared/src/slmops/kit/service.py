@@ -103,7 +103,7 @@ class Service:
             raise
 
     def run(self) -> None:
-        """Serves until SIGTERM or Ctrl-C. Exits with 75 after a temporary failure at start, else with another code."""
+        """Serves until SIGTERM or Ctrl-C. Exits with 75 after a temporary error at start, with 1 or more otherwise."""
         log_as_json(self.name, self.settings.log_level)
         provider = tracing.setup(self.name, self.settings)
         config = uvicorn.Config(
