@@ -1,7 +1,7 @@
-"""Writes what the code already says: docs/events.md, docs/states/*.md and docs/asyncapi/*.json. Needs no connection.
+"""Generates docs/events.md, docs/states/*.md and docs/asyncapi/*.json from the code. Needs no connection.
 
-python docs/generate.py            write
-python docs/generate.py --check    exit 1, naming each file that is not what the code says
+python docs/generate.py            writes the files
+python docs/generate.py --check    exits with 1 and names each file that does not match the code
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from slmops.kit.service import Service
 ROOT = Path(__file__).parents[1]
 SERVICES = sorted(path.parent.name for path in ROOT.glob("services/*/pyproject.toml"))
 WITHOUT_BUS = {"console", "gateway"}
-"""They ask and publish; no application of theirs consumes."""
+"""They send requests and publish, but consume nothing."""
 STORED: tuple[type[BaseModel], ...] = (MeasurementBatch, OptimizeJob)
-"""Messages on streams that are no events."""
+"""Messages on streams that are not events."""
 Schema = dict[str, Any]
 
 
-# ---- what the services do ---------------------------------------------------------------------------------
+# ---- traffic of the services ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def traffic_of(name: str) -> Traffic:
 
 
 def _target(reference: Schema) -> str:
-    """The last part of a JSON reference."""
+    """Returns the last part of a JSON reference."""
     return unquote(str(reference.get("$ref", ""))).rpartition("/")[2]
 
 
 def emitter(event: type[Event]) -> str:
-    """Who may publish it, by the permissions that the server enforces; the owning service before the gateways."""
+    """Returns who may publish an event by the server's permissions: the owning service, or otherwise the gateways."""
     subject = event.subject_template().replace("{gateway_id}", "gw")
     for service, permissions in SERVICE_PERMISSIONS.items():
         if service != "console" and any(matches(pattern, subject) for pattern in permissions.publish):
@@ -101,7 +101,7 @@ _WORDS = {
 
 
 def kind_of(schema: Schema) -> str:
-    """A JSON schema as a few words, with links to the shapes below."""
+    """Describes a JSON schema in a few words, with links to the types below."""
     if "$ref" in schema:
         name = _target(schema)
         return f"[{name}](#{name.lower()})"
@@ -149,11 +149,11 @@ def _default(field: Schema) -> str:
     if "default" not in field:
         return "empty"
     text = json.dumps(field["default"], ensure_ascii=False)
-    return f"`{text}`" if len(text) <= 40 else "see there"
+    return f"`{text}`" if len(text) <= 40 else "see the type"
 
 
 def schemas() -> dict[str, Schema]:
-    """Every model that crosses the wire, by class name, with references between them."""
+    """Returns the schemas of all models that cross the wire, by class name, with references between them."""
     commands = [model for kind in COMMANDS.values() for model in (kind, kind.result_type())]
     models = {model.__name__: model for model in (*EVENTS.values(), *commands, *STORED, Problem)}
     wanted = [(model, "validation") for model in models.values()]
@@ -162,7 +162,7 @@ def schemas() -> dict[str, Schema]:
 
 
 def summary(model: type[BaseModel]) -> str:
-    """The first paragraph of a class's own docstring."""
+    """Returns the first paragraph of a class's own docstring."""
     own = vars(model).get("__doc__") or ""
     return " ".join(own.split("\n\n")[0].split())
 
@@ -180,10 +180,15 @@ def events_page(traffic: list[Traffic]) -> str:
     ]
     for event in EVENTS.values():
         lines += [f"### {event.__name__}", "", *_paragraph(summary(event))]
-        heard = ", ".join(consumers(event, traffic)) or "nobody yet"
-        lines += [f"`{event.subject_template()}`, emitted by {emitter(event)}, consumed by {heard}.", ""]
+        readers = ", ".join(consumers(event, traffic)) or "no service yet"
+        lines += [f"`{event.subject_template()}`, emitted by {emitter(event)}, consumed by {readers}.", ""]
         lines += fields(known[event.__name__])
-    lines += ["## Commands", "", "Request and reply. A refusal answers a [Problem](#problem).", ""]
+    lines += [
+        "## Commands",
+        "",
+        "Commands are requests with a reply. On an error the reply is a [Problem](#problem).",
+        "",
+    ]
     for command in COMMANDS.values():
         answer = command.result_type().__name__
         lines += [f"### {command.__name__}", "", *_paragraph(summary(command))]
@@ -192,9 +197,9 @@ def events_page(traffic: list[Traffic]) -> str:
             "",
         ]
         lines += fields(known[command.__name__])
-    lines += ["## Shapes", ""]
-    told = {model.__name__ for model in (*EVENTS.values(), *COMMANDS.values())}
-    for name in (name for name in known if name not in told):
+    lines += ["## Types", ""]
+    done = {model.__name__ for model in (*EVENTS.values(), *COMMANDS.values())}
+    for name in (name for name in known if name not in done):
         lines += [f"### {name}", "", *_paragraph(known[name].get("description", "").split("\n\n")[0])]
         lines += fields(known[name])
     return "\n".join(lines)
@@ -208,7 +213,7 @@ def _paragraph(text: str) -> list[str]:
 
 
 def tables(service: str) -> list[tuple[ModuleType, dict[tuple[Enum, Enum], Enum]]]:
-    """Every `TRANSITIONS` of a service's domain."""
+    """Returns every `TRANSITIONS` table of a service's domain with its module."""
     name = f"slmops.{service}.domain"
     if importlib.util.find_spec(name) is None:
         return []
@@ -220,7 +225,7 @@ def tables(service: str) -> list[tuple[ModuleType, dict[tuple[Enum, Enum], Enum]
 
 
 def diagram(table: dict[tuple[Enum, Enum], Enum]) -> list[str]:
-    """Mermaid. The first state of the table is where it begins; a state without a way out is an end."""
+    """Draws a table with Mermaid. Its first state is the initial one; states without outgoing transitions are final."""
     edges: dict[tuple[str, str], list[str]] = {}
     for (state, trigger), target in table.items():
         edges.setdefault((str(state.value), str(target.value)), []).append(str(trigger.value).replace("_", " "))
@@ -247,7 +252,7 @@ def states_page(service: str) -> str | None:
 
 
 def asyncapi(traffic: Traffic) -> Schema:
-    """AsyncAPI 3.0.0 of one service: what it consumes and answers as FastStream has it, and what it emits."""
+    """Returns a service's AsyncAPI 3.0.0 document: what FastStream consumes and answers, and the events."""
     document = _Document(traffic.service)
     classes: dict[str, type[BaseModel]] = {model.__name__: model for model in (*EVENTS.values(), *STORED)}
     commands = {kind.subject_template().replace("{gateway_id}", "*"): kind for kind in COMMANDS.values()}
@@ -284,7 +289,7 @@ class _Document:
         self.models[name] = model
         self.channels[name] = {"address": address, "messages": {name: {"$ref": f"#/components/messages/{name}"}}}
         if address and "{gateway_id}" in address:
-            self.channels[name]["parameters"] = {"gateway_id": {"description": "The gateway that speaks"}}
+            self.channels[name]["parameters"] = {"gateway_id": {"description": "The sending gateway"}}
         return name
 
     def finished(self) -> Schema:
@@ -334,7 +339,7 @@ def _references(schema: Any) -> set[str]:
 
 
 def generate() -> dict[Path, str]:
-    """Path below docs/ → text, for everything that is generated."""
+    """Returns all generated files: path below docs/ → text."""
     for variable in [name for name in os.environ if name.startswith("SLMOPS_")]:
         del os.environ[variable]  # the same documents on every machine
     traffic = [traffic_of(name) for name in SERVICES if name not in WITHOUT_BUS]
@@ -344,7 +349,7 @@ def generate() -> dict[Path, str]:
 
 
 def stale(folder: Path, wanted: dict[Path, str]) -> list[Path]:
-    """Files that are missing, changed or left over."""
+    """Returns the files that are missing, changed or obsolete."""
     present = {p.relative_to(folder) for name in ("states", "asyncapi") for p in folder.glob(f"{name}/*")}
     changed = {p for p, text in wanted.items() if not (folder / p).exists() or (folder / p).read_text() != text}
     return sorted(changed | (present - set(wanted)))
@@ -352,14 +357,14 @@ def stale(folder: Path, wanted: dict[Path, str]) -> list[Path]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    arguments.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    arguments.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     arguments.add_argument("--into", type=Path, default=ROOT / "docs", help="folder of the documents")
     options = arguments.parse_args()
     wanted = generate()
     old = stale(options.into, wanted)
     if options.check:
         for path in old:
-            print(f"{options.into / path} is not what the code says. Run: make docs", file=sys.stderr)
+            print(f"{options.into / path} does not match the code. Run: make docs", file=sys.stderr)
         sys.exit(bool(old))
     for path in old:
         (options.into / path).unlink(missing_ok=True)

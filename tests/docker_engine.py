@@ -1,6 +1,6 @@
-"""A Docker engine for tests that build and run containers, and what `.ci/engine` made for them.
+"""Finds a Docker engine for tests that build and run containers, and the files that `.ci/engine` prepared for them.
 
-Each skips where what it finds is not there: containers can be tested on few machines.
+Each function skips the test if it finds nothing, because few machines can test containers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def engine() -> Engine:
 
 
 def base(found: Engine) -> str:
-    """A small Debian with Python."""
+    """Returns the tag of a small Debian image with Python."""
     try:
         found.inspect(BASE)
     except SlmopsError as error:
@@ -35,7 +35,7 @@ def base(found: Engine) -> str:
 
 
 def wheels() -> Path:
-    """All that a gateway needs, for the Python of `base`."""
+    """Returns the folder of all wheels that a gateway needs, for the Python of `base`."""
     if not (_WHEELS / ".gathered").exists():
         _skip(f"no wheels in {_WHEELS.relative_to(ROOT)}")
     return _WHEELS

@@ -1,4 +1,4 @@
-"""GGUF files as llama.cpp's converter writes them, from a tiny Hugging Face directory (convert_hf_to_gguf.py)."""
+"""Writes GGUF files as llama.cpp's converter (convert_hf_to_gguf.py) does, from a tiny Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Array = np.ndarray
 def write_gguf(
     path: Path, hf_dir: Path, kind: Kind = Kind.F32, scaled: Mapping[str, object] | None = None
 ) -> dict[str, Array]:
-    """Write `hf_dir` with its matrices as `kind`, and give what gguf itself reads from it, by GGUF's names.
+    """Writes `hf_dir` with its matrices as `kind`. Returns the tensors that gguf reads from it, by GGUF's names.
 
-    Of kinds that gguf-py cannot make it takes random blocks with scales of ordinary size. `scaled` is added metadata.
+    Kinds that gguf-py cannot write get random blocks with scales of ordinary size. `scaled` is additional metadata.
     """
     config = json.loads((hf_dir / "config.json").read_bytes())
     architecture = config["model_type"].removesuffix("_text")
@@ -47,7 +47,7 @@ def write_gguf(
 
 
 def converted(architecture: str, name: str, values: Array, config: Mapping[str, int]) -> Array:
-    """What the converter does to a tensor: rows of Llama's queries and keys interleaved, one added to Gemma's norms."""
+    """Converts a tensor as llama.cpp does: interleaves rows of Llama's queries and keys, adds 1 to Gemma's norms."""
     if architecture == "gemma3" and name.endswith("norm.weight"):
         return values + 1
     if architecture == "llama" and ("attn_q" in name or "attn_k" in name):
@@ -57,7 +57,7 @@ def converted(architecture: str, name: str, values: Array, config: Mapping[str, 
 
 
 def quantized(values: Array, kind: Kind) -> Array:
-    """By the library; of the two kinds that it reads and does not write, codes at random with small scales."""
+    """Quantizes with the library. For the two kinds that it can only read, returns random codes with small scales."""
     if kind not in (Kind.Q4_K, Kind.Q6_K):
         return gguf.quants.quantize(values, kind)
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -102,7 +102,7 @@ def _vocabulary(writer: gguf.GGUFWriter, hf_dir: Path) -> None:
 
 
 def _rope_freqs(writer: gguf.GGUFWriter, config: Mapping[str, object]) -> None:
-    """Llama 3: what its angles are divided by, as the converter computes it."""
+    """Returns the divisors of Llama 3's angles, as the converter computes them."""
     rope = config["rope_parameters"]
     if rope.get("rope_type") != "llama3":
         return

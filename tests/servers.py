@@ -1,4 +1,4 @@
-"""Where the real servers of `conftest.py` are; ports and settings for those that a test starts itself."""
+"""The addresses of the servers in `conftest.py`, and ports and settings for servers that a test starts itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slmops.local.process import ProcessSpec, log_tail
 from slmops.local.system import System
 
 QUICK = {"SLMOPS_WINDOW_S": "1", "SLMOPS_GRACE_S": "0.5", "SLMOPS_RETRY_EVERY": "PT1S"}
-"""Telemetry's windows, and how soon a gateway tries again."""
+"""Short windows of telemetry, and a short retry delay of gateways."""
 _READY_WITHIN_S = 30
 _STOPPED_WITHIN_S = 10
 
@@ -43,7 +43,7 @@ class S3:
 
 
 def reserve_ports(root: Path, gateways: int = 3) -> None:
-    """Choose the ports of a system that another process will start on `root`, which knows nothing of ours."""
+    """Chooses the ports of a system that another process will start in `root`, apart from the ports of this process."""
     system = System(root, gateways=default_gateways(gateways))
     root.mkdir(exist_ok=True)
     choose_ports(system.layout.ports_file, system._port_names())
@@ -51,7 +51,7 @@ def reserve_ports(root: Path, gateways: int = 3) -> None:
 
 @contextmanager
 def running(spec: ProcessSpec) -> Iterator[int]:
-    """The process of a spec, ready, for as long as the block lasts; gives its id."""
+    """Runs a process while the block runs; yields its id when it is ready."""
     with spec.log_path.open("ab") as log:
         process = subprocess.Popen(list(spec.argv), env=dict(spec.env), cwd=spec.cwd, stdout=log, stderr=log)
     try:

@@ -1,4 +1,4 @@
-"""Random models, made on the spot in a second, that every stage of the system takes for models."""
+"""Makes random models in a second, which every stage of the system accepts as models."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CHAT = (
 
 
 def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
-    """A Hugging Face directory: float32 safetensors, byte-level BPE tokenizer, chat template. About 0.4 MB.
+    """Writes a Hugging Face directory: float32 safetensors, byte-level BPE tokenizer, chat template. About 0.4 MB.
 
-    It talks nonsense; another `seed` gives other weights of the same shape. Both bundled recipes pass edge-small on it.
+    Its answers are random. Another `seed` gives other weights of the same shape. Both bundled recipes pass edge-small.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,7 +44,7 @@ def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
 
 
 def make_tuned(folder: Path, base: Path) -> Path:
-    """The model of `base` after a little training: every weight moved by about a fiftieth of what weights are."""
+    """Copies the model of `base` as if trained a little: every weight changes by about a fiftieth of its usual size."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -65,14 +65,15 @@ _PARTICULAR = {
     "llama": {"tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"tie_word_embeddings": True, "head_dim": 32},
-    # Six layers: the last is the one in six that attends to everything. The windows are shorter than what a test reads.
+    # Six layers, because only every sixth layer has full attention. The windows are shorter than the tests' texts.
     "gemma3_text": {"num_hidden_layers": 6, "head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32},
     "phi3": {"tie_word_embeddings": False, "sliding_window": 16},
 }
 
 
 def make_tiny(folder: Path, architecture: str, seed: int = 0, **settings: object) -> Path:
-    """A Hugging Face directory of one of `ARCHITECTURES`: grouped queries, and no weight at its initial constant."""
+    """Writes a Hugging Face directory of one of `ARCHITECTURES` with grouped queries and no weight at its initial
+    constant."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -92,7 +93,7 @@ def make_tiny(folder: Path, architecture: str, seed: int = 0, **settings: object
     }
     config = CONFIG_MAPPING[architecture](**(common | _PARTICULAR[architecture] | settings))
     model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # norms and biases too: a model that ignores them must not pass for the same
+    with torch.no_grad():  # norms and biases, too: a model that ignores them must give other results
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -132,7 +133,7 @@ def _tokenizer():  # type: ignore[no-untyped-def]
 
 
 def make_gguf(path: Path, architecture: str = "llama", rows: int = 400) -> Path:
-    """A well-formed GGUF file with a vocabulary and one float32 tensor `token_embd.weight` of `rows` rows of 8."""
+    """Writes a well-formed GGUF file with a vocabulary and one float32 tensor `token_embd.weight` of `rows` × 8."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()

@@ -1,4 +1,4 @@
-"""A real TUF repository in memory, as packager and keyholders make it, and a mirror that can be made to lie."""
+"""A real TUF repository in memory, made as packager and keyholders do, and a mirror that can return false files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Memory:
 
 @dataclass
 class Mirror(FetcherInterface):
-    """Hands out what `serves` says, in pieces; `lies` go before."""
+    """Returns the files of `serves`, or instead those of `lies`, which may come in pieces."""
 
     serves: Callable[[str], bytes | None]
     lies: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class TrustWorld:
         return Repository(self.memory, read_keys(self.folder.online.glob("*.pem")), now or self.now)
 
     def adopt(self) -> None:
-        """What the packager does when keyholders signed something."""
+        """Takes over the files that keyholders signed, as the packager does."""
         files = numbered(self.folder.metadata)
         newest = {role: found[max(found)].read_bytes() for role, found in files.items()}
         roots = {version: path.read_bytes() for version, path in files["root"].items()}
@@ -87,7 +87,7 @@ class TrustWorld:
         repository.settle()
 
     def publish(self, model: str = "smollm2", version: str = "1.0.0", content: bytes = b"manifest") -> str:
-        """A package; the path of its target."""
+        """Publishes a package and returns the path of its target."""
         manifest = Descriptor.of(content, OCI_MANIFEST)
         repository = self.repository()
         repository.add(model, version, "edge-small", manifest)
@@ -95,7 +95,7 @@ class TrustWorld:
         return package_target(model, version, manifest.digest)
 
     def age(self, by: timedelta) -> None:
-        """Every online file as it is when it was made so long ago."""
+        """Replaces every online file by one that was made `by` ago."""
         repository = self.repository(self.now - by)
         repository._good = lambda *_: False  # type: ignore[method-assign]
         repository.settle()
@@ -108,7 +108,7 @@ class TrustWorld:
         return max(version for name, version in self.memory.files if name == role)
 
     def sign_as(self, role: str, edit: Callable[[dict[str, Any]], None], *signers: CryptoSigner) -> bytes:
-        """The newest file of a role, edited, and signed by whom the attacker has the keys of; keeps its version."""
+        """Returns the newest file of a role, edited and signed by the attacker's keys, with the same version."""
         document = json.loads(self.memory.newest(role) or b"")
         edit(document["signed"])
         metadata: Metadata[Any] = Metadata.from_dict(document)
@@ -123,6 +123,6 @@ class TrustWorld:
 
 
 def everything_below(folder: Path) -> dict[str, bytes]:
-    """Path → content, with links as what they point to."""
+    """Returns path → content, following links."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,4 +1,4 @@
-"""A LoRA beside its quantized base (ADR 14): what the place for it costs in speed, and what it costs itself."""
+"""Measures the speed of a LoRA beside its quantized base (ADR 14): the cost of the adapter inputs and of the LoRA."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ async def measure(place: Place) -> Measured:
     async with bare_runtime(plain) as bare, bare_runtime(alone) as base, bare_runtime(adapted) as both:
         sides = [_rate(runtime) for runtime in (bare, base, both)]
         for side in sides:
-            await side()  # the first answers pay for lazy set-up
+            await side()  # warm-up: the first answers include lazy initialization
         rows = [
-            await place.side_by_side(what, "tokens/s", "the same recipe without a place for it", sides[0], side, ROUNDS)
-            for what, side in (("a place for a LoRA", sides[1]), (f"a LoRA of rank {RANK} in it", sides[2]))
+            await place.side_by_side(what, "tokens/s", "the same recipe without adapter inputs", sides[0], side, ROUNDS)
+            for what, side in (("adapter inputs without a LoRA", sides[1]), (f"with a LoRA of rank {RANK}", sides[2]))
         ]
     size = (adapted / ADAPTER_PATH).stat().st_size
     return Measured(rows, {"adapter": {"bytes": size, "rank": RANK, "at": " ".join(TARGETS)}})
@@ -44,7 +44,7 @@ def _rate(runtime: BareRuntime) -> Callable[[], Awaitable[float]]:
 
 
 async def _adapted(place: Place) -> Path:
-    """The base and the adapter's file, from an adapter with random matrices; from the cache if it was made before."""
+    """Returns the base and the adapter's file, made from an adapter with random matrices or taken from the cache."""
     kept = place.cache / f"{RECIPE}-{recipe_named(RECIPE).digest[7:19]}"
     if not kept.exists():
         source = _adapter(await weights(place), place.scratch / "adapter")

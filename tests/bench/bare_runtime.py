@@ -1,7 +1,7 @@
-"""onnxruntime-genai in one process, as its own examples use it: no API, no gateway.
+"""Runs onnxruntime-genai in one process as its examples do, without API and gateway.
 
-As a process it takes JSON lines `{"prompt", "max_tokens", "clients"}` on stdin and answers each with
-`{"tokens", "seconds", "ttft_s": […]}`; several clients are several generators that take turns.
+The process reads JSON lines `{"prompt", "max_tokens", "clients"}` from stdin and answers each with
+`{"tokens", "seconds", "ttft_s": […]}`. Several clients are several generators that take turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ADAPTER = "adapter.onnx_adapter"
 
 @dataclass(frozen=True)
 class Answered:
-    """`tokens` and `seconds` of all clients together; time to first token of each."""
+    """The answer: `tokens` and `seconds` of all clients together, and the time to first token of each."""
 
     tokens: int
     seconds: float
@@ -30,7 +30,7 @@ class Answered:
 
 
 class BareRuntime:
-    """The process, with the model loaded or loading."""
+    """The process, which loads the model at start."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -44,7 +44,7 @@ class BareRuntime:
 
 @asynccontextmanager
 async def bare_runtime(model: Path, *, library_defaults: bool = False) -> AsyncIterator[BareRuntime]:
-    """`library_defaults`: the library's own thread settings instead of the gateway's."""
+    """Starts the process. `library_defaults`: use the library's thread settings instead of the gateway's."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, __file__, str(model), "defaults" if library_defaults else "as the gateway"),
         stdin=asyncio.subprocess.PIPE,
@@ -64,7 +64,7 @@ def main(folder: str, settings: str) -> None:
     config = og.Config(folder)
     if settings != "defaults":
         threads = {"intra_op_num_threads": len(os.sched_getaffinity(0)), "session.intra_op.allow_spinning": "0"}
-        threads["log_severity_level"] = 3  # of an adapter's inputs the runtime warns
+        threads["log_severity_level"] = 3  # the runtime warns about an adapter's inputs
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
     model = og.Model(config)
     tokenizer = og.Tokenizer(model)

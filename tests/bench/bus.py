@@ -1,4 +1,4 @@
-"""The bus and the journal on a real nats-server and a real disk, against raw nats-py and sqlite3 on the same ones."""
+"""Compares the bus and the journal with raw nats-py and sqlite3 on the same real nats-server and disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from slmops.kit.settings import BusSettings
 from slmops.local.system import System
 
 EVENTS, APPENDS, REQUESTS, IN_FLIGHT = 1024, 100, 500, 64
-DISK_ROUNDS = 7  # what an fsync takes varies tenfold from second to second
+DISK_ROUNDS = 7  # the time of an fsync varies tenfold from second to second
 STREAM, SUBJECT = "EVENTS", ModelAliasMoved.type
 DURABLE = "registry-" + SUBJECT.replace(".", "_")
 _INSERT = """INSERT INTO journal (stream, version, id, type, data, time, traceparent, published)
@@ -166,7 +166,7 @@ class _Bus:
             return await self.handled(first_time)
 
     async def handled(self, work: Callable[[ModelAliasMoved, MessageContext], Awaitable[None]]) -> float:
-        """From the first message to the last, as in `bare_pull`: starting a service is not what is measured."""
+        """Measures from the first message to the last, as in `bare_pull`, without the start of the service."""
         await self.preload()
         times: list[float] = []
         done = asyncio.Event()
@@ -187,7 +187,7 @@ class _Bus:
         return _rate(times)
 
     async def preload(self) -> None:
-        """The stream holds at least `EVENTS` messages, and nobody has consumed any."""
+        """Prepares a stream with at least `EVENTS` messages, none of them consumed."""
         with suppress(NotFoundError):  # in the first round
             await self.js.delete_consumer(STREAM, DURABLE)
         await self.js.purge_stream(STREAM)
@@ -215,7 +215,7 @@ class _Bus:
 
     @asynccontextmanager
     async def journal(self) -> AsyncIterator[tuple[Journal, Path]]:
-        """An empty one, and its file: the bare side writes the same tables."""
+        """Returns an empty journal and its file. The bare side writes the same tables."""
         path = self.place.scratch / f"journal-{next(self.numbers)}.db"
         journal = Journal(f"sqlite:///{path}", service="bench", metadata=MetaData(), project=lambda _c, _e: None)
         await journal.open()

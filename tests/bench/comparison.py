@@ -1,4 +1,4 @@
-"""A figure of ours beside the same figure of the bare thing, measured in turns so that both meet the same machine."""
+"""Compares a figure of slmops with the same figure of the bare tool, measured alternately under the same load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Measure = Callable[[], Awaitable[float]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure per round of each side. A rate in `per s` and the like is better when larger, seconds when smaller."""
+    """One figure per round of each side. Larger rates (`per s` and similar) are better, and fewer seconds."""
 
     what: str
     bare_is: str
@@ -26,7 +26,7 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """Per round, how fast ours is as a share of the bare thing: 1 is as fast, 0.5 half as fast."""
+        """Returns per round our speed divided by that of the bare tool: 1 is as fast, 0.5 half as fast."""
         pairs = zip(self.bare, self.ours, strict=True)
         return [bare / ours if self.unit == "s" else ours / bare for bare, ours in pairs]
 
@@ -48,7 +48,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a bench hands back; `details` says where the time goes."""
+    """The result of a benchmark. `details` breaks down the time."""
 
     comparisons: Sequence[Comparison]
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a bench works: `scratch` is its own and empty, `cache` is kept between runs, `step` shows progress."""
+    """The environment of a benchmark: an empty `scratch` folder, a `cache` kept between runs, and a progress `step`."""
 
     scratch: Path
     cache: Path
@@ -65,7 +65,7 @@ class Place:
     async def side_by_side(
         self, what: str, unit: Unit, bare_is: str, bare: Measure, ours: Measure, rounds: int = 3
     ) -> Comparison:
-        """Bare, ours, bare, ours, …: what else the machine does hits both."""
+        """Measures bare and ours alternately, so that other load on the machine affects both."""
         found: tuple[list[float], list[float]] = ([], [])
         for number in range(1, rounds + 1):
             for figures, measure, side in ((found[0], bare, "bare"), (found[1], ours, "ours")):

@@ -1,7 +1,7 @@
-"""`make bench-delta`: updates between versions of a real model, ours beside what everybody has.
+"""`make bench-delta`: compares our updates between versions of a real model with common tools.
 
-Prints a table, draws it, and writes build/bench/delta.json. Models and variants are made on the spot and kept in
-build/bench/cache; `--only a,b` measures some pairs, `--ours` leaves the other tools out.
+Prints a table, draws it, and writes build/bench/delta.json. Models and variants are made during the run and kept in
+build/bench/cache. `--only a,b` measures some pairs, `--ours` skips the other tools.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROUNDS = 3
 
 
 def measure(pair: Pair, scratch: Path) -> Figures:
-    """Size, exactness, and the time and memory of both ends, each end in a process of its own."""
+    """Measures size, exactness, and time and memory of making and applying, each in a separate process."""
     delta = scratch / "ours.delta"
     seconds = [_apart(_make, pair, delta)[0] for _ in range(_ROUNDS)]
     applied = [_apart(_apply, pair, delta, scratch / "out") for _ in range(_ROUNDS)]
@@ -68,17 +68,17 @@ def _make(pair: Pair, delta: Path) -> tuple[float, int]:
 
 
 def _apply(pair: Pair, delta: Path, out: Path) -> tuple[float, int]:
-    """Seconds without waiting for the disk, as the other tools do not; memory above that of the idle process."""
+    """Returns seconds without waiting for the disk (the other tools do not wait) and memory above the idle process."""
     shutil.rmtree(out, ignore_errors=True)
     bases = by_digest(pair.base)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, start = _resident_bytes("VmRSS"), time.perf_counter()
     apply(delta, bases, lambda file: out / file.path, durable=False)
     return time.perf_counter() - start, _resident_bytes("VmHWM") - before
 
 
 def _resident_bytes(kind: str) -> int:
-    """`VmRSS` now, or `VmHWM`, the most since it was last forgotten."""
+    """Returns `VmRSS`, or `VmHWM`, the peak since its last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(kind)).split()[1]) * 1024
 
@@ -95,7 +95,7 @@ def _same(target: Path, out: Path) -> bool:
 
 
 def targets(pairs: Sequence[Figures]) -> dict[str, Any]:
-    """What the figures are held against."""
+    """Returns the targets for the figures."""
     found: dict[str, Any] = {}
     for figures in pairs:
         name, ours = figures["pair"][0], figures["ours_bytes"]
@@ -161,7 +161,7 @@ def _row(figures: Mapping[str, Any], tools: Sequence[str]) -> list[str]:
 
 
 def draw(pairs: Sequence[Figures], out: Path) -> None:
-    """Bytes by pair and tool, on a logarithmic scale."""
+    """Draws bytes by pair and tool on a logarithmic scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -209,7 +209,7 @@ async def main(arguments: argparse.Namespace) -> int:
         draw(found, OUT)
 
     try:
-        return await ended(work(), console, "run it again: what was made is kept.")
+        return await ended(work(), console, "run it again: finished models are kept.")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if found:
@@ -225,5 +225,5 @@ def _report(pairs: Sequence[Figures]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="letters of the pairs to measure, as in a,b")
-    parser.add_argument("--ours", action="store_true", help="leave the other tools out")
+    parser.add_argument("--ours", action="store_true", help="skip the other tools")
     sys.exit(asyncio.run(main(parser.parse_args())))

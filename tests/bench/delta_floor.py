@@ -1,4 +1,4 @@
-"""What no coder goes below that takes changed values for independent of one another: their entropy."""
+"""Computes the entropy of changed values: the lower bound for coders that treat changes as independent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from slmops.kit.delta.format import Coding, Record, inflate, read_header, record
 
 
 def entropy_bytes(delta: Path) -> int:
-    """Of the places and the changes of sparse records, and of the planes of all others, each record by itself."""
+    """Returns the entropy in bytes: for sparse records of positions and changes, for others of the byte planes. Each
+    record is separate."""
     with delta.open("rb") as source:
         header = read_header(source)
         return round(sum(_bits(record) for _, record in records(source, header)) / 8)
@@ -32,7 +33,7 @@ def _bits(record: Record) -> float:
 
 
 def _choices(n: int, k: int) -> float:
-    """log2 of the ways to choose k of n."""
+    """Returns log2 of the number of ways to choose k of n."""
     return (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)) / log(2)
 
 

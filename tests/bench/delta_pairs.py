@@ -1,4 +1,4 @@
-"""Pairs of versions as they come about: a fine-tuned model, an adapter merged, a layer gone. Made once and kept."""
+"""Typical pairs of versions: a fine-tuned model, a merged adapter, a removed layer. They are made once and kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BATCH, _TOKENS = 4, 256
 
 @dataclass(frozen=True)
 class Pair:
-    """Two folders of onnxruntime-genai. `of` is the float model that the target is a variant of."""
+    """Two onnxruntime-genai folders. `of` is the float model of which the target is a variant."""
 
     name: str
     base: Path
@@ -35,14 +35,14 @@ class Pair:
 
 
 class Pairs:
-    """Everything below `place.cache`: models in float, and their variants."""
+    """The float models and their variants below `place.cache`."""
 
     def __init__(self, source: Path, place: Place) -> None:
         self._source, self._place = source, place
         self._folder = place.cache / "delta"
 
     def made(self, only: str | None = None) -> Iterator[Pair]:
-        """All of them, or those whose names begin with a letter of `only`, each made when its turn comes."""
+        """Yields all pairs, or those whose names begin with a letter of `only`. Each is made when needed."""
         stock, int8, ours = recipe_named("stock-int4"), recipe_named("int8"), recipe_named("int4")
         pruned = Recipe(name="pruned", passes=(PassSpec(pass_="prune-depth", params={"layers": 1}), *stock.passes))
         plain, variant = self._reference, self._variant
@@ -61,7 +61,7 @@ class Pairs:
                 yield Pair(name, *make())
 
     def faithful(self, pair: Pair) -> Fidelity:
-        """The target against the float model that it was made of, on the bundled text."""
+        """Measures the target against its float model on the bundled text."""
         self._place.step.progress(f"{pair.name}: measuring against its own float32")
         return fidelity(pair.target, reference(pair.of))
 
@@ -122,7 +122,7 @@ class Pairs:
         model.save_pretrained(out)
 
     def _tokens(self) -> Any:
-        """[batches, sequences, positions] of Python's language reference."""
+        """Returns tokens [batches, sequences, positions] of Python's language reference."""
         from pydoc_data.topics import topics
 
         import torch
@@ -153,7 +153,7 @@ def _train(model: Any, batches: Any, rate: float) -> None:
 
 
 def _unrelated(out: Path) -> None:
-    """Another model of about the size, with random weights: no base helps with any of its tensors."""
+    """Makes an unrelated model of about the same size with random weights, for which no base helps."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

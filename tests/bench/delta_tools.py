@@ -1,4 +1,4 @@
-"""What everybody has for a difference of two files, on a tar of each side. A tool that is not installed is left out."""
+"""Runs common tools for binary differences on a tar of each side. Tools that are not installed are skipped."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ZSTD = "zstd --patch-from, 19"
 
 
 def tools() -> Mapping[str, Callable[[Path, Path, Path], int]]:
-    """Each writes its delta from one file to another and says how many bytes it has."""
+    """Functions that write a delta between two files and return its size in bytes."""
     run = {"xdelta3": _xdelta3, "bsdiff": _bsdiff}
     return {ZSTD: _zstd, "chunks of 16 kB": _chunks} | {name: run[name] for name in run if shutil.which(name)}
 
 
 def measured(base: Path, target: Path, scratch: Path) -> dict[str, Any]:
-    """`{tool: {bytes, make_s}}`"""
+    """Returns `{tool: {bytes, make_s}}`."""
     found = {}
     before, after = _tar(base, scratch / "base.tar"), _tar(target, scratch / "target.tar")
     for name, tool in tools().items():
@@ -36,7 +36,7 @@ def measured(base: Path, target: Path, scratch: Path) -> dict[str, Any]:
 
 
 def zstd_19(target: Path, scratch: Path) -> int:
-    """The whole target, compressed."""
+    """Returns the size of the compressed whole target."""
     source = _tar(target, scratch / "whole.tar").read_bytes()
     return len(zstd.compress(source, options=_zstd_options(len(source))))
 
@@ -53,14 +53,14 @@ def _tar(folder: Path, out: Path) -> Path:
 
 
 def _zstd(base: Path, target: Path, _out: Path) -> int:
-    """What `zstd -19 --patch-from` does, by the library: that of Debian 12 (1.5.4) crashes on some of these pairs."""
+    """Does the same as `zstd -19 --patch-from`, with the library: Debian 12's zstd (1.5.4) crashes on some pairs."""
     before, after = zstd.ZstdDict(base.read_bytes(), is_raw=True), target.read_bytes()
     options = _zstd_options(len(before) + len(after))
     return len(zstd.compress(after, options=options, zstd_dict=before.as_prefix))
 
 
 def _zstd_options(reach: int) -> dict[int, int]:
-    """Level 19, matches at any distance within `reach` bytes."""
+    """Returns parameters of level 19 with matches at any distance within `reach` bytes."""
     of = zstd.CompressionParameter
     return {of.compression_level: 19, of.window_log: reach.bit_length(), of.enable_long_distance_matching: 1}
 
@@ -76,14 +76,15 @@ def _bsdiff(base: Path, target: Path, out: Path) -> int:
 
 
 def _chunks(base: Path, target: Path, _out: Path) -> int:
-    """Content-defined chunks that the base lacks, compressed one by one, as casync and its like fetch them."""
+    """Returns the size of the content-defined chunks that the base lacks, each compressed, as casync fetches them."""
     known = {digest for digest, _ in _cut(base)}
     pack = zstandard.ZstdCompressor(level=9).compress
     return sum(len(pack(chunk)) + 32 for digest, chunk in _cut(target) if digest not in known)
 
 
 def _cut(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """A boundary where 8 bytes, as a number times a constant, have 14 high bits of zero: about every 16 kB."""
+    """Yields digest and bytes of each chunk. A chunk ends where 8 bytes, multiplied by a constant, have 14 high zero
+    bits: about every 16 kB."""
     import numpy as np
 
     data = np.fromfile(path, np.uint8)

@@ -1,4 +1,4 @@
-"""One real gateway with what feeds it: NATS, S3, packager and rollout as processes; we are optimizer and operator."""
+"""Deploys a real gateway with NATS, S3, packager and rollout as processes. The bench acts as optimizer and operator."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Phases = dict[UpdatePhase, datetime]
 
 @dataclass
 class Deployment:
-    """`reports` are the gateway's, in order."""
+    """A deployment. `reports` are the gateway's reports in order."""
 
     system: System
     optimizer: BusClient
@@ -54,7 +54,7 @@ class Deployment:
         return self.system.api_url(GATEWAY.id)
 
     async def publish(self, version: str, variant: Path) -> PackagePublished:
-        """The signed package that the packager makes of a variant's folder."""
+        """Returns the signed package that the packager makes from a variant's folder."""
         files = []
         for path in sorted(path for path in variant.rglob("*") if path.is_file()):
             stored = await self.objects.put_file(path, "application/octet-stream")
@@ -88,11 +88,11 @@ class Deployment:
                     if package.version == version:
                         return package
                 except NotFoundError:
-                    pass  # it is being made
+                    pass  # it does not exist yet
                 await asyncio.sleep(0.05)
 
     async def install(self, package: PackagePublished) -> tuple[datetime, Phases]:
-        """Write the plan; when it was written, and when the gateway was in each phase, by its own reports."""
+        """Writes the plan. Returns the time of the write and the times of the gateway's phases by its own reports."""
         fields = package.model_dump(include={"model", "version", "manifest", "signature", "size_bytes"})
         self.generation += 1
         release = Release(revision=self.generation, soak=SoakPolicy(seconds=0), **fields)
@@ -108,7 +108,7 @@ class Deployment:
         while UpdatePhase.COMMITTED not in seen:
             message = await self.reports.next_msg(timeout=deadline - time.monotonic())
             report = GatewayReported.model_validate_json(message.data)
-            # Before the download the target is what the gateway wants already, its phase still that of the old release.
+            # Before the download a report already has the new target, but still the phase of the old release.
             if report.target != package.manifest.digest or (not seen and report.phase is UpdatePhase.COMMITTED):
                 continue
             if report.phase is UpdatePhase.FAILED:
@@ -119,7 +119,7 @@ class Deployment:
 
 @asynccontextmanager
 async def deployment(place: Place) -> AsyncIterator[Deployment]:
-    """Ready when the gateway is enrolled and listens; it serves nothing yet."""
+    """Waits until the gateway is enrolled and listens. It does not serve a model yet."""
     place.step.progress("starting NATS, S3, packager, rollout and a gateway")
     async with AsyncExitStack() as stack:
         system = await stack.enter_async_context(

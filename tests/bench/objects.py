@@ -1,4 +1,4 @@
-"""The object store: our verified puts and gets of 100 MB and of 4 kB against the bare client on the same server."""
+"""Compares our verified puts and gets of 100 MB and 4 kB with the bare S3 client on the same server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def measure(place: Place) -> Measured:
 
 
 class _Store:
-    """The same server through both clients. Every put is of new bytes, for ours stores a blob only once."""
+    """The same server through both clients. Every put has new bytes, because our store writes a blob only once."""
 
     def __init__(self, system: System, place: Place) -> None:
         keys = system.layout.s3_credentials()

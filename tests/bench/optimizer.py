@@ -1,7 +1,7 @@
-"""`make bench-optimizer`: every recipe on a real model beside what the builder makes of it, and what it all costs.
+"""`make bench-optimizer`: compares every recipe on a real model with the builder's, and measures the time.
 
 Prints a table, draws the front, and writes build/bench/optimizer.json. Variants and their evaluations are kept in
-build/bench/optimizer, so that an interrupted run continues; `--fresh` begins anew.
+build/bench/optimizer, so an interrupted run continues; `--fresh` starts from scratch.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ PROFILE = DeviceProfile(
     max_package_bytes=100_000_000,
     min_tokens_per_s=5,
     max_kl=0.08,
-    min_top1=0.82,  # of the interval's lower end, which is 0.02 to 0.03 below the figure on so few windows
+    min_top1=0.82,  # for the interval's lower end, which is 0.02 to 0.03 below the figure on so few windows
 )
-# Where Debian keeps licences. Judged on two, calibrated on others and on Python's reference, two thirds of the text;
-# the job itself refuses a calibration text that has more than a hundredth of the evaluation text's 13-grams.
+# Debian's licences. Two are for evaluation; others and Python's reference (two thirds of the text) for calibration. The
+# job rejects a calibration text that contains more than a hundredth of the evaluation text's 13-grams.
 _LICENCES = Path("/usr/share/common-licenses")
 JUDGED = tuple(_LICENCES / name for name in ("Apache-2.0", "MPL-2.0"))
 CALIBRATED = tuple(_LICENCES / name for name in ("GPL-3", "LGPL-2.1", "GFDL-1.3", "Artistic", "GPL-1", "CC0-1.0"))
@@ -60,7 +60,8 @@ Figures = dict[str, Any]
 
 
 def student(minutes: float) -> tuple[Recipe, Recipe]:
-    """A smaller model before and after distillation, both in float32: what is lost is the cut's alone."""
+    """Returns recipes for a smaller model before and after distillation, both in float32, so only the cut loses
+    quality."""
     whole = recipe_named("student")
     cuts = tuple(step for step in whole.passes if step.pass_.startswith("prune-"))
     learnt = PassSpec(pass_="distill", params={"minutes": minutes})
@@ -72,7 +73,7 @@ def student(minutes: float) -> tuple[Recipe, Recipe]:
 
 
 async def measure(place: Place, minutes: float, report: Callable[[Figures], None]) -> None:
-    """Hands all figures known so far to `report` after each part: the last one takes longest."""
+    """Passes all known figures to `report` after each part, because the last part takes longest."""
     source = await weights(place)
     recipes = tuple(recipe for recipe in bundled().values() if recipe.name != "student")
     points = await _timed_in_turns(await _run(source, WORK / "points", recipes, place), place)
@@ -99,7 +100,7 @@ async def _run(source: Path, work: Path, recipes: tuple[Recipe, ...], place: Pla
 
 
 async def _timed_in_turns(result: JobResult, place: Place) -> JobResult:
-    """Tokens/s once more, all variants one after the other, several times over: each meets the same machine."""
+    """Measures tokens/s again in several rounds over all variants, so that the load is the same for each."""
     found: dict[str, list[float]] = {v.recipe: [] for v in result.variants if v.path}
     for number in range(1, ROUNDS + 1):
         for variant in result.variants:
@@ -118,7 +119,7 @@ def _with_speed(variant: Variant, rounds: list[float] | None) -> Variant:
 
 
 def _reference() -> Path:
-    """Python's language reference, as a file."""
+    """Returns Python's language reference as a file."""
     from pydoc_data.topics import topics
 
     path = WORK / "reference.txt"
@@ -160,7 +161,7 @@ def _student(result: JobResult, minutes: float) -> Figures:
 
 
 def _parameters(variant: Variant) -> int:
-    """Of a float32 graph, without its tables of sines and cosines; a tied embedding counts once."""
+    """Returns the parameters of a float32 graph without its sine and cosine tables. A tied embedding counts once."""
     import onnx
 
     model = onnx.load(WORK / "student" / (variant.path or "") / "model.onnx", load_external_data=False)
@@ -202,7 +203,7 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
 
 
 def targets(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What the points and times are held against. Stock recipes are dominated on bytes and divergence."""
+    """Returns the targets for points and times. Stock recipes must be dominated in bytes and divergence."""
     points = [point for point in figures["points"] if "failed" not in point]
     stock = [point for point in points if point["stock"]]
     ours = [point for point in points if not point["stock"]]
@@ -266,6 +267,6 @@ def _complete(figures: Mapping[str, Any]) -> Figures:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=15, help="the student's distillation, on two cores")
-    parser.add_argument("--fresh", action="store_true", help="keep nothing of an earlier run")
+    parser.add_argument("--minutes", type=float, default=15, help="minutes of the student's distillation, on two cores")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     sys.exit(asyncio.run(main(parser.parse_args())))

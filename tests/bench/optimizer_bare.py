@@ -1,4 +1,4 @@
-"""What one would do without the optimizer: transformers and the builder by hand, and the runtime alone."""
+"""The baseline without the optimizer: transformers, the builder and the runtime, each used directly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.comparison import Place
 
-# What the model cards and the runtime's own guide tell to do.
+# The steps of the model cards and of the runtime's guide.
 _DEQUANTIZE = """
 import sys, torch
 from pathlib import Path
@@ -42,7 +42,7 @@ assert not [name for name in sys.modules if name.startswith("slmops")]
 
 
 async def dequantize_and_build(source: Path, place: Place) -> dict[str, float]:
-    """Seconds of `dequantize`, and of `builder` making its int4, a process each."""
+    """Returns the seconds of `dequantize` and of `builder` making its int4, each in a separate process."""
     full = place.scratch / "full"
     dequantize, _ = await _timed(place, "dequantize", "-c", _DEQUANTIZE, source, full)
     builder = ("-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu")
@@ -53,7 +53,7 @@ async def dequantize_and_build(source: Path, place: Place) -> dict[str, float]:
 
 
 async def ask(variant: Path, place: Place) -> str:
-    """The answer of a process that knows nothing but onnxruntime-genai and the folder, unchanged."""
+    """Returns the answer of a process that uses only onnxruntime-genai and the unchanged folder."""
     return (await _timed(place, "the runtime alone", "-c", _ASK, variant))[1].splitlines()[-1]
 
 

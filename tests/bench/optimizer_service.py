@@ -1,4 +1,4 @@
-"""The optimizer as a service on real servers: how long a job takes, and the same job once more."""
+"""Measures the optimizer as a service on real servers: the time of a job, and of the same job again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _WITHIN_S = 900
 
 
 async def job_twice(source: Path, place: Place) -> dict[str, float]:
-    """Seconds from a queued job to its gated int4 variant's event: `job`, and `cached_job` under another version."""
+    """Returns the seconds from a queued job to the event of its gated int4 variant: `job`, and `cached_job` for the
+    same job under another version."""
     place.step.progress("starting NATS, S3 and the optimizer")
     async with AsyncExitStack() as stack:
         system = await stack.enter_async_context(System(place.scratch / "system", services=("optimizer",), gateways=[]))

@@ -1,6 +1,6 @@
-"""`make bench`: each bench measures what we do against the bare thing underneath, side by side in one run.
+"""`make bench`: each benchmark compares slmops with the bare tool underneath, side by side in one run.
 
-Prints a table per bench and writes build/bench/<bench>.json. `make bench ARGS="bus objects"` runs only these.
+Prints a table per benchmark and writes build/bench/<bench>.json. `make bench ARGS="bus objects"` runs only these.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def machine() -> dict[str, Any]:
 def show(name: str, measured: Measured, load_before: float, console: Console) -> None:
     table = Table(title=name, title_justify="left", caption_justify="left")
     table.caption = (
-        "ratio: ours in terms of bare, 1 is as fast; medians, and the ratios' range over the rounds\n"
-        f"load before: {load_before:.1f} on {machine()['cpus']} processors; on a busy machine ours, which is more"
-        " processes, loses more"
+        "ratio: speed of ours divided by bare, 1 is as fast; medians, and the range of the ratios over the rounds\n"
+        f"load before: {load_before:.1f} on {machine()['cpus']} processors; a busy machine slows ours more, because it"
+        " has more processes"
     )
     for column in ("", "bare is", "unit"):
         table.add_column(column)
@@ -90,7 +90,7 @@ def show(name: str, measured: Measured, load_before: float, console: Console) ->
 
 
 async def ended(work: Awaitable[None], console: Console, interrupted: str) -> int:
-    """The exit code of a bench, whose end is told."""
+    """Runs a benchmark, prints an error or interruption, and returns the exit code."""
     try:
         with cancelled_by_signals():
             await work
@@ -106,8 +106,8 @@ async def ended(work: Awaitable[None], console: Console, interrupted: str) -> in
 async def main(names: Sequence[str]) -> int:
     console = Console()
     if not console.is_terminal:
-        console.width = 140  # a log has no width of its own
-    code = await ended(run(names, Story(console)), console, "everything that was started is stopped.")
+        console.width = 140  # a log has no width
+    code = await ended(run(names, Story(console)), console, "all started processes were stopped.")
     if not code:
         console.print(f"figures: {OUT}", highlight=False)
     return code
@@ -115,5 +115,5 @@ async def main(names: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bench", nargs="*", choices=[*BENCHES, []], help="which ones; default: all")
+    parser.add_argument("bench", nargs="*", choices=[*BENCHES, []], help="benchmarks to run; default: all")
     sys.exit(asyncio.run(main(parser.parse_args().bench or list(BENCHES))))

@@ -1,4 +1,4 @@
-"""A deployed gateway's streaming HTTP API against a bare generation loop on the same int4 model."""
+"""Compares a deployed gateway's streaming HTTP API with a bare generation loop on the same int4 model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def _compare(place: Place, bare: Ask, defaults: Ask, api: Ask) -> list[Com
     ):
         sides = _Side(loop, clients), _Side(api, clients)
         for side in sides:
-            await side.ask(clients)  # the first answers pay for lazy set-up
+            await side.ask(clients)  # warm-up: the first answers include lazy initialization
         rows.append(await place.side_by_side(what, "tokens/s", bare_is, sides[0].rate, sides[1].rate, ROUNDS))
         rows.append(Comparison(f"{what}, time to first token", bare_is, "s", *(side.ttft_s for side in sides)))
     return rows
@@ -54,7 +54,7 @@ class _Side:
     ttft_s: list[float] = field(default_factory=list)
 
     async def rate(self) -> float:
-        """Tokens/s of all clients together, prompts included; the clients' median time to first token is kept."""
+        """Returns tokens/s of all clients together, including prompts; stores their median time to first token."""
         answer = await self.ask(self.clients)
         self.ttft_s.append(median(answer.ttft_s))
         return answer.tokens / answer.seconds
@@ -72,7 +72,7 @@ async def _api(http: httpx.AsyncClient, clients: int) -> Answered:
 
 
 async def _stream(http: httpx.AsyncClient) -> tuple[int, float]:
-    """One answer as a client gets it: its tokens, and the seconds until the first text."""
+    """Requests one answer as a client does; returns its tokens and the seconds until the first text."""
     body = {
         "messages": [{"role": "user", "content": PROMPT}],
         "max_tokens": MAX_TOKENS,

@@ -1,4 +1,4 @@
-"""From a written plan to a committed release on a gateway that serves another one, against doing only what it must."""
+"""Compares an update on a serving gateway, from written plan to committed release, with the minimum of its steps."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def measure(place: Place) -> Measured:
 
 
 def _version(model: Path, scratch: Path, number: int) -> Path:
-    """The same model in other bytes, so that it is downloaded again: what follows the last tensor is never read."""
+    """Copies the model with other bytes after the last tensor, which are never read, so that it is downloaded again."""
     folder = scratch / f"1.0.{number}"
     shutil.copytree(model, folder)
     with (folder / "model.onnx.data").open("ab") as weights:
@@ -78,7 +78,7 @@ def _seconds(written: datetime, phases: Phases) -> dict[str, float]:
 
 
 async def _bare(deployed: Deployment, package: PackagePublished, folder: Path) -> float:
-    """What cannot be left out: the bytes on disk, the model in memory, each golden prompt answered."""
+    """Does the necessary steps: downloads the bytes, loads the model, and answers each golden prompt."""
     manifest = Manifest.decode(await deployed.objects.get_bytes(package.manifest.digest))
     urls = {folder / layer.annotations[FILE_PATH]: layer.digest for layer in manifest.layers}
     shutil.rmtree(folder, ignore_errors=True)

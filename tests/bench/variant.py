@@ -1,4 +1,4 @@
-"""The model that the benches use: SmolLM2-135M-Instruct as our optimizer's int4 variant, made once and kept."""
+"""The model of the benchmarks: the optimizer's int4 variant of SmolLM2-135M-Instruct, made once and kept."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ JOB_WITHIN = timedelta(minutes=15)
 
 
 async def weights(place: Place) -> Path:
-    """The GGUF file."""
+    """Returns the GGUF file."""
     place.step.progress("fetching SmolLM2-135M-Instruct")
     return (await fetch_weights(place.cache))[0]
 
 
 async def optimize(place: Place, recipes: list[str], source: Path | None = None) -> tuple[JobResult, Path]:
-    """The whole job, from nothing, on `source` or on the weights: its result, and its work folder."""
+    """Runs the whole job without a cache on `source` or the GGUF file. Returns its result and its work folder."""
     work, source = place.scratch / "job", source or await weights(place)
 
     async def progress(step: str, done: int, of: int) -> None:
@@ -37,7 +37,7 @@ async def optimize(place: Place, recipes: list[str], source: Path | None = None)
 
 
 async def int4(place: Place) -> Path:
-    """The genai folder; from the cache if it was made by this recipe before."""
+    """Returns the genai folder, from the cache if this recipe made it before."""
     target = _kept(place)
     if not target.exists():
         result, work = await optimize(place, [RECIPE])
@@ -48,7 +48,7 @@ async def int4(place: Place) -> Path:
 
 
 def keep(variant: Path, place: Place) -> None:
-    """Cache a fresh int4 variant for the next bench."""
+    """Caches a new int4 variant for the next benchmark."""
     target = _kept(place)
     if not target.exists():
         part = target.with_name(target.name + ".part")

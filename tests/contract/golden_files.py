@@ -1,7 +1,7 @@
 """Golden files: the wire format of every event, command and document, as text that a change must not alter.
 
-A missing one is written by `cd tests && python -m contract.golden_files`, and by nothing else. An existing one is never
-overwritten: a release in the field speaks it. Whoever must change a format adds a new version of its event.
+Only `cd tests && python -m contract.golden_files` writes missing files. It never overwrites an existing file, because
+released versions use its format. To change a format, add a new version of the event.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def data(model: BaseModel) -> Any:
-    """What a model looks like on the wire, as JSON values in the order of the wire."""
+    """Returns a model as JSON values in the order of the wire."""
     return json.loads(wire(model))
 
 
 def wire(model: BaseModel) -> bytes:
-    """As `BusClient` and `Bus` send it."""
+    """Returns the bytes that `BusClient` and `Bus` send."""
     return model.model_dump_json(by_alias=True).encode()
 
 
@@ -47,7 +47,7 @@ def command_file(kind: type[Command[Any]]) -> str:
 
 
 def all_golden() -> dict[str, dict[str, Any]]:
-    """File name → content, for everything in `wire_examples`."""
+    """Returns file name → content for everything in `wire_examples`."""
     events = {
         f"{e.type}.json": {"subject": e.subject, "headers": envelope_of(e).headers(), "data": data(e)} for e in EVENTS
     }

@@ -1,4 +1,4 @@
-"""The generated documents say what the code says, and a stale one is found and named."""
+"""The generated documents match the code, and a stale document is detected and named."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def references(value: Any) -> Iterator[str]:
         yield value["$ref"]
 
 
-def test_every_event_and_command_is_told(documents: Path) -> None:
+def test_every_event_and_command_is_documented(documents: Path) -> None:
     text = (documents / "events.md").read_text()
     kinds: list[type[Event] | type[Command[Any]]] = [*EVENTS.values(), *COMMANDS.values()]
     for kind in kinds:
@@ -62,7 +62,7 @@ def test_every_transition_table_is_drawn(documents: Path) -> None:
         assert "```mermaid\nstateDiagram-v2\n    [*] --> " in path.read_text()
 
 
-def test_every_interface_is_whole(documents: Path) -> None:
+def test_every_interface_resolves_its_references(documents: Path) -> None:
     answered: set[str] = set()
     for path in (documents / "asyncapi").iterdir():
         document = json.loads(path.read_text())

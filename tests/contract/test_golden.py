@@ -1,4 +1,4 @@
-"""What we send is what the golden files say, and what they say we can read, also from a newer sender."""
+"""Encoded messages equal the golden files, and golden files can be read, also those of a newer sender."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def from_the_future(value: Any) -> Any:
-    """The same, with a field that we do not know in every object whose fields are ours."""
+    """Returns the same value with an unknown field in every object of our own types."""
     if isinstance(value, list):
         return [from_the_future(item) for item in value]
     if not isinstance(value, dict):
@@ -56,7 +56,7 @@ def from_the_future(value: Any) -> Any:
 
 
 def read(like: BaseModel, data: Any) -> list[BaseModel]:
-    """What `data` says, as it is and from a newer sender."""
+    """Parses `data` unchanged and as from a newer sender."""
     return [type(like).model_validate_json(json.dumps(sent)) for sent in (data, from_the_future(data))]
 
 

@@ -1,4 +1,4 @@
-"""The plan is a rule: what `resolve` promises, for every gateway, stage and salt."""
+"""The properties of `resolve` for every gateway, stage and salt."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gateway(gateway_id: str, ring: str = "fleet") -> Identity:
 
 
 @given(STAGES, NAMES, RINGS, NAMES)
-def test_the_same_question_has_the_same_answer_also_after_the_wire(
+def test_resolving_again_or_after_the_wire_gives_the_same_result(
     stages: tuple[Stage, ...], gateway_id: str, ring: str, salt: str
 ) -> None:
     asked, identity = plan(stages, salt=salt), gateway(gateway_id, ring)
@@ -74,20 +74,20 @@ def test_another_process_with_another_hash_seed_gives_the_same_cohorts() -> None
 
 
 def test_the_cohort_of_a_gateway_is_part_of_the_contract() -> None:
-    """Gateways of different releases must agree on it: these figures never change. Taken from sha256sum."""
+    """Gateways of different releases must agree on cohorts, so these figures never change. Computed with sha256sum."""
     assert cohort_percent("edge-chat-1", "gw-1") == pytest.approx(83.795194176877835, abs=1e-9)
     assert cohort_percent("edge-chat-2", "gw-1") == pytest.approx(33.467887502614595, abs=1e-9)
 
 
 @given(STAGES, NAMES, RINGS)
-def test_a_later_stage_takes_the_candidate_from_nobody(stages: tuple[Stage, ...], gateway_id: str, ring: str) -> None:
+def test_a_later_stage_never_takes_the_candidate_away(stages: tuple[Stage, ...], gateway_id: str, ring: str) -> None:
     sides = [resolve(plan(stages, number), (), gateway(gateway_id, ring)).side for number in range(len(stages))]
     had = [side is Side.CANDIDATE for side in sides]
     assert had == sorted(had)
 
 
 @given(st.floats(0.01, 100), st.floats(0.01, 100), NAMES)
-def test_a_higher_percent_includes_who_was_in_a_lower(one: float, other: float, gateway_id: str) -> None:
+def test_a_higher_percentage_includes_the_gateways_of_a_lower_one(one: float, other: float, gateway_id: str) -> None:
     low, high = sorted((one, other))
     in_low, in_high = (
         resolve(plan((Stage(name="stage", percent=p),)), (), gateway(gateway_id)).side is Side.CANDIDATE
@@ -103,7 +103,7 @@ def test_one_hundred_percent_is_everybody(gateway_id: str, salt: str) -> None:
 
 
 @given(st.binary(min_size=8, max_size=32))
-def test_no_digest_lies_at_one_hundred(digest: bytes) -> None:
+def test_every_digest_is_below_one_hundred(digest: bytes) -> None:
     assert 0 <= percent_of(digest) < 100
 
 
@@ -121,8 +121,8 @@ def test_cohorts_are_uniform(salt: str) -> None:
     assert sum((found - expected) ** 2 / expected for found in cells) < 43.82
 
 
-def test_each_rollout_draws_anew() -> None:
-    """Of 10,000 gateways about 1% are in the first tenth twice; a shared draw would give 10%."""
+def test_each_rollout_has_other_cohorts() -> None:
+    """Of 10,000 gateways about 1% are in the first tenth of two rollouts; with the same cohorts it would be 10%."""
     both = sum(cohort_percent("r-1", f"gw-{n}") < 10 and cohort_percent("r-2", f"gw-{n}") < 10 for n in range(10_000))
     assert 60 < both < 140
 
@@ -149,7 +149,7 @@ def test_another_gateways_overlay_changes_nothing(stages: tuple[Stage, ...], gat
 
 
 @given(RINGS, RINGS)
-def test_a_selector_asks_for_every_label(wanted: str, ring: str) -> None:
+def test_a_selector_requires_every_label(wanted: str, ring: str) -> None:
     identity = Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": ring, "site": "a"})
     for selector, expected in (({"ring": wanted}, ring == wanted), ({"ring": wanted, "site": "b"}, False), ({}, True)):
         side = resolve(plan((Stage(name="stage", selector=selector),)), (), identity).side
@@ -163,7 +163,7 @@ def test_without_a_candidate_everybody_is_on_stable(stages: tuple[Stage, ...], g
 
 
 @given(st.integers(1, 4096))
-def test_an_overlay_changes_what_it_may_and_says_so(max_tokens: int) -> None:
+def test_an_overlay_changes_allowed_settings_and_is_named_as_the_source(max_tokens: int) -> None:
     overlay = Overlay(gateway_id="gw-1", max_tokens=max_tokens, set_by="ops")
     answer = resolve(plan((Stage(name="all"),)), [overlay], gateway("gw-1"))
     assert answer.release is not None

@@ -1,4 +1,4 @@
-"""One example of every command and of its answer."""
+"""One example of every command and its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One full example of everything that crosses the wire: every field is set, so that its golden file shows each."""
+"""One example of everything that crosses the wire. Every field is set, so the golden file shows each field."""
 
 from __future__ import annotations
 
@@ -291,4 +291,4 @@ DOCUMENTS: dict[str, BaseModel] = {
     ),
     "problem": PROBLEM,
 }
-"""What is stored or sent without being an event or a command: by the name of its golden file."""
+"""Documents that are neither events nor commands, by the name of their golden file."""

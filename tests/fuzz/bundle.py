@@ -1,4 +1,4 @@
-"""Bundles: bytes as they come, and tars of members of the fuzzer's choice under an index that may disagree."""
+"""Fuzzes the bundle reader with raw bytes, and with tars of chosen members under an index that may not match."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build(raw: bytes) -> bytes:
 
 
 def _index(chosen: atheris.FuzzedDataProvider, files: list[tuple[str, bytes]]) -> dict[str, Any]:
-    """Mostly what the files are: else the reader would never come to them."""
+    """Returns an index that mostly matches the files; otherwise the reader would never read them."""
     members = [
         {"name": name, "digest": digest_of(data), "size": len(data) + (chosen.ConsumeIntInRange(0, 15) == 15)}
         for name, data in files
@@ -58,7 +58,7 @@ def _end(chosen: atheris.FuzzedDataProvider) -> bytes:
 
 
 def read(data: bytes, folder: Path) -> None:
-    """What is accepted is what would be written for its content, byte for byte."""
+    """Checks that an accepted bundle has exactly the bytes that we would write for its content."""
     path, again = folder / "it.slmops", folder / "again.slmops"
     path.write_bytes(data)
     bundle = BundleFile(path)

@@ -1,5 +1,5 @@
-"""Deltas: half of the files as the fuzzer mutates them, half with fields of its choice in well-formed frames, which the
-compression would else keep it from."""
+"""Fuzzes the delta reader. Half of the files are raw bytes; the other half has chosen fields in well-formed frames,
+which the fuzzer could not produce through the compression."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _record(chosen: atheris.FuzzedDataProvider) -> bytes:
 
 
 def read(data: bytes, folder: Path) -> None:
-    """What it makes must be what its header says, and nothing else may lie anywhere."""
+    """Checks that an applied delta writes only the files of its header, and nothing elsewhere."""
     delta, base, out = folder / "it.delta", folder / "a.bin", folder / "out"
     delta.write_bytes(data)
     base.write_bytes(BASE)
@@ -71,7 +71,7 @@ def read(data: bytes, folder: Path) -> None:
 
 
 def seeds() -> list[bytes]:
-    """A real delta, behind the choice to take the bytes as they are; and bytes to choose by."""
+    """Returns a real delta for the raw-bytes mode, and bytes for the mode with chosen fields."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:

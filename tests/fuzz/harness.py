@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of a reader: `make fuzz` (a reader may refuse with a typed error, and may do nothing else).
+"""Coverage-guided fuzzing of readers: `make fuzz`. A reader may reject a file only with a typed error.
 
-A target turns the fuzzer's bytes into a file and hands it to the reader. One file for each new answer is kept in
-tests/corpus, where the unit tests find it again; so is one that brings the reader down.
+A target turns the fuzzer's bytes into a file and passes it to the reader. One file for each new error text is kept in
+tests/corpus, where the unit tests use it. A file that crashes the reader is kept, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CORPUS = Path(__file__).parents[1] / "corpus"
 
 @dataclass(frozen=True)
 class Target:
-    """`build` makes the file's bytes of the fuzzer's, `read` reads such a file in an empty folder."""
+    """`build` turns the fuzzer's bytes into the file's bytes; `read` reads such a file in an empty folder."""
 
     build: Callable[[bytes], bytes]
     read: Callable[[bytes, Path], None]
@@ -33,7 +33,7 @@ class Target:
 
 
 class Answers:
-    """What the reader said so far; numbers and digests in it make no new answer."""
+    """The error texts of a reader so far. Texts that differ only in numbers and digests count as the same."""
 
     def __init__(self, name: str) -> None:
         self._folder = CORPUS / name
@@ -55,7 +55,7 @@ class Answers:
 
 
 def fuzz(name: str, target: Target, seconds: int) -> None:
-    """Does not return: the fuzzer ends the process, with an error if the reader failed."""
+    """Runs the fuzzer, which ends the process, with an error if the reader failed. Does not return."""
     answers, scratch = Answers(name), Path(tempfile.mkdtemp())
     inputs = Path(tempfile.mkdtemp())
     for number, seed in enumerate(target.seeds()):
@@ -64,8 +64,8 @@ def fuzz(name: str, target: Target, seconds: int) -> None:
 
     def one(raw: bytes) -> None:
         if time.monotonic() - started > seconds:
-            print(f"{name}: {answers.count} files, {answers.kinds} kinds of refusal, nothing else", flush=True)
-            os._exit(0)  # libFuzzer takes every other end for a crash
+            print(f"{name}: {answers.count} files, {answers.kinds} kinds of refusal, no crash", flush=True)
+            os._exit(0)  # libFuzzer treats every other exit as a crash
         data = target.build(raw)
         answers.count += 1
         try:

@@ -1,4 +1,4 @@
-"""Manifests: JSON of the fuzzer's choice in the fields that a reader looks at, and bytes as they come."""
+"""Fuzzes the manifest reader with raw bytes, and with chosen JSON in the fields that the reader uses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _descriptor(chosen: atheris.FuzzedDataProvider) -> Any:
 
 
 def read(data: bytes, _folder: Path) -> None:
-    """What is accepted names only files inside of its folder, and says the same when it is written again."""
+    """Checks that an accepted manifest names only files inside its folder and is unchanged by encoding it again."""
     manifest = Manifest.decode(data)
     for path in layers_by_path(manifest):
         assert not Path(path).is_absolute()

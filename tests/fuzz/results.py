@@ -1,4 +1,4 @@
-"""Results: bytes as they come, and lines of the fuzzer's choice under a seal that a real key made over them."""
+"""Fuzzes the reader of results files with raw bytes, and with chosen lines under a valid seal."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _line(chosen: atheris.FuzzedDataProvider) -> bytes:
 
 
 def read(data: bytes, folder: Path) -> None:
-    """What is accepted is of the gateway that sealed it, and goes nowhere but where that gateway may speak."""
+    """Checks that accepted messages belong to the gateway that sealed them and are on its own subjects."""
     path = folder / "it.slmops-results"
     path.write_bytes(data)
     found = ResultsFile(path)

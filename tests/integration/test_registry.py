@@ -184,7 +184,7 @@ async def test_a_file_that_was_not_uploaded_is_named(operator: Operator) -> None
 
 @pytest.mark.parametrize("upload", ["", "../blobs", "f" * 31, "F" * 32])
 async def test_an_upload_that_nobody_began_is_refused(upload: str, operator: Operator) -> None:
-    with pytest.raises(InvalidMessage, match="not an upload"):
+    with pytest.raises(InvalidMessage, match="the upload id is not valid"):
         await operator.client.request(operator.registration("1.0.0", upload, weights()))
 
 

@@ -103,9 +103,9 @@ async def test_a_stream_that_was_made_anew_is_not_taken_for_the_one_before(world
     await provision(world.client.js)
     await asyncio.sleep(OLD_S)
     async with registry(world, settings) as site:
-        await assert_nothing_is_collected(site, blobs, "made anew")
+        await assert_nothing_is_collected(site, blobs, "recreated")
     async with registry(world, settings) as site:
-        await assert_nothing_is_collected(site, blobs, "made anew")
+        await assert_nothing_is_collected(site, blobs, "recreated")
         await Cli(world)("stream", "accept", "EVENTS")
         again = await published(site)
         await asyncio.sleep(OLD_S)

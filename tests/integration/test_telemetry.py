@@ -213,9 +213,9 @@ async def test_a_batch_that_its_enrolment_does_not_know_counts_for_nobody(measur
     await measured.send(batch("a", "kiosk-1", requests=500, failed_requests=500))
     await measured.send(batch("b", "stranger", requests=500))
     await measured.send(batch("c", "gw-1", requests=500, blueprint="kiosk"))
-    assert "kiosk-1 is enrolled under kiosk and measures for edge-chat" in await measured.reason("measure.kiosk-1")
+    assert "kiosk-1 is enrolled under kiosk but sent a batch for edge-chat" in await measured.reason("measure.kiosk-1")
     assert "stranger is not enrolled" in await measured.reason("measure.stranger")
-    assert "gw-1 is enrolled under edge-chat and measures for kiosk" in await measured.reason("measure.gw-1")
+    assert "gw-1 is enrolled under edge-chat but sent a batch for kiosk" in await measured.reason("measure.gw-1")
     await measured.send(batch("d", "gw-2", requests=3))
     await eventually(measured.requests, lambda n: n == 3, "what is expected")
 

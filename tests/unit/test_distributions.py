@@ -1,4 +1,4 @@
-"""Each distribution declares what it imports, and the gateway's brings nothing of the others."""
+"""Each distribution declares its imports, and the gateway's depends on no other service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDERS = {
     "slmops-local": ROOT / "deploy" / "local",
     **{f"slmops-{path.parent.name}": path.parent for path in (ROOT / "services").glob("*/pyproject.toml")},
 }
-# Imported only where an extra or another distribution brings them.
+# Imported only where an extra or another distribution provides them.
 OPTIONAL = {
     "slmops-shared": {
         *("sqlalchemy", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
@@ -31,7 +31,7 @@ def normal(name: str) -> str:
 
 
 def declared(distribution: str, extras: frozenset[str] = frozenset()) -> set[str]:
-    """Every distribution that installing this one installs, itself included."""
+    """Returns every distribution that is installed with this one, including itself."""
     found, waiting = set(), [(normal(distribution), extras)]
     while waiting:
         name, wanted = waiting.pop()
@@ -50,7 +50,7 @@ def declared(distribution: str, extras: frozenset[str] = frozenset()) -> set[str
 
 
 def imported(folder: Path) -> set[str]:
-    """Top-level modules outside of the standard library and of slmops."""
+    """Returns imported top-level modules outside the standard library and slmops."""
     found: set[str] = set()
     for path in (folder / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -62,7 +62,7 @@ def imported(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_what_is_imported_is_declared(name: str) -> None:
+def test_every_import_is_declared(name: str) -> None:
     brought, providers = declared(name), packages_distributions()
     missing = {
         module
@@ -72,7 +72,7 @@ def test_what_is_imported_is_declared(name: str) -> None:
     assert missing == set()
 
 
-def test_a_gateway_installs_without_what_it_does_not_need() -> None:
+def test_a_gateway_installs_without_unneeded_dependencies() -> None:
     others = {f"slmops-{name}" for name in ("optimizer", "packager", "registry", "rollout", "telemetry", "console")}
     heavy = {"torch", "transformers", "sqlalchemy", "psycopg", "minio", "gguf", "accelerate", "typer", "faststream"}
     assert declared("slmops-gateway") & (others | heavy) == set()

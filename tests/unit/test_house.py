@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: the same rooms everywhere, small files, no drawers for odds and ends."""
+"""Repository rules that no linter checks: the same modules in every service, small files, no catch-all modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOMS = {"__init__", "app", "handlers", "domain", "store", "settings"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 MAX_LINES = 500
 MAX_MODULES = 30
-"""On one floor: the commands of the console, and the contracts, are that many; nothing else comes near it."""
+"""Highest number of modules in one folder. Only the console's commands and the contracts come near it."""
 
 
 def relative(path: Path) -> str:
@@ -30,7 +30,7 @@ def modules(service: Path) -> set[str]:
     }
 
 
-def test_the_namespace_belongs_to_nobody() -> None:
+def test_no_distribution_owns_the_namespace() -> None:
     assert [relative(path) for path in ROOT.glob("**/slmops/__init__.py") if "site-packages" not in path.parts] == []
 
 
@@ -40,7 +40,7 @@ def test_there_is_something_to_check() -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in PORTIONS if p.is_dir() and p.name != "__pycache__"], ids=relative)
-def test_a_portion_says_in_one_line_what_it_is(path: Path) -> None:
+def test_a_package_docstring_has_one_line(path: Path) -> None:
     lines = (path / "__init__.py").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith('"""')
@@ -48,14 +48,14 @@ def test_a_portion_says_in_one_line_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda p: p.name)
-def test_a_service_has_the_rooms_of_every_service(service: Path) -> None:
-    """A room that is missing, or an engine beside them, is named in the service's README: `store.py`, `delta.py`, …"""
+def test_every_service_has_the_same_modules(service: Path) -> None:
+    """A missing module, and an additional engine, must be named in the service's README: `store.py`, `delta.py`, …"""
     present = modules(service)
     readme = (service / "README.md").read_text()
     explained = {
         name for name in (ROOMS - present) | (present - ROOMS) if re.search(rf"`({name}|{name}\.py|{name}/)`", readme)
     }
-    assert sorted((ROOMS - present) - explained) == [], "rooms that are missing without a reason in README.md"
+    assert sorted((ROOMS - present) - explained) == [], "missing modules that README.md does not explain"
     assert sorted((present - ROOMS) - explained) == [], "engines that README.md does not name"
 
 
@@ -70,32 +70,32 @@ def test_a_file_holds_one_idea(path: Path) -> None:
     assert len(text.splitlines()) <= MAX_LINES
     assert path.stem not in DRAWERS
     if path in SOURCES and text.strip():
-        assert text.lstrip().startswith(('"""', "#!")), "it does not say what it is"
+        assert text.lstrip().startswith(('"""', "#!")), "the module has no docstring"
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES}), ids=relative)
-def test_a_folder_is_no_drawer(folder: Path) -> None:
+def test_a_folder_is_not_too_large_or_too_small(folder: Path) -> None:
     modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= MAX_MODULES
     folders = [path for path in folder.iterdir() if (path / "__init__.py").exists()]
-    assert len(modules) != 1 or folders or folder.name in ("local", "demo"), "a folder of one file"
+    assert len(modules) != 1 or folders or folder.name in ("local", "demo"), "the folder has only one file"
 
 
-def test_every_place_that_a_reader_is_sent_to_exists() -> None:
+def test_every_file_in_where_md_exists() -> None:
     rows = re.findall(r"^\| .+\? \| `(.+)` \|$", (ROOT / "docs" / "where.md").read_text(), re.MULTILINE)
     assert len(rows) == 20
     assert [row for row in rows if not (ROOT / row).is_file()] == []
 
 
-def test_tests_are_no_packages_and_have_names_of_their_own() -> None:
+def test_test_folders_are_not_packages_and_test_modules_have_unique_names() -> None:
     assert [relative(path) for path in ROOT.glob("tests/**/__init__.py")] == []
     names = [path.name for path in TESTS if path.name.startswith("test_")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_only_a_command_line_or_a_process_of_its_own_exits(path: Path) -> None:
-    """An exit code is chosen where a process begins: a `main`, a command, the service's run loop."""
+def test_only_an_entry_point_of_a_process_exits(path: Path) -> None:
+    """Only a process's entry point chooses an exit code: a `main`, a command, the service's run loop."""
     exits = [n for n, line in enumerate(path.read_text().splitlines(), 1) if "sys.exit(" in line or "os._exit(" in line]
     begins = (
         "__main__" in path.read_text()

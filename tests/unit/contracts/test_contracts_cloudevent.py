@@ -1,4 +1,4 @@
-"""The envelope in NATS headers: ours reads back, a stranger's is checked."""
+"""Envelopes in NATS headers: encoding can be read back, and foreign headers are checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_headers_read_back(envelope: Envelope) -> None:
     assert Envelope.from_headers(envelope.headers()) == envelope
 
 
-def test_the_id_is_what_jetstream_dedupes_by() -> None:
+def test_the_event_id_is_jetstreams_dedupe_key() -> None:
     assert FULL.headers()["Nats-Msg-Id"] == "e-1"
 
 
@@ -44,7 +44,7 @@ def test_a_missing_attribute_is_named(missing: str) -> None:
         ("ce-source", ""),
         ("ce-type", "com.example.happened"),
         ("ce-time", "yesterday"),
-        ("ce-time", "2026-01-02T03:04:05"),  # without a zone nobody knows when that was
+        ("ce-time", "2026-01-02T03:04:05"),  # without a time zone it is ambiguous
         ("ce-specversion", "2.0"),
     ],
 )
@@ -54,21 +54,21 @@ def test_a_malformed_attribute_is_named(header: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("headers", [None, {}, {"content-type": "application/json"}])
-def test_no_headers_are_no_cloudevent(headers: dict[str, str] | None) -> None:
+def test_missing_headers_are_not_a_cloudevent(headers: dict[str, str] | None) -> None:
     with pytest.raises(InvalidMessage):
         Envelope.from_headers(headers)
 
 
-def test_the_trace_may_come_as_a_cloudevents_extension() -> None:
+def test_the_trace_is_read_from_the_cloudevents_extension() -> None:
     other = PARENT.replace("4bf9", "aaaa")
     assert Envelope.from_headers(BARE.headers() | {"ce-traceparent": PARENT}).traceparent == PARENT
     assert Envelope.from_headers(FULL.headers() | {"ce-traceparent": other}).traceparent == PARENT
 
 
-def test_an_extension_of_somebody_else_is_ignored() -> None:
+def test_an_unknown_extension_is_ignored() -> None:
     assert Envelope.from_headers(FULL.headers() | {"ce-partitionkey": "x", "ce-with space": "y"}) == FULL
 
 
-def test_event_ids_repeat_for_the_same_parts_and_for_no_others() -> None:
+def test_only_the_same_parts_give_the_same_event_id() -> None:
     assert event_id("a", "b") == event_id("a", "b")
     assert len({event_id("a", "b"), event_id("ab"), event_id("a", "b", ""), event_id("b", "a")}) == 4

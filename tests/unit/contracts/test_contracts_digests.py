@@ -39,7 +39,7 @@ def test_another_digest_is_refused(text: str) -> None:
         TypeAdapter(Digest).validate_python(text)
 
 
-def test_a_descriptor_speaks_oci_and_leaves_out_what_is_not_there() -> None:
+def test_a_descriptor_is_encoded_as_oci_json_without_absent_fields() -> None:
     plain = Descriptor.of(b"", "text/plain")
     assert plain.model_dump_json() == f'{{"mediaType":"text/plain","digest":"{EMPTY}","size":0}}'
     noted = Descriptor.of(b"", "text/plain", title="x")
@@ -95,7 +95,7 @@ def test_a_manifest_is_read_back_with_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff", b'{"schemaVersion":1}'])
-def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+def test_bytes_that_do_not_parse_as_a_manifest_are_rejected(data: bytes) -> None:
     with pytest.raises(InvalidMessage):
         Manifest.decode(data)
 

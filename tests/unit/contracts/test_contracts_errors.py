@@ -50,13 +50,13 @@ def test_an_unknown_code_is_permanent_and_keeps_its_text() -> None:
     assert str(error) == "odd. Upgrade."
 
 
-def test_a_foreign_exception_tells_its_type_and_never_its_text() -> None:
+def test_a_foreign_exception_is_reported_by_its_type_without_its_text() -> None:
     problem = Problem.of(ValueError("password=hunter2"))
     assert problem.code == InternalError.code
     assert "ValueError" in problem.what
     assert "hunter2" not in problem.model_dump_json()
 
 
-def test_a_temporary_error_carries_when_to_retry() -> None:
+def test_a_temporary_error_carries_its_retry_delay() -> None:
     assert errors.NotReady("soon", delay=timedelta(seconds=7)).delay == timedelta(seconds=7)
     assert errors.Conflict("again").delay == timedelta(seconds=2)

@@ -1,4 +1,4 @@
-"""Manifests of anybody: refused with a typed error, or naming nothing but files inside of their folder."""
+"""Hostile manifests: rejected with a typed error, or naming only files inside their folder."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_what_a_fuzzer_found_stays_refused(path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
+def test_bytes_that_are_not_a_manifest_are_rejected(data: bytes) -> None:
     with pytest.raises(InvalidMessage):
         Manifest.decode(data)
 
 
 @given(st.sampled_from(["config", "layers", "annotations", "schemaVersion", "artifactType"]), _JSON)
-def test_a_field_that_is_something_else_is_refused_or_harmless(field: str, value: object) -> None:
+def test_a_field_of_another_type_is_rejected_or_harmless(field: str, value: object) -> None:
     document = json.loads(manifest("model.onnx").encode())
     document[field] = value
     try:
@@ -68,7 +68,7 @@ def test_no_path_of_a_layer_leaves_the_package(paths: list[str]) -> None:
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "", "manifest.json", "model.sig", "a\\b", "a\0b"])
-def test_a_path_that_climbs_or_is_taken_is_refused(path: str) -> None:
+def test_a_path_outside_the_package_or_a_duplicate_path_is_rejected(path: str) -> None:
     with pytest.raises(InvalidMessage):
         layers_by_path(manifest("model.onnx", path))
     with pytest.raises(InvalidMessage):

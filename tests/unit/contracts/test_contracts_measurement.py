@@ -1,4 +1,4 @@
-"""Means are made from sums, and no data is never a zero."""
+"""Means are computed from sums, and missing data is not zero."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_cohort_whose_every_request_failed_has_an_error_rate_and_no_latency() 
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
-def test_a_figure_that_would_poison_a_sum_is_refused(seconds: float) -> None:
+def test_an_impossible_number_of_seconds_is_rejected(seconds: float) -> None:
     with pytest.raises(ValidationError):
         window(decode_seconds=seconds)
 

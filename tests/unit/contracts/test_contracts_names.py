@@ -1,4 +1,4 @@
-"""A name is a NATS token, a KV key and a path segment: what could break one of them is refused."""
+"""A name is a NATS token, a KV key and a path segment, so names that are invalid in one of them are rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME, VERSION = TypeAdapter(Name), TypeAdapter(Version)
 
 
 @pytest.mark.parametrize("name", ["a", "smollm2", "edge-chat", "0", "a" * 63])
-def test_a_name(name: str) -> None:
+def test_a_valid_name_is_accepted(name: str) -> None:
     assert check_name(name) == NAME.validate_python(name) == name
 
 
@@ -22,7 +22,7 @@ def test_a_name(name: str) -> None:
     "name",
     ["", "-a", "a-", "A", "a.b", "a*", ">", "a/b", "a b", "a_b", "ä", "a" * 64, "a\n", "\na", "a\u0000", "..", "$KV"],
 )
-def test_no_name(name: str) -> None:
+def test_an_invalid_name_is_rejected(name: str) -> None:
     with pytest.raises(InvalidName, match="model name") as caught:
         check_name(name, "model name")
     assert "lowercase" in str(caught.value.fix)
@@ -31,14 +31,14 @@ def test_no_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.0.0", "1.0.0", "10.20.30", "1.1.0-rc.1", "1.0.0-a-b.7"])
-def test_a_version(version: str) -> None:
+def test_a_valid_version_is_accepted(version: str) -> None:
     assert check_version(version) == VERSION.validate_python(version) == version
 
 
 @pytest.mark.parametrize(
     "version", ["", "1", "1.0", "1.0.0.0", "01.0.0", "v1.0.0", "1.0.0-", "1.0.0+build", "1.0.0\n", "1.0.0-" + "a" * 64]
 )
-def test_no_version(version: str) -> None:
+def test_an_invalid_version_is_rejected(version: str) -> None:
     with pytest.raises(InvalidVersion):
         check_version(version)
     with pytest.raises(ValidationError):
@@ -60,6 +60,6 @@ def test_a_model_reference_is_name_and_version() -> None:
     ("text", "error"),
     [("smollm2", InvalidVersion), ("smollm2:", InvalidVersion), (":1.0.0", InvalidName), ("a:1.0.0:2", InvalidVersion)],
 )
-def test_half_a_reference_is_refused(text: str, error: type[Exception]) -> None:
+def test_an_incomplete_model_reference_is_rejected(text: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         parse_model_ref(text)

@@ -1,4 +1,4 @@
-"""Subjects are built in one place; every stored one has exactly one stream."""
+"""Subjects and streams: every stored subject has exactly one stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slmops.contracts.subjects import STREAMS, matches, spec_of, stream_of, temp
 
 
 def overlap(one: list[str], other: list[str]) -> bool:
-    """Whether some subject matches both patterns, by the rules of NATS."""
+    """Returns whether some subject matches both patterns by the rules of NATS."""
     if not one or not other:
         return one == other
     if ">" in (one[0], other[0]):
@@ -34,16 +34,16 @@ def test_no_two_streams_store_the_same_subject(one: tuple[str, str], other: tupl
 
 
 ELSEWHERE = {GatewayEnrolled: "ENROLMENTS", GatewayReported: "GATEWAYS", CohortMeasured: "WINDOWS"}
-"""Events that are no facts of the system's history, or of which only the newest counts."""
+"""Events that are not part of the system's history, or of which only the newest counts."""
 
 
-def test_facts_are_kept_for_ever_and_never_forgotten() -> None:
+def test_streams_of_facts_keep_every_message_forever() -> None:
     for name in ("EVENTS", "ENROLMENTS"):
         spec = spec_of(name)
         assert spec and spec.refuses and spec.max_age is None, name
 
 
-def test_a_full_queue_of_jobs_refuses_and_dead_letters_never_do() -> None:
+def test_a_full_job_queue_refuses_and_the_dead_letter_queue_never_does() -> None:
     refusing = {stream.name for stream in STREAMS if stream.refuses}
     assert "JOBS" in refusing
     assert "DLQ" not in refusing, "a consumer keeps a message whose dead letter is refused, and stands still"
@@ -53,7 +53,7 @@ def test_a_fresh_system_reserves_no_more_than_5_gib() -> None:
     assert sum(stream.max_bytes for stream in STREAMS) <= 5 * subjects.GiB
 
 
-def test_what_moved_is_stored_elsewhere_now() -> None:
+def test_every_moved_subject_is_stored_by_another_stream() -> None:
     for stream, subject in subjects.MOVED:
         spec = spec_of(stream)
         assert spec and not any(overlap(subject.split("."), pattern.split(".")) for pattern in spec.subjects)
@@ -95,7 +95,7 @@ def test_no_command_is_stored(kind: type[Command[Any]]) -> None:
         ("", None),
     ],
 )
-def test_where_a_subject_is_stored(subject: str, stream: str | None) -> None:
+def test_each_subject_has_its_expected_stream(subject: str, stream: str | None) -> None:
     assert stream_of(subject) == stream
 
 
@@ -112,7 +112,7 @@ def test_where_a_subject_is_stored(subject: str, stream: str | None) -> None:
         ("_INBOX.abc", "_INBOX"),
     ],
 )
-def test_a_label_never_holds_a_gateway(subject: str, labelled: str) -> None:
+def test_a_metric_label_never_contains_a_gateway_id(subject: str, labelled: str) -> None:
     assert template(subject) == labelled
 
 

@@ -1,4 +1,4 @@
-"""Model files with the tensors that deltas are about, made on the spot."""
+"""Makes model files with typical tensors for the tests of deltas."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Array = npt.NDArray[Any]
 
 
 def halves(codes: Array) -> Array:
-    """4-bit codes, two to a byte."""
+    """Packs 4-bit codes, two per byte."""
     packed: Array = (codes[..., ::2] | (codes[..., 1::2] << 4)).astype(np.uint8)
     return packed
 
 
 def tensors(seed: int = 0, rows: int = 64) -> dict[str, Array]:
-    """Codes of 4 and 8 bits, scales, and a norm in half precision."""
+    """Returns codes of 4 and 8 bits, scales, and a norm in half precision."""
     random = np.random.default_rng(seed)
     return {
         "codes4": halves(np.clip(np.rint(random.normal(7.5, 2.5, (rows, 1024))), 0, 15).astype(np.uint8)),
@@ -31,7 +31,7 @@ def tensors(seed: int = 0, rows: int = 64) -> dict[str, Array]:
 
 
 def tuned(before: dict[str, Array], share: float = 0.005, seed: int = 1) -> dict[str, Array]:
-    """As after a few steps of training: some codes one up or down, every scale a little other."""
+    """Returns the tensors as after a few steps of training: some codes differ by 1, every scale differs a little."""
     random = np.random.default_rng(seed)
     after = {name: array.copy() for name, array in before.items()}
     low, high = after["codes4"] & 15, after["codes4"] >> 4

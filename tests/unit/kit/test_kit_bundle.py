@@ -1,4 +1,4 @@
-"""The form of a bundle: one for its content. Whatever else is given is refused by name, in bounded memory and time."""
+"""A bundle has one valid encoding. Other files are rejected with a reason, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def made(folder: Path) -> bytes:
 
 
 def read_all(path: Path, data: bytes) -> dict[str, bytes]:
-    """What is in it, if it is a bundle."""
+    """Returns the contents of a bundle. Raises for other files."""
     path.write_bytes(data)
     bundle = BundleFile(path)
     bundle.check()
@@ -52,18 +52,18 @@ def test_what_was_written_is_read_and_written_the_same_again(tmp_path: Path) -> 
     data = made(tmp_path)
     assert read_all(tmp_path / "b", data) == CONTENT
     assert made(tmp_path) == data
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:  # by any tar
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:  # any tar program can read it
         assert tar.getnames() == [INDEX_NAME, *sorted(CONTENT)]
     assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
 
-def test_content_that_is_not_what_it_says_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(InvalidBundle, match="others than the index"):
+def test_content_that_does_not_match_its_digest_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidBundle, match="does not match its digest in the index"):
         write_bundle(tmp_path / "b", index(CONTENT), CONTENT | {PLAN_NAME: b"[]"})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
+def test_a_member_above_the_size_limit_is_not_read(tmp_path: Path) -> None:
     made(tmp_path)
     with pytest.raises(InvalidBundle, match="512 bytes where 511"):
         BundleFile(tmp_path / "good.slmops").read(metadata_name("timestamp.json"), 511)
@@ -74,22 +74,22 @@ def test_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
     ["../plan.json", "/plan.json", "metadata/../plan.json", "metadata/0.root.json", "metadata/1.root.json\n", "x", "",
      "blobs/sha256/../../x", "plan.json/", "blobs/sha256/" + "A" * 64, "metadata/timestamp.jsonx"],
 )  # fmt: skip
-def test_a_name_outside_the_grammar_is_no_member(name: str) -> None:
+def test_a_member_name_outside_the_grammar_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         Member(name=name, digest=digest_of(b""), size=0)
 
 
-def test_a_blob_has_the_name_of_its_digest_and_nothing_is_there_twice() -> None:
+def test_a_blob_is_named_by_its_digest_and_each_member_is_listed_once() -> None:
     with pytest.raises(ValueError, match="named by its digest"):
         Member(name=blob_name(digest_of(b"a")), digest=digest_of(b"b"), size=1)
     one = members(CONTENT)
     for wrong in ((one[0], one[0]), one[::-1]):
-        with pytest.raises(ValueError, match="in the order"):
+        with pytest.raises(ValueError, match="sorted by name"):
             BundleIndex(blueprint="edge-chat", created_at=AT, packages=(), members=wrong)
 
 
 def corpus(folder: Path) -> dict[str, bytes]:
-    """Hostile files by what is wrong with each; made by: cd tests && python -m unit.kit.test_kit_bundle."""
+    """Returns hostile files by their defect. Written by: cd tests && python -m unit.kit.test_kit_bundle."""
     good = made(folder)
     start = good.index(b"{") - 512
 
@@ -126,7 +126,7 @@ def corpus(folder: Path) -> dict[str, bytes]:
 
 
 def _member(data: bytes, name: str) -> int:
-    """Where the header of the first such member lies."""
+    """Returns the offset of the member's first header."""
     return next(at for at in range(512, len(data), 512) if data[at:].startswith(name.encode()))
 
 
@@ -135,7 +135,7 @@ def _padded_with(good: bytes) -> bytes:
     return good[:end] + b"!" + good[end + 1 :]
 
 
-def test_the_corpus_is_refused_by_name(tmp_path: Path) -> None:
+def test_each_hostile_file_of_the_corpus_is_rejected_with_its_reason(tmp_path: Path) -> None:
     kept = {path.name: path.read_bytes() for path in CORPUS.iterdir()}
     assert kept.keys() >= corpus(tmp_path).keys()
     for name, data in kept.items():
@@ -147,7 +147,9 @@ def test_the_corpus_is_refused_by_name(tmp_path: Path) -> None:
 @FUZZ
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.integers(0, 3), junk=st.binary(max_size=40))
 @example(at=0, byte=0, cut=0, junk=b"")
-def test_a_changed_bundle_is_the_same_or_refused(tmp_path: Path, at: int, byte: int, cut: int, junk: bytes) -> None:
+def test_a_changed_bundle_has_the_same_content_or_is_rejected(
+    tmp_path: Path, at: int, byte: int, cut: int, junk: bytes
+) -> None:
     data = made(tmp_path)
     at %= len(data)
     changed = data[:at] + bytes([byte]) + junk + data[at + 1 + cut :]
@@ -156,7 +158,7 @@ def test_a_changed_bundle_is_the_same_or_refused(tmp_path: Path, at: int, byte: 
 
 @FUZZ
 @given(data=st.binary(max_size=3000))
-def test_any_bytes_are_refused(tmp_path: Path, data: bytes) -> None:
+def test_random_bytes_are_rejected(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InvalidBundle):
         read_all(tmp_path / "b", data)
 
@@ -170,7 +172,7 @@ json_values: Any = st.recursive(
 
 @FUZZ
 @given(field=st.sampled_from(["format", "blueprint", "created_at", "packages", "members", "more"]), value=json_values)
-def test_whatever_an_index_says_it_is_understood_or_refused(field: str, value: Any) -> None:
+def test_every_value_of_an_index_field_is_accepted_or_rejected_with_a_typed_error(field: str, value: Any) -> None:
     document = json.loads(index(CONTENT).model_dump_json()) | {field: value}
     try:
         found = BundleIndex.decode(json.dumps(document).encode())
@@ -180,7 +182,7 @@ def test_whatever_an_index_says_it_is_understood_or_refused(field: str, value: A
 
 
 def same_or_refused(folder: Path, good: bytes, data: bytes) -> bool:
-    """The index is in no index: another date in it is another bundle, as good as the first."""
+    """Returns whether the content is the same. The index itself has no digest, so another date is a valid bundle."""
     try:
         return read_all(folder / "b", data) == CONTENT and len(data) == len(good)
     except InvalidBundle:

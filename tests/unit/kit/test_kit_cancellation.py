@@ -1,4 +1,4 @@
-"""Tasks that run for ever end, also those that lose a cancellation."""
+"""Tasks that run forever end when cancelled, also if a cancellation gets lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_a_loop_that_loses_its_cancellation_in_wait_for_ends(monkeypatch):
     assert task.cancelled()
 
 
-async def test_what_a_task_fails_with_while_it_ends_is_its_own():
+async def test_the_error_of_a_cancelled_task_is_not_raised():
     async def failing() -> None:
         try:
             await asyncio.sleep(60)

@@ -1,4 +1,4 @@
-"""Deltas are exact whatever the pair, small where the pair is alike, and refuse what they were not made for."""
+"""Deltas are exact for every pair, small for similar pairs, and reject other bases."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_a_fine_tuned_model_is_a_few_percent_and_exact(pair, tmp_path):
 def test_changed_codes_cost_about_their_entropy(pair, tmp_path):
     share = describe(made(*pair, tmp_path)[1]).codings["sparse"]
     codes = 512 * 1024 + 512 * 512
-    entropy_bits = -(0.005 * np.log2(0.005) + 0.995 * np.log2(0.995)) + 0.005  # where they are, and one bit of sign
+    entropy_bits = -(0.005 * np.log2(0.005) + 0.995 * np.log2(0.995)) + 0.005  # positions, and one bit for the sign
     assert share.delta_bytes < 1.15 * codes * entropy_bits / 8
 
 
-def test_a_layer_gone_and_the_others_renumbered_costs_next_to_nothing(tmp_path):
+def test_removing_a_layer_and_renumbering_the_others_makes_a_tiny_delta(tmp_path):
     layers = {f"layers.{n}.{name}": array for n in range(4) for name, array in tensors(n).items()}
     kept = {f"layers.{n}.{k}": layers[f"layers.{m}.{k}"] for n, m in enumerate((0, 2, 3)) for k in tensors()}
     base, target = write(tmp_path / "base", layers), write(tmp_path / "target", kept)
@@ -61,8 +61,8 @@ def test_a_layer_gone_and_the_others_renumbered_costs_next_to_nothing(tmp_path):
         pytest.param({"other.w_q0": "qk"}, {"w_q0": "q"}, "", id="a stranger is not looked at"),
     ],
 )
-def test_what_was_packed_otherwise_is_found_again(tmp_path, before, after, kept):
-    """Codes of 8 bits. Upper and lower case are one matrix, of which some codes changed."""
+def test_matrices_that_were_packed_differently_are_matched(tmp_path, before, after, kept):
+    """8-bit codes. Upper and lower case stand for the same matrix with some changed codes."""
     parts = {name: tensors(number)["codes8"] for number, name in enumerate("qkv")}
     parts |= {name.upper(): tuned(tensors(number))["codes8"] for number, name in enumerate("qkv")}
     base, target = (
@@ -75,7 +75,7 @@ def test_what_was_packed_otherwise_is_found_again(tmp_path, before, after, kept)
     assert near == len(kept) * parts["q"].nbytes
 
 
-def test_a_vocabulary_that_grows_costs_what_is_new(tmp_path):
+def test_a_grown_vocabulary_costs_only_its_new_rows(tmp_path):
     random = np.random.default_rng(0)
     before = random.normal(0, 1, (2000, 64)).astype(np.float16)
     after = np.concatenate([before * np.float16(1.001), random.normal(0, 1, (100, 64)).astype(np.float16)])
@@ -103,7 +103,7 @@ def test_an_unrelated_model_costs_no_more_than_zstd(tmp_path):
         (b"x" * (3 * PIECE_BYTES + 5), b"x" * (3 * PIECE_BYTES + 4) + b"y"),
     ],
 )
-def test_whatever_the_two_files_are_there_is_a_delta(tmp_path, base, target):
+def test_any_two_files_have_a_delta(tmp_path, base, target):
     (tmp_path / "a.gguf").write_bytes(base)
     (tmp_path / "b.gguf").write_bytes(target)
     made(tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path)
@@ -137,7 +137,7 @@ def test_every_share_of_changes_in_every_kind_of_value_is_exact(tmp_path, share,
     assert contents(applied(tmp_path / "it.delta", base, tmp_path / "out")) == contents(target)
 
 
-def test_another_base_of_the_same_size_is_told_from_a_damaged_delta(pair, tmp_path):
+def test_a_wrong_base_of_the_same_size_is_distinguished_from_a_damaged_delta(pair, tmp_path):
     _, delta = made(*pair, tmp_path)
     bases = by_digest(pair[0])
     swapped = write(tmp_path / "swapped", tensors(7, rows=512), config=CONFIG, tokenizer="{}" * 5000)
@@ -149,11 +149,11 @@ def test_another_base_of_the_same_size_is_told_from_a_damaged_delta(pair, tmp_pa
 
 def test_a_missing_base_is_named(pair, tmp_path):
     _, delta = made(*pair, tmp_path)
-    with pytest.raises(NotFound, match=r"the base .* is not here"):
+    with pytest.raises(NotFound, match=r"the base .* is missing"):
         apply(delta, {}, lambda file: tmp_path / "out" / file.path)
 
 
-def test_only_wanted_files_are_made_and_those_that_are_there_are_kept(pair, tmp_path):
+def test_only_wanted_files_are_written_and_existing_files_are_kept(pair, tmp_path):
     _, delta = made(*pair, tmp_path)
     there = tmp_path / "out" / "config.json"
     there.parent.mkdir()
@@ -168,7 +168,7 @@ def test_only_wanted_files_are_made_and_those_that_are_there_are_kept(pair, tmp_
 
 
 def refused(delta: Path, base: Path, out: Path) -> SlmopsError:
-    """The error, after a check that nothing was left behind."""
+    """Returns the error after checking that no file was left."""
     with pytest.raises((InvalidDelta, DigestMismatch, NotFound)) as caught:
         applied(delta, base, out)
     left = contents(out)
@@ -179,7 +179,7 @@ def refused(delta: Path, base: Path, out: Path) -> SlmopsError:
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
 def test_a_flipped_bit_or_a_cut_is_refused_or_harmless(pair, tmp_path, data):
-    """A bit that says nothing (zstd has a few) may pass; then the target is exact all the same."""
+    """A flipped unused bit (zstd has a few) may be accepted; then the target is still exact."""
     delta = tmp_path / "it.delta"
     if not delta.exists():
         made(*pair, tmp_path)
@@ -218,17 +218,17 @@ PACK = zstandard.ZstdCompressor().compress
 BASE = f'[{{"path": "a.bin", "digest": "{digest_of(b"0123456789")}", "size_bytes": 10}}]'
 BOMB = PACK(b"\0" * (64 << 20))
 HOSTILE = {
-    "nothing": (b"", "this is not a delta"),
-    "another version": (struct.pack("<8sHI", b"SLMDELTA", 9, 0), "of version 9"),
+    "nothing": (b"", "the file is not a delta"),
+    "another version": (struct.pack("<8sHI", b"SLMDELTA", 9, 0), "has version 9"),
     "an endless header": (struct.pack("<8sHI", b"SLMDELTA", 1, 1 << 31), "header claims"),
-    "a bomb for a header": (struct.pack("<8sHI", b"SLMDELTA", 1, len(BOMB)) + BOMB, "unpacks to more than"),
-    "a path that climbs": (delta_of(header(path="../../etc/passwd")), "its header is damaged"),
-    "an absolute path": (delta_of(header(path="/etc/passwd")), "its header is damaged"),
-    "another digest": (delta_of(header().replace(b"sha256", b"sha512")), "its header is damaged"),
-    "no records": (delta_of(header()), "ends too early"),
-    "an unknown coding": (delta_of(header(), record(77)), "coded as 77"),
+    "a bomb for a header": (struct.pack("<8sHI", b"SLMDELTA", 1, len(BOMB)) + BOMB, "decompresses to more than"),
+    "a path that climbs": (delta_of(header(path="../../etc/passwd")), "the delta's header is damaged"),
+    "an absolute path": (delta_of(header(path="/etc/passwd")), "the delta's header is damaged"),
+    "another digest": (delta_of(header().replace(b"sha256", b"sha512")), "the delta's header is damaged"),
+    "no records": (delta_of(header()), "is cut off"),
+    "an unknown coding": (delta_of(header(), record(77)), "unknown coding 77"),
     "more than its file": (delta_of(header(), record(1, b"", made=11)), "where 10 are left"),
-    "a bomb": (delta_of(header(), record(1, BOMB)), "unpacks to more than"),
+    "a bomb": (delta_of(header(), record(1, BOMB)), "decompresses to more than"),
     "an endless stream": (
         delta_of(header(), struct.pack("<BBBBIQIII", 1, 1, 0, 1, 0, 0, 0, 10, 1 << 31)),
         "a record claims",
@@ -247,7 +247,7 @@ HOSTILE = {
     "values of no size": (delta_of(header(), record(1, width=0)), "values of 0 bytes"),
     "something at its end": (
         delta_of(header(0).replace(digest_of(b"y").encode(), digest_of(b"").encode()), b"more"),
-        "follows its last record",
+        "bytes after its last record",
     ),
 }
 
@@ -267,7 +267,7 @@ def test_what_a_fuzzer_found_stays_refused(tmp_path, path):
     assert (tmp_path / "a.bin").read_bytes() == b"0123456789"
 
 
-def test_making_one_leaves_nothing_behind_when_the_disk_is_full(pair, monkeypatch, tmp_path):
+def test_making_a_delta_on_a_full_disk_leaves_no_file(pair, monkeypatch, tmp_path):
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Models of more bytes than 32 bits count: weights outside the graph, in one file with holes."""
+"""Models above 4 GiB: weights outside the graph, in one sparse file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from slmops.contracts.descriptor import digest_of_chunks
 from slmops.kit.delta import describe
 
 PLACES = {"codes4": 4096, "codes8": (2 << 30) - 4096, "scales": (4 << 30) - 4096, "norm": (4 << 30) + (64 << 20)}
-"""One reaches over 2 GiB, one over 4 GiB, one lies behind."""
+"""Offsets of tensors: one crosses 2 GiB, one crosses 4 GiB, one lies after it."""
 
 
 def written(folder: Path, arrays: dict[str, Array]) -> Path:
-    """A graph of initializers whose data lies at `PLACES`."""
+    """Writes a graph of initializers whose data is at `PLACES`."""
     from onnx import TensorProto, helper
 
     kinds = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}

@@ -1,4 +1,4 @@
-"""Long work tells JetStream that it goes on, as long as it lasts and however shaky the connection."""
+"""Long work sends in-progress acknowledgements while it lasts, also over an unreliable connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slmops.kit.bus.service_bus import MessageContext
 
 
 async def beats(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> tuple[int, int]:
-    """Beats while the work lasted, and after it."""
+    """Returns the number of acknowledgements during the work and after it."""
     monkeypatch.setattr(bus, "ACK_WAIT_S", 0.03)
     heard: list[int] = []
 
@@ -30,11 +30,11 @@ async def beats(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> tup
     return during, len(heard)
 
 
-async def test_it_beats_while_the_work_lasts_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_acknowledgements_are_sent_only_while_the_work_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     during, after = await beats(monkeypatch, None)
     assert (during >= 3, after) == (True, during)
 
 
-async def test_a_lost_beat_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_acknowledgement_does_not_stop_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     during, _ = await beats(monkeypatch, ConnectionReconnectingError())
     assert during >= 3

@@ -1,4 +1,4 @@
-"""An OCI layout of a package: accepted whole, and refused with any bit another, in any file."""
+"""An OCI layout of a package is accepted if complete, and rejected if any bit of any file is changed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_flipped_bit_anywhere_in_a_layout_is_refused(written: Written, file: i
             verify_layout(written.layout, written.keys.public)
     finally:
         flip(path, position)
-    if path.name != INDEX_PATH:  # of which a bit says where other files lie
+    if path.name != INDEX_PATH:  # a changed bit in it may point to other files
         assert refusal.value.where == path.relative_to(written.layout).as_posix()
 
 
@@ -91,8 +91,8 @@ def test_a_flipped_bit_anywhere_in_a_laid_out_package_is_refused_by_name(written
     assert refusal.value.where == path.relative_to(written.folder).as_posix()
 
 
-def test_every_bit_of_the_index_counts(layout: Path, written: Written) -> None:
-    """It is what nothing signs."""
+def test_every_flipped_bit_of_the_index_is_rejected(layout: Path, written: Written) -> None:
+    """The index is not signed."""
     for path in (layout / INDEX_PATH, layout / LAYOUT_PATH):
         for bit in range(path.stat().st_size * 8):
             flip(path, bit)
@@ -143,7 +143,7 @@ def test_a_layout_without_its_signature_is_refused_and_says_how_to_copy_it(layou
         lambda document: document.update(annotations={"x": "y"}),
     ],
 )
-def test_an_index_that_says_something_else_is_refused(
+def test_an_unexpected_index_is_rejected(
     change: Callable[[dict[str, Any]], None], layout: Path, written: Written
 ) -> None:
     index(layout, change)
@@ -152,10 +152,10 @@ def test_an_index_that_says_something_else_is_refused(
 
 
 def swap_blobs(layout: Path, written: Written) -> str:
-    """Two layers under each other's names."""
+    """Swaps the names of two layers."""
     layers = [
         layer for layer in verify_layout(layout, written.keys.public).layers if layer.size > 2
-    ]  # {} is no layer's own
+    ]  # {} is not a layer
     names = [blob_key(layer.digest) for layer in layers[:2]]
     contents = [(layout / name).read_bytes() for name in names]
     for name, content in zip(names, reversed(contents), strict=True):
@@ -194,7 +194,7 @@ def grow(layout: Path, written: Written) -> str:
 
 
 @pytest.mark.parametrize("damage", [swap_blobs, lose, add, add_elsewhere, link, grow], ids=lambda f: f.__name__)
-def test_what_is_swapped_missing_too_many_or_too_large_is_named(
+def test_a_swapped_missing_additional_or_too_large_file_is_named(
     damage: Callable[[Path, Written], str], layout: Path, written: Written
 ) -> None:
     path = damage(layout, written)
@@ -205,7 +205,9 @@ def test_what_is_swapped_missing_too_many_or_too_large_is_named(
 
 @pytest.mark.parametrize("path", [INDEX_PATH, LAYOUT_PATH])
 @pytest.mark.parametrize("content", [b"", b"null", b"[" * 100_000, b'{"a":1}', b"\xff\xfe", b"{}" + b" " * 64])
-def test_what_is_no_layout_is_refused(path: str, content: bytes, layout: Path, written: Written) -> None:
+def test_a_directory_that_is_not_a_layout_is_rejected(
+    path: str, content: bytes, layout: Path, written: Written
+) -> None:
     (layout / path).write_bytes(content)
     with pytest.raises(InvalidMessage) as refusal:
         verify_layout(layout, written.keys.public)
@@ -213,7 +215,7 @@ def test_what_is_no_layout_is_refused(path: str, content: bytes, layout: Path, w
 
 
 @pytest.mark.parametrize("path", [INDEX_PATH, LAYOUT_PATH])
-def test_what_would_fill_the_memory_is_not_read(path: str, layout: Path, written: Written) -> None:
+def test_an_oversized_file_is_not_read(path: str, layout: Path, written: Written) -> None:
     os.truncate(layout / path, 1 << 34)
     with pytest.raises(DigestMismatch) as refusal:
         verify_layout(layout, written.keys.public)

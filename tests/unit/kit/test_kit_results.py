@@ -1,4 +1,4 @@
-"""Results as files: whole and sealed, or refused; nothing that the gateway could not have told itself."""
+"""A results file is complete and sealed or rejected, and contains only messages that the gateway may publish."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_was_written_is_read(file):
     assert (found.seal.public_key, found.seal.messages, found.seal.created_at) == (public_key(SEED), 2, AT)
 
 
-def test_no_bit_of_it_can_be_another(file):
+def test_every_flipped_bit_is_rejected(file):
     data = file.read_bytes()
     for position in range(len(data)):
         harmed = bytearray(data)
@@ -67,22 +67,22 @@ def _lines(*order: int) -> Callable[[list[bytes]], bytes]:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (_lines(0, 2), "others than the seal says"),
-        (_lines(1, 0, 2), "others than the seal says"),
-        (_lines(0, 1, 1, 2), "others than the seal says"),
-        (_lines(0, 1), "no seal"),
-        (_lines(), "no seal"),
+        (_lines(0, 2), "do not match the seal"),
+        (_lines(1, 0, 2), "do not match the seal"),
+        (_lines(0, 1, 1, 2), "do not match the seal"),
+        (_lines(0, 1), "not a valid seal"),
+        (_lines(), "not a valid seal"),
         (lambda lines: b"".join(lines)[:-1], "cut off"),
         (lambda lines: b"x" * (2 << 20) + b"\n" + lines[2], "longer than a gateway writes"),
     ],
 )
-def test_what_is_left_out_doubled_moved_or_too_long_is_refused(file, harm, said):
+def test_missing_duplicate_reordered_or_oversized_lines_are_rejected(file, harm, said):
     file.write_bytes(harm(file.read_bytes().splitlines(keepends=True)))
     with pytest.raises(InvalidBundle, match=said):
         ResultsFile(file)
 
 
-def test_a_seal_by_another_key_than_it_names_is_refused(file):
+def test_a_seal_signed_by_another_key_is_rejected(file):
     *messages, _seal = file.read_bytes().splitlines(keepends=True)
     seal = ResultsFile(file).seal
     signature = base64.b64encode(sign(new_user_seed(), seal.statement)).decode()
@@ -92,7 +92,7 @@ def test_a_seal_by_another_key_than_it_names_is_refused(file):
         ResultsFile(file)
 
 
-def test_what_the_fuzzer_found_is_refused_by_name():
+def test_files_found_by_the_fuzzer_are_rejected_with_their_reason():
     for kept in CORPUS.iterdir():
         with pytest.raises(SlmopsError) as error:
             list(ResultsFile(kept).messages())
@@ -112,7 +112,7 @@ def test_what_the_fuzzer_found_is_refused_by_name():
         report(1).model_copy(update={"headers": report(1).headers | {"Nats-Rollup": "all"}}),
     ],
 )
-def test_a_gateway_cannot_tell_more_by_a_file_than_over_the_bus(tmp_path, message):
+def test_a_results_file_may_contain_only_messages_that_the_bus_would_allow(tmp_path, message):
     found = ResultsFile(write(tmp_path / "file", [message]))
     with pytest.raises(SlmopsError) as error:
         list(found.messages())

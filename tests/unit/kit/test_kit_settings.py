@@ -1,4 +1,4 @@
-"""The environment is read once, and a wrong variable is named without its value."""
+"""Settings come from the environment, and an invalid variable is named without its value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slmops.kit.settings import BusSettings, DatabaseSettings, ObjectSettings, l
 
 
 class Settings(BusSettings, DatabaseSettings, ObjectSettings):
-    """As a service composes them."""
+    """Settings as a service combines them."""
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert "hunter2" not in repr(settings)
 
 
-def test_a_wrong_variable_is_named_and_its_value_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_variable_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLMOPS_HTTP_PORT", "hunter2")
     monkeypatch.setenv("SLMOPS_S3_SECURE", "perhaps")
     with pytest.raises(InvalidMessage) as caught:

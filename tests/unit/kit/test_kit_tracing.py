@@ -1,4 +1,4 @@
-"""Spans of one trace, over messages and over processes, in the trace file."""
+"""Spans of one trace across messages and processes in the trace file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_outside_of_a_trace_there_is_no_parent() -> None:
     assert traceparent() is None
 
 
-def test_a_malformed_parent_starts_a_trace_of_its_own() -> None:
+def test_a_malformed_parent_starts_a_new_trace() -> None:
     with span("work", parent=PARENT):
         assert PARENT.split("-")[1] in (traceparent() or "")
     with span("work", parent="garbage"):

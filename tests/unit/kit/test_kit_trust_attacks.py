@@ -1,4 +1,4 @@
-"""Attacks on the metadata, one by one: each is named, and what was trusted before is the same to the byte."""
+"""Attacks on the metadata: each is refused by its name, and the trusted state stays the same byte for byte."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> TrustWorld:
 
 
 def refusal(world: TrustWorld, path: str | None = None) -> str:
-    """The attack that the client names; nothing that it trusts has changed, and it can still go on."""
+    """Returns the attack that the client names, after checking that its trusted state is unchanged and still works."""
     before = everything_below(world.client.folder)
     with pytest.raises(TrustRefused) as refused:
         world.client.refresh(world.mirror, path)
@@ -44,7 +44,7 @@ def refusal(world: TrustWorld, path: str | None = None) -> str:
     return refused.value.attack
 
 
-def test_what_nobody_vouched_for_is_not_there(world: TrustWorld) -> None:
+def test_a_target_that_is_not_listed_is_not_found(world: TrustWorld) -> None:
     assert world.client.refresh(world.mirror, "smollm2/1.0.0/" + "0" * 64 + "/manifest.json") is None
     assert world.client.refresh(world.mirror, "other/1.0.0/" + "0" * 64 + "/manifest.json") is None
 
@@ -75,7 +75,7 @@ def test_a_model_that_vanishes_from_the_snapshot(world: TrustWorld) -> None:
 
 
 def retimed(world: TrustWorld, snapshot: bytes) -> None:
-    """The attacker has both online keys: a timestamp that names the forged snapshot."""
+    """Makes a timestamp that names the forged snapshot, as an attacker with both online keys does."""
 
     def edit(signed: dict[str, Any]) -> None:
         meta = signed["meta"]["snapshot.json"]
@@ -86,7 +86,7 @@ def retimed(world: TrustWorld, snapshot: bytes) -> None:
 
 
 def test_freeze(world: TrustWorld) -> None:
-    world.age(timedelta(days=2))  # the newest timestamp that we are shown is of the day before yesterday
+    world.age(timedelta(days=2))  # the newest available timestamp is two days old
     assert refusal(world) == Attack.FREEZE
 
 
@@ -149,8 +149,8 @@ def test_a_timestamp_by_a_foreign_key(world: TrustWorld) -> None:
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
-def test_keys_that_are_rotated_between_two_reads_are_no_attack(world: TrustWorld, role: str) -> None:
-    """The client was told that there is no second root; then there is, and everything else is signed by its keys."""
+def test_keys_rotated_between_two_reads_are_not_an_attack(world: TrustWorld, role: str) -> None:
+    """The client finds no second root. Then there is one, and all other files are signed by its keys."""
 
     def rotate_now() -> Iterator[bytes]:
         world.mirror.lies.clear()
@@ -164,8 +164,8 @@ def test_keys_that_are_rotated_between_two_reads_are_no_attack(world: TrustWorld
     assert world.version("root") == 2
 
 
-def test_a_package_vouched_for_by_another_models_key(world: TrustWorld) -> None:
-    """Who holds the key of one model cannot publish another: its role is not asked for that path."""
+def test_a_package_signed_by_another_models_key(world: TrustWorld) -> None:
+    """The holder of one model's key cannot publish another model, because its role is not delegated that path."""
     other = world.publish(model="other", content=b"other")
     assert world.client.refresh(world.mirror, other) is not None
     wanted = "smollm2/6.6.6/" + "6" * 64 + "/manifest.json"
@@ -175,12 +175,12 @@ def test_a_package_vouched_for_by_another_models_key(world: TrustWorld) -> None:
     metadata["signed"]["targets"][wanted] = target
     world.memory.put("model-other", world.version("model-other"), json.dumps(metadata).encode())
     repository._good = lambda *_: False  # type: ignore[method-assign]
-    repository.settle()  # everything signed anew by its own key
+    repository.settle()  # each file is signed again by its own key
     assert world.client.refresh(world.mirror, other) is not None
     assert world.client.refresh(world.mirror, wanted) is None
 
 
-def test_a_root_by_too_few_keyholders(world: TrustWorld) -> None:
+def test_a_root_signed_by_too_few_keyholders(world: TrustWorld) -> None:
     ceremony.rotate(world.folder, "root", world.holders(), world.now, keep_keys=True).apply()
     document = json.loads((world.folder.metadata / "2.root.json").read_bytes())
     document["signatures"] = document["signatures"][:1]
@@ -188,7 +188,7 @@ def test_a_root_by_too_few_keyholders(world: TrustWorld) -> None:
     assert refusal(world) == Attack.TOO_FEW_KEYS
 
 
-def test_a_root_that_its_own_new_keys_signed(world: TrustWorld, tmp_path: Path) -> None:
+def test_a_root_signed_only_by_its_own_new_keys(world: TrustWorld, tmp_path: Path) -> None:
     foreign = TrustWorld(tmp_path / "foreign")
     ceremony.rotate(foreign.folder, "root", foreign.holders(), foreign.now).apply()
     world.mirror.lies["2.root.json"] = (foreign.folder.metadata / "2.root.json").read_bytes()
@@ -223,7 +223,7 @@ def test_endless_data_is_not_read_to_its_end(world: TrustWorld, name: str) -> No
     assert peak < 8 << 20
 
 
-def test_a_size_that_lies(world: TrustWorld) -> None:
+def test_a_wrong_size_in_the_metadata(world: TrustWorld) -> None:
     path = world.publish(version="1.0.1")
 
     def edit(signed: dict[str, Any]) -> None:
@@ -263,7 +263,7 @@ def hostile(text: bytes) -> dict[str, Callable[[bytes], bytes]]:
 
 @pytest.mark.parametrize("how", hostile(b""))
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "model-smollm2"])
-def test_metadata_that_is_none(world: TrustWorld, role: str, how: str) -> None:
+def test_invalid_metadata_is_rejected(world: TrustWorld, role: str, how: str) -> None:
     path = world.publish(version="1.0.1")
     name = "timestamp.json" if role == "timestamp" else f"{world.version(role)}.{role}.json"
     world.mirror.lies[name] = hostile(b"")[how](world.file(name) or b"")
@@ -277,7 +277,7 @@ def test_every_flipped_byte_is_refused(world: TrustWorld) -> None:
         assert refusal(world) in (Attack.CORRUPT, Attack.WRONG_KEY, Attack.TOO_FEW_KEYS, Attack.MIX_AND_MATCH)
 
 
-def test_a_mirror_that_does_not_answer_is_no_attack(world: TrustWorld) -> None:
+def test_a_mirror_that_does_not_answer_is_not_an_attack(world: TrustWorld) -> None:
     def dead(_name: str) -> bytes:
         raise DownloadError("connection reset")
 
@@ -289,14 +289,14 @@ def test_a_mirror_that_does_not_answer_is_no_attack(world: TrustWorld) -> None:
     assert everything_below(world.client.folder) == before
 
 
-def test_a_pinned_root_that_is_none(world: TrustWorld, tmp_path: Path) -> None:
+def test_an_invalid_pinned_root_is_rejected(world: TrustWorld, tmp_path: Path) -> None:
     (tmp_path / "root.json").write_text("{}")
     with pytest.raises(InvalidMessage, match="trusted root"):
         TrustedState(tmp_path / "another", tmp_path / "root.json").refresh(world.mirror)
 
 
-def test_after_all_of_it_the_client_goes_on(world: TrustWorld) -> None:
-    """Every online key and the root were rotated, a model revoked: one refresh follows."""
+def test_one_refresh_follows_rotations_and_a_revocation(world: TrustWorld) -> None:
+    """After rotations of every online key and the root, and a revocation, one refresh is enough."""
     path, other = world.publish(version="1.0.1"), world.publish(model="other", content=b"other")
     for role in ceremony.ROTATED:
         ceremony.rotate(world.folder, role, world.holders(), world.now).apply()

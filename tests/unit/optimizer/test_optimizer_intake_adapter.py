@@ -116,13 +116,13 @@ def test_the_base_may_be_in_another_folder(tmp_path, adapter):
     expected = inspect(adapter)
     shutil.move(adapter / "base", tmp_path / "origin")
     assert inspect(adapter, tmp_path / "origin") == expected
-    with pytest.raises(InvalidModel, match="without its base") as caught:
+    with pytest.raises(InvalidModel, match="base is missing") as caught:
         inspect(adapter)
     assert "--base" in (caught.value.fix or "")
 
 
 def test_a_base_without_an_adapter_is_refused(base):
-    with pytest.raises(InvalidModel, match="only an adapter has a base"):
+    with pytest.raises(InvalidModel, match="only an adapter can have a base"):
         inspect(base, base)
 
 
@@ -178,16 +178,16 @@ def other_base(**settings: object) -> Change:
         (config(target_modules=["q_proj", "c_attn"]), InvalidModel, "c_attn"),
         (config(r=0), InvalidModel, "rank is 0"),
         (config(r="4"), InvalidModel, "r = '4'"),
-        (config(r=8), InvalidModel, "rank is 4, and adapter_config.json says 8"),
-        (renamed("layers.1", "layers.7"), InvalidModel, r"layers\.7.*its base does not have it"),
+        (config(r=8), InvalidModel, "rank is 4, but adapter_config.json says 8"),
+        (renamed("layers.1", "layers.7"), InvalidModel, r"layers\.7.*the base does not have this weight"),
         (renamed("lora_A", "lora_embedding_A"), UnsupportedArchitecture, "lora_embedding_A"),
         (without("q_proj.lora_B"), InvalidModel, "B is None"),
-        (without("lora"), InvalidModel, "changes nothing"),
-        (other_base(hidden_size=96), InvalidModel, "in its base it is"),
-        (other_base(num_hidden_layers=1), InvalidModel, "its base does not have it"),
+        (without("lora"), InvalidModel, "has no matrices"),
+        (other_base(hidden_size=96), InvalidModel, "the base's has"),
+        (other_base(num_hidden_layers=1), InvalidModel, "the base does not have this weight"),
         (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), InvalidModel, "adapter_model.safetensors"),
         (lambda adapter: (adapter / "base" / "tokenizer.json").unlink(), InvalidModel, "tokenizer.json"),
-        (lambda adapter: shutil.rmtree(adapter / "base"), InvalidModel, "without its base"),
+        (lambda adapter: shutil.rmtree(adapter / "base"), InvalidModel, "base is missing"),
         (lambda adapter: (adapter / "adapter_config.json").write_text("{"), InvalidModel, "not JSON"),
     ],
 )

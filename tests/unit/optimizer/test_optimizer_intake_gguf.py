@@ -95,7 +95,7 @@ def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path):
     ("metadata", "error", "match"),
     [
         ({"llama.rope.scaling.type": "yarn"}, UnsupportedArchitecture, "yarn"),
-        ({"llama.context_length": 2**30}, InvalidModel, "1073741824 positions"),
+        ({"llama.context_length": 2**30}, InvalidModel, "context length is 1073741824"),
         ({"split.count": 3}, InvalidModel, "one of 3 parts"),
         ({"general.type": "adapter"}, InvalidModel, "'adapter'"),
     ],

@@ -1,4 +1,4 @@
-"""The table of a version's states: what is not in it cannot happen."""
+"""The table of a version's states: other transitions are impossible."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_a_pair_that_is_not_in_the_table_is_refused_by_name(state: State, trigge
     assert trigger in refusal.value.what
 
 
-def test_the_table_is_this_large() -> None:
+def test_the_table_has_the_expected_number_of_transitions() -> None:
     assert (len(TRANSITIONS), len(ILLEGAL)) == (3, 6)
 
 
 @pytest.mark.parametrize(("pair", "following"), TRANSITIONS.items())
-def test_a_pair_of_the_table_leads_where_it_says(pair: tuple[State, Trigger], following: State) -> None:
+def test_each_pair_of_the_table_leads_to_its_state(pair: tuple[State, Trigger], following: State) -> None:
     assert next_state(*pair) is following
 
 

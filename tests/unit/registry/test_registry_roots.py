@@ -1,4 +1,4 @@
-"""What keeps a blob."""
+"""Which blobs stay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from slmops.registry.domain.roots import RULES, Named, living, named, named_in, 
 
 
 def blobs_in(value: Any) -> set[Digest]:
-    """Every blob that a model speaks of, wherever."""
+    """Returns every blob in a value, at any depth."""
     if isinstance(value, Descriptor | ModelFile):
         return {value.digest}
     if isinstance(value, BaseModel):
@@ -43,13 +43,13 @@ def of_a_version(event: Event) -> bool:
 
 
 @pytest.mark.parametrize("event", [e for e in EVENTS if of_a_version(e)], ids=lambda e: e.type)
-def test_every_blob_that_an_event_of_a_version_speaks_of_is_named(event: Event) -> None:
-    """An event that brings blobs needs its line in `RULES`."""
+def test_every_blob_in_an_event_of_a_version_is_named(event: Event) -> None:
+    """An event type that names blobs needs a line in `RULES`."""
     assert {one.digest for one in named(event)} == blobs_in(event)
     assert {(one.kind, one.model, one.version) for one in named(event)} <= {(event.type, "smollm2", event.version)}  # type: ignore[attr-defined]
 
 
-def test_other_events_speak_of_packages_only() -> None:
+def test_other_events_contain_only_packages() -> None:
     packages = set().union(*(blobs_in(e) for e in EVENTS if isinstance(e, PackagePublished)))
     for event in EVENTS:
         if not of_a_version(event):
@@ -100,7 +100,7 @@ def test_a_blob_lives_while_anything_that_is_not_long_retired_or_withdrawn_names
         assert (digest in live) == (in_use or (bool(packaged) and taken_back.get(digest, before) >= before))
 
 
-def test_a_withdrawal_takes_back_all_that_the_publication_named() -> None:
+def test_a_withdrawal_withdraws_every_blob_of_the_publication() -> None:
     by_type = {type(event): event for event in EVENTS}
     published = by_type[PackagePublished]
     assert isinstance(published, PackagePublished)

@@ -1,4 +1,4 @@
-"""Several jobs for one version: another recipe asked for later, a search, one that came to nothing."""
+"""Several jobs for one version: a later recipe, a search, and a failed job."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FINER = INT4.model_copy(update={"job": "k", "recipe": "finer", "at": at(9)})
 
 
 @pytest.mark.parametrize("events", permutations([INT4, CANCELLED]))
-def test_a_job_that_came_to_nothing_takes_nothing_back(events: tuple[Event, ...]) -> None:
+def test_a_failed_job_does_not_replace_results_of_another_job(events: tuple[Event, ...]) -> None:
     [variant] = view(REGISTERED, *events).variants
     assert (variant.gate, variant.chosen, variant.report) == ("passed", True, BLOB)
 
 
-def test_where_nothing_was_measured_the_reason_is_told() -> None:
+def test_a_variant_without_measurements_shows_the_reason() -> None:
     [variant] = view(REGISTERED, CANCELLED).variants
     assert (variant.gate, variant.reason) == ("refused", "cancelled")
 
@@ -35,12 +35,12 @@ def test_the_newest_choice_counts(events: tuple[Event, ...]) -> None:
     assert chosen == {"int4": False, "finer": True}
 
 
-def test_a_search_that_found_something_else_is_not_refused() -> None:
+def test_a_search_that_found_another_recipe_is_not_refused() -> None:
     began = VariantStarted(**LATER, recipes=("int8",), at=at(6))
     assert view(REGISTERED, began, NO_INT8).stage == "refused"
     assert view(REGISTERED, began, NO_INT8, FINER).stage == "optimizing"
 
 
-def test_a_version_says_what_it_is_made_of() -> None:
+def test_a_version_lists_its_files() -> None:
     found = view(REGISTERED, STARTED)
     assert (found.files, found.golden) == (REGISTERED.files, REGISTERED.golden)

@@ -1,4 +1,4 @@
-"""The tables that lists are read from, on SQLite: events of other services come in any order, and twice."""
+"""The read tables on SQLite: events of other services arrive in any order, and twice."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def connected() -> Connection:
         ((NO_INT8, NO_INT4), "optimizing", ""),
     ],
 )
-def test_a_version_comes_this_far(events: tuple[Event, ...], stage: str, progress: str) -> None:
+def test_a_version_has_the_stage_of_its_events(events: tuple[Event, ...], stage: str, progress: str) -> None:
     orders = list(permutations((REGISTERED, *events)))
     for order in Random(1).sample(orders, min(len(orders), 24)):
         found = view(*order, *order)
         assert (found.stage, found.progress) == (stage, progress)
 
 
-def test_a_view_holds_what_became_of_its_version() -> None:
+def test_a_view_contains_the_variants_and_packages_of_its_version() -> None:
     found = view(REGISTERED, STARTED, NO_INT8, INT4, PACKAGE)
     assert [(v.recipe, v.gate, v.chosen, v.reason) for v in found.variants] == [
         ("int4", "passed", True, "smallest"),

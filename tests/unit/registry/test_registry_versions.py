@@ -1,4 +1,4 @@
-"""What a command makes of a model."""
+"""The decisions about commands on a model's versions and aliases."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_first_version_may_have_no_golden_prompts() -> None:
     assert registered(with_versions(pushed("1.0.0")), "1.0.0").golden is None
 
 
-def test_golden_prompts_among_the_files_are_no_part_of_the_version() -> None:
+def test_golden_prompts_among_the_files_are_not_part_of_the_version() -> None:
     listed = with_versions(pushed("1.0.0", "weights", GOLDEN, GOLDEN))
     apart = with_versions(pushed("1.0.0", golden=GOLDEN))
     assert registered(listed, "1.0.0") == registered(apart, "1.0.0")
@@ -88,18 +88,18 @@ def test_other_golden_prompts_for_a_version_are_refused() -> None:
             register(model, pushed("1.0.0", golden=file("golden.jsonl", "other")), T0)
 
 
-def test_golden_prompts_alone_are_no_model() -> None:
+def test_golden_prompts_alone_are_not_a_model() -> None:
     with pytest.raises(InvalidMessage, match="are not a model"):
         register(EMPTY, pushed("1.0.0", golden=GOLDEN).model_copy(update={"files": (GOLDEN,)}), T0)
 
 
 @pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b/c", "a"), ("a/b", "a//b")])
-def test_files_that_cannot_lie_in_one_folder_are_refused(paths: tuple[str, str]) -> None:
+def test_files_that_cannot_be_in_one_folder_are_rejected(paths: tuple[str, str]) -> None:
     with pytest.raises(InvalidMessage):
         check_files([file(path, path) for path in paths])
 
 
-def test_an_alias_moves_and_says_where_from() -> None:
+def test_a_moved_alias_records_its_previous_version() -> None:
     model = with_versions(pushed("1.0.0"), pushed("1.0.1"))
     model = told(model, *set_alias(model, alias("stable", "1.0.0"), T0))
     [moved] = set_alias(model, alias("stable", "1.0.1"), at(5))
@@ -107,13 +107,13 @@ def test_an_alias_moves_and_says_where_from() -> None:
     assert told(model, moved).aliases == {"stable": "1.0.1"}
 
 
-def test_an_alias_that_is_there_already_moves_no_further() -> None:
+def test_setting_an_alias_to_its_current_version_does_nothing() -> None:
     model = with_versions(pushed("1.0.0"))
     model = told(model, *set_alias(model, alias("stable", "1.0.0"), T0))
     assert set_alias(model, alias("stable", "1.0.0"), at(1)) == []
 
 
-def test_what_is_not_registered_is_named_with_what_is() -> None:
+def test_an_unknown_version_is_reported_with_the_registered_ones() -> None:
     model = with_versions(pushed("1.0.0"))
     with pytest.raises(NotFound, match=r"1\.0\.0"):
         set_alias(model, alias("stable", "2.0.0"), T0)
@@ -154,7 +154,7 @@ def test_a_replay_gives_the_same_model() -> None:
     ]
 
 
-def test_history_that_cannot_have_happened_is_refused() -> None:
+def test_an_impossible_history_is_rejected() -> None:
     model = with_versions(pushed("1.0.0"))
     with pytest.raises(IllegalTransition):
         evolve(model, registered(model, "1.0.0"))
@@ -162,6 +162,6 @@ def test_history_that_cannot_have_happened_is_refused() -> None:
         evolve(model, ModelAliasMoved(model="smollm2", alias="stable", version="9.9.9", at=T0))
 
 
-def test_an_event_of_somebody_else_is_a_defect() -> None:
+def test_an_event_of_another_service_is_a_defect() -> None:
     with pytest.raises(InternalError):
         evolve(EMPTY, PackagePublished.model_construct(model="smollm2"))

@@ -1,4 +1,4 @@
-"""A blueprint, its packages, its gateways and what they measured, for the tests of the rollout service."""
+"""A blueprint, its packages, its gateways and their measurements, for the tests of the rollout service."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def member(gateway_id: str, ring: str = "fleet", **reports: GatewayReported | No
 
 
 def report(gateway_id: str, phase: UpdatePhase, version: str, generation: int, **changes: Any) -> GatewayReported:
-    """`version` is what the phase speaks of; it runs when it is committed."""
+    """Returns a report whose phase refers to `version`. The gateway runs this version if it is committed."""
     committed = phase is UpdatePhase.COMMITTED
     values = {
         "gateway_id": gateway_id,
@@ -97,13 +97,13 @@ def committed(gateway_id: str, ring: str, version: str, generation: int) -> Memb
 
 
 def failed(gateway_id: str, ring: str, version: str, generation: int) -> Member:
-    """It went back to idle, as gateways do."""
+    """Returns a gateway that failed and went back to idle, as gateways do."""
     idle = report(gateway_id, UpdatePhase.IDLE, version, generation, sequence=2)
     return member(gateway_id, ring, report=idle, failure=failure(gateway_id, version, generation))
 
 
 def window(version: str, seconds: float, **changes: Any) -> CohortWindow:
-    """Ten requests of 20 tokens at 50 tokens/s, unless changed."""
+    """Returns a window of ten requests of 20 tokens at 50 tokens/s, unless changed."""
     values = {
         "blueprint": NAME,
         "release": digest(version),

@@ -1,4 +1,4 @@
-"""Commands and judgements to events, and events to state and plan."""
+"""Commands and gate decisions cause events, and events give state and plan."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def completed(version: str = "1.0.0", state: BlueprintState | None = None) -> Bl
     return judged(started(version, state), PASSED, PASSED)
 
 
-def test_a_blueprint_applied_again_unchanged_makes_no_revision() -> None:
+def test_applying_an_unchanged_blueprint_creates_no_revision() -> None:
     state = applied()
     assert apply_blueprint(state, ApplyBlueprint(spec=blueprint()), T0) == []
     [changed] = apply_blueprint(state, ApplyBlueprint(spec=blueprint(role="translate")), T0)
@@ -65,7 +65,7 @@ def test_an_older_spec_applied_again_is_a_new_revision() -> None:
     assert back.revision == 3  # type: ignore[attr-defined]
 
 
-def test_a_profile_that_nobody_defined_is_not_found() -> None:
+def test_an_unknown_profile_is_not_found() -> None:
     with pytest.raises(NotFound, match="edge-huge") as refusal:
         apply_blueprint(EMPTY, ApplyBlueprint(spec=blueprint(profile="edge-huge")), T0)
     assert "edge-small" in (refusal.value.fix or "")
@@ -92,7 +92,7 @@ def test_without_a_version_the_newest_published_package_is_taken() -> None:
     assert event.candidate.version == "1.0.1"
 
 
-def test_a_command_may_bring_its_own_stages() -> None:
+def test_a_command_may_override_the_stages() -> None:
     all_at_once = (Stage(name="all"),)
     [event] = start_rollout(applied(), StartRollout(blueprint=NAME, stages=all_at_once), [package("1.0.0")], T0)
     assert isinstance(event, RolloutStarted)
@@ -131,9 +131,9 @@ def test_one_rollout_at_a_time(decisions: tuple[GateDecision, ...]) -> None:
         start_rollout(state, StartRollout(blueprint=NAME), [package("1.0.1")], T0)
 
 
-def test_what_is_stable_already_is_refused_until_the_blueprint_changes() -> None:
+def test_the_stable_release_is_rejected_until_the_blueprint_changes() -> None:
     state = completed()
-    with pytest.raises(PermanentError, match="stable release of edge-chat already"):
+    with pytest.raises(PermanentError, match="already the stable release of edge-chat"):
         start_rollout(state, StartRollout(blueprint=NAME), [package("1.0.0")], T0)
     state = told(
         state, *apply_blueprint(state, ApplyBlueprint(spec=blueprint(runtime=RuntimeSettings(max_tokens=7))), T0)
@@ -160,7 +160,7 @@ def test_waiting_gives_no_event_and_overdue_holds_once() -> None:
     assert follow_gate(state, latest(state), OVERDUE, T0) == []
 
 
-def test_a_held_rollout_goes_on_when_data_comes() -> None:
+def test_a_held_rollout_continues_when_data_arrives() -> None:
     state = judged(started(), OVERDUE)
     assert latest(state).state is State.HELD
     [event] = follow_gate(state, latest(state), PASSED, T0)
@@ -228,7 +228,7 @@ def test_rolling_back_a_completed_rollout_restores_the_release_before_it() -> No
     assert operate(state, RollbackRollout(blueprint=NAME), T0) == [], "a retry goes back no further"
 
 
-def test_the_plan_names_what_a_rollback_would_return_to_as_long_as_there_is_one() -> None:
+def test_the_plan_names_the_release_of_a_possible_rollback() -> None:
     assert plan_of(completed()).previous is None, "the first has nothing before it"
     state = completed("1.0.1", completed())
     previous = plan_of(state).previous
@@ -247,8 +247,8 @@ def test_a_completed_rollout_is_rolled_back_only_while_it_is_the_latest() -> Non
     assert (event.rollout, event.restored and event.restored.version) == ("edge-chat-3", "1.0.1")
 
 
-def test_the_first_release_has_nothing_to_go_back_to() -> None:
-    with pytest.raises(IllegalTransition, match="no release to go back to"):
+def test_the_first_release_cannot_be_rolled_back() -> None:
+    with pytest.raises(IllegalTransition, match="there is no earlier release"):
         operate(completed(), RollbackRollout(blueprint=NAME), T0)
 
 

@@ -1,4 +1,4 @@
-"""Enrolment: who shows the token gets a credential for its own key, and nobody else's id."""
+"""Enrolment: a gateway with the right token gets a credential for its own key, and not for another gateway's id."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN = "the-token-of-this-site"
 
 
 class Service:
-    """The handlers on a journal of their own; enrolment needs no broker."""
+    """The handlers on a separate journal. Enrolment needs no broker."""
 
     def __init__(self, folder: Path) -> None:
         self.database = folder / "rollout.db"
@@ -82,7 +82,7 @@ async def test_the_credential_is_for_the_gateways_own_key(service: Service, key:
     assert (found["sub"], found["name"]) == (key, "gw-1")
     [view] = (await handlers.list_gateways(ListGateways())).gateways
     assert (view.gateway_id, view.labels, view.phase, view.last_seen) == ("gw-1", {"ring": "canary"}, "idle", T0)
-    assert view.desired_because == {"release": "no blueprint named edge-chat is applied"}
+    assert view.desired_because == {"release": "the blueprint edge-chat has not been applied"}
 
 
 async def test_enrolling_again_with_the_same_key_gives_a_credential_and_no_second_event(
@@ -101,7 +101,7 @@ async def test_another_key_under_the_same_id_is_denied(service: Service, key: st
         await handlers.enrol(command(public_key(new_user_seed())))
 
 
-async def test_a_gateway_does_not_move_to_another_blueprint_by_itself(service: Service, key: str) -> None:
+async def test_a_gateway_cannot_move_itself_to_another_blueprint(service: Service, key: str) -> None:
     handlers = await service.open()
     await handlers.enrol(command(key))
     with pytest.raises(AlreadyExists, match="edge-chat"):
@@ -109,7 +109,7 @@ async def test_a_gateway_does_not_move_to_another_blueprint_by_itself(service: S
 
 
 @pytest.mark.parametrize("wrong", ["x", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "ü"])
-async def test_a_wrong_token_is_denied_and_leaves_nothing(service: Service, key: str, wrong: str) -> None:
+async def test_a_wrong_token_is_denied_and_stores_nothing(service: Service, key: str, wrong: str) -> None:
     handlers = await service.open()
     with pytest.raises(Denied) as refusal:
         await handlers.enrol(command(key, token=wrong))
@@ -127,7 +127,7 @@ async def test_the_token_is_nowhere_in_the_database(service: Service, key: str) 
     assert TOKEN.encode() not in stored
 
 
-async def test_a_public_key_that_is_none_is_refused_and_leaves_nothing(service: Service, key: str) -> None:
+async def test_an_invalid_public_key_is_rejected_and_stores_nothing(service: Service, key: str) -> None:
     handlers = await service.open()
     forged = key[:-1] + ("A" if key[-1] != "A" else "B")
     with pytest.raises(InvalidMessage):
@@ -136,7 +136,7 @@ async def test_a_public_key_that_is_none_is_refused_and_leaves_nothing(service: 
 
 
 @pytest.mark.parametrize("text", [None, "", " \n"])
-async def test_without_a_token_nobody_is_let_in(tmp_path: Path, text: str | None) -> None:
+async def test_a_missing_or_empty_token_file_stops_the_service(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "seed").write_text("seed")
     if text is not None:
         (tmp_path / "token").write_text(text)

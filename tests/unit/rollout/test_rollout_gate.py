@@ -1,4 +1,4 @@
-"""The gate: what passes, what fails, and that what is missing does neither."""
+"""The gate passes, fails, or waits if evidence is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEADLINE_S = GatePolicy().deadline_s
 
 
 def canary_stage(**gate: Any) -> BlueprintState:
-    """1.0.0 is stable; 1.0.1 started at 0 s and is with the canary."""
+    """Returns a state in which 1.0.0 is stable, and 1.0.1 started at 0 s and is in the canary stage."""
     return started("1.0.1", judged(started("1.0.0", applied(gate=GatePolicy(**gate))), PASSED, PASSED))
 
 
@@ -55,18 +55,18 @@ def test_a_committed_and_measured_canary_passes() -> None:
     [
         ([], GOOD, "no gateway is in this stage"),
         ([FLEET], GOOD, "no gateway is in this stage"),
-        ([member("gw-1", "canary"), FLEET], GOOD, "gw-1 of 1 did not commit"),
+        ([member("gw-1", "canary"), FLEET], GOOD, "gw-1 of 1 have not committed"),
         (
             [member("gw-1", "canary", report=report("gw-1", UpdatePhase.SOAKING, "1.0.1", GEN))],
             GOOD,
-            "gw-1 of 1 did not",
+            "gw-1 of 1 have not",
         ),
         ([CANARY, FLEET], [], "0 of 1 requests measured"),
         ([CANARY, FLEET], [window("1.0.0", 5)], "0 of 1 requests measured"),
         ([CANARY, FLEET], [window("1.0.1", 5, requests=0)], "0 of 1 requests measured"),
     ],
 )
-def test_what_is_missing_waits_and_is_overdue_after_the_deadline(
+def test_missing_evidence_waits_and_is_overdue_after_the_deadline(
     members: list[Member], windows: list[CohortWindow], says: str
 ) -> None:
     waiting, late = look(members, windows), look(members, windows, at(DEADLINE_S + 1))
@@ -83,7 +83,7 @@ def test_measurements_from_before_the_stage_do_not_count() -> None:
     assert look(everybody, [window("1.0.1", 30)], at(40), state).verdict is Verdict.PASSED
 
 
-def test_a_stage_that_adds_nobody_is_judged_by_the_whole_rollout() -> None:
+def test_a_stage_that_adds_no_gateway_is_judged_by_the_whole_rollout() -> None:
     state = judged(canary_stage(), PASSED, seconds=30)
     assert look([CANARY], [window("1.0.1", 5)], at(40), state).verdict is Verdict.PASSED
     assert look([CANARY], [window("1.0.1", -6)], at(40), state).verdict is Verdict.WAITING
@@ -92,15 +92,15 @@ def test_a_stage_that_adds_nobody_is_judged_by_the_whole_rollout() -> None:
 def test_every_target_of_the_stage_must_commit() -> None:
     state = judged(canary_stage(), PASSED, seconds=30)
     decision = look([CANARY, FLEET, member("gw-3")], [window("1.0.1", 35)], at(40), state)
-    assert (decision.verdict, decision.reason) == (Verdict.WAITING, "gw-2, gw-3 of 3 did not commit yet")
+    assert (decision.verdict, decision.reason) == (Verdict.WAITING, "gw-2, gw-3 of 3 have not committed yet")
 
 
-def test_enough_requests_are_asked_for() -> None:
+def test_fewer_requests_than_required_wait() -> None:
     assert look([CANARY], GOOD, min_requests=11).verdict is Verdict.WAITING
     assert look([CANARY], [*GOOD, window("1.0.1", 10, requests=1)], min_requests=11).verdict is Verdict.PASSED
 
 
-def test_a_failed_canary_fails_in_its_own_words() -> None:
+def test_a_failed_canary_fails_the_gate_with_its_own_reason() -> None:
     decision = look([failed("gw-1", "canary", "1.0.1", GEN), FLEET], GOOD)
     assert decision.verdict is Verdict.FAILED
     assert decision.reason == "gw-1 failed the candidate: it talks nonsense"
@@ -111,12 +111,12 @@ def test_a_failure_needs_no_measurement_and_no_deadline() -> None:
 
 
 @pytest.mark.parametrize("generation", [0, GEN - 1])
-def test_what_a_gateway_said_of_an_older_plan_is_no_answer(generation: int) -> None:
+def test_a_report_on_an_older_plan_does_not_count(generation: int) -> None:
     assert look([failed("gw-1", "canary", "1.0.1", generation)], GOOD).verdict is Verdict.WAITING
     assert look([committed("gw-1", "canary", "1.0.1", generation)], GOOD).verdict is Verdict.WAITING
 
 
-def test_a_failure_of_another_release_is_not_the_candidates() -> None:
+def test_a_failure_of_another_release_does_not_count() -> None:
     assert look([failed("gw-1", "canary", "1.0.0", GEN)], GOOD).verdict is Verdict.WAITING
     assert look([committed("gw-1", "canary", "1.0.0", GEN)], GOOD).verdict is Verdict.WAITING
 
@@ -150,7 +150,7 @@ def test_the_error_rate_fails_above_its_limit_and_not_at_it() -> None:
     assert (decision.verdict, decision.reason) == (Verdict.FAILED, "2 of 10 requests failed, more than 10.00%")
 
 
-def test_few_requests_do_not_fail_it() -> None:
+def test_failed_requests_below_the_minimum_do_not_fail_the_gate() -> None:
     assert look([CANARY], [window("1.0.1", 5, failed_requests=10)], min_requests=11).verdict is Verdict.WAITING
 
 
@@ -164,7 +164,7 @@ def test_a_slow_candidate_waits_and_fails_after_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("stable_s", [0.0004, 0.99])
-def test_a_stable_that_decoded_for_milliseconds_is_nothing_to_compare_with(stable_s: float) -> None:
+def test_a_stable_that_decoded_for_milliseconds_is_not_compared(stable_s: float) -> None:
     slow = window("1.0.1", 5, decode_seconds=100.0)
     stable = window("1.0.0", 5, decode_seconds=stable_s)
     assert look([CANARY], [slow, stable]).reason.endswith(", 2.0 tokens/s")
@@ -177,19 +177,19 @@ def test_a_candidate_that_looks_slow_for_a_moment_is_held_and_never_rolled_back(
     windows = [brief, window("1.0.0", 5)]
     decision, late = look([CANARY], windows), look([CANARY], windows, at(DEADLINE_S + 1))
     assert (decision.verdict, late.verdict) == (Verdict.WAITING, Verdict.OVERDUE)
-    assert decision.reason == "8.0 tokens/s against 50.0 of stable, measured for 0.5 s of at least 1 s"
+    assert decision.reason == "8.0 tokens/s against 50.0 of stable, measured for 0.5 s of the required 1 s"
     assert look([CANARY], windows, at(DEADLINE_S + 1), min_decode_s=0.5).verdict is Verdict.FAILED
 
 
 def test_speed_is_compared_in_the_windows_that_both_have() -> None:
-    """Stable ran alone when it was quiet; together they are equally slow."""
+    """Stable ran alone under low load. In the common windows both are equally slow."""
     windows = [window("1.0.0", 5), window("1.0.0", 10, decode_seconds=20.0), window("1.0.1", 10, decode_seconds=20.0)]
     assert look([CANARY], windows).verdict is Verdict.PASSED
     apart = [window("1.0.0", 5), window("1.0.1", 10, decode_seconds=20.0)]
     assert look([CANARY], apart).verdict is Verdict.WAITING
 
 
-def test_an_unmeasured_speed_does_not_pass_beside_a_measured_stable() -> None:
+def test_an_unmeasured_candidate_does_not_pass_if_stable_is_measured() -> None:
     silent = window("1.0.1", 5, completion_tokens=0, decode_seconds=0.0)
     assert look([CANARY], [silent]).verdict is Verdict.PASSED
     assert look([CANARY], [silent, window("1.0.0", 5)]).verdict is Verdict.WAITING
@@ -197,7 +197,7 @@ def test_an_unmeasured_speed_does_not_pass_beside_a_measured_stable() -> None:
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -1.0])
-def test_what_is_no_number_of_seconds_is_no_window(odd: float) -> None:
+def test_a_window_with_an_impossible_number_of_seconds_is_rejected(odd: float) -> None:
     with pytest.raises(ValidationError):
         window("1.0.1", 5, decode_seconds=odd)
 
@@ -231,7 +231,7 @@ def test_many_gateways_are_named_in_short() -> None:
     allowed=st.integers(0, 2),
     seconds=st.floats(0, 2 * DEADLINE_S),
 )
-def test_whatever_comes_only_evidence_passes(
+def test_only_evidence_passes_the_gate(
     reached: list[Progress], requests: int, failures: int, golden_failed: int, allowed: int, seconds: float
 ) -> None:
     targets = [Target(f"gw-{n}", progress) for n, progress in enumerate(reached)]

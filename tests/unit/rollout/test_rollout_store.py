@@ -1,4 +1,4 @@
-"""The inventory and the tables, on a database in a file."""
+"""The inventory and the tables on a database in a file."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ async def heard(journal: Journal, *reports: GatewayReported) -> Member:
     return member
 
 
-async def test_the_newest_report_stays_whatever_comes_later(journal: Journal) -> None:
+async def test_an_older_report_does_not_replace_a_newer_one(journal: Journal) -> None:
     new, old = report("gw-1", COMMITTED, "1.0.0", 1, sequence=7), report("gw-1", SOAKING, "1.0.0", 1, sequence=6)
     assert (await heard(journal, new, old, old)).report == new
 
 
-async def test_a_failure_is_remembered_when_a_later_report_overtook_it(journal: Journal) -> None:
+async def test_a_failure_is_kept_if_a_later_report_arrived_first(journal: Journal) -> None:
     failed = failure("gw-1", "1.0.0", 1)
     idle = report("gw-1", IDLE, "1.0.0", 1, sequence=2)
     member = await heard(journal, idle, failed)
     assert (member.report, member.failure) == (idle, failed)
 
 
-async def test_the_newest_labels_that_a_gateway_told_are_its_labels(journal: Journal) -> None:
+async def test_the_newest_reported_labels_count(journal: Journal) -> None:
     first = report("gw-1", IDLE, "1.0.0", 1, labels={"ring": "fleet"})
     second = report("gw-1", IDLE, "1.0.0", 1, labels={"ring": "canary"}, sequence=2)
     assert (await heard(journal, first, second)).identity.labels == {"ring": "canary"}
@@ -68,14 +68,14 @@ async def test_a_report_of_a_gateway_that_is_not_enrolled_is_not_recorded(journa
     assert await journal.read(store.members) == []
 
 
-async def test_figures_that_are_no_numbers_do_not_make_the_inventory_unreadable(journal: Journal) -> None:
+async def test_nan_figures_do_not_make_the_inventory_unreadable(journal: Journal) -> None:
     odd = report("gw-1", IDLE, "1.0.0", 1, measured={"tokens_per_s": math.nan, "ttft_s": math.inf, "share": 1.0})
     member = await heard(journal, odd)
     assert member.report is not None
     assert member.report.measured == {"share": 1.0}
 
 
-async def test_packages_are_listed_by_when_they_were_published_and_the_newest_of_a_version_counts(
+async def test_packages_are_listed_by_publication_time_and_the_newest_of_a_version_counts(
     journal: Journal,
 ) -> None:
     rebuilt = package("1.0.0", 5).model_copy(update={"recipe": "int8"})
@@ -86,7 +86,7 @@ async def test_packages_are_listed_by_when_they_were_published_and_the_newest_of
 
 
 @pytest.mark.parametrize("first", ["the package", "its withdrawal"])
-async def test_a_withdrawn_package_is_released_no_more(journal: Journal, first: str) -> None:
+async def test_a_withdrawn_package_is_not_listed(journal: Journal, first: str) -> None:
     kept, gone = package("1.0.0", 1), package("1.0.1", 2)
     withdrawal = PackageWithdrawn(
         **gone.model_dump(include={"model", "version", "profile", "at"}),
@@ -105,7 +105,7 @@ async def test_a_withdrawn_package_is_released_no_more(journal: Journal, first: 
     assert await journal.read(lambda connection: store.packages(connection, "smollm2")) == [kept]
 
 
-async def test_the_same_window_twice_is_one(journal: Journal) -> None:
+async def test_the_same_window_is_stored_once(journal: Journal) -> None:
     event = CohortMeasured(blueprint=NAME, window=window("1.0.0", 5), at=T0)
     for identity in ("a", "a", "b"):
         await journal.transact(lambda unit, identity=identity: store.record_window(unit.connection, identity, event))
@@ -113,7 +113,7 @@ async def test_the_same_window_twice_is_one(journal: Journal) -> None:
     assert await journal.read(lambda connection: store.windows(connection, NAME, at(10))) == []
 
 
-async def test_old_windows_are_forgotten(journal: Journal) -> None:
+async def test_old_windows_are_deleted(journal: Journal) -> None:
     week = store.WINDOWS_KEPT.total_seconds()
     for identity, seconds in (("old", 0), ("new", week + 1)):
         event = CohortMeasured(blueprint=NAME, window=window("1.0.0", seconds), at=T0)

@@ -1,4 +1,4 @@
-"""Which batches count: of the gateway, blueprint, release and stage that enrolment and rollouts know."""
+"""Batches count only from the gateway, blueprint, release and stage that enrolment and rollouts expect."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def canary_of(rollout: str = "r-1", since: datetime = NOW, opened: int | None = 
     return Offer(rollout, "1.0.0", since, STAGES, opened)
 
 
-def test_a_canary_is_expected_and_the_fleet_is_not_yet() -> None:
+def test_only_the_canary_is_expected_while_its_stage_is_open() -> None:
     assert refusal(batch("a", 5), gateway("canary"), [canary_of()]) == ""
     assert refusal(batch("a", 5), gateway(), [canary_of()]) == "rollout r-1 does not give 1.0.0 to gw-1"
 
 
-def test_a_stage_that_opens_adds_and_takes_nobody_away() -> None:
+def test_opening_a_stage_only_adds_gateways() -> None:
     assert refusal(batch("a", 5), gateway("canary"), [canary_of(opened=2)]) == ""
     assert refusal(batch("a", 5), gateway(), [canary_of(opened=2)]) == ""
 
@@ -42,11 +42,11 @@ def test_a_completed_rollout_gives_its_release_to_everybody() -> None:
     ("enrolled", "changes", "why"),
     [
         (None, {}, "gw-1 is not enrolled"),
-        (gateway(blueprint="kiosk"), {}, "gw-1 is enrolled under kiosk and measures for edge-chat"),
+        (gateway(blueprint="kiosk"), {}, "gw-1 is enrolled under kiosk but sent a batch for edge-chat"),
         (gateway("canary"), {"version": "2.0.0"}, "no rollout of edge-chat has a release 2.0.0"),
     ],
 )
-def test_what_enrolment_or_rollouts_do_not_know_is_refused_with_its_reason(
+def test_an_unexpected_batch_is_rejected_with_its_reason(
     enrolled: Identity | None, changes: dict[str, Any], why: str
 ) -> None:
     assert refusal(batch("a", 5, **changes), enrolled, [canary_of()]).startswith(why)
@@ -56,8 +56,8 @@ def test_without_an_offer_nothing_is_expected() -> None:
     assert "no rollout of edge-chat has a release 1.0.0" in refusal(batch("a", 5), gateway(), [])
 
 
-def test_a_release_that_everybody_had_once_is_a_canarys_now() -> None:
-    """It was rolled back, and a second rollout begins with its canary."""
+def test_the_newest_rollout_decides_about_a_release_that_everybody_had() -> None:
+    """The release was rolled back, and a second rollout begins with its canary."""
     before, now = canary_of("r-1", LONG_AGO, opened=None), canary_of("r-2", NOW)
     for offers in ([before, now], [now, before]):
         assert refusal(batch("a", 5), gateway(), offers) == "rollout r-2 does not give 1.0.0 to gw-1"
@@ -65,7 +65,7 @@ def test_a_release_that_everybody_had_once_is_a_canarys_now() -> None:
         assert refusal(batch("late", -5), gateway(), offers) == "", "it waited for a network since the first rollout"
 
 
-def test_a_clock_that_is_behind_is_judged_by_the_first_rollout() -> None:
+def test_a_batch_older_than_all_rollouts_is_judged_by_the_first() -> None:
     assert refusal(batch("a", -5), gateway("canary"), [canary_of()]) == ""
     assert refusal(batch("a", -5), gateway(), [canary_of()]) != ""
 

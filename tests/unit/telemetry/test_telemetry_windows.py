@@ -1,4 +1,4 @@
-"""Batches into windows: each is told once, whenever and however often it comes. On a database in a file, no broker."""
+"""Each batch is published in a window once, whenever and however often it arrives. Uses a database, but no broker."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def release(version: str) -> Release:
 
 
 class Known:
-    """Everybody is enrolled, `kiosk-…` under a blueprint of its own; both have had two releases."""
+    """All gateways are enrolled, `kiosk-…` under a separate blueprint. Both blueprints have had two releases."""
 
     async def identity(self, gateway_id: str) -> Identity | None:
         blueprint = "kiosk" if gateway_id.startswith("kiosk") else "edge-chat"
@@ -84,7 +84,7 @@ class Known:
 
 @dataclass
 class Telemetry:
-    """The handlers on a journal, and a clock that a test turns."""
+    """The handlers on a journal, and a clock that a test advances."""
 
     database: Path
     now: datetime = T0
@@ -104,7 +104,7 @@ class Telemetry:
             await self.handlers.on_batch(one, delivered)
 
     async def closed(self, seconds: float) -> list[CohortWindow]:
-        """The clock goes on; all windows told so far."""
+        """Advances the clock and returns all windows published so far."""
         self.now = at(seconds)
         await self.handlers.close_windows()
         events = [recorded.event for recorded in await self.journal.outbox()]
@@ -137,7 +137,7 @@ async def test_releases_and_blueprints_are_kept_apart(telemetry: Telemetry) -> N
     ]
 
 
-async def test_a_window_is_told_after_its_grace_and_once(telemetry: Telemetry) -> None:
+async def test_a_window_is_published_once_after_its_grace(telemetry: Telemetry) -> None:
     await telemetry.receive(batch("a", 4.9), batch("b", 5))
     assert await telemetry.closed(5.9) == []
     assert len(await telemetry.closed(6)) == 1
@@ -146,7 +146,7 @@ async def test_a_window_is_told_after_its_grace_and_once(telemetry: Telemetry) -
     assert len(await telemetry.closed(1000)) == 2
 
 
-async def test_a_batch_that_comes_twice_counts_once_also_after_its_window_was_told(telemetry: Telemetry) -> None:
+async def test_a_batch_that_arrives_twice_counts_once_also_after_its_window_was_published(telemetry: Telemetry) -> None:
     await telemetry.receive(batch("a", 1), batch("a", 1))
     [window] = await telemetry.closed(6)
     assert window.requests == 2
@@ -160,7 +160,7 @@ async def test_the_same_batch_id_of_another_gateway_is_another_batch(telemetry: 
     assert window.requests == 4
 
 
-async def test_a_late_batch_is_told_as_a_window_of_its_own(telemetry: Telemetry) -> None:
+async def test_a_late_batch_is_published_as_a_separate_window(telemetry: Telemetry) -> None:
     await telemetry.receive(batch("a", 1))
     await telemetry.closed(6)
     await telemetry.receive(batch("late", 2, "gw-2", requests=7))
@@ -169,12 +169,12 @@ async def test_a_late_batch_is_told_as_a_window_of_its_own(telemetry: Telemetry)
     assert (second.started_at, second.requests, second.gateways) == (at(0), 7, 1)
 
 
-async def test_batches_out_of_order_lie_in_the_windows_of_their_ends(telemetry: Telemetry) -> None:
+async def test_batches_out_of_order_are_in_the_windows_of_their_ends(telemetry: Telemetry) -> None:
     await telemetry.receive(batch("c", 12), batch("a", 1), batch("b", 7))
     assert [w.started_at for w in await telemetry.closed(20)] == [at(0), at(5), at(10)]
 
 
-async def test_what_was_received_survives_the_process(telemetry: Telemetry) -> None:
+async def test_received_batches_survive_a_restart(telemetry: Telemetry) -> None:
     await telemetry.receive(batch("a", 1))
     reborn = Telemetry(telemetry.database)
     await reborn.journal.open()
@@ -185,7 +185,7 @@ async def test_what_was_received_survives_the_process(telemetry: Telemetry) -> N
     await reborn.journal.close()
 
 
-async def test_a_close_that_breaks_off_tells_and_forgets_nothing(
+async def test_an_interrupted_close_publishes_and_deletes_nothing(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await telemetry.receive(batch("a", 1), batch("b", 1, version="1.0.1"))
@@ -206,7 +206,7 @@ def _second_call_breaks() -> Any:
     return broken
 
 
-async def test_nothing_is_left_behind_of_a_told_batch_but_its_id(telemetry: Telemetry) -> None:
+async def test_only_the_id_of_a_published_batch_is_kept(telemetry: Telemetry) -> None:
     await telemetry.receive(batch("a", 1))
     await telemetry.closed(6)
     with sqlite3.connect(telemetry.database) as connection:
@@ -217,7 +217,7 @@ async def test_nothing_is_left_behind_of_a_told_batch_but_its_id(telemetry: Tele
 
 
 async def test_a_batch_on_another_gateways_subject_is_refused(telemetry: Telemetry) -> None:
-    with pytest.raises(PermanentError, match="gw-1 measures on another"):
+    with pytest.raises(PermanentError, match="the batch of gw-1 is on another"):
         await telemetry.receive(batch("a", 1), subject="measure.gw-2")
     assert await telemetry.closed(60) == []
 
@@ -228,13 +228,13 @@ async def test_a_batch_on_another_gateways_subject_is_refused(telemetry: Telemet
         ({"started_at": at(2)}, "ends before it starts"),
         ({"ended_at": at(1) + MAX_AHEAD}, "in the future"),
         ({"started_at": at(0) - 2 * MAX_AGE, "ended_at": at(0) - MAX_AGE - WINDOW}, "365 days ago"),
-        ({"failed_requests": 3}, "more requests failed"),
+        ({"failed_requests": 3}, "more failed requests"),
         ({"synthetic_requests": 3}, "synthetic"),
         ({"decode_seconds": 1e300}, "a figure is above"),
         ({"completion_tokens": 10**400}, "a figure is above"),
     ],
 )
-def test_figures_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
+def test_impossible_figures_are_rejected(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidMessage, match=says):
         check(batch("a", 1, **wrong), "measure.gw-1", at(0))
 

@@ -1,1 +1,1 @@
-"""What crosses the wire: events, commands, plan, subjects, manifest, errors. No I/O."""
+"""Data that crosses the wire: events, commands, plan, subjects, manifest, errors. No I/O."""

@@ -1,4 +1,4 @@
-"""Where a blob lies in the object store and in an OCI layout."""
+"""The address of a blob in the object store and in an OCI layout."""
 
 from __future__ import annotations
 

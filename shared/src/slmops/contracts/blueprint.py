@@ -1,7 +1,7 @@
-"""The declared configuration of a class of gateways.
+"""The blueprint: the declared configuration of a class of gateways.
 
-It travels in events and in the plan, which older gateways read too, so unknown fields are tolerated here. Where
-a person writes one, a misspelt field is refused: `Blueprint.model_validate(…, extra="forbid")`.
+Blueprints are part of events and of the plan, which older gateways read, too, so unknown fields are ignored here. Code
+that reads a blueprint written by a person rejects misspelt fields: `Blueprint.model_validate(…, extra="forbid")`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class _Policy(BaseModel):
 
 
 class Stage(_Policy):
-    """Who gets the candidate while this stage lasts, besides everybody whom an earlier stage already gave it to.
+    """A stage of a rollout: the gateways that get the candidate in addition to those of the earlier stages.
 
-    A gateway is in when it carries every label of `selector` and its hash cohort lies under `percent`.
+    A gateway is in the stage if it has every label of `selector` and its hash cohort is below `percent`.
     """
 
     name: Name
@@ -30,38 +30,45 @@ class Stage(_Policy):
 
 
 class GatePolicy(_Policy):
-    """What must be true before the next stage starts. No data holds; it never passes."""
+    """The conditions for starting the next stage. Without data the gate holds; it never passes."""
 
     max_failed_gateways: int = Field(
-        default=0, ge=0, description="More gateways failing the candidate than this fail it"
+        default=0, ge=0, description="If the candidate fails on more gateways than this, the gate fails"
     )
-    max_error_rate: float = Field(default=0.01, ge=0, le=1, description="Failed requests over all, absolute")
-    min_requests: int = Field(default=1, ge=1, description="Fewer measured requests than this are no data")
+    max_error_rate: float = Field(default=0.01, ge=0, le=1, description="Highest share of failed requests, absolute")
+    min_requests: int = Field(default=1, ge=1, description="Fewer measured requests than this count as no data")
     max_slowdown: float = Field(
-        default=0.5, gt=0, le=1, description="Candidate's tokens/s may fall by this share of stable's, same windows"
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share by which the candidate's tokens/s may be below stable's, in the same windows",
     )
     min_decode_s: float = Field(
-        default=1, ge=0, description="Tokens/s of less decoding than this, in seconds, is too noisy to object to"
+        default=1,
+        ge=0,
+        description="Tokens/s over less decoding time than this, in seconds, is too noisy to fail a candidate",
     )
-    deadline_s: float = Field(default=600, gt=0, description="After this long without a decision the stage is held")
+    deadline_s: float = Field(
+        default=600, gt=0, description="The stage is held after this many seconds without a decision"
+    )
 
 
 class ProbePolicy(_Policy):
-    """What a gateway demands of a release before its users meet it."""
+    """The conditions that a release must meet on a gateway before it serves users."""
 
-    min_pass_share: float = Field(default=1.0, gt=0, le=1, description="Golden prompts that must pass, of all")
+    min_pass_share: float = Field(default=1.0, gt=0, le=1, description="Share of golden prompts that must pass")
     max_ttft_s: float = Field(default=10, gt=0, description="Slowest acceptable time to first token, in seconds")
 
 
 class SoakPolicy(_Policy):
-    """How long a new release serves before it is committed, and how often it answers a golden prompt meanwhile."""
+    """How long a new release serves before it is committed, and how often it answers a golden prompt before that."""
 
     seconds: float = Field(default=5, ge=0)
     golden_every_s: float = Field(default=1, gt=0)
 
 
 class RuntimeSettings(_Policy):
-    """How the model runner serves. An overlay may change these for one gateway."""
+    """Settings of the model runner. An overlay may change them for one gateway."""
 
     max_tokens: int = Field(default=256, ge=1, description="Upper limit of completion tokens per request")
     context_tokens: int = Field(default=2048, ge=64, description="Prompt and completion together")
@@ -69,22 +76,22 @@ class RuntimeSettings(_Policy):
 
 class TelemetryPolicy(_Policy):
     every_s: float = Field(
-        default=2, gt=0, description="A measurement batch this often, when there is something to say"
+        default=2, gt=0, description="Seconds between measurement batches; an empty batch is not sent"
     )
 
 
 class PrivacyPolicy(_Policy):
-    """Prompts and answers stay on the gateway. There is no other setting yet, so nothing can be switched by mistake."""
+    """Prompts and answers stay on the gateway. No other value exists yet, so nobody can change this by mistake."""
 
     prompts_leave_device: Literal[False] = False
 
 
 class Blueprint(_Policy):
-    """`name` is its identity; applying a changed one makes the next revision."""
+    """`name` identifies the blueprint; applying a changed blueprint creates its next revision."""
 
     name: Name
-    profile: Name = Field(default=EDGE_SMALL.name, description="Device profile that packages are chosen for")
-    role: Name = Field(default="chat", description="What the model is for on this class of gateways")
+    profile: Name = Field(default=EDGE_SMALL.name, description="Device profile for which packages are chosen")
+    role: Name = Field(default="chat", description="Purpose of the model on this class of gateways")
     model: Name
     stages: tuple[Stage, ...] = Field(
         default=(Stage(name="canary", selector={"ring": "canary"}), Stage(name="fleet")), min_length=1

@@ -1,7 +1,7 @@
-"""What crosses an air gap: one file with the plan of a blueprint, its packages or deltas, and the metadata of trust.
+"""The bundle that crosses an air gap: one file with a blueprint's plan, its packages or deltas, and the trust metadata.
 
-Nothing in it is trusted for being in it. It is a transport in the place of the bus and of the object storage, and
-what reads it relies on the same signatures as with a network.
+Nothing is trusted because it is in a bundle. A bundle only replaces the bus and the object store as a transport; its
+readers rely on the same signatures as with a network.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Strict(BaseModel):
 
 
 class Member(_Strict):
-    """A file of the bundle. The grammar has no name that climbs."""
+    """A file of the bundle. The grammar of names allows no path that leaves the bundle's folder."""
 
     name: Annotated[str, StringConstraints(pattern=_NAME, max_length=100)]
     digest: Digest
@@ -47,7 +47,7 @@ class Member(_Strict):
     @model_validator(mode="after")
     def _named_by_digest(self) -> Self:
         if self.name.startswith(_BLOBS) and self.name != blob_name(self.digest):
-            raise ValueError("a blob is named by its digest")
+            raise ValueError("a blob must be named by its digest")
         return self
 
 
@@ -58,7 +58,8 @@ class BundledDelta(_Strict):
 
 
 class BundledPackage(_Strict):
-    """With a route, the whole files may be missing: then it is for gateways that have the route's first base."""
+    """A package of the bundle. If it has a route of deltas, its whole files may be missing; then only gateways with the
+    route's first base can use it."""
 
     manifest: Descriptor
     signature: Descriptor
@@ -66,7 +67,7 @@ class BundledPackage(_Strict):
 
 
 class BundleIndex(_Strict):
-    """The first member. The others follow in its order, which is that of their names; so none is there twice."""
+    """The bundle's first member. It lists the others in the order in which they follow: sorted by name, each once."""
 
     format: Literal[1] = 1
     blueprint: Name
@@ -77,15 +78,15 @@ class BundleIndex(_Strict):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if any(one.name >= other.name for one, other in pairwise(self.members)):
-            raise ValueError("members are in the order of their names, each of them once")
+            raise ValueError("members must be sorted by name, each listed once")
         return self
 
     @classmethod
     def decode(cls, data: bytes) -> BundleIndex:
-        """Raises `InvalidBundle`."""
+        """Parses an index. Raises `InvalidBundle`."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
             why = f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
-            raise InvalidBundle(f"the index is not valid: {why}", where=INDEX_NAME) from error
+            raise InvalidBundle(f"the bundle's index is not valid: {why}", where=INDEX_NAME) from error

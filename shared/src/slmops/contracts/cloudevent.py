@@ -19,7 +19,7 @@ EVENT_NAMESPACE = uuid.UUID("0b6f7c1e-5d0e-5c56-9b7e-3c1d1f1e7a10")
 
 
 class Envelope(BaseModel):
-    """The attributes of one event; everything but its data."""
+    """The attributes of one event: everything except its data."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class Envelope(BaseModel):
     traceparent: str | None = None
 
     def headers(self) -> dict[str, str]:
-        """NATS headers of this event, with the id as JetStream's dedupe key."""
+        """Returns the NATS headers of this event, with the id as JetStream's dedupe key."""
         found = {
             "ce-specversion": self.specversion,
             "ce-id": self.id,
@@ -50,11 +50,11 @@ class Envelope(BaseModel):
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Envelope:
-        """Raises `InvalidMessage` when an attribute is missing or malformed."""
+        """Parses NATS headers. Raises `InvalidMessage` if an attribute is missing or malformed."""
         lowered = {key.lower(): value for key, value in (headers or {}).items()}
         attributes = {key[3:]: value for key, value in lowered.items() if key.startswith("ce-")}
         try:
-            # Others send the trace as the CloudEvents extension, as a header of its own, or both.
+            # Other senders put the trace into the CloudEvents extension, a separate header, or both.
             return cls.model_validate(attributes | {k: v for k, v in lowered.items() if k == "traceparent"})
         except ValidationError as error:
             fields = ", ".join(str(e["loc"][0]) for e in error.errors())
@@ -62,5 +62,5 @@ class Envelope(BaseModel):
 
 
 def event_id(*parts: str) -> str:
-    """The same parts give the same id, so that a repeated step repeats its event instead of inventing another."""
+    """Derives an event id from `parts`. Repeating a step gives the same id, so it publishes the same event again."""
     return str(uuid.uuid5(EVENT_NAMESPACE, "\x1f".join(parts)))

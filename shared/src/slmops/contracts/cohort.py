@@ -1,6 +1,6 @@
-"""Which gateways a stage of a rollout selects: those with its labels, up to its percentage by hash.
+"""Selects the gateways of a rollout's stage: those with its labels, up to its percentage by hash.
 
-The cohort of a gateway is drawn anew for each rollout, so the same gateways are not always first.
+A gateway's cohort depends on the rollout, so the same gateways are not always first.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from slmops.contracts.identity import Identity
 
 
 def cohort_percent(salt: str, gateway_id: str) -> float:
-    """Where a gateway lies in [0, 100): uniform over gateways, independent between salts."""
+    """Returns a gateway's position in [0, 100): uniform over gateways, independent between salts."""
     return _percent(hashlib.sha256(f"{salt}\x1f{gateway_id}".encode()).digest())
 
 
 def _percent(digest: bytes) -> float:
-    """The first 53 bits as a share of 100. A double holds no more: of 64 bits the largest would round up to 100, and a
-    gateway at 100 would be in no stage at all."""
+    """Returns the first 53 bits, scaled to [0, 100). A double holds no more bits: the largest 64-bit values would round
+    up to 100, and a gateway at 100 would be in no stage."""
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53 * 100
 
 
 def in_stage(stage: Stage, salt: str, identity: Identity) -> bool:
+    """Returns whether a stage selects a gateway."""
     labels = identity.labels
     if any(labels.get(key) != value for key, value in stage.selector.items()):
         return False

@@ -1,4 +1,4 @@
-"""The one currency between services: the OCI descriptor, and the digest it carries."""
+"""The OCI descriptor, by which services refer to blobs, and the digest that it contains."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
 def _digest(value: str) -> str:
     if not _DIGEST.fullmatch(value):
-        raise ValueError("a digest is 'sha256:' and 64 lowercase hexadecimal digits")
+        raise ValueError("a digest must be 'sha256:' and 64 lowercase hexadecimal digits")
     return value
 
 
 Digest = Annotated[str, AfterValidator(_digest), WithJsonSchema({"type": "string", "pattern": _DIGEST.pattern})]
-"""`sha256:<64 hex>`. The only algorithm: another one is refused, not negotiated."""
+"""`sha256:<64 hex>`. Other algorithms are rejected; there is no negotiation."""
 
 
 def digest_of(data: bytes) -> Digest:
@@ -27,7 +27,7 @@ def digest_of(data: bytes) -> Digest:
 
 
 def digest_of_chunks(chunks: Iterable[bytes]) -> tuple[Digest, int]:
-    """Digest and total size in bytes of a stream, in constant memory."""
+    """Returns the digest and the total size in bytes of a stream, in constant memory."""
     state, size = hashlib.sha256(), 0
     for chunk in chunks:
         state.update(chunk)

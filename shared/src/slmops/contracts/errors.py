@@ -1,12 +1,12 @@
-"""The one error tree. What the caller does decides the branch: retry, or give up and say why.
+"""The error tree. Its branches follow what the caller does: retry, or give up and report the reason.
 
     SlmopsError
     ├── TemporaryError               retry after `delay`; on the last delivery it is dead-lettered
     │   ├── Unreachable              NATS, S3, the database or a gateway does not answer
-    │   │   └── CredentialsRefused   NATS answers and does not accept who we are
-    │   ├── Conflict                 somebody else wrote first: read again, decide again
+    │   │   └── CredentialsRefused   NATS answers and rejects our credentials
+    │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
-    │   └── DiskFull                 not enough disk space where we must write
+    │   └── DiskFull                 not enough disk space for a write
     └── PermanentError               retrying changes nothing: reject, dead-letter, tell the user
         ├── InvalidMessage           an event, command or configuration that does not validate
         ├── InvalidName              a model, gateway or blueprint name outside the grammar
@@ -15,27 +15,27 @@
         │   ├── NotAModel            neither GGUF nor a Hugging Face directory
         │   ├── TruncatedModel       the header promises more bytes than there are
         │   └── UnsupportedArchitecture
-        ├── InvalidRecipe            a recipe that names no pass, or contradicts itself
+        ├── InvalidRecipe            a recipe that names an unknown pass, or contradicts itself
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           the bytes do not match their digest
         ├── InvalidDelta             a delta that is damaged, hostile, or of another version
         ├── InvalidBundle            a bundle that is damaged, hostile, or of another format
         ├── SignatureInvalid         no valid signature by a trusted key
-        │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with its name
-        ├── Denied                   the caller may not do or have this
+        │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with the attack's name
+        ├── Denied                   the caller may not do this or access this
         ├── IllegalTransition        a state machine has no such edge
         ├── FactsMissing             stored events were removed before they were read
-        ├── PortTaken                another process listens where we must
+        ├── PortTaken                another process listens on our port
         ├── OptimizationFailed       a pass or its process failed
-        ├── JobCancelled             somebody ended the work before it was done
+        ├── JobCancelled             the work was cancelled before it was done
         ├── NotEnoughMemory          the work needs more than the host or its limit has
         ├── InferenceFailed          a model could not be loaded or run
-        │   ├── PromptRefused        this request cannot be answered; the runner goes on
+        │   ├── PromptRefused        this request cannot be answered; the runner continues
         │   └── RunnerDied           the runner's process ended; another or a restarted one may answer
-        └── InternalError            a defect of ours; the log has the traceback
+        └── InternalError            a defect of slmops; the log has the traceback
 
-Codes go over the wire and into scripts: a code is never reused for something else.
+Codes cross the wire and are used in scripts, so a code is never reused for something else.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from slmops.contracts.exit_codes import ExitCode
 
 
 class SlmopsError(Exception):
-    """Root. `what` went wrong, `where`, and how to `fix` it; all three are written for a person."""
+    """The root of all errors: `what` went wrong, `where`, and how to `fix` it. All three are texts for a person."""
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[ExitCode] = ExitCode.REFUSED
@@ -108,7 +108,7 @@ class DiskFull(TemporaryError):
 
 
 class PermanentError(SlmopsError):
-    """Trying again gives the same answer."""
+    """Retrying gives the same result."""
 
     code = "permanent"
 
@@ -177,7 +177,8 @@ class SignatureInvalid(PermanentError):
 
 
 class TrustRefused(SignatureInvalid):
-    """`what` is `<attack>: <what was seen>`; attacks are those of `contracts.trust.Attack`."""
+    """Metadata or a plan may be an attack. `what` is `<attack>: <what was seen>`, with an attack of
+    `contracts.trust.Attack`."""
 
     code = "trust_refused"
 
@@ -196,7 +197,8 @@ class IllegalTransition(PermanentError):
 
 
 class FactsMissing(PermanentError):
-    """Deciding without them would be wrong: an operator restores them or accepts the loss."""
+    """Stored events are missing, and a decision without them would be wrong. An operator restores them or accepts the
+    loss."""
 
     code = "facts_missing"
 
@@ -253,13 +255,13 @@ class Problem(BaseModel):
 
     @classmethod
     def of(cls, error: BaseException) -> Problem:
-        """Describe any exception. Foreign ones become `internal`, without their text's secrets: only the type."""
+        """Describes any exception. Foreign ones become `internal` with only their type: their text may hold secrets."""
         if isinstance(error, SlmopsError):
             return cls(code=error.code, what=error.what, where=error.where, fix=error.fix)
         return cls(code=InternalError.code, what=f"unexpected {type(error).__name__}", fix="See the service's log.")
 
     def error(self) -> SlmopsError:
-        """The exception that this problem describes; an unknown code becomes `PermanentError`."""
+        """Returns the exception that this problem describes; an unknown code becomes `PermanentError`."""
         kind = _tree(SlmopsError).get(self.code, PermanentError)
         kwargs: dict[str, Any] = {"where": self.where, "fix": self.fix}
         return kind(self.what, **kwargs)

@@ -1,4 +1,4 @@
-"""What was measured of a variant, and what the gate said about it."""
+"""The measurements of a variant and the gate's verdict on them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 class Evaluation(BaseModel):
     """A variant measured against the full-precision reference on the same tokens, on the machine that evaluated it.
 
-    `None` is "not measured"; NaN is "measured, and broken". NaN is written as the string "NaN" because JSON has no NaN
-    and pydantic's default, `null`, would turn the second into the first. `x_low` and `x_high` are the ends of a 95%
-    bootstrap interval of `x`: how far another text of the same kind may move the figure.
+    `None` means "not measured"; NaN means "measured, and broken". NaN is written as the string "NaN" because JSON has
+    no NaN, and pydantic's default, `null`, would turn it into "not measured". `x_low` and `x_high` are the ends of a
+    95% bootstrap interval of `x`: the figure's variation on other texts of the same kind.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     bytes: int
-    """Of all files of the variant, tokenizer and configuration included."""
+    """Size of all files of the variant, including tokenizer and configuration."""
     kl: float | None = None
     """Mean over positions of KL(reference || variant), in nats per token."""
     kl_low: float | None = None
@@ -42,14 +42,14 @@ class Evaluation(BaseModel):
     tasks: dict[str, float] = Field(default_factory=dict)
     """Accuracy by task, 0 to 1."""
     golden_passed: int | None = None
-    """Golden prompts whose greedy answer is as expected, of `golden_total`."""
+    """Number of golden prompts, of `golden_total`, whose greedy answer is as expected."""
     golden_total: int | None = None
     repetition: float | None = None
     """Share of the generated 4-grams of tokens that repeat an earlier one of the same continuation, 0 to 1."""
     joules_per_token: float | None = None
-    """Of greedy generation, for the whole processor."""
+    """Energy of the whole processor per token of greedy generation."""
     joules_source: Literal["measured", "modelled"] | None = None
-    """By the processor's own energy counter, or from the processor time that was used."""
+    """Measured by the processor's energy counter, or modelled from the processor time."""
 
 
 class Verdict(BaseModel):
@@ -62,7 +62,7 @@ class Verdict(BaseModel):
 
 
 class Figure(BaseModel):
-    """One figure of a report and what measuring it again gave."""
+    """One figure of a report and the result of measuring it again."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -73,13 +73,13 @@ class Figure(BaseModel):
 
 
 class Verification(BaseModel):
-    """What is left of a report when somebody else measures. It `agrees` if every figure and every digest does."""
+    """The comparison of a report with a second measurement. It `agrees` if every figure and every digest agrees."""
 
     model_config = ConfigDict(frozen=True)
 
     agrees: bool
     figures: tuple[Figure, ...]
     differing: tuple[str, ...]
-    """Files and texts whose digest is not the report's."""
+    """Files and texts whose digest differs from the report's."""
     tools: tuple[str, ...]
-    """Tools of another version than the report's. Allowed: they are why figures may differ."""
+    """Tools whose version differs from the report's. This is allowed and may explain differing figures."""

@@ -1,4 +1,5 @@
-"""Every event of the system. Past tense, frozen, additive change only within a version, unknown fields tolerated.
+"""All events of the system. They are named in the past tense and frozen. A version may only gain fields; readers
+ignore unknown fields.
 
 One name end to end: class `VariantOptimized` ↔ type `slmops.variant.optimized.v1` ↔ its subject ↔ one golden file
 `tests/contract/golden/slmops.variant.optimized.v1.json`.
@@ -26,7 +27,7 @@ EVENTS: dict[str, type[Event]] = {}
 
 
 class Event(BaseModel, ABC):
-    """A fact. `type` names it; `key` is the aggregate it happened to; `subject` is where it is published."""
+    """A fact. `type` names it, `key` is the aggregate that changed, `subject` is where it is published."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -41,16 +42,16 @@ class Event(BaseModel, ABC):
     @property
     @abstractmethod
     def key(self) -> str:
-        """The aggregate that it happened to."""
+        """The aggregate that changed."""
 
     @classmethod
     def subject_template(cls) -> str:
-        """The subject with placeholders: what a trace or a metric is labelled with."""
+        """Returns the subject with placeholders, the label of traces and metrics."""
         return f"{cls.type}.{{gateway_id}}" if cls.per_gateway else cls.type
 
     @property
     def subject(self) -> str:
-        """The concrete subject. Events that a gateway sends end in its id, so that it can be held to its own."""
+        """The concrete subject. A gateway's events end in its id, so permissions can restrict it to its subjects."""
         return f"{self.type}.{self.key}" if self.per_gateway else self.type
 
 
@@ -74,7 +75,7 @@ class ModelVersionRegistered(ModelEvent):
     format: str = Field(description="gguf or hf")
     architecture: str
     files: tuple[ModelFile, ...]
-    golden: Descriptor | None = Field(default=None, description="Golden prompts (JSONL) that a gateway probes with")
+    golden: Descriptor | None = Field(default=None, description="Golden prompts (JSONL) with which a gateway probes")
     at: AwareDatetime
 
 
@@ -132,7 +133,9 @@ class VariantOptimized(VariantEvent):
     files: tuple[ModelFile, ...]
     evaluation: Evaluation
     report: Descriptor
-    job_report: Descriptor | None = Field(default=None, description="Of the job with all its variants and pictures")
+    job_report: Descriptor | None = Field(
+        default=None, description="Report of the whole job, with all variants and pictures"
+    )
     golden: Descriptor | None = None
     chosen: bool
     reason: str
@@ -140,7 +143,7 @@ class VariantOptimized(VariantEvent):
 
 
 class VariantRejected(VariantEvent):
-    """A variant failed its gate, or could not be made (then `evaluation` is absent and `problem` says why)."""
+    """A variant failed its gate, or could not be made (then `evaluation` is absent and `problem` has the reason)."""
 
     type: ClassVar[str] = "slmops.variant.rejected.v1"
     recipe: Name
@@ -174,24 +177,26 @@ class PackagePublished(PackageEvent):
     variant: Digest
     manifest: Descriptor
     signature: Descriptor
-    size_bytes: int = Field(ge=0, description="Sum of the layers: what a gateway without anything downloads")
+    size_bytes: int = Field(ge=0, description="Sum of the layers: the download of a gateway that has none of them")
     at: AwareDatetime
 
 
 class PackageDeltaPublished(PackageEvent):
-    """What a gateway that has the package `base` needs in order to have `target`, in few bytes. Both are manifests."""
+    """A delta is available: with it a gateway that has the package `base` makes `target`. Both are manifests."""
 
     type: ClassVar[str] = "slmops.package.delta_published.v1"
-    version: Version = Field(description="The target's")
+    version: Version = Field(description="The target's version")
     base: Digest
     target: Digest
     delta: Descriptor
-    full_bytes: int = Field(ge=0, description="Layers of the target that the base has not: what it replaces")
+    full_bytes: int = Field(
+        ge=0, description="Size of the target's layers that the base lacks: the download that it replaces"
+    )
     at: AwareDatetime
 
 
 class PackageWithdrawn(PackageEvent):
-    """The package is no longer trusted, no plan needed it, and it may be removed. It is not published again."""
+    """A package is no longer trusted and may be removed; no plan needed it. It is never published again."""
 
     type: ClassVar[str] = "slmops.package.withdrawn.v1"
     profile: Name
@@ -202,10 +207,10 @@ class PackageWithdrawn(PackageEvent):
 
 
 class PackageDeltaWithdrawn(PackageEvent):
-    """A delta is offered no more: a package of it was withdrawn, or there were too many. It may be removed."""
+    """A delta is no longer offered and may be removed: its base or target was withdrawn, or there were too many."""
 
     type: ClassVar[str] = "slmops.package.delta_withdrawn.v1"
-    version: Version = Field(description="The target's")
+    version: Version = Field(description="The target's version")
     base: Digest
     target: Digest
     delta: Digest
@@ -243,7 +248,7 @@ class RolloutStarted(RolloutEvent):
 
 
 class RolloutStageAdvanced(RolloutEvent):
-    """The gate of the stage before passed; `stage` (from 0) now has the candidate."""
+    """The gate of the previous stage passed; `stage` (from 0) now has the candidate."""
 
     type: ClassVar[str] = "slmops.rollout.stage_advanced.v1"
     stage: int = Field(ge=0)
@@ -252,7 +257,7 @@ class RolloutStageAdvanced(RolloutEvent):
 
 
 class RolloutHeld(RolloutEvent):
-    """The gate neither passes nor fails, and its time is over: a person should look. More data can still pass it."""
+    """The gate reached no decision before its deadline. An operator should check. More data can still pass it."""
 
     type: ClassVar[str] = "slmops.rollout.held.v1"
     stage: int = Field(ge=0)
@@ -277,7 +282,7 @@ class RolloutCompleted(RolloutEvent):
 
 
 class RolloutAborted(RolloutEvent):
-    """An operator ended it; the gateways return to stable."""
+    """An operator ended the rollout; the gateways return to stable."""
 
     type: ClassVar[str] = "slmops.rollout.aborted.v1"
     reason: str
@@ -285,7 +290,7 @@ class RolloutAborted(RolloutEvent):
 
 
 class RolloutRolledBack(RolloutEvent):
-    """A gate failed, or an operator took back a completed rollout; the gateways return to `restored`."""
+    """A gate failed, or an operator rolled back a completed rollout; the gateways return to `restored`."""
 
     type: ClassVar[str] = "slmops.rollout.rolled_back.v1"
     reason: str
@@ -297,7 +302,7 @@ class RolloutRolledBack(RolloutEvent):
 
 
 class UpdatePhase(StrEnum):
-    """Where a gateway is with the release that it wants."""
+    """A gateway's progress with its desired release."""
 
     IDLE = "idle"
     DOWNLOADING = "downloading"
@@ -336,7 +341,7 @@ class GatewayReported(GatewayEvent):
     phase: UpdatePhase
     running: Digest | None = Field(default=None, description="Manifest of the release that answers now")
     running_version: Version | None = None
-    target: Digest | None = Field(default=None, description="Manifest that `phase` speaks of")
+    target: Digest | None = Field(default=None, description="Manifest to which `phase` refers")
     problem: Problem | None = Field(default=None, description="Why the target failed")
     plan_generation: int = Field(default=0, ge=0)
     measured: dict[str, float] = Field(default_factory=dict, description="Probe figures: tokens_per_s, ttft_s, …")
@@ -347,7 +352,7 @@ class GatewayReported(GatewayEvent):
 
 
 class CohortMeasured(BlueprintEvent):
-    """One window of one release, over all gateways of a blueprint that ran it."""
+    """One measured window of one release, over all gateways of a blueprint that ran it."""
 
     type: ClassVar[str] = "slmops.cohort.measured.v1"
     window: CohortWindow

@@ -10,9 +10,9 @@ class ExitCode(IntEnum):
     REFUSED = 1
     USAGE = 2
     NOT_COMPLETED = 3
-    """A rollout that was watched ended otherwise."""
+    """A watched rollout ended without completing."""
     WRONG_INPUT = 65  # EX_DATAERR
-    INTERNAL = 70  # EX_SOFTWARE: a defect of ours
+    INTERNAL = 70  # EX_SOFTWARE: a defect of slmops
     TEMPORARY = 75  # EX_TEMPFAIL: try again
     NOT_PERMITTED = 77  # EX_NOPERM
     INTERRUPTED = 130  # 128 + SIGINT, as shells count

@@ -1,11 +1,11 @@
-"""What comes with a device: a folder with one release, in its image or on a read-only partition.
+"""A device's preinstalled release: a folder in its image or on a read-only partition.
 
     release.json   a `Release`: which package this is, and how it is probed and served
     package/       the package's files at their paths, with manifest and signature
-    trusted.pem    the public key by which the device judges this package and every later one
-    trusted-root.json   the root of trust (TUF) in which later packages and the plan's key are named
+    trusted.pem    the public key with which the device verifies this package and every later one
+    trusted-root.json   the root of trust (TUF) that leads to later packages and the plan's key
 
-Who writes it is the console, who reads it is the gateway.
+The console writes the folder, the gateway reads it.
 """
 
 from __future__ import annotations

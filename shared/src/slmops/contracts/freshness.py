@@ -1,6 +1,6 @@
-"""How long what is signed stays valid: one table for those who sign and those who verify.
+"""The validity periods of signed documents: one table for signers and verifiers.
 
-Whoever signs renews after half of the time. A verifier that meets something older refuses it as `freeze` or `expired`
+A signer renews after half of the time. A verifier rejects an expired document as `freeze` or `expired`
 (`contracts.trust.Attack`).
 """
 
@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 TIMESTAMP: Final = timedelta(days=1)
-"""The repository's newest state. A gateway that gets no newer one for so long installs nothing new."""
+"""The repository's newest state. A gateway that gets no newer one for this long installs nothing new."""
 SNAPSHOT: Final = timedelta(days=7)
 DELEGATED: Final = timedelta(days=90)
 """Targets of one model."""
@@ -18,4 +18,4 @@ KEYHOLDERS: Final = timedelta(days=365)
 """Root and targets, which people sign with keys that are kept offline."""
 PLAN: Final = timedelta(days=7)
 MAX_GRACE: Final = timedelta(days=90)
-"""The most by which a gateway without a network may be allowed to exceed the dates of a bundle."""
+"""The longest time after expiry for which a gateway without a network may be configured to accept a bundle."""

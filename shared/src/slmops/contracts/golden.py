@@ -11,12 +11,12 @@ from slmops.contracts.errors import InvalidMessage
 GOLDEN_FILE = "golden.jsonl"
 """Its path inside a package."""
 
-# An empty or blank expectation is contained in every answer, so it would prove nothing.
+# An empty expectation is contained in every answer, and a blank one in most, so it would prove nothing.
 Expectation = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 
 
 class GoldenPrompt(BaseModel):
-    """One question. It passes when the answer contains at least one of `expect`, whatever the case of letters."""
+    """One question. It passes if the answer contains at least one of `expect`, ignoring case."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +29,7 @@ class GoldenPrompt(BaseModel):
 
 
 def parse_golden(text: str) -> tuple[GoldenPrompt, ...]:
-    """JSON lines to prompts; blank lines are skipped. Raises `InvalidMessage` with the number of the bad line."""
+    """Parses JSON lines and skips blank ones. Raises `InvalidMessage` with the number of the invalid line."""
     return tuple(_line(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
 
 
@@ -45,5 +45,5 @@ def _line(number: int, line: str) -> GoldenPrompt:
 
 
 def dump_golden(prompts: tuple[GoldenPrompt, ...]) -> str:
-    """The file's text; `parse_golden` of it gives the same prompts."""
+    """Returns the prompts as JSON lines, which `parse_golden` reads back."""
     return "".join(prompt.model_dump_json() + "\n" for prompt in prompts)

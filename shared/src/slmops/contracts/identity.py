@@ -1,4 +1,4 @@
-"""What a gateway knows of itself, and what its place in a plan depends on."""
+"""A gateway's identity, which determines the release that a plan gives it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from slmops.contracts.names import Name
 
 
 class Identity(BaseModel):
-    """A gateway as its plan sees it."""
+    """A gateway's id, blueprint and labels."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Work that one of several workers pulls from a queue, and how far it came."""
+"""Jobs that workers pull from a queue, and their progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slmops.contracts.search import SearchSpec
 
 
 class Predecessor(BaseModel):
-    """The package that a new one replaces: what devices have already."""
+    """The package that a new one replaces, and that devices therefore have."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -28,7 +28,7 @@ class Predecessor(BaseModel):
 
 
 class OptimizeJob(BaseModel):
-    """Make the variants of one version for one device profile. On `jobs.optimize.<profile>`."""
+    """The job of making one version's variants for one device profile. Published on `jobs.optimize.<profile>`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,14 +40,14 @@ class OptimizeJob(BaseModel):
     golden: Descriptor | None = None
     profile: DeviceProfile
     recipes: tuple[Name, ...] = Field(min_length=1)
-    definitions: tuple[Recipe, ...] = Field(default=(), description="What those names mean; others are bundled ones")
-    search: SearchSpec | None = Field(default=None, description="Try more than `recipes`, which it begins with")
-    predecessor: Predecessor | None = Field(default=None, description="On whose grids one of `recipes` quantizes")
-    asked: str = Field(default="", description="Tells one request for the same work from another")
+    definitions: tuple[Recipe, ...] = Field(default=(), description="Custom recipes; the other names are bundled")
+    search: SearchSpec | None = Field(default=None, description="A search that starts with `recipes` and tries more")
+    predecessor: Predecessor | None = Field(default=None, description="Provides the grids for the anchored recipe")
+    asked: str = Field(default="", description="Distinguishes requests for the same work")
 
     @property
     def work(self) -> str:
-        """What there is to do, whatever it is called: jobs with the same work have the same outcome."""
+        """An id of the work without the model's name: jobs with the same work have the same outcome."""
         meant = {recipe.name: recipe.digest for recipe in self.definitions}
         recipes = [f"{name}={meant[name]}" if name in meant else name for name in self.recipes]
         golden = self.golden.digest if self.golden else ""
@@ -57,7 +57,7 @@ class OptimizeJob(BaseModel):
 
     @property
     def id(self) -> str:
-        """The same request for a job has the same id, however often it is delivered."""
+        """The job's id. A request that is delivered again has the same id."""
         return event_id(self.work, self.model, self.version, self.asked)
 
 
@@ -76,7 +76,7 @@ class JobState(StrEnum):
 
 
 class JobView(BaseModel):
-    """How far a job came. Done: a variant passed its gate; refused: none did; failed: `problem` says why."""
+    """A job's progress. Done: a variant passed its gate; refused: no variant passed; failed: see `problem`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -88,12 +88,14 @@ class JobView(BaseModel):
     recipes: tuple[Name, ...]
     search: SearchSpec | None = None
     state: JobState
-    step: str = Field(default="", description="What it does now, with what is known so far")
+    step: str = Field(default="", description="The current step and intermediate results")
     done: int = Field(default=0, ge=0)
     of: int = Field(default=1, ge=1)
-    worker: str = Field(default="", description="Host and process that has it")
-    reason: str = Field(default="", description="Why its variant was chosen, or why it waits or has none")
+    worker: str = Field(default="", description="Host and process that runs it")
+    reason: str = Field(default="", description="Why its variant was chosen, why it has none, or why it waits")
     problem: Problem | None = None
-    report: Descriptor | None = Field(default=None, description="Every variant, the front and its pictures, the choice")
+    report: Descriptor | None = Field(
+        default=None, description="Report with every variant, the front and its pictures, and the choice"
+    )
     queued_at: AwareDatetime
-    at: AwareDatetime = Field(description="Of the last change")
+    at: AwareDatetime = Field(description="Time of the last change")

@@ -26,10 +26,10 @@ DELTA = "application/vnd.slmops.delta.v1"
 FILE_PATH = "org.cncf.model.filepath"
 
 MANIFEST_LIMIT_BYTES: Final = 4 << 20
-"""OCI registries accept no more. A signature is held to it, too."""
+"""The limit of OCI registries. It also applies to a signature."""
 
 ADAPTER_PATH = "adapter.onnx_adapter"
-"""A LoRA that the package's graph is run with; its other files are those of the base alone."""
+"""A LoRA with which the package's graph is run. The package's other files are those of the base."""
 GOLDEN_PATH = "golden.jsonl"
 MANIFEST_PATH = "manifest.json"
 SIGNATURE_PATH = "model.sig"
@@ -51,12 +51,12 @@ class Manifest(BaseModel):
     annotations: dict[str, str] = Field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """Canonical bytes: the same manifest always has the same digest."""
+        """Returns canonical bytes: equal manifests have equal digests."""
         return self.model_dump_json(indent=None).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
-        """Raises `InvalidMessage`."""
+        """Parses a manifest. Raises `InvalidMessage`."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
@@ -64,7 +64,7 @@ class Manifest(BaseModel):
 
 
 class DeltaStep(BaseModel):
-    """A delta as a gateway fetches it: from the files of one package to those of another, both named by manifest."""
+    """A delta that a gateway fetches: from the files of package `base` to those of `target`, both named by manifest."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +75,7 @@ class DeltaStep(BaseModel):
 
 
 class PackageFile(BaseModel):
-    """One file of a package as a gateway fetches it: what it is, where it belongs, and a short-lived URL."""
+    """One file of a package that a gateway fetches: its descriptor, its path in the package, and a short-lived URL."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -85,7 +85,7 @@ class PackageFile(BaseModel):
 
 
 def layers_by_path(manifest: Manifest) -> dict[str, Descriptor]:
-    """Raises `InvalidMessage` for a path that leaves the package or is taken."""
+    """Returns the layers by path. Raises `InvalidMessage` for a path that leaves the package or occurs twice."""
     found: dict[str, Descriptor] = {}
     for layer in manifest.layers:
         try:

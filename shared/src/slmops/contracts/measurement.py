@@ -1,4 +1,4 @@
-"""What a gateway measures of its own serving, and what telemetry makes of it. Counts and times, never text."""
+"""A gateway's measurements of its serving, and the windows that telemetry sums them into. Counts and times, no text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from slmops.contracts.names import Name, Version
 
 
 class MeasurementBatch(BaseModel):
-    """One interval of one gateway serving one release. Published on `measure.<gateway_id>`.
+    """Measurements of one gateway serving one release during one interval. Published on `measure.<gateway_id>`.
 
-    Sums and counts, not means: they add up over gateways and intervals. `requests` holds users' requests and the
-    gateway's own golden prompts, told apart by `synthetic_requests`.
+    The fields are sums and counts, not means, so they can be added over gateways and intervals. `requests` counts
+    users' requests and the gateway's own golden prompts; `synthetic_requests` counts only the latter.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -37,7 +37,7 @@ class MeasurementBatch(BaseModel):
 
 
 class CohortWindow(BaseModel):
-    """All batches of one release of one blueprint whose end lies in [started_at, ended_at)."""
+    """The sum of all batches of one release of one blueprint that end in [started_at, ended_at)."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -57,7 +57,7 @@ class CohortWindow(BaseModel):
 
     @property
     def error_rate(self) -> float | None:
-        """Failed over all requests; None without a request: no data is not a zero."""
+        """Failed requests divided by all requests. None without requests, because no data is not zero."""
         return self.failed_requests / self.requests if self.requests else None
 
     @property

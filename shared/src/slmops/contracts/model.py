@@ -1,4 +1,4 @@
-"""What a model version or a variant is made of: named files, each a blob."""
+"""The files of a model version or a variant. Each file is a blob with a path."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from slmops.contracts.descriptor import Digest, digest_of
 def _relative(value: str) -> str:
     path = PurePosixPath(value)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in value or "\0" in value:
-        raise ValueError("a file path is relative, inside its folder, with '/' between its parts")
+        raise ValueError("a file path must be relative, inside its folder, with '/' between its parts")
     return str(path)
 
 
 FilePath = Annotated[str, AfterValidator(_relative)]
-"""A relative POSIX path that cannot climb out of its folder."""
+"""A relative POSIX path that cannot leave its folder."""
 
 
 class ModelFile(BaseModel):
@@ -33,6 +33,7 @@ class ModelFile(BaseModel):
 
 
 def files_digest(files: Iterable[ModelFile]) -> Digest:
-    """The identity of a set of files: SHA-256 of its `<hex>  <path>` lines, sorted by path (as sha256sum prints)."""
+    """Returns the identity of a set of files: SHA-256 of its `<hex>  <path>` lines (as sha256sum prints them), sorted
+    by path."""
     lines = sorted((f.path, f.digest.removeprefix("sha256:")) for f in files)
     return digest_of("".join(f"{hexa}  {path}\n" for path, hexa in lines).encode())

@@ -1,4 +1,4 @@
-"""The grammar of names: each becomes a NATS subject token, a KV key and a path segment, so none holds `. * > /`."""
+"""The grammar of names. A name is a NATS subject token, a KV key and a path segment: it contains none of `. * > /`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 VERSION_PATTERN = r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63)]
-"""A model, gateway, blueprint, recipe or alias: lowercase letters, digits, inner hyphens, at most 63."""
+"""A model, gateway, blueprint, recipe or alias: at most 63 lowercase letters, digits and inner hyphens."""
 
 Version = Annotated[str, StringConstraints(pattern=VERSION_PATTERN, max_length=64)]
 """An immutable version of a model: MAJOR.MINOR.PATCH, optionally `-prerelease`."""
@@ -31,7 +31,7 @@ class ModelRef(NamedTuple):
 
 
 def check_name(value: str, kind: str = "name") -> str:
-    """Raises `InvalidName`, naming what is allowed."""
+    """Returns `value`. Raises `InvalidName`, whose fix lists the allowed characters."""
     if not re.fullmatch(NAME_PATTERN, value):
         raise InvalidName(
             f"{value!r} is not a valid {kind}",
@@ -41,7 +41,7 @@ def check_name(value: str, kind: str = "name") -> str:
 
 
 def check_version(value: str) -> str:
-    """Raises `InvalidVersion`."""
+    """Returns `value`. Raises `InvalidVersion`."""
     if not re.fullmatch(VERSION_PATTERN, value) or len(value) > 64:
         raise InvalidVersion(
             f"{value!r} is not a valid version", fix="Use MAJOR.MINOR.PATCH, for example '1.0.0' or '1.1.0-rc.1'."
@@ -50,8 +50,8 @@ def check_version(value: str) -> str:
 
 
 def parse_model_ref(text: str) -> ModelRef:
-    """`smollm2:1.0.0` to its parts. Raises `InvalidName`, `InvalidVersion`."""
+    """Splits `smollm2:1.0.0` into name and version. Raises `InvalidName`, `InvalidVersion`."""
     name, sep, version = text.partition(":")
     if not sep:
-        raise InvalidVersion(f"{text!r} names no version", fix="Write NAME:VERSION, for example 'smollm2:1.0.0'.")
+        raise InvalidVersion(f"{text!r} has no version", fix="Write NAME:VERSION, for example 'smollm2:1.0.0'.")
     return ModelRef(check_name(name, "model name"), check_version(version))

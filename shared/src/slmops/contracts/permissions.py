@@ -1,13 +1,14 @@
-"""Who may speak on which subject: the only table of NATS permissions.
+"""The NATS permissions: which user may publish and subscribe to which subject. This is the only such table.
 
-The server enforces it, so a defect or a stolen credential in one service cannot act as another.
+The server enforces it, so a defect or a stolen credential of one service cannot be used to act as another service.
 
-Architecture Invariant: who answers requests can publish on inboxes and nowhere else. A request names the subject of its
-answer, so a user that both answers and publishes would publish wherever a request tells it to. Each service therefore
-has two users: `<service>` consumes and publishes, `<service>-answers` answers commands.
+Architecture Invariant: a user that answers requests can publish only on inboxes. A request names the subject of its
+answer, so a user that both answers and publishes would publish to any subject that a request names. Each service
+therefore has two users: `<service>` consumes and publishes, `<service>-answers` answers commands.
 
-Gateways and the enrolment user live in accounts of their own (`kit.nats_auth`). What they may publish crosses into
-ours as a service import, whose answers the server returns to the account that asked, whatever reply subject was named.
+Gateways and the enrolment user have separate accounts (`kit.nats_auth`). Their messages reach the services' account
+through service imports. The server returns the answers to the account that sent the request, whatever reply subject
+the request names.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Final, NamedTuple
 from slmops.contracts.subjects import INBOX, inbox, matches
 
 ANSWER_WITHIN: Final = timedelta(minutes=30)
-"""How long a requester waits for the longest command. Registering hashes gigabytes, verifying runs a model."""
+"""How long a requester waits for the slowest commands: registering hashes gigabytes, verifying runs a model."""
 
 
 class Permissions(NamedTuple):
-    """Subjects that a user may publish and subscribe to. Everything else is denied by the server."""
+    """Subjects that a user may publish and subscribe to. The server denies all others."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
@@ -30,34 +31,35 @@ class Permissions(NamedTuple):
 
 # Streams, consumers, buckets and acknowledgements; `$JS.FC` answers the flow control of ordered consumers (KV watch).
 _JETSTREAM = ("$JS.API.>", "$JS.ACK.>", "$JS.FC.>")
-# The advisories say which message ran out of deliveries.
+# The advisories name the messages that ran out of deliveries.
 _ADVISORIES = "$JS.EVENT.ADVISORY.>"
 
 
 def _user(name: str, *publish: str) -> Permissions:
-    """What it publishes, its dead letters and JetStream. Answers and events (pull consumers) arrive on its inbox."""
+    """Returns the permissions of a service's user: its subjects, dead letters and JetStream. Answers and events (pull
+    consumers) arrive on its inbox."""
     return Permissions((*publish, "dlq.>", *_JETSTREAM), (f"{inbox(name)}.>", _ADVISORIES))
 
 
 SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
     "registry": _user("registry", "slmops.model.>"),
-    # It asks the registry what a version is made of: nobody can have other files optimized under its name.
+    # It gets a version's files from the registry, so nobody can have other files optimized under its name.
     "optimizer": _user("optimizer", "slmops.variant.>", "jobs.>", "$KV.jobs.>", "cmd.registry.list_versions"),
     "packager": _user("packager", "slmops.package.>"),
     "rollout": _user(
         "rollout", "slmops.rollout.>", "slmops.blueprint.>", "slmops.gateway.enrolled.v1.*", "$KV.desired.>"
     ),
     "telemetry": _user("telemetry", "slmops.cohort.>"),
-    # The operator: every command, and a dead letter of anybody back to where it came from.
+    # The operator may send every command, and republish every dead letter to its original subject.
     "console": _user("console", "cmd.>", "slmops.>", "measure.>", "jobs.>"),
 }
 
 SERVER_INBOX: Final = "_R_"
-"""Begins the reply subject that the server makes for a request from another account. Clients may not name it."""
+"""Prefix of the reply subjects that the server generates for requests from another account. Clients may not use it."""
 
 
 def requesters(command: str) -> tuple[str, ...]:
-    """The users of our own account that may ask on the subject `command`."""
+    """Returns the users of the services' account that may publish requests on the subject `command`."""
     return tuple(
         user
         for user, row in SERVICE_PERMISSIONS.items()
@@ -66,16 +68,17 @@ def requesters(command: str) -> tuple[str, ...]:
 
 
 def may_be_answered(command: str, reply: str) -> bool:
-    """Whether `reply` is the inbox of somebody who may ask on the subject `command`, and of nobody and nothing else.
+    """Returns whether `reply` is an inbox of a user who may publish requests on the subject `command`.
 
-    An empty reply is none: an acknowledgement of JetStream that a publisher led to a command's subject has no reply.
+    An empty `reply` is not: a JetStream acknowledgement that a publisher directed to a command's subject has no reply
+    subject.
     """
     inboxes = (SERVER_INBOX, *map(inbox, requesters(command)))
     return any(reply.startswith(f"{prefix}.") for prefix in inboxes)
 
 
 def answering_user(service: str) -> str:
-    """The user with which a service answers commands."""
+    """Returns the user with which a service answers commands."""
     return f"{service}-answers"
 
 
@@ -86,14 +89,14 @@ def _answers(service: str) -> Permissions:
 
 
 def _within(pattern: str, service: str) -> bool:
-    """Whether somebody who may publish `pattern` may ask a service."""
+    """Returns whether a user who may publish on `pattern` may send requests to a service."""
     return pattern == "cmd.>" or matches(service, pattern)
 
 
 ANSWERING_PERMISSIONS: Final[dict[str, Permissions]] = {
     service: _answers(service) for service in ("registry", "optimizer", "packager", "rollout")
 }
-"""Of every service that answers commands."""
+"""The permissions of each service's answering user."""
 
 GATEWAY_PERMISSIONS: Final = Permissions(
     publish=(
@@ -110,8 +113,8 @@ GATEWAY_PERMISSIONS: Final = Permissions(
         "twin.desired.gateway.{{name()}}",
     ),
 )
-"""A template: the server fills in id and blueprint from the gateway's signed JWT, so it speaks only as itself."""
+"""A template: the server fills in id and blueprint from the gateway's signed JWT, so it publishes only as itself."""
 
 ENROL_USER: Final = "enrol"
 ENROL_PERMISSIONS: Final = Permissions(publish=("cmd.rollout.enrol",), subscribe=(f"{inbox(ENROL_USER)}.>",))
-"""The bootstrap user that every new gateway shares: it can ask to be enrolled, and nothing else."""
+"""The bootstrap user that all new gateways share. It can only request enrolment."""

@@ -1,12 +1,12 @@
-"""The plan is a rule, not a list: one small document per blueprint from which each gateway resolves its own place.
+"""The plan: one small document per blueprint from which each gateway resolves its own release. It lists no gateways.
 
-`resolve(plan, overlays, identity)` is pure. The gateway runs it, and the rollout service predicts with the same code.
+`resolve(plan, overlays, identity)` is pure. The gateway calls it, and the rollout service predicts with the same code.
 
-Rules that always hold
-1. The same plan, overlays and identity give the same answer everywhere.
-2. A later stage never takes the candidate from a gateway that an earlier stage gave it to.
-3. A paused plan, or none, moves nobody: who runs a candidate keeps it (`resolve` does not look at `paused`; the stage
-   simply does not advance).
+Invariants
+1. The same plan, overlays and identity give the same result everywhere.
+2. A later stage never takes the candidate away from a gateway that got it in an earlier stage.
+3. A paused rollout, or the absence of a plan, moves no gateway: a gateway that runs a candidate keeps it. While a
+   rollout is paused its stage does not advance; `resolve` needs no rule for it.
 4. A pinned gateway stays on stable.
 """
 
@@ -42,7 +42,7 @@ class _Frozen(BaseModel):
 
 
 class Release(_Frozen):
-    """A package under a revision of a blueprint: everything a gateway needs to know to install and judge it."""
+    """A package under a revision of a blueprint: everything that a gateway needs to install and evaluate it."""
 
     revision: int = Field(ge=1)
     model: Name
@@ -60,7 +60,7 @@ class Release(_Frozen):
 
     @classmethod
     def under(cls, spec: Blueprint, profile: DeviceProfile, **package: Any) -> Release:
-        """What the blueprint and its device profile demand of a package; `package` are the fields that it brings."""
+        """Returns a release with the requirements of a blueprint and its profile. `package`: the other fields."""
         return cls(
             model=spec.model,
             role=spec.role,
@@ -75,29 +75,32 @@ class Release(_Frozen):
 
 
 class Candidate(_Frozen):
-    """The release on its way, and how far it may go: stages 0 to `stage` are open."""
+    """The release that is being rolled out. Stages 0 to `stage` are open."""
 
-    rollout: str = Field(min_length=1, description="Also the salt of the hash cohort: each rollout draws anew")
+    rollout: str = Field(
+        min_length=1, description="Also the salt of the hash cohort, so each rollout has other cohorts"
+    )
     release: Release
     stages: tuple[Stage, ...] = Field(min_length=1)
     stage: int = Field(default=0, ge=0)
 
 
 class Plan(_Frozen):
-    """What the gateways of one blueprint should run. `generation` grows with every write."""
+    """The plan of one blueprint: what its gateways should run. `generation` grows with every write."""
 
     blueprint: Name
     generation: int = Field(ge=1)
     stable: Release | None = None
     candidate: Candidate | None = None
     previous: Release | None = Field(
-        default=None, description="What a rollback of the last, completed rollout returns to: nobody runs it for that"
+        default=None,
+        description="Release to which a rollback of the last, completed rollout returns; no gateway runs it",
     )
     traceparent: str | None = Field(default=None, description="Trace of the decision, continued by the gateways")
 
 
 class Overlay(_Frozen):
-    """One gateway's permitted change to its blueprint."""
+    """Settings of one gateway that override its blueprint."""
 
     gateway_id: Name
     pinned_to_stable: bool = False
@@ -112,7 +115,7 @@ class Side(StrEnum):
 
 
 class Desired(_Frozen):
-    """What this gateway should run; `explain` names the source of every choice."""
+    """The release that one gateway should run. `explain` names the source of every choice."""
 
     side: Side
     release: Release | None
@@ -120,7 +123,7 @@ class Desired(_Frozen):
 
 
 def resolve(plan: Plan, overlays: Iterable[Overlay], identity: Identity) -> Desired:
-    """The release that `identity` should run under `plan`; overlays of other gateways are ignored."""
+    """Returns the release that `identity` should run under `plan`. Overlays of other gateways are ignored."""
     mine = [overlay for overlay in overlays if overlay.gateway_id == identity.gateway_id]
     side, source = _side(plan, any(overlay.pinned_to_stable for overlay in mine), identity)
     release = plan.candidate.release if side is Side.CANDIDATE and plan.candidate else plan.stable

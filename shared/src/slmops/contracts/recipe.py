@@ -1,4 +1,4 @@
-"""A recipe: the declared list of passes that turns a version into a variant. Data: it can be shown and compared."""
+"""A recipe: the list of passes that turns a version into a variant. It is data, so it can be shown and compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADAPTERS = "adapters"
 
 
 class PassSpec(BaseModel):
-    """One step: the pass by name, and its parameters; those that are absent have the pass's defaults."""
+    """One step: the pass by name, and its parameters. Absent parameters have the pass's defaults."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True, extra="ignore")
 
@@ -27,7 +27,7 @@ class PassSpec(BaseModel):
 
 
 class Recipe(BaseModel):
-    """`passes` in order. Which passes there are, and whether they fit one another, is the optimizer's to say."""
+    """A named list of passes in order. The optimizer checks that the passes exist and fit together."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -37,17 +37,17 @@ class Recipe(BaseModel):
 
     @property
     def anchored_on(self) -> Digest | None:
-        """The variant whose grids it keeps."""
+        """The variant whose grids this recipe keeps."""
         found = [step.params.get("predecessor") for step in self.passes if step.pass_ == ANCHOR]
         return _DIGEST.validate_python(found[0]) if found else None
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether what it makes can be run with a LoRA beside it, so that an adapter is not merged into its base."""
+        """Whether the variant can be run with a separate LoRA, so an adapter is not merged into its base."""
         return any(step.params.get(ADAPTERS) for step in self.passes)
 
     @property
     def digest(self) -> Digest:
-        """Of what it does: two recipes that differ only in name or description have the same."""
+        """The digest of the passes. Recipes that differ only in name or description have the same digest."""
         passes = [step.model_dump() for step in self.passes]
         return digest_of(json.dumps(passes, sort_keys=True, separators=(",", ":")).encode())

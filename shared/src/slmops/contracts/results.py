@@ -1,7 +1,7 @@
 """Results that are carried back over an air gap: a gateway's reports and measurements, sealed with its own key.
 
-A file of JSON lines: messages, and in the last line a seal over all of them. Nobody who carries it can change, add or
-leave out a message of it; that an older file is carried again is harmless, for each message has its identity.
+A results file has JSON lines: messages, and in the last line a seal over all of them. Nobody who transports the file
+can change, add or remove a message. Importing an older file again is harmless, because each message has an id.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from slmops.contracts.names import Name
 RESULTS_SUFFIX: Final = ".slmops-results"
 RESULTS_LIMIT_BYTES: Final = 256 << 20
 LINE_LIMIT_BYTES: Final = 1 << 20
-"""Of one message: NATS takes no more."""
+"""Limit of one message, which is NATS' limit."""
 _DOMAIN: Final = b"slmops results 1\n"
 _HEADER: Final = re.compile(rf"{MESSAGE_ID_HEADER}|content-type|traceparent|ce-[a-z]+")
-"""Others would be instructions to the server."""
+"""The allowed headers. The server would interpret others as instructions."""
 PublicKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
 
 
@@ -34,7 +34,7 @@ class _Strict(BaseModel):
 
 
 class ResultMessage(_Strict):
-    """As it would have been published."""
+    """A message as the gateway would have published it."""
 
     subject: str
     headers: dict[str, str]
@@ -42,22 +42,22 @@ class ResultMessage(_Strict):
 
     def check(self, gateway_id: str) -> None:
         """Raises `InvalidMessage` for a message that this gateway may not publish over the bus."""
-        told: GatewayReported | MeasurementBatch
-        if strange := sorted(name for name in self.headers if not _HEADER.fullmatch(name)):
-            raise InvalidMessage(f"no message of a gateway has a header {strange[0]!r}", where=self.subject)
+        body: GatewayReported | MeasurementBatch
+        if unexpected := sorted(name for name in self.headers if not _HEADER.fullmatch(name)):
+            raise InvalidMessage(f"gateways may not send the header {unexpected[0]!r}", where=self.subject)
         if self.subject == subjects.measurements(gateway_id):
-            told = MeasurementBatch.model_validate_json(self.payload)
-            whole = bool(self.headers.get(MESSAGE_ID_HEADER))
+            body = MeasurementBatch.model_validate_json(self.payload)
+            valid = bool(self.headers.get(MESSAGE_ID_HEADER))
         else:
-            told = GatewayReported.model_validate_json(self.payload)
-            whole = Envelope.from_headers(self.headers).id == self.headers.get(MESSAGE_ID_HEADER)
-            whole = whole and told.subject == self.subject
-        if told.gateway_id != gateway_id or not whole:
-            raise InvalidMessage(f"{gateway_id} may not tell this", where=self.subject)
+            body = GatewayReported.model_validate_json(self.payload)
+            valid = Envelope.from_headers(self.headers).id == self.headers.get(MESSAGE_ID_HEADER)
+            valid = valid and body.subject == self.subject
+        if body.gateway_id != gateway_id or not valid:
+            raise InvalidMessage(f"{gateway_id} may not publish this message", where=self.subject)
 
 
 class ResultsSeal(_Strict):
-    """The last line. `digest` is of the lines before it; `signature` base64, by ed25519, of `statement`."""
+    """The last line. `digest` covers the lines before it; `signature` is `statement`'s ed25519 signature in base64."""
 
     format: Literal[1] = 1
     gateway_id: Name
@@ -70,5 +70,5 @@ class ResultsSeal(_Strict):
 
     @property
     def statement(self) -> bytes:
-        """What is signed."""
+        """The signed bytes."""
         return _DOMAIN + self.model_dump_json(exclude={"signature"}).encode()

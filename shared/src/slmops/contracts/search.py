@@ -1,4 +1,4 @@
-"""A search for the best recipe: how long it may take, and what best means."""
+"""The specification of a search for the best recipe: its budget and its objective."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Prefer = Literal["smallest", "best_quality", "fastest"]
-"""Which of the variants that pass is chosen: the one with the fewest bytes, the lowest KL or the most tokens/s."""
+"""The choice among passing variants: the one with the fewest bytes, the lowest KL or the most tokens/s."""
 
 
 class SearchSpec(BaseModel):
-    """It ends when the budget is spent, after `max_trials`, or when nothing is left that could be better.
+    """A search ends when the budget is spent, after `max_trials`, or when no untried recipe can be better.
 
-    Deterministic but for its measurements of time: the same version, recipes and tools are tried in the same order.
+    Except for time measurements it is deterministic: the same version, recipes and tools give the same order of trials.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -22,7 +22,7 @@ class SearchSpec(BaseModel):
     budget: timedelta = Field(
         default=timedelta(hours=1),
         gt=timedelta(0),
-        description="No trial is begun that is expected to end later; runs that were cut off count",
+        description="No trial starts that is expected to end later; time of interrupted runs counts",
     )
     max_trials: int = Field(default=24, ge=1, le=1000)
     prefer: Prefer = "smallest"

@@ -1,6 +1,7 @@
-"""The plan as it lies in the bucket: signed by the rollout service's own key, in a DSSE envelope (secure-systems-lab).
+"""The plan as stored in the bucket: signed by the rollout service's own key, in a DSSE envelope (secure-systems-lab).
 
-Reading one without checking its signature is for those who only want to know; a gateway checks (`kit.trust.plans`).
+This module does not check signatures, which is enough for readers that only display a plan. Gateways verify a plan
+with `kit.trust.plans`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PLAN_LIMIT_BYTES: Final = 1 << 20
 
 
 class PlanStatement(BaseModel):
-    """What is signed. After `expires_at` nobody begins anything on the word of it; the rollout service signs anew."""
+    """The signed content. After `expires_at` nobody acts on it; the rollout service signs a new one before."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -35,7 +36,8 @@ class PlanSignature(BaseModel):
 
 
 class SignedPlan(BaseModel):
-    """The envelope. `payload` is the statement's JSON in base64: bytes are signed, so nothing is canonicalized."""
+    """The envelope. `payload` is the statement's JSON in base64. The signature covers these bytes, so the JSON needs no
+    canonical form."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True, extra="ignore")
 
@@ -45,7 +47,7 @@ class SignedPlan(BaseModel):
 
     @classmethod
     def decode(cls, data: bytes) -> SignedPlan:
-        """Raises `TrustRefused` for what is not an envelope, above all for a plan that nobody signed."""
+        """Parses an envelope. Raises `TrustRefused` for other data, in particular for an unsigned plan."""
         if len(data) > PLAN_LIMIT_BYTES:
             raise refused(Attack.ENDLESS_DATA, f"the plan has {len(data)} bytes", where="plan")
         try:
@@ -55,11 +57,11 @@ class SignedPlan(BaseModel):
             raise refused(Attack.TOO_FEW_KEYS, what, where="plan", fix="Upgrade the rollout service.") from error
 
     def statement(self) -> PlanStatement:
-        """What it says; whether that is true was not checked here. Raises `TrustRefused` when it is not a plan."""
+        """Returns the content without verifying it. Raises `TrustRefused` if it is not a plan."""
         try:
             return PlanStatement.model_validate_json(self.content())
         except ValidationError as error:
-            what = f"the signed plan is not understood ({error.error_count()} errors)"
+            what = f"the signed plan is not valid ({error.error_count()} errors)"
             raise refused(Attack.CORRUPT, what, where="plan") from error
 
     def content(self) -> bytes:
@@ -70,5 +72,5 @@ class SignedPlan(BaseModel):
 
 
 def plan_in(data: bytes) -> Plan:
-    """The plan of an envelope, unverified. Raises `TrustRefused`."""
+    """Returns the plan of an envelope without verifying it. Raises `TrustRefused`."""
     return SignedPlan.decode(data).statement().plan

@@ -1,4 +1,4 @@
-"""Subjects, streams and buckets: the one place where a name on the bus is built."""
+"""Subjects, streams and buckets. All names on the bus are built in this module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEAD_LETTER_PREFIX = "dlq."
 MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
 INBOX = "_INBOX"
 OPERATOR = "console"
-"""The user of the operator. Its inbox has the name that NATS clients choose by themselves."""
+"""The operator's user. Its inbox has the default name of NATS clients."""
 
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -19,11 +19,11 @@ MiB, GiB = 1 << 20, 1 << 30
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """A JetStream stream as it should be.
+    """The desired configuration of a JetStream stream.
 
-    `max_age` None keeps messages forever, `work_queue` removes them on ack, `per_subject` keeps only so many of each
-    subject, the newest. At `max_bytes` a stream that `refuses` stores nothing more, so its publishers keep what they
-    have; any other removes its oldest messages. A larger age or size that an operator set on the server is kept.
+    `max_age` None keeps messages forever, `work_queue` removes them on ack, `per_subject` limits each subject to its
+    newest messages. At `max_bytes` a stream that `refuses` rejects new messages, so their publishers keep them; any
+    other stream removes its oldest messages. A larger age or size that an operator set on the server is kept.
     """
 
     name: str
@@ -36,12 +36,12 @@ class StreamSpec:
 
     @property
     def facts(self) -> bool:
-        """Whether it is a history without holes: every message that was ever stored is still there."""
+        """Whether the stream is a complete history: every message that was ever stored is still there."""
         return self.refuses and not self.work_queue and self.per_subject is None
 
 
 STREAMS = (
-    # Facts: what exists and what was decided. Kept forever; when full it refuses, and outboxes keep what they have.
+    # Facts: what exists and what was decided. Kept forever. When full it refuses new ones, and outboxes keep them.
     StreamSpec(
         "EVENTS",
         tuple(f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout")),
@@ -49,22 +49,22 @@ STREAMS = (
     ),
     # The newest enrolment of every gateway, kept forever. When full it refuses new gateways, not a known one.
     StreamSpec("ENROLMENTS", ("slmops.gateway.enrolled.v1.*",), max_bytes=256 * MiB, refuses=True, per_subject=1),
-    # Measured windows of cohorts: 30 days. When full the oldest go; the rollout service has recorded them by then.
+    # Measured windows of cohorts: 30 days. When full the oldest are removed; the rollout service has recorded them.
     StreamSpec("WINDOWS", ("slmops.cohort.>",), max_age=timedelta(days=30), max_bytes=512 * MiB),
-    # What gateways report: 30 days. When full the oldest go, and each gateway's next report says where it is.
+    # Gateways' reports: 30 days. When full the oldest are removed; each gateway's next report has its current state.
     StreamSpec("GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30)),
-    # What gateways measure: 7 days. When full the oldest go: a gate then has less data, and no data holds.
+    # Gateways' measurements: 7 days. When full the oldest are removed: a gate has less data, and holds without data.
     StreamSpec("MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7)),
-    # Jobs that nobody has done. When full it refuses new ones, or the oldest would never be done.
+    # Jobs that are not done yet. When full it refuses new ones; otherwise the oldest would never be done.
     StreamSpec("JOBS", ("jobs.>",), max_bytes=128 * MiB, work_queue=True, refuses=True),
-    # Messages that a consumer gave up on: 90 days. When full the oldest go. It must not refuse: a consumer keeps a
-    # message whose dead letter is not stored, so one broken gateway could stop every consumer. Of each subject, which
-    # names the gateway, the newest 10,000 stay, so that nobody pushes out all others with letters of up to 50 kB.
+    # Messages that a consumer gave up on: 90 days. When full the oldest are removed. It must not refuse: a consumer
+    # keeps a message whose dead letter is not stored, so one broken gateway could stop every consumer. Each subject,
+    # which names the gateway, keeps its newest 10,000, so one gateway's letters of up to 50 kB cannot displace others.
     StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90), max_bytes=512 * MiB, per_subject=10_000),
 )
 MOVED = (("EVENTS", "slmops.cohort.>"),)
-"""Stream and subject of what an earlier release stored there and is now stored elsewhere: it is removed, because it
-would fill a stream that refuses."""
+"""Streams and subjects that an earlier release stored there and that now have another stream. Their messages are
+removed from the old stream, because they would fill a stream that refuses."""
 
 
 def spec_of(stream: str) -> StreamSpec | None:
@@ -72,7 +72,7 @@ def spec_of(stream: str) -> StreamSpec | None:
 
 
 def stream_of(subject: str) -> str | None:
-    """The stream that stores `subject`; None for request/reply and for subjects that nobody stores."""
+    """Returns the stream that stores `subject`; None for request/reply and for subjects that no stream stores."""
     for stream in STREAMS:
         for pattern in stream.subjects:
             if matches(pattern, subject):
@@ -81,7 +81,7 @@ def stream_of(subject: str) -> str | None:
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """By the rules of NATS: `*` is one token, a last `>` is one or more."""
+    """Returns whether a NATS pattern matches: `*` is one token, a final `>` is one or more."""
     wanted, given = pattern.split("."), subject.split(".")
     if wanted[-1] == ">":
         return len(given) >= len(wanted) and given[: len(wanted) - 1] == wanted[:-1]
@@ -97,38 +97,38 @@ def optimize_job(profile: str) -> str:
 
 
 def job_key(job: str) -> str:
-    """KV key of how far an optimization came."""
+    """Returns the KV key of a job's progress."""
     return f"state.{job}"
 
 
 def cancellation_key(job: str) -> str:
-    """KV key of the wish to end an optimization. Beside its state, so that neither write meets the other."""
+    """Returns the KV key of a job's cancellation request. It is not the state's key, so the writes cannot conflict."""
     return f"cancelled.{job}"
 
 
 def blueprint_key(blueprint: str) -> str:
-    """KV key of a blueprint's plan."""
+    """Returns the KV key of a blueprint's plan."""
     return f"blueprint.{blueprint}"
 
 
 def overlay_key(gateway_id: str) -> str:
-    """KV key of a gateway's overlay."""
+    """Returns the KV key of a gateway's overlay."""
     return f"gateway.{gateway_id}"
 
 
 def desired(key: str) -> str:
-    """Where the desired bucket keeps the document of a key."""
+    """Returns the subject where the desired bucket stores the document of a key."""
     return f"$KV.{DESIRED_BUCKET}.{key}"
 
 
 def twin(key: str) -> str:
-    """Where a write to the desired bucket is republished. Gateways listen here, never to `$KV…`, which also shows
-    writes that a compare-and-set rejected."""
+    """Returns the subject where a write to the desired bucket is republished. Gateways subscribe to it and not to
+    `$KV…`, which also carries writes that a compare-and-set rejected."""
     return f"twin.{DESIRED_BUCKET}.{key}"
 
 
 def inbox(user: str) -> str:
-    """Where answers to a user arrive, without the last dot. Users may not listen to one another's."""
+    """Returns the subject prefix, without the final dot, of answers to a user. Users cannot read others' inboxes."""
     return INBOX if user == OPERATOR else f"{INBOX}_{user}"
 
 
@@ -137,7 +137,7 @@ def dead_letter(subject: str) -> str:
 
 
 def template(subject: str) -> str:
-    """The subject with a gateway's id replaced: what a span or a metric may be labelled with (bounded in number)."""
+    """Returns the subject with the gateway's id replaced, so spans and metrics have a bounded number of labels."""
     if subject.startswith(DEAD_LETTER_PREFIX):
         return DEAD_LETTER_PREFIX + template(subject[len(DEAD_LETTER_PREFIX) :])
     parts = subject.split(".")

@@ -1,7 +1,7 @@
-"""What packager and gateways must agree on to trust the same things: names of TUF's files, roles and targets.
+"""Names of TUF files, roles and targets, on which packager and gateways must agree.
 
-A target is the manifest of a package. Its path holds its digest, because a version may have several packages (one per
-profile and recipe): the repository says which packages exist, and the plan says which of them is wanted.
+A target is the manifest of a package. Its path contains its digest, because a version may have several packages (one
+per profile and recipe): the repository lists the existing packages, and the plan names the desired one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import TrustRefused
 
 METADATA_LIMIT_BYTES: Final = 512 * 1024
-"""Of one metadata file: in base64 it still fits into a message of the bus, which holds 1 MiB."""
+"""Limit of one metadata file: in base64 it fits into a message of the bus, which may have 1 MiB."""
 
 PACKAGES_ROLE: Final = "packages"
 REVOKED_ROLE: Final = "revoked"
-"""Delegated to before `packages`, without a target and terminating: what its paths match is nobody's to allow."""
+"""A terminating delegation before `packages` without targets: no other role can allow what its paths match."""
 ROLLOUT_TARGET: Final = "trust/rollout.json"
 """The public keys of the rollout service, signed by the offline targets role."""
 ALL_PACKAGES: Final = "*/*/*/manifest.json"
@@ -32,20 +32,20 @@ MetadataName = Annotated[str, StringConstraints(pattern=METADATA_NAME_PATTERN, m
 
 
 class Attack(StrEnum):
-    """What a refusal says that it saw. `what` of the `TrustRefused` begins with it."""
+    """The attack that a refusal reports. The `what` of a `TrustRefused` begins with it."""
 
     ROLLBACK = "rollback"
-    """An older state than the one that is trusted already."""
+    """The state is older than the one that is already trusted."""
     FREEZE = "freeze"
-    """What should be renewed all the time is out of date: somebody keeps the news from us, or the packager is down."""
+    """Regularly renewed metadata has expired: somebody withholds newer metadata, or the packager is down."""
     EXPIRED = "expired"
-    """Keys' own statements (root, targets, a delegated role) are out of date: a ceremony is overdue."""
+    """Metadata of root, targets or a delegated role has expired: a ceremony is overdue."""
     MIX_AND_MATCH = "mix-and-match"
-    """Files, each of them signed, that do not belong to one state, or one in the place of another."""
+    """Signed files that do not belong to the same state, or a file in the place of another."""
     ARBITRARY_PACKAGE = "arbitrary package"
-    """The plan wants a package that nobody who may has vouched for."""
+    """The plan names a package that no authorized role has listed."""
     ENDLESS_DATA = "endless data"
-    """More bytes than such a file may have, or than it was said to have."""
+    """A file has more bytes than allowed or than announced."""
     WRONG_KEY = "wrong key"
     TOO_FEW_KEYS = "too few keys"
     OTHER_ALGORITHM = "other digest algorithm"
@@ -61,12 +61,12 @@ def model_role(model: str) -> str:
 
 
 def model_paths(model: str) -> str:
-    """The pattern of all targets of a model."""
+    """Returns the pattern of all targets of a model."""
     return f"{model}/*/*/manifest.json"
 
 
 def version_paths(model: str, version: str) -> str:
-    """The pattern of all targets of one version: it has one per profile and recipe."""
+    """Returns the pattern of all targets of one version, which has one per profile and recipe."""
     return f"{model}/{version}/*/manifest.json"
 
 
@@ -92,7 +92,7 @@ class TrustedKey(BaseModel):
 
 
 class RolloutKeys(BaseModel):
-    """The content of `trust/rollout.json`: each of the keys may sign plans, alone. The newest is the last."""
+    """The content of `trust/rollout.json`: the keys of which any one may sign plans. The newest is last."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Writes a file so that it exists complete or not at all, whatever happens meanwhile."""
+"""Writes files atomically: after a crash or an error a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import BinaryIO
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Yields a file that is renamed to `path` when the block ends without an error; otherwise nothing is left.
 
-    `durable`: flush it to the disk first. Raises `OSError`.
+    `durable`: flush the file to the disk first. Raises `OSError`.
     """
     new = path.with_name(f".{path.name}.new")
     try:

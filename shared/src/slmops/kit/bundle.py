@@ -1,7 +1,7 @@
-"""Bundles as files: an uncompressed tar with exactly one form for its content, so that nothing can hide in it.
+"""Reads and writes bundle files: uncompressed tars with exactly one encoding for each content, which can hide nothing.
 
-Each header is compared with the one that we would write. So there are no links, devices, extended headers, owners or
-paths to be careful about, any tar can still unpack it, and the index alone says where everything lies.
+Each header is compared with the one that we would write. So links, devices, extended headers, owners and paths need no
+checks, any tar program can still unpack a bundle, and the index alone determines where each member lies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _CHUNK_BYTES: Final = 1 << 18
 
 
 def write_bundle(out: Path, index: BundleIndex, content: Mapping[str, bytes | Path]) -> None:
-    """`content` by the members' names. Whole or not at all. Raises `InvalidBundle` when content is not what it says."""
+    """Writes a bundle atomically. `content` maps member names to bytes or files.
+
+    Raises `InvalidBundle` if content does not match the index.
+    """
     with atomic_write(out) as file:
         data = index.model_dump_json().encode()
         _put(file, INDEX_NAME, len(data), iter([data]))
@@ -34,7 +37,7 @@ def write_bundle(out: Path, index: BundleIndex, content: Mapping[str, bytes | Pa
 
 
 class BundleFile:
-    """A bundle whose form was checked when it was opened: one pass over the headers. Content is checked when read."""
+    """An open bundle. Opening checks the headers in one pass; content is checked when it is read."""
 
     def __init__(self, path: Path) -> None:
         """Raises `InvalidBundle`, and `OSError` for a file that cannot be read."""
@@ -48,7 +51,7 @@ class BundleFile:
         return name in self._offsets
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        """Raises `InvalidBundle` when it is not there, longer than `limit_bytes`, or not what the index says."""
+        """Returns a member. Raises `InvalidBundle` if it is missing, longer than `limit_bytes`, or not as indexed."""
         with self.chunks(name) as (member, chunks):
             if member.size > limit_bytes:
                 raise InvalidBundle(f"a file of {member.size} bytes where {limit_bytes} are allowed", where=name)
@@ -56,7 +59,8 @@ class BundleFile:
 
     @contextmanager
     def chunks(self, name: str) -> Iterator[tuple[Member, Iterator[bytes]]]:
-        """The content as it is read; after the last chunk it was what the index says, else `InvalidBundle`."""
+        """Yields a member and its content in chunks. After the last chunk raises `InvalidBundle` if the content does
+        not match the index."""
         if name not in self._offsets:
             raise InvalidBundle("the bundle has no such file", where=name)
         offset, member = self._offsets[name]
@@ -65,7 +69,7 @@ class BundleFile:
             yield member, _checked(member, _exactly(file, member.size))
 
     def check(self) -> None:
-        """Read everything. Raises `InvalidBundle` for the first file that is not what the index says."""
+        """Reads everything. Raises `InvalidBundle` for the first member that does not match the index."""
         for name in self._offsets:
             with self.chunks(name) as (_, chunks):
                 for _chunk in chunks:
@@ -78,12 +82,12 @@ class BundleFile:
                 raise InvalidBundle("the tar and its index disagree", where=member.name)
             self._offsets[member.name] = file.tell(), member
             if file.tell() + _padded(member.size) > length:
-                raise InvalidBundle("the file is cut off", where=member.name, fix="Copy it again, whole.")
+                raise InvalidBundle("the bundle is cut off", where=member.name, fix="Copy the whole file again.")
             file.seek(member.size, os.SEEK_CUR)
             if file.read(_padded(member.size) - member.size).strip(b"\0"):
-                raise InvalidBundle("there is something between two files", where=member.name)
+                raise InvalidBundle("the bundle has unexpected bytes between two members", where=member.name)
         if file.read(len(_END) + 1) != _END:
-            raise InvalidBundle("it does not end where its index says", where=INDEX_NAME)
+            raise InvalidBundle("the bundle does not end where its index says", where=INDEX_NAME)
 
 
 def _index(file: BinaryIO) -> BundleIndex:
@@ -93,19 +97,19 @@ def _index(file: BinaryIO) -> BundleIndex:
     except ValueError:
         size = -1
     if not 0 <= size <= INDEX_LIMIT_BYTES or header != _header(INDEX_NAME, size):
-        raise InvalidBundle("this is not a bundle", where=INDEX_NAME, fix="Make one: slmops bundle export.")
+        raise InvalidBundle("the file is not a bundle", where=INDEX_NAME, fix="Create one: slmops bundle export.")
     data = file.read(_padded(size))
     if len(data) < _padded(size):
-        raise InvalidBundle("the file is cut off", where=INDEX_NAME, fix="Copy it again, whole.")
+        raise InvalidBundle("the bundle is cut off", where=INDEX_NAME, fix="Copy the whole file again.")
     if data[size:].strip(b"\0"):
-        raise InvalidBundle("there is something between two files", where=INDEX_NAME)
+        raise InvalidBundle("the bundle has unexpected bytes between two members", where=INDEX_NAME)
     return BundleIndex.decode(data[:size])
 
 
 def _header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = size
-    return info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")  # of its extensions only sizes over 8 GiB are used
+    return info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")  # the only GNU extension used: sizes over 8 GiB
 
 
 def _put(file: BinaryIO, name: str, size: int, chunks: Iterator[bytes]) -> None:
@@ -131,7 +135,7 @@ def _exactly(file: BinaryIO, size: int) -> Iterator[bytes]:
     while size:
         chunk = file.read(min(size, _CHUNK_BYTES))
         if not chunk:
-            return  # the digest tells
+            return  # `_checked` detects a short file by its digest
         size -= len(chunk)
         yield chunk
 
@@ -143,4 +147,4 @@ def _checked(member: Member, chunks: Iterator[bytes]) -> Iterator[bytes]:
         size += len(chunk)
         yield chunk
     if (f"sha256:{found.hexdigest()}", size) != (member.digest, member.size):
-        raise InvalidBundle("its bytes are others than the index says", where=member.name)
+        raise InvalidBundle("the file does not match its digest in the index", where=member.name)

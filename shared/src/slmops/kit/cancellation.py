@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _AGAIN_S = 5.0
-"""Longer than a task cleans up, which a second cancellation would tear; shorter than a container is given to stop."""
+"""Longer than a task's cleanup, which a second cancellation would abort; shorter than a container's stop timeout."""
 
 
 def raise_if_cancelled() -> None:
@@ -24,9 +24,9 @@ def raise_if_cancelled() -> None:
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels tasks and returns when all of them have ended, with whatever outcome.
 
-    They are cancelled again after a while. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes in the
-    moment in which what it waits for is done (python/cpython#86296), nats-py awaits every acknowledgement with it, and
-    a loop around it would go on for ever.
+    They are cancelled again every few seconds. Before Python 3.12 `asyncio.wait_for` loses a cancellation that arrives
+    when its awaitable is just done (python/cpython#86296). nats-py uses it for every acknowledgement, so a loop around
+    it could run forever.
     """
     left = {task for task in tasks if not task.done()}
     while left:

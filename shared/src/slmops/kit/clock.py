@@ -1,4 +1,4 @@
-"""Time as a dependency: what decides by time is handed a clock, so that a test can hand it another."""
+"""Time as a dependency: code that depends on time takes a clock as a parameter, so tests can pass another clock."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """The journal: event-sourced state in SQL, with an outbox, in one transaction.
 
-What always holds
+Invariants
 1. An event is stored if and only if it will be published: `append` fills the outbox in the same transaction.
-2. Two writers of a stream cannot both win: the unique (stream, version) refuses the second, who decides again.
+2. Two writers of a stream cannot both succeed: the unique (stream, version) rejects the second, which decides again.
 3. A consumed event changes state once: its id is stored in the same transaction as its effects.
 4. Read tables never lag: `project` runs inside the transaction.
 
-SQLite (WAL, synchronous=FULL) embedded; Postgres by changing the URL.
+The database is SQLite (WAL, synchronous=FULL, embedded) or, by changing the URL, PostgreSQL.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from slmops.kit.clock import Clock, utc_now
 from slmops.kit.tracing import traceparent
 
 T = TypeVar("T")
-_ATTEMPTS = 8  # of a transaction that lost a race; each retry reads afresh
-_POSITION = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only INTEGER primary keys by itself
+_ATTEMPTS = 8  # for a transaction that lost a race; each attempt reads again
+_POSITION = BigInteger().with_variant(Integer, "sqlite")  # SQLite auto-increments only INTEGER primary keys
 
 
 def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
-    """The two tables that every journal has, beside a service's read tables in the same `metadata`."""
+    """Adds the two tables of every journal to `metadata`, which also holds the service's read tables."""
     events = Table(
         "journal",
         metadata,
@@ -73,7 +73,7 @@ def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
 
 @dataclass(frozen=True)
 class Recorded:
-    """An event as the journal holds it."""
+    """A stored event with its envelope and its position in the journal."""
 
     position: int
     envelope: Envelope
@@ -84,14 +84,14 @@ Project = Callable[[Connection, Event], None]
 
 
 class UnitOfWork:
-    """One transaction: read, decide, append. Made by `Journal.transact` only."""
+    """One transaction: read, decide, append. Only `Journal.transact` creates it."""
 
     def __init__(self, journal: Journal, connection: Connection) -> None:
         self.connection = connection
         self._journal = journal
 
     def load(self, stream: str) -> tuple[list[Event], int]:
-        """Events of a stream, oldest first, and its version (0: it does not exist)."""
+        """Returns the events of a stream, oldest first, and its version (0: it does not exist)."""
         table = self._journal.events
         rows = self.connection.execute(
             select(table.c.type, table.c.data, table.c.version)
@@ -101,7 +101,7 @@ class UnitOfWork:
         return [_decode(row.type, row.data) for row in rows], rows[-1].version if rows else 0
 
     def append(self, stream: str, expected_version: int, events: Iterable[Event]) -> None:
-        """Store, project and queue for publication. Raises `Conflict` when the stream moved on meanwhile."""
+        """Stores and projects events and queues them for publication. Raises `Conflict` if the stream has changed."""
         journal, now, parent = self._journal, self._journal.clock(), traceparent()
         for version, item in enumerate(events, start=expected_version + 1):
             row = {
@@ -121,13 +121,13 @@ class UnitOfWork:
             journal.project(self.connection, item)
 
     def emit(self, stream: str, events: Iterable[Event]) -> None:
-        """Append wherever the stream is now: for facts that no decision hangs on."""
+        """Appends events at the stream's current version, for events that depend on no decision."""
         table = self._journal.events
         last = self.connection.execute(select(func.max(table.c.version)).where(table.c.stream == stream)).scalar()
         self.append(stream, last or 0, events)
 
     def first_time(self, consumer: str, message_id: str) -> bool:
-        """Whether `consumer` meets this message for the first time; remembered when the transaction commits."""
+        """Returns whether `consumer` sees this message for the first time. Stored when the transaction commits."""
         key = f"{consumer}/{message_id}"
         table = self._journal.consumed
         if self.connection.execute(select(table.c.id).where(table.c.id == key)).first():
@@ -137,7 +137,7 @@ class UnitOfWork:
 
 
 class Journal:
-    """Owns the database of one service. `project` keeps the service's read tables, inside the same transaction."""
+    """The database of one service. `project` updates the service's read tables in the same transaction."""
 
     def __init__(self, url: str, *, service: str, metadata: MetaData, project: Project, clock: Clock = utc_now) -> None:
         self.service = service
@@ -148,11 +148,11 @@ class Journal:
         self.appended = asyncio.Event()
         self._engine = _engine(url)
         self._where = make_url(url).render_as_string(hide_password=True)
-        # One writer at a time in this process: its threads would only wait for each other in the database.
+        # One writer at a time in this process: more threads would only wait for each other in the database.
         self._lock = asyncio.Lock()
 
     async def open(self) -> None:
-        """Create what is missing. Raises `Unreachable`, `DiskFull`."""
+        """Creates missing tables. Raises `Unreachable`, `DiskFull`."""
 
         def create() -> None:
             file = self._engine.url.database
@@ -167,7 +167,7 @@ class Journal:
         await asyncio.to_thread(self._engine.dispose)
 
     async def transact(self, work: Callable[[UnitOfWork], T]) -> T:
-        """Run `work` in one transaction, again from the start when it lost a race. Raises what `work` raises."""
+        """Runs `work` in one transaction, and again from the start if it lost a race. Raises the errors of `work`."""
 
         def once() -> T:
             with self._engine.begin() as connection:
@@ -185,7 +185,7 @@ class Journal:
         return result
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run a query on the read tables."""
+        """Runs a query on the read tables."""
 
         def once() -> T:
             with self._engine.connect().execution_options(only_reads=True) as connection:
@@ -194,7 +194,7 @@ class Journal:
         return await self._guarded(once)
 
     async def outbox(self, limit: int = 200) -> list[Recorded]:
-        """What is not published yet, oldest first."""
+        """Returns the events that are not published yet, oldest first."""
         table = self.events
 
         def query(connection: Connection) -> list[Recorded]:
@@ -206,7 +206,7 @@ class Journal:
         return await self.read(query)
 
     async def history(self, after: int = 0, limit: int = 1000, kind: type[Event] | None = None) -> list[Recorded]:
-        """Every event, or every one of a kind, in order of recording, for a replay of any state."""
+        """Returns a page of all events, or of one kind, in order of recording, for replaying any state."""
         table = self.events
         wanted = select(table).where(table.c.position > after).order_by(table.c.position).limit(limit)
         if kind is not None:
@@ -247,7 +247,7 @@ class Journal:
         except IntegrityError as error:
             raise Conflict("another writer committed first", where=self._where) from error
         except (ProgrammingError, DataError):
-            raise  # a defect of ours, not a state of the database
+            raise  # a defect of slmops, not a state of the database
         except DBAPIError as error:
             raise _passing(str(error.orig).partition("\n")[0], self._where) from error
         except OSError as error:
@@ -255,21 +255,21 @@ class Journal:
 
 
 def _passing(reason: str, where: str) -> TemporaryError:
-    """What the database's own words mean: drivers have no common codes for these."""
+    """Returns the error for a database's message. Drivers have no common codes for these conditions."""
     text = reason.lower()
     if any(word in text for word in ("is full", "no space", "readonly")):
-        fix = "Free disk space, and see that the folder may be written to."
+        fix = "Free disk space, and check that the folder is writable."
         return DiskFull(f"the journal cannot grow: {reason}", where=where, fix=fix)
     if any(word in text for word in ("locked", "serializ", "deadlock")):
         return Conflict(f"the journal is busy: {reason}", where=where)
-    fix = "Check SLMOPS_DATABASE_URL, that the database runs, or that the folder of its file may be written to."
+    fix = "Check SLMOPS_DATABASE_URL, and that the database runs or that the folder of its file is writable."
     return Unreachable(f"the journal's database does not answer: {reason}", where=where, fix=fix)
 
 
 def _decode(kind: str, data: str) -> Event:
     found = EVENTS.get(kind)
     if found is None:
-        raise InternalError(f"the journal holds {kind}, which this release does not know", fix="Upgrade the service.")
+        raise InternalError(f"the journal holds {kind}, which is unknown to this release", fix="Upgrade the service.")
     return found.model_validate_json(data)
 
 
@@ -291,12 +291,12 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=FULL")
 
 
-# Writers queue up, in all processes, and readers wait for nobody. So positions are committed in their order, and a
-# writer that has read a stream seldom finds that it moved on.
+# Writers of all processes queue up; readers do not wait. So positions are committed in order, and a stream seldom
+# changes between a writer's read and write.
 
 
 def _queue_in_sqlite(connection: Connection) -> None:
-    # A deferred transaction would fail with SQLITE_BUSY at its first write after a read, with no waiting.
+    # A deferred transaction would fail with SQLITE_BUSY at its first write after a read, without waiting.
     connection.exec_driver_sql("BEGIN" if _only_reads(connection) else "BEGIN IMMEDIATE")
 
 

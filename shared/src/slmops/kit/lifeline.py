@@ -1,4 +1,4 @@
-"""Helper processes end when the process that started them ends, however it ends."""
+"""Ends helper processes when the process that started them ends for any reason."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: after a fork is no time to load
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here, because loading after a fork is unsafe
 
 
 def die_with(parent: int) -> None:
-    """From now on this process gets SIGKILL when `parent`, which started it, dies. Linux; elsewhere it does nothing."""
+    """Makes this process get SIGKILL when its parent process `parent` dies. On Linux; elsewhere it does nothing."""
     if _LIBC is None:
         return
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

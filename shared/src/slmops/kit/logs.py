@@ -1,4 +1,4 @@
-"""Logs as one JSON object per line on stderr, whoever runs us."""
+"""Configures logging: one JSON object per line on stderr."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _JsonLines(logging.Formatter):
 
 
 def log_as_json(service: str, level: str) -> None:
-    """One JSON object per line on stderr."""
+    """Makes the root logger write one JSON object per line to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)

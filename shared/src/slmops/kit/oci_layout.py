@@ -1,10 +1,10 @@
-"""A package as an OCI image layout: what skopeo copies and a registry takes.
+"""Writes and verifies a package as an OCI image layout, which skopeo copies and registries accept.
 
     oci-layout  index.json  blobs/sha256/<hex>
 
-`index.json` names the package by its version, and beside it what refers to it: a manifest whose subject is the
-package's and whose only layer is the OMS bundle. It has a name too (`sha256-<hex>.oms`), so that the command that
-copies the package copies the signature, also to a registry without the referrers API.
+`index.json` names the package by its version, and the attachment: a manifest whose subject is the package's manifest
+and whose only layer is the OMS bundle. The attachment has a name, too (`sha256-<hex>.oms`), so the command that copies
+the package copies the signature, also to a registry without the referrers API.
 Formats: OCI image-spec v1.1 (image-layout.md; manifest.md, "subject").
 """
 
@@ -36,7 +36,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 VERSION = "org.opencontainers.image.version"
 _EMPTY = b"{}"
 _EMPTY_CONFIG = Descriptor.of(_EMPTY, "application/vnd.oci.empty.v1+json")
-_MARKERS = (b'{"imageLayoutVersion":"1.0.0"}', b'{"imageLayoutVersion": "1.0.0"}')  # ours, and what skopeo writes
+_MARKERS = (b'{"imageLayoutVersion":"1.0.0"}', b'{"imageLayoutVersion": "1.0.0"}')  # our form, and skopeo's
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -51,7 +51,7 @@ class Index(BaseModel):
 
 
 class Attachment(BaseModel):
-    """The manifest of what refers to a package: of its signature."""
+    """The manifest of a package's signature, which refers to the package as its subject."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True, extra="forbid")
 
@@ -66,12 +66,12 @@ class Attachment(BaseModel):
 
 
 def signature_tag(manifest: Digest) -> str:
-    """The name of a package's signature in a layout or a registry."""
+    """Returns the name of a package's signature in a layout or a registry."""
     return manifest.replace(":", "-", 1) + ".oms"
 
 
 def layout_files(manifest: Descriptor, version: str, signature: Descriptor) -> dict[str, bytes]:
-    """What a layout has besides the package's own blobs, by path; `index.json` is last: with it the layout is one."""
+    """Returns the files of a layout except the package's own blobs, by path. `index.json` is last and completes it."""
     subject = Descriptor(media_type=OCI_MANIFEST, digest=manifest.digest, size=manifest.size)
     bundle = Descriptor(media_type=SIGNATURE, digest=signature.digest, size=signature.size)
     attached = _dump(Attachment(layers=(bundle,), subject=subject))
@@ -85,25 +85,25 @@ def layout_files(manifest: Descriptor, version: str, signature: Descriptor) -> d
 
 
 def is_layout(directory: Path) -> bool:
-    """Whether it means to be one."""
+    """Returns whether a directory looks like a layout."""
     return (directory / LAYOUT_PATH).exists() or (directory / INDEX_PATH).exists()
 
 
 def manifest_digest_of(directory: Path) -> Digest:
-    """Which package the layout says that it holds. Raises `InvalidMessage`, `SignatureInvalid`."""
+    """Returns the manifest digest of the package that the layout names. Raises `InvalidMessage`, `SignatureInvalid`."""
     return _entries(directory).package.digest
 
 
 def verify_layout(directory: Path, public_key: Path, manifest_digest: Digest | None = None) -> Manifest:
-    """The manifest of a layout that holds one package and its signature, and nothing else.
+    """Verifies that a layout contains exactly one package and its signature, and returns the package's manifest.
 
-    Every file is read once, what is parsed is bounded. Raises `DigestMismatch` or `SignatureInvalid`, naming the file,
-    and `InvalidMessage` for what is no layout of a package.
+    Reads every file once and limits the size of parsed files. Raises `DigestMismatch` or `SignatureInvalid` with the
+    file's name, and `InvalidMessage` if the directory is not a layout of a package.
     """
     files = set(files_below(directory))
     check_same_files({LAYOUT_PATH, INDEX_PATH} & files, {LAYOUT_PATH, INDEX_PATH})
     if _read(directory, LAYOUT_PATH).rstrip(b"\n") not in _MARKERS:
-        raise InvalidMessage("this is no OCI image layout 1.0.0", where=LAYOUT_PATH)
+        raise InvalidMessage("the directory is not an OCI image layout 1.0.0", where=LAYOUT_PATH)
     package, attached = _entries(directory)
     if manifest_digest not in (None, package.digest):
         raise DigestMismatch(f"the layout holds {package.digest}, not {manifest_digest}", where=INDEX_PATH)
@@ -129,7 +129,7 @@ class _Entries(NamedTuple):
 
 
 def _entries(directory: Path) -> _Entries:
-    """Of `index.json`, which nothing signs: there is no bit in it that may be another."""
+    """Returns the entries of `index.json`. The file is not signed, so any deviation from our form is rejected."""
     index = _parsed(Index, _read(directory, INDEX_PATH), INDEX_PATH)
     for entry in index.manifests:
         if (entry.media_type, entry.artifact_type, {*entry.annotations}) != (OCI_MANIFEST, None, {REF_NAME}):
@@ -137,7 +137,11 @@ def _entries(directory: Path) -> _Entries:
     by_name = {entry.annotations[REF_NAME]: entry for entry in index.manifests}
     packages = [entry for name, entry in by_name.items() if not name.startswith("sha256-")]
     if len(packages) != 1 or len(index.manifests) > 2:
-        raise InvalidMessage("the layout does not hold one package", where=INDEX_PATH, fix="Copy each to its own.")
+        raise InvalidMessage(
+            "the layout does not contain exactly one package",
+            where=INDEX_PATH,
+            fix="Copy each package to a separate layout.",
+        )
     tag = signature_tag(packages[0].digest)
     if tag not in by_name:
         fix = f"Copy it too: skopeo copy oci:LAYOUT:{tag} oci:{directory}:{tag}"
@@ -150,19 +154,22 @@ def _check_name(package: Descriptor, manifest: Manifest) -> None:
     if version is None or package.annotations[REF_NAME] != version:
         named = package.annotations[REF_NAME]
         raise InvalidMessage(
-            f"the layout calls version {version} {named!r}", where=INDEX_PATH, fix="Copy it under its version."
+            f"the layout names version {version} {named!r}",
+            where=INDEX_PATH,
+            fix="Copy the package under its version.",
         )
 
 
 def _check_written(directory: Path, written: Mapping[str, bytes]) -> None:
-    """Besides `index.json`, which a tool that copies writes anew, all bytes follow from package and signature."""
+    """Checks the bytes that follow from package and signature. `index.json` is rewritten by copying tools and checked
+    elsewhere."""
     for path, data in written.items():
         if path not in (INDEX_PATH, LAYOUT_PATH) and _read(directory, path) != data:
-            raise DigestMismatch(f"{path} is not what belongs to this package", where=path)
+            raise DigestMismatch(f"{path} does not match this package", where=path)
 
 
 def _blob(directory: Path, descriptor: Descriptor) -> bytes:
-    """A small one, verified."""
+    """Returns a small blob after verifying it."""
     path = blob_key(descriptor.digest)
     if not (directory / path).is_file():
         raise SignatureInvalid(f"{path} of the package is missing", where=path)
@@ -181,14 +188,14 @@ def _read(directory: Path, path: str) -> bytes:
 
 
 def _parsed(kind: type[M], data: bytes, where: str) -> M:
-    """JSON without a byte that says nothing: no space, no field that is unknown, none twice."""
+    """Parses JSON in its only accepted form: no spaces, no unknown fields, no duplicate fields."""
     try:
         found = kind.model_validate_json(data)
         raw = json.loads(data)
     except (ValidationError, ValueError, RecursionError) as error:
-        raise InvalidMessage(f"{where} is no {kind.__name__.lower()} of a package", where=where) from error
+        raise InvalidMessage(f"{where} is not a valid {kind.__name__.lower()} of a package", where=where) from error
     if json.loads(_dump(found)) != raw or _compact(raw) != data.rstrip(b"\n"):
-        raise InvalidMessage(f"{where} says more than it should", where=where)
+        raise InvalidMessage(f"{where} has unexpected bytes", where=where)
     return found
 
 

@@ -1,8 +1,8 @@
 """Verifies that a folder is a complete package, signed by a trusted key.
 
-Checked in this order, and the first that fails refuses
-1. `manifest.json` is the manifest that is wanted, by the plan or, if nobody says which, by the signature
-2. the folder holds the manifest's layers and nothing else, as regular files
+These checks run in this order; the first failure rejects the package
+1. `manifest.json` has the expected digest: the caller's (from the plan), or the one in the signature
+2. the folder contains the manifest's layers and nothing else, as regular files
 3. every layer has its size and digest
 4. the OMS signature covers exactly these files, by the trusted key
 """
@@ -23,10 +23,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | None = None) -> Manifest:
-    """The manifest of a package that may be trusted. Reads every file once.
+    """Verifies a package and returns its manifest. Reads every file once.
 
-    Raises `DigestMismatch` or `SignatureInvalid`, naming the file, and `InvalidMessage` when the manifest is none or
-    the trusted key is no EC public key.
+    Raises `DigestMismatch` or `SignatureInvalid` with the file's name, and `InvalidMessage` if the manifest is invalid
+    or the trusted key is not an EC public key.
     """
     files = set(files_below(directory))
     for path in (MANIFEST_PATH, SIGNATURE_PATH):
@@ -46,21 +46,21 @@ def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | 
 
 
 def signed_manifest(signed: Mapping[str, Digest]) -> Digest:
-    """Raises `SignatureInvalid` for a signature of something that is no package."""
+    """Returns the signed digest of the manifest. Raises `SignatureInvalid` if the signature covers no manifest."""
     if MANIFEST_PATH not in signed:
-        raise SignatureInvalid("the signature covers no manifest", where=SIGNATURE_PATH)
+        raise SignatureInvalid("the signature does not cover a manifest", where=SIGNATURE_PATH)
     return signed[MANIFEST_PATH]
 
 
 def check_signed(manifest: Digest, layers: Mapping[str, Descriptor], signed: Mapping[str, Digest]) -> None:
-    """Raises `SignatureInvalid` with a file that is signed as another, or not at all, or signed and not there."""
+    """Raises `SignatureInvalid` with the first file that is unsigned, missing, or signed with another digest."""
     there = {MANIFEST_PATH: manifest} | {path: layer.digest for path, layer in layers.items()}
     if other := sorted(path for path in there.keys() | signed.keys() if there.get(path) != signed.get(path)):
         raise SignatureInvalid(f"{other[0]} is not what the trusted key signed", where=other[0])
 
 
 def files_below(directory: Path) -> Iterator[str]:
-    """Relative paths of all files. Raises `SignatureInvalid` for a link, a device or whatever else is no file."""
+    """Yields the relative paths of all files. Raises `SignatureInvalid` for links, devices and other special files."""
     for folder, folders, files in os.walk(directory, followlinks=False):
         for name in (*folders, *files):
             path = Path(folder) / name
@@ -80,7 +80,7 @@ def _manifest(path: Path, expected: Digest) -> Manifest:
 
 
 def check_same_files(there: set[str], named: set[str]) -> None:
-    """Raises `SignatureInvalid` with the first file that is too many or missing."""
+    """Raises `SignatureInvalid` with the first additional or missing file."""
     if extra := sorted(there - named):
         raise SignatureInvalid(f"{extra[0]} is not part of the package", where=extra[0])
     if missing := sorted(named - there):
@@ -88,7 +88,7 @@ def check_same_files(there: set[str], named: set[str]) -> None:
 
 
 def check_content(file: Path, path: str, layer: Descriptor) -> None:
-    """Raises `DigestMismatch`, calling the file `path`. The size is looked at before anything is read."""
+    """Raises `DigestMismatch`, naming the file `path`. Checks the size before reading."""
     if (size := file.stat().st_size) != layer.size:
         raise DigestMismatch(f"{path} has {size} bytes, not {layer.size}", where=path)
     with file.open("rb") as source:

@@ -1,4 +1,4 @@
-"""Results as a file: written as they come, and read only if the seal in its last line holds for all before it."""
+"""Writes results files message by message, and reads them only if the seal in the last line is valid for the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Add = Callable[[ResultMessage], None]
 
 @contextmanager
 def writing(out: Path, who: Identity, seed: str, at: datetime) -> Iterator[Add]:
-    """Messages are added within the block; `out` is there, sealed, when it ends without an error."""
+    """Yields a function that adds messages. `out` is sealed and exists when the block ends without an error."""
     body, count = hashlib.sha256(), 0
     with atomic_write(out) as file:
 
@@ -49,10 +49,10 @@ def writing(out: Path, who: Identity, seed: str, at: datetime) -> Iterator[Add]:
 
 
 class ResultsFile:
-    """Results whose seal was checked when the file was opened. Whose key sealed it, the caller has to know."""
+    """An open results file. Opening checks the seal; the caller must check that the seal's key is the gateway's."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `InvalidBundle`, `SignatureInvalid`, `InvalidMessage` for what is no key, and `OSError`."""
+        """Raises `InvalidBundle`, `SignatureInvalid`, `InvalidMessage` for an invalid key, and `OSError`."""
         self.path = path
         body, count, last = hashlib.sha256(), 0, b""
         with path.open("rb") as file:
@@ -63,10 +63,10 @@ class ResultsFile:
                 last = line
         self.seal = self._sealed(last)
         if (self.seal.digest, self.seal.messages) != (f"sha256:{body.hexdigest()}", count):
-            raise InvalidBundle("its messages are others than the seal says", where=str(path))
+            raise InvalidBundle("the messages do not match the seal", where=str(path))
 
     def messages(self) -> Iterator[ResultMessage]:
-        """Each of them one that the gateway may tell. Raises `InvalidBundle`, `InvalidMessage`, `OSError`."""
+        """Yields messages that the gateway may publish. Raises `InvalidBundle`, `InvalidMessage`, `OSError`."""
         with self.path.open("rb") as file:
             for number, line in enumerate(self._lines(file), 1):
                 if number > self.seal.messages:
@@ -75,7 +75,7 @@ class ResultsFile:
                     message = ResultMessage.model_validate_json(line)
                     message.check(self.seal.gateway_id)
                 except ValidationError as error:
-                    raise self._invalid(f"line {number} is no message", error) from error
+                    raise self._invalid(f"line {number} is not a valid message", error) from error
                 yield message
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
@@ -83,9 +83,9 @@ class ResultsFile:
         while line := file.readline(LINE_LIMIT_BYTES + 1):
             read += len(line)
             if len(line) > LINE_LIMIT_BYTES or read > RESULTS_LIMIT_BYTES:
-                raise InvalidBundle("it is longer than a gateway writes", where=str(self.path))
+                raise InvalidBundle("the file or a line is longer than a gateway writes", where=str(self.path))
             if not line.endswith(b"\n"):
-                raise InvalidBundle("the file is cut off", where=str(self.path), fix="Copy it again, whole.")
+                raise InvalidBundle("the file is cut off", where=str(self.path), fix="Copy the whole file again.")
             yield line
 
     def _sealed(self, line: bytes) -> ResultsSeal:
@@ -93,20 +93,18 @@ class ResultsFile:
             seal = ResultsSeal.model_validate_json(line)
             signature = base64.b64decode(seal.signature, validate=True)
         except (ValidationError, binascii.Error) as error:
-            raise self._invalid("its last line is no seal", error) from error
+            raise self._invalid("the last line is not a valid seal", error) from error
         if line != _line(seal) or base64.b64encode(signature).decode() != seal.signature:
-            raise InvalidBundle("its seal is written in another way than gateways write it", where=str(self.path))
+            raise InvalidBundle("the seal is not encoded as gateways encode it", where=str(self.path))
         if not is_signed(seal.public_key, seal.statement, signature):
-            raise SignatureInvalid("the seal is not by the key that it names", where=str(self.path))
+            raise SignatureInvalid("the seal is not signed by the key that it names", where=str(self.path))
         return seal
 
     def _invalid(self, what: str, error: Exception) -> InvalidBundle:
         why = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        return InvalidBundle(
-            f"{what}: {why}", where=str(self.path), fix="Take the file that a gateway wrote, and copy it whole."
-        )
+        return InvalidBundle(f"{what}: {why}", where=str(self.path), fix="Copy the whole file again from the gateway.")
 
 
-def _line(said: BaseModel) -> bytes:
-    """The one way to write it, so that not even a blank can be another."""
-    return said.model_dump_json().encode() + b"\n"
+def _line(document: BaseModel) -> bytes:
+    """Returns the only accepted encoding, so not even a space can be changed."""
+    return document.model_dump_json().encode() + b"\n"

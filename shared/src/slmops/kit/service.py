@@ -1,4 +1,4 @@
-"""Runs a service: bus, background tasks, `/health` and `/metrics`, a clean stop on SIGTERM."""
+"""Runs a service: bus, background tasks, `/health`, `/metrics` and a clean stop on SIGTERM."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 @dataclass
 class Service:
-    """What `app.py` composes. `opening` runs before the bus starts, `tasks` while it runs, `closing` after it."""
+    """A service composed by `app.py`. `opening` runs before the bus starts, `tasks` while it runs, `closing` after."""
 
     name: str
     settings: BusSettings
@@ -46,11 +46,11 @@ class Service:
     tasks: Sequence[Task] = ()
     closing: Sequence[Opened] = ()
     http: Sequence[tuple[str, Asgi]] = ()
-    """What else is served beside `/health` and `/metrics`: everything below a path that ends in a slash."""
+    """Further applications by path prefix (with a final slash), in addition to `/health` and `/metrics`."""
     failed: list[BaseException] = field(default_factory=list)
 
     def asgi(self) -> AsgiFastStream:
-        """The ASGI application: `/health` (200 while the bus answers and every task runs) and `/metrics`."""
+        """Returns the ASGI application: `/health` (200 while the bus answers and every task runs) and `/metrics`."""
         running: list[asyncio.Task[None]] = []
 
         @get
@@ -88,22 +88,22 @@ class Service:
         return AsyncAPI(title=f"slmops {self.name}", version="0.1.0", schema_version="3.0.0")
 
     def _lost(self) -> None:
-        """Without the bus there is nothing to serve, and nothing to clean up that a crash would not leave as well."""
-        log.critical("the connection to the bus is closed for good; exiting so that the supervisor restarts it")
+        """Exits at once. Without the bus a service cannot work, and a restart cleans up as it does after a crash."""
+        log.critical("the connection to the bus is closed permanently; exiting so that the supervisor restarts us")
         os._exit(TemporaryError.exit_code)
 
     async def _watched(self, task: Task) -> None:
         try:
             await task()
         except Exception as error:
-            # A background task that ends is a broken service: end loudly and be restarted by whoever supervises us.
+            # A service without a background task is broken: stop, so that the supervisor restarts it.
             self.failed.append(error)
             log.exception("background task failed; stopping")
             signal_stop()
             raise
 
     def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C. Exits 75 for a passing failure at start, 1 or more for a lasting one."""
+        """Serves until SIGTERM or Ctrl-C. Exits with 75 after a temporary error at start, with 1 or more otherwise."""
         log_as_json(self.name, self.settings.log_level)
         provider = tracing.setup(self.name, self.settings)
         config = uvicorn.Config(
@@ -115,13 +115,13 @@ class Service:
             timeout_graceful_shutdown=_STOP_GRACE_S,
         )
         server = uvicorn.Server(config)
-        # uvicorn stops cleanly on a signal and then raises it again, for whoever handled it before: left at the
-        # default that would kill us before the last spans are written and the exit code is chosen.
+        # uvicorn stops cleanly on a signal and then raises it again for the previous handler. The default handler would
+        # kill the process before the last spans are written and the exit code is chosen.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: None)
         try:
             server.run()
-        except SystemExit:  # uvicorn's only one: it could not bind
+        except SystemExit:  # uvicorn raises it only if it could not bind
             where = f"{self.settings.http_host}:{self.settings.http_port}"
             taken = PortTaken("/health cannot listen", where=where, fix="Free the port, or set SLMOPS_HTTP_PORT.")
             self.failed.append(taken)
@@ -133,7 +133,7 @@ class Service:
 
 
 def below(apps: Sequence[tuple[str, Asgi]], other: Asgi) -> Asgi:
-    """By the beginning of the path, which FastStream's own routes do not know."""
+    """Returns an application that selects `apps` by path prefix, which FastStream's routes cannot do."""
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "") if scope["type"] == "http" else ""
@@ -144,7 +144,7 @@ def below(apps: Sequence[tuple[str, Asgi]], other: Asgi) -> Asgi:
 
 
 def _starting(app: Asgi, failed: list[BaseException]) -> Callable[..., Awaitable[None]]:
-    """uvicorn reports a failed start without its exception; keep it, so that the exit code can tell why."""
+    """Records the exception of a failed start, which uvicorn drops, so that it can determine the exit code."""
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         async def watched(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""Settings that services share. A service's own `settings.py` extends these; nothing else reads the environment."""
+"""Settings that services share. A service's `settings.py` extends them; no other code reads the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class BusSettings(BaseSettings):
-    """How to reach the bus, where to be observed."""
+    """Settings of the bus connection and of monitoring."""
 
     model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
 
@@ -24,7 +24,7 @@ class BusSettings(BaseSettings):
     )
     nats_answers_creds: Path | None = Field(
         default=None,
-        description="Of the user that answers commands; None: beside `nats_creds`, as `<its name>-answers.creds`",
+        description="Credentials of the user that answers commands; None: `<name>-answers.creds` beside `nats_creds`",
     )
     http_host: str = Field(default="127.0.0.1", description="Where /health and /metrics listen")
     http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
@@ -42,7 +42,7 @@ class BusSettings(BaseSettings):
 
 
 class DatabaseSettings(BaseSettings):
-    """Where the journal lives."""
+    """Settings of the journal's database."""
 
     model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
 
@@ -52,7 +52,7 @@ class DatabaseSettings(BaseSettings):
 
 
 class ObjectSettings(BaseSettings):
-    """How to reach the S3-compatible store."""
+    """Settings of the S3-compatible object store."""
 
     model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
 
@@ -64,10 +64,10 @@ class ObjectSettings(BaseSettings):
 
 
 def load(kind: type[S]) -> S:
-    """Read the environment once. Raises `InvalidMessage` that names every wrong variable, never its value."""
+    """Reads the environment. Raises `InvalidMessage` with the names of invalid variables, without their values."""
     try:
         return kind()
     except ValidationError as error:
         prefix = kind.model_config.get("env_prefix", "")
         wrong = "; ".join(f"{prefix}{'_'.join(map(str, e['loc']))}".upper() + f": {e['msg']}" for e in error.errors())
-        raise InvalidMessage(f"settings: {wrong}", where="environment") from None
+        raise InvalidMessage(f"invalid settings: {wrong}", where="environment") from None

@@ -1,6 +1,6 @@
-"""What the trusted key has signed: the paths and digests in an OMS bundle (OpenSSF Model Signing).
+"""Verifies an OMS bundle (OpenSSF Model Signing) and returns the signed paths and digests.
 
-The files themselves are not read here: whoever asks has hashed them, and compares.
+The files themselves are not read: the caller hashes them and compares.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from slmops.contracts.manifest import SIGNATURE_PATH
 
 
 def signed_files(bundle: Path, public_key: Path) -> dict[str, Digest]:
-    """Digest by path. Raises `SignatureInvalid`, and `InvalidMessage` when the trusted key is no EC public key."""
+    """Returns the signed digests by path. Raises `SignatureInvalid`, and `InvalidMessage` if the trusted key is not an
+    EC public key."""
     _check_key(public_key)
-    # It brings sigstore and tuf, 0.4 s and tens of megabytes: loaded when a release arrives, not when a gateway starts.
+    # It imports sigstore and tuf (0.4 s, tens of megabytes), so it is loaded when a release arrives, not at start.
     from model_signing.verifying import Config as Verifying
 
     verifier = Verifying().use_elliptic_key_verifier(public_key=public_key)  # type: ignore[no-untyped-call]
@@ -32,21 +33,21 @@ def signed_files(bundle: Path, public_key: Path) -> dict[str, Digest]:
         verifier.verify(bundle.parent, bundle)
         return signed.files()
     except OSError:
-        raise  # a disk that cannot be read says nothing about the signature
+        raise  # an unreadable disk does not mean that the signature is invalid
     except Exception as error:
-        # The library lets through whatever its parsers raise on hostile bytes (KeyError, ValueError,
-        # InvalidSignature …), and none of it may count as valid.
+        # The library passes on every exception that its parsers raise on hostile bytes (KeyError, ValueError,
+        # InvalidSignature …). None of them may count as valid.
         raise SignatureInvalid(
             "the package is not signed by the trusted key",
             where=SIGNATURE_PATH,
-            fix="Publish it again with the key that is trusted here, or trust the right key.",
+            fix="Publish it again with the trusted key, or trust the right key.",
         ) from error
 
 
 class _Signed:
-    """Stands where the library would hash a folder and compare: it keeps what the verified bundle says.
+    """Replaces the library's hashing of a folder: it keeps the contents of the verified bundle instead of comparing.
 
-    Everything is hashed by then, as blobs or as files, so that the library would only read it a second time.
+    The caller has already hashed all files, so the library would read them a second time.
     """
 
     def __init__(self) -> None:
@@ -58,26 +59,26 @@ class _Signed:
         return self
 
     def add_ignored_paths(self, **_paths: Any) -> None:
-        """Nothing is ignored, whatever the bundle says."""
+        """Does nothing: no path is ignored, even if the bundle lists some."""
 
     def __eq__(self, signed: object) -> bool:
         self._manifest = signed
         return True
 
     def files(self) -> dict[str, Digest]:
-        """Raises whatever it meets when the library did not compare, or the bundle signs something else than files."""
+        """Returns the signed files. Raises various errors if the library did not compare or no files are signed."""
         items = [(str(item.identifier), item.digest) for item in self._manifest.resource_descriptors()]
         if any(digest.algorithm != "sha256" for _, digest in items) or len(dict(items)) != len(items):
-            raise ValueError("each file is signed once, by its SHA-256")
+            raise ValueError("each file must be signed once, by its SHA-256")
         return {path: f"sha256:{digest.digest_hex}" for path, digest in items}
 
 
 def _check_base64(bundle: bytes) -> None:
-    """The last letter before base64's padding has bits that say nothing: changed ones would go unseen."""
+    """Rejects base64 with unused bits that are not 0, because a change of these bits would go unnoticed."""
     envelope = json.loads(bundle)["dsseEnvelope"]
     for text in (envelope["payload"], *(signature["sig"] for signature in envelope["signatures"])):
         if b64encode(b64decode(text, validate=True)).decode() != text:
-            raise ValueError("base64 with loose bits")
+            raise ValueError("unused bits of the base64 are not 0")
 
 
 def _check_key(path: Path) -> None:
@@ -87,6 +88,6 @@ def _check_key(path: Path) -> None:
     except OSError as error:
         raise InvalidMessage(f"the trusted key cannot be read: {error.strerror}", where=str(path), fix=fix) from error
     except ValueError as error:
-        raise InvalidMessage("the trusted key is no PEM public key", where=str(path), fix=fix) from error
+        raise InvalidMessage("the trusted key is not a PEM public key", where=str(path), fix=fix) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise InvalidMessage("the trusted key is no elliptic curve key", where=str(path), fix=fix)
+        raise InvalidMessage("the trusted key is not an elliptic curve key", where=str(path), fix=fix)

@@ -1,4 +1,4 @@
-"""OpenTelemetry, set up once per process; W3C trace context in and out of messages and rows."""
+"""Sets up OpenTelemetry once per process, and reads and writes W3C trace contexts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _line(span: ReadableSpan) -> str:
 
 
 def setup(service: str, settings: BusSettings) -> TracerProvider:
-    """Export spans to the trace file and the collector that the settings name (none: they are dropped)."""
+    """Exports spans to the trace file and the collector in the settings. Without either, spans are dropped."""
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
     if settings.trace_file is not None:
         settings.trace_file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def setup(service: str, settings: BusSettings) -> TracerProvider:
             )
         )
     if settings.otlp_endpoint is not None:
-        # Installed with the extra `otlp` only: a gateway on a small device does without.
+        # Installed only with the extra `otlp`, which a gateway on a small device does not need.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint)))
@@ -42,7 +42,7 @@ def setup(service: str, settings: BusSettings) -> TracerProvider:
 
 
 def traceparent() -> str | None:
-    """The current span as a W3C `traceparent`; None outside of a trace."""
+    """Returns the current span as a W3C `traceparent`; None outside a trace."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier.get("traceparent")
@@ -52,7 +52,7 @@ def traceparent() -> str | None:
 def span(
     name: str, *, parent: str | None = None, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int | float | bool
 ) -> Iterator[Span]:
-    """A span under `parent` (a `traceparent`), or under the current one. Attributes never hold prompts or secrets."""
+    """Starts a span under `parent` (a `traceparent`) or the current span. Attributes never hold prompts or secrets."""
     outer = propagate.extract({"traceparent": parent}) if parent else context.get_current()
     with _tracer.start_as_current_span(name, context=outer, kind=kind, attributes=attributes) as current:
         yield current

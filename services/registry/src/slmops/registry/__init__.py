@@ -1,1 +1,1 @@
-"""What exists: models, versions, variants and packages, where they came from and which alias names them."""
+"""The registry of models, versions, variants and packages, with their origins and aliases."""

@@ -1,7 +1,7 @@
 """Checks that the registry has received every fact; a collection after a gap would remove blobs that are needed.
 
-A consumer's gaps are kept beside the consumer, which goes with its stream. So which stream we read is remembered in our
-own database: when another one stands in its place, that is a gap of all our consumers.
+A consumer's gaps are stored with the consumer, and deleting a stream deletes its consumers. So the registry stores the
+creation time of the stream in its database. Another creation time is a gap of all its consumers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Facts:
-    """`client` and `durables` are there once the bus has started."""
+    """Checks the streams of facts. `client` and `durables` work once the bus has started."""
 
     def __init__(
         self, journal: Journal, client: Callable[[], BusClient], durables: Callable[[], Sequence[Durable]]
@@ -38,8 +38,8 @@ class Facts:
         self._durables = durables
 
     async def check(self) -> None:
-        """Raises `FactsMissing` while a gap in the facts is not accepted, `Unreachable`, `NotReady`."""
-        await self._recognize()
+        """Raises `FactsMissing` while there is an unaccepted gap, `Unreachable`, `NotReady`."""
+        await self._check_replacement()
         found = [Found(durable, gap) for durable in self._ours() if (gap := await gaps.look(self._client(), durable))]
         if not found:
             return
@@ -48,49 +48,49 @@ class Facts:
             f"events were lost before the registry handled them: {gaps.described(found)}. "
             "Blobs that they name would look like garbage",
             where=stream,
-            fix="Restore the stream from a backup, or push and optimize again what slmops model ls lacks. Then accept "
-            f"the loss: slmops stream accept {stream}. From then on blobs that only lost events name are garbage.",
+            fix="Restore the stream from a backup, or push and optimize again what is missing in slmops model ls. Then "
+            f"accept the loss: slmops stream accept {stream}. Then blobs that only lost events name are garbage.",
         )
 
     async def run(self) -> None:
-        """Recognize the stream every minute, so that its replacement is known before a collection. Until cancelled."""
+        """Checks every minute, until cancelled, whether the stream was replaced, to know it before a collection."""
         while True:
             try:
-                await self._recognize()
+                await self._check_replacement()
             except TemporaryError as error:
-                log.warning("the stream of facts is looked at later: %s", error)
+                log.warning("could not check the stream of facts, retrying: %s", error)
             await asyncio.sleep(_EVERY.total_seconds())
 
     def _ours(self) -> list[Durable]:
         return [durable for durable in self._durables() if (spec := spec_of(durable.stream)) and spec.facts]
 
-    async def _recognize(self) -> None:
+    async def _check_replacement(self) -> None:
         for stream in {durable.stream for durable in self._ours()}:
-            made, key = await self._made(stream), f"stream {stream}"
+            created, key = await self._created(stream), f"stream {stream}"
             known = await self._journal.read(partial(store.heard, kind=key))
-            if known and known != made:
-                # Noted before the new stream is remembered: who is killed in between notes it again.
-                await self._note_replacement(stream)
-                await self._journal.transact(_forget)
-            if known != made:
-                await self._journal.transact(partial(_remember, key=key, made=made))
+            if known and known != created:
+                # Declare the gap before storing the new time: a process that is killed in between declares it again.
+                await self._declare_replacement(stream)
+                await self._journal.transact(_read_again)
+            if known != created:
+                await self._journal.transact(partial(_store_created, key=key, created=created))
 
-    async def _made(self, stream: str) -> int:
+    async def _created(self, stream: str) -> int:
         with gaps.answering(Durable(stream, "")):
             info = await self._client().js.stream_info(stream)
-        assert info.created, "the server says when it made a stream"
+        assert info.created, "the server sends the creation time"
         return (info.created - _EPOCH) // _MICROSECOND
 
-    async def _note_replacement(self, stream: str) -> None:
-        why = "the stream was deleted and made anew; how many events it held is not known"
+    async def _declare_replacement(self, stream: str) -> None:
+        why = "the stream was deleted and recreated; the number of lost events is unknown"
         for durable in (one for one in self._ours() if one.stream == stream):
             await gaps.declare(self._client(), durable, Gap(first=1, last=1, why=why, found_at=utc_now()))
 
 
-def _forget(unit: UnitOfWork) -> None:
-    """What was read of another stream says nothing of this one, which is read from its beginning."""
+def _read_again(unit: UnitOfWork) -> None:
+    """Makes the marker read the new stream from its beginning."""
     store.forget_heard(unit.connection)
 
 
-def _remember(unit: UnitOfWork, key: str, made: int) -> None:
-    store.set_heard(unit.connection, key, made)
+def _store_created(unit: UnitOfWork, key: str, created: int) -> None:
+    store.set_heard(unit.connection, key, created)

@@ -1,8 +1,8 @@
-"""Garbage collection, in this order: take the time, find live blobs, list all blobs, sweep the rest.
+"""Garbage collection in this order: read the store's clock, find live blobs, list all blobs, sweep the rest.
 
-The order is what makes it safe. Somebody who puts a blob names it within the grace period. So a blob that nobody wanted
-since a grace period before the time was taken either was named before that, and the marker knows it, or never will be.
-Whether somebody wants it meanwhile is looked at again in its sweep (`slmops.kit.objects.sweeps`).
+The order makes it safe. A service that puts a blob names it in an event within the grace period. So a blob that nobody
+wrote or claimed during the grace period before the clock was read either has a name that the marker finds, or never
+gets one. The sweep checks again whether somebody has claimed the blob meanwhile (`slmops.kit.objects.sweeps`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from slmops.kit.objects.s3 import Stored
 
 log = logging.getLogger("slmops.registry")
 SECOND = timedelta(seconds=1)
-"""S3's clock ticks in seconds, rounded down: what seems a second older may have been written just now."""
+"""S3 rounds times down to seconds, so an object that seems a second old may have been written just now."""
 Mark = Callable[[datetime], Awaitable[Collection[Digest]]]
-"""All that is named and, if its version was retired, was retired since then."""
+"""Returns all named blobs, except those of versions retired before the given time."""
 
 
 class Collector:
@@ -30,7 +30,7 @@ class Collector:
         self._mark = mark
 
     async def collect(self, command: CollectGarbage) -> GarbageReport:
-        """Raises `Unreachable`, and what the marker raises; what was removed until then was garbage."""
+        """Runs a collection. Raises `Unreachable` and the marker's errors; blobs removed before that were garbage."""
         now = await self._store.now()
         before = now - command.grace - SECOND
         live = frozenset(await self._mark(before))
@@ -68,7 +68,7 @@ class Collector:
 
 
 def _wanted(digest: Digest, blobs: Mapping[Digest, Stored], claims: Mapping[Digest, Stored]) -> datetime:
-    """When somebody last did."""
+    """Returns when the blob was last written or claimed."""
     blob, claim = blobs[digest], claims.get(digest)
     return max(blob.modified, claim.modified) if claim else blob.modified
 

@@ -1,4 +1,4 @@
-"""Event or command in, decision, events out."""
+"""Handles events, commands and queries of the registry."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GOLDEN_LIMIT_BYTES = 1 << 20
 
 
 class Handlers:
-    """`new_upload` draws an upload's id: unguessable, so that nobody writes into another's upload."""
+    """The registry's handlers. `new_upload` returns an unguessable id, so nobody can write into another upload."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Handlers:
     # ---- events -------------------------------------------------------------------------------------------
 
     async def on_lineage(self, event: Event, delivered: MessageContext) -> None:
-        """What became of a version. Its order of arrival does not matter."""
+        """Records an event of a variant or package. The order of arrival does not matter."""
 
         def work(unit: UnitOfWork) -> None:
             if unit.first_time("registry", delivered.id):
@@ -71,7 +71,7 @@ class Handlers:
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def begin_upload(self, command: BeginUpload) -> UploadTicket:
-        """Raises `AlreadyExists` when the version is registered with other files."""
+        """Returns upload URLs for missing files. Raises `AlreadyExists` if the version has other files."""
         check_files(command.files)
         upload = self._new_upload()
         if holds(await self._model(command.model), command.version, command.files):
@@ -82,8 +82,9 @@ class Handlers:
         return UploadTicket(upload=upload, urls=urls)
 
     async def register_version(self, command: RegisterVersion) -> VersionView:
-        """Raises `DigestMismatch`, `NotFound`, `AlreadyExists`, `InvalidMessage`; then nothing is registered."""
-        # Refused before gigabytes are hashed; decided again below, in the transaction that counts.
+        """Verifies and registers uploaded files. Registers nothing if it raises `DigestMismatch`, `NotFound`,
+        `AlreadyExists` or `InvalidMessage`."""
+        # A first decision rejects bad commands before gigabytes are hashed; the transaction below decides again.
         if register(await self._model(command.model), command, self._clock()):
             await self._adopt(command)
         return await self._decide(command, register)
@@ -99,12 +100,12 @@ class Handlers:
         return VersionList(versions=tuple(found))
 
     async def collect_garbage(self, command: CollectGarbage) -> GarbageReport:
-        """Raises `InvalidMessage` for a grace period in which nobody could finish, `FactsMissing`, `Unreachable`."""
+        """Runs a collection. Raises `InvalidMessage` for a too short grace period, `FactsMissing`, `Unreachable`."""
         if command.grace < self._shortest_grace:
             raise InvalidMessage(
                 f"a grace period of {command.grace} is shorter than {self._shortest_grace}",
                 where="grace",
-                fix="What is being pushed, optimized or packaged must be named before it is over. Give it longer.",
+                fix="Use a longer one: every push, optimization and packaging must finish within it.",
             )
         return await self._collector.collect(command)
 
@@ -124,9 +125,11 @@ class Handlers:
         return await self._journal.transact(work)
 
     async def _adopt(self, command: RegisterVersion) -> None:
-        """Every file of the command in the store, verified."""
+        """Verifies all files of the command and makes them blobs."""
         if not UPLOAD_ID.fullmatch(command.upload):
-            raise InvalidMessage("this is not an upload", where="upload", fix="Begin an upload first and name its id.")
+            raise InvalidMessage(
+                "the upload id is not valid", where="upload", fix="Begin an upload first and use its id."
+            )
         for file in command.files:
             await self._adopt_file(command.upload, file)
         if command.golden:
@@ -137,7 +140,7 @@ class Handlers:
         try:
             await self._objects.adopt(upload, file.digest, file.size_bytes)
         except NotFound as error:
-            # A command that is repeated while its first copy still works finds the upload moved.
+            # If the command is repeated while the first one is still running, the upload may already be moved.
             if not await self._objects.keep(file.digest):
                 raise NotFound(
                     f"the file {file.path} was not uploaded",
@@ -146,7 +149,7 @@ class Handlers:
                 ) from error
 
     async def _check_golden(self, golden: ModelFile) -> None:
-        """A gateway judges releases by these: refuse here what it could not read. Raises `InvalidMessage`."""
+        """Checks that gateways can read the golden prompts. Raises `InvalidMessage`."""
         if golden.size_bytes > GOLDEN_LIMIT_BYTES:
             raise InvalidMessage(f"golden prompts are larger than {GOLDEN_LIMIT_BYTES} bytes", where=golden.path)
         try:
@@ -154,7 +157,7 @@ class Handlers:
         except UnicodeDecodeError as error:
             raise InvalidMessage("golden prompts are not UTF-8 text", where=golden.path) from error
         if not parse_golden(text):
-            raise InvalidMessage(f"{GOLDEN_FILE} holds no prompt", where=golden.path, fix="Write at least one.")
+            raise InvalidMessage(f"{GOLDEN_FILE} contains no prompt", where=golden.path, fix="Write at least one.")
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:

@@ -1,8 +1,8 @@
-"""Finds the blobs that events refer to: our own events in the journal, those of other services on the bus.
+"""Finds the blobs that events name: the registry's own events in the journal, those of other services on the bus.
 
-Events of others are read from their stream and not only as they arrive, so that what waits to be delivered, was given
-up as a dead letter or is older than this table counts, too. How far a kind was read is kept per kind: one that becomes
-known with a release is read from its beginning.
+Events of other services are read from their stream and not only as they are delivered. So undelivered events, dead
+letters and events from before this table count, too. The position in the stream is stored per event type, so an event
+type that is new in a release is read from the beginning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PAGE = 500
 
 
 class Marker:
-    """`client` is there once the bus has started. `check` raises `FactsMissing` unless the stream has no gaps."""
+    """Marks live blobs. `client` works once the bus has started. `check` raises `FactsMissing` if there are gaps."""
 
     def __init__(
         self,
@@ -39,14 +39,15 @@ class Marker:
         self._client = client
         self._check = check
         self._read: dict[Digest, frozenset[Digest]] = {}
-        """What documents name: they never change."""
+        """Cache of the blobs that documents name. Documents never change."""
 
     async def mark(self, before: datetime) -> set[Digest]:
-        """Raises `Unreachable`, `NotReady`, `FactsMissing`, `DigestMismatch`, `InvalidMessage`."""
+        """Returns the live blobs. Raises `Unreachable`, `NotReady`, `FactsMissing`, `DigestMismatch`,
+        `InvalidMessage`."""
         await self._check()
         for kind in (RULES.keys() | WITHDRAWALS.keys()) - OWN:
             await self._catch_up(kind)
-        await self._check()  # again: what was removed before it was read is found now
+        await self._check()  # again, to detect events that were removed before they were read
         everything, withdrawn = await self._journal.read(
             lambda connection: (store.named(connection), store.withdrawn(connection))
         )
@@ -58,7 +59,7 @@ class Marker:
         return await self._followed(living(everything, retired, withdrawn, before))
 
     async def _catch_up(self, kind: type[Event]) -> None:
-        """Up to what is on the bus now."""
+        """Reads the events of a type up to the current end of the stream."""
         after = await self._journal.read(lambda connection: store.heard(connection, kind.type))
         page: list[Event] = []
         async for sequence, event in self._client().recorded(kind, after):
@@ -95,7 +96,7 @@ class Marker:
         if document not in self._read:
             try:
                 self._read[document] = frozenset(named_in(await self._objects.get_bytes(document)))
-            except NotFound:  # it counts as missing, and what it named is of no use without it
+            except NotFound:  # it counts as missing, and the blobs that it names are useless without it
                 log.warning("the referenced document %s is missing from the store", document)
                 return frozenset()
         return self._read[document]

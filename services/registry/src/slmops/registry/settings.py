@@ -10,8 +10,8 @@ from slmops.kit.settings import BusSettings, DatabaseSettings, ObjectSettings
 
 
 class Settings(BusSettings, DatabaseSettings, ObjectSettings):
-    """Bus, database and object store, and a limit for whoever is impatient."""
+    """Settings of bus, database and object store, and the limit of the grace period."""
 
     shortest_grace: timedelta = Field(
-        default=timedelta(hours=1), description="A collection of garbage with a shorter grace period is refused"
+        default=timedelta(hours=1), description="Garbage collections with a shorter grace period are rejected"
     )

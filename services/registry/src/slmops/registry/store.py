@@ -1,6 +1,6 @@
-"""What the registry keeps: one stream per model, and tables to list it by.
+"""The registry's storage: one stream per model, and read tables for lists.
 
-Documents are stored as their JSON; columns beside them are what queries select on. Times are Unix seconds.
+Documents are stored as JSON, with separate columns for the fields on which queries select. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _jobs = Table(
     Column("model", _MODEL, primary_key=True),
     Column("version", _VERSION, primary_key=True),
     Column("profile", _PROFILE, primary_key=True),
-    Column("recipes", Text, nullable=False, default=""),  # separated by spaces, which no name holds
+    Column("recipes", Text, nullable=False, default=""),  # separated by spaces, which names cannot contain
     Column("progress", Text, nullable=False, default=""),
     Column("progress_at", Double, nullable=False, default=0),
 )
@@ -124,7 +124,7 @@ _BEFORE_EVERYTHING = datetime.fromtimestamp(0, UTC)
 
 
 def schema() -> MetaData:
-    """A copy of the tables for one journal, which adds its own."""
+    """Returns a copy of the tables for one journal, which adds its own tables."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)
@@ -136,22 +136,23 @@ def stream(model: str) -> str:
 
 
 def load(unit: UnitOfWork, model: str) -> tuple[Model, int]:
-    """A model as its events left it, and the version of its stream."""
+    """Returns a model's current state and the version of its stream."""
     events, version = unit.load(stream(model))
     return replay(model, events), version
 
 
 def named(connection: Connection) -> list[Named]:
-    """All that events of others ever named."""
+    """Returns all blobs that events of other services ever named."""
     return [Named(**row._mapping) for row in connection.execute(select(_named))]
 
 
 def withdrawn(connection: Connection) -> dict[Digest, datetime]:
-    """What was taken back, and when."""
+    """Returns the withdrawn blobs and the times of their withdrawal."""
     return {row.digest: datetime.fromtimestamp(row.at, UTC) for row in connection.execute(select(_withdrawn))}
 
 
 def heard(connection: Connection, kind: str) -> int:
+    """Returns the sequence up to which events of a type were read; 0 if none."""
     return connection.execute(select(_heard.c.sequence).where(_heard.c.kind == kind)).scalar() or 0
 
 
@@ -159,7 +160,7 @@ def heard(connection: Connection, kind: str) -> int:
 
 
 def project(connection: Connection, event: Event) -> None:
-    """What an event, of ours or consumed, does to the tables. Twice does the same as once."""
+    """Applies an event, our own or a consumed one, to the tables. Applying it twice is the same as once."""
     match event:
         case ModelVersionRegistered():
             row = {"state": State.REGISTERED, "registered": event.model_dump_json()}
@@ -176,7 +177,7 @@ def project(connection: Connection, event: Event) -> None:
         case VariantOptimized() | VariantRejected():
             view = _variant_view(event)
             key = {**_job(event), "recipe": event.recipe}
-            # What could not be made takes nothing back of what another job measured.
+            # A variant that could not be made does not replace the measurements of another job.
             at = event.at if event.evaluation else _BEFORE_EVERYTHING
             _put(connection, _variants, key, {"view": view.model_dump_json()}, newest="at", at=at)
         case PackagePublished():
@@ -186,7 +187,7 @@ def project(connection: Connection, event: Event) -> None:
 
 
 def name(connection: Connection, event: Event) -> None:
-    """Remember what blobs an event names, or takes back."""
+    """Stores the blobs that an event names or withdraws."""
     for digest, at in withdrawn_by(event).items():
         _put(connection, _withdrawn, {"digest": digest}, {"at": at.timestamp()})
     for one in named_by(event):
@@ -197,13 +198,13 @@ def name(connection: Connection, event: Event) -> None:
 
 
 def set_heard(connection: Connection, kind: str, sequence: int) -> None:
-    """Events of a kind were read up to that sequence of their stream."""
+    """Stores the sequence up to which events of a type were read."""
     if connection.execute(update(_heard).where(_heard.c.kind == kind).values(sequence=sequence)).rowcount == 0:
         connection.execute(insert(_heard).values(kind=kind, sequence=sequence))
 
 
 def forget_heard(connection: Connection) -> None:
-    """Every kind is read from the beginning of its stream again."""
+    """Makes every event type be read from the beginning of its stream again."""
     connection.execute(delete(_heard))
 
 
@@ -219,7 +220,8 @@ def _put(
     newest: str | None = None,
     at: datetime | None = None,
 ) -> None:
-    """Update the row or insert it, the same for every database; with `newest`, not over a row of a later `at`."""
+    """Updates the row or inserts it, in a way that every database supports. With `newest`, a row with a later `at` is
+    kept."""
     match_key = [table.c[column] == value for column, value in key.items()]
     if newest is not None and at is not None:
         values = {**values, newest: at.timestamp()}
@@ -255,7 +257,7 @@ def _package_view(event: PackagePublished) -> PackageView:
 
 
 def views(connection: Connection, model: str | None = None, version: str | None = None) -> list[VersionView]:
-    """Registered and retired versions in the order of their registration."""
+    """Returns registered and retired versions in the order of their registration."""
 
     gone = set(connection.execute(select(_withdrawn.c.digest)).scalars())
 
@@ -282,7 +284,7 @@ def _by_version(rows: list[Row[Any]]) -> defaultdict[Key, list[Row[Any]]]:
 
 
 def _variants_of(rows: list[Row[Any]]) -> tuple[VariantView, ...]:
-    """Each job chooses one; of several jobs for a profile the newest choice counts."""
+    """Returns the variants. Each job chooses one; of several jobs for a profile the newest choice counts."""
     views = [VariantView.model_validate_json(row.view) for row in rows]
     by_age = sorted(zip(rows, views, strict=True), key=lambda pair: pair[0].at)
     chosen = {view.profile: view.recipe for _, view in by_age if view.chosen}

@@ -1,4 +1,4 @@
-"""Checks the enrolment token and signs a gateway's credential. The token is compared, never stored or logged."""
+"""Checks the enrolment token and signs a gateway's credential. The token is never stored or logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slmops.kit.bus.nats_auth import gateway_jwt
 
 
 class Enrolment:
-    """Holds the two secrets once `open` has read them."""
+    """The enrolment token and the signing key, which `open` reads from their files."""
 
     def __init__(self, token_file: Path, signing_file: Path) -> None:
         self._token_file = token_file
@@ -20,13 +20,13 @@ class Enrolment:
         self._signing_key = ""
 
     async def open(self) -> None:
-        """Raises `InvalidMessage` when a file is missing or empty: an empty token would let everybody in."""
+        """Reads both files. Raises `InvalidMessage` for a missing or empty one: an empty token would admit anyone."""
         self._token = _secret(self._token_file, "SLMOPS_ENROLMENT_TOKEN").encode()
         self._signing_key = _secret(self._signing_file, "SLMOPS_GATEWAY_SIGNING_SEED")
 
     def sign(self, command: EnrolGateway) -> str:
-        """The gateway's JWT. Raises `Denied` for a wrong token, `InvalidMessage` for a key that is none."""
-        # Compared in constant time: how long a refusal takes must not tell how much of a guess was right.
+        """Returns the gateway's JWT. Raises `Denied` for a wrong token, `InvalidMessage` for an invalid key."""
+        # Constant time: the duration must not reveal how much of a guessed token is right.
         if not self._token or not hmac.compare_digest(command.token.encode(), self._token):
             raise Denied(
                 f"the enrolment token of {command.gateway_id} is wrong",
@@ -40,8 +40,12 @@ def _secret(path: Path, variable: str) -> str:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidMessage(
-            f"a secret cannot be read: {type(error).__name__}", where=str(path), fix=f"Set {variable} to its file."
+            f"the secret's file cannot be read: {type(error).__name__}",
+            where=str(path),
+            fix=f"Set {variable} to the file with the secret.",
         ) from error
     if not text:
-        raise InvalidMessage("a secret's file is empty", where=str(path), fix=f"Set {variable} to its file.")
+        raise InvalidMessage(
+            "the secret's file is empty", where=str(path), fix=f"Set {variable} to the file with the secret."
+        )
     return text

@@ -1,7 +1,7 @@
-"""Brings every enrolment that our journal has to its stream, when the stream lacks some.
+"""Publishes enrolments that are in the journal but missing on their stream.
 
-The stream keeps the newest enrolment of each gateway, so it holds as many messages as there are gateways. It lacks some
-after an upgrade from a release without that stream, and after its loss.
+The stream keeps the newest enrolment of each gateway, so it should have one message per gateway. Enrolments are missing
+after an upgrade from a release without this stream, and after a loss of the stream.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _AT_ONCE = 20
 
 
 async def keep_enrolments(journal: Journal, client: Callable[[], BusClient]) -> None:
-    """At start, once, until it succeeds; then it waits to be cancelled."""
+    """Republishes missing enrolments once at start, retrying until it succeeds; then waits to be cancelled."""
     while True:
         try:
             await republish_enrolments(journal, client())
             break
         except TemporaryError as error:
-            log.warning("enrolments are compared later: %s", error)
+            log.warning("could not compare enrolments with the bus, retrying: %s", error)
             await asyncio.sleep(error.delay.total_seconds())
     await asyncio.Event().wait()
 
 
 async def republish_enrolments(journal: Journal, client: BusClient) -> int:
-    """Publish what the stream lacks, as the same events; how many. O(gateways) only if the numbers differ.
+    """Publishes missing enrolments as the same events; returns their number. O(gateways) only if the numbers differ.
 
     Raises `Unreachable`, `DiskFull`.
     """
@@ -48,14 +48,14 @@ async def republish_enrolments(journal: Journal, client: BusClient) -> int:
         for start in range(0, len(page), _AT_ONCE):
             published += sum(await asyncio.gather(*(_publish(client, one) for one in page[start : start + _AT_ONCE])))
         after = page[-1].position
-    log.info("%s enrolments were missing on the bus and are published again", published)
+    log.info("published %s enrolments again that were missing on the bus", published)
     return published
 
 
 async def _publish(client: BusClient, recorded: Recorded) -> bool:
     if await client.latest(GatewayEnrolled, recorded.event.key) is not None:
         return False
-    # Without a message id: the server remembers it for a while even of a message that is gone, and would store nothing.
+    # Without a message id: the server remembers the ids of removed messages for a while and would not store this one.
     headers = {key: value for key, value in recorded.envelope.headers().items() if key != MESSAGE_ID_HEADER}
     await client.store(recorded.event.subject, recorded.event.model_dump_json().encode(), headers)
     return True

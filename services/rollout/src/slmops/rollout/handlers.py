@@ -1,4 +1,4 @@
-"""Event or command in, decision, events out."""
+"""Handles events, commands and queries of the rollout service."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from slmops.rollout.domain.fleet import check_given
 from slmops.rollout.domain.views import blueprint_view, gateway_view
 from slmops.rollout.reconcile import Reconciler
 
-# Reports of the steps between decide nothing; a large fleet sends many.
+# Reports of intermediate steps decide nothing, and a large fleet sends many.
 _DECISIVE = frozenset({UpdatePhase.COMMITTED, UpdatePhase.FAILED})
 Decide = Callable[[UnitOfWork, BlueprintState, datetime], list[Event]]
 
@@ -72,17 +72,17 @@ class Handlers:
         await self._journal.transact(lambda unit: store.record_withdrawal(unit.connection, event))
 
     async def on_gateway_reported(self, event: GatewayReported, delivered: MessageContext) -> None:
-        """Raises `Denied` for a report that does not fit what we know of its gateway."""
+        """Records a report. Raises `Denied` if it contradicts the gateway's enrolment or the open stages."""
         if not await self._journal.transact(lambda unit: _record(unit, event)):
-            await self._meet(event)
+            await self._record_with_enrolment(event)
         if event.phase in _DECISIVE:
             await self._reconciler.judge(event.blueprint)
 
-    async def _meet(self, event: GatewayReported) -> None:
-        """Our database is younger than the fleet: the bus keeps every gateway's enrolment, which is our own fact."""
+    async def _record_with_enrolment(self, event: GatewayReported) -> None:
+        """Reads the enrolment from the bus, which keeps our own enrolment events, if our database is younger."""
         enrolled = await self._enrolment_of(event.gateway_id)
         if enrolled is None:
-            raise Denied(f"{event.gateway_id} reports and was never enrolled")
+            raise Denied(f"{event.gateway_id} sent a report but was never enrolled")
 
         def work(unit: UnitOfWork) -> None:
             store.project(unit.connection, enrolled)
@@ -128,7 +128,7 @@ class Handlers:
         return await self._change(command.blueprint, lambda unit, state, now: operate(state, command, now))
 
     async def _change(self, blueprint: str, decide: Decide) -> RolloutView:
-        """Decide on a blueprint, commit, write its plan; the answer is its latest rollout."""
+        """Decides on a blueprint, commits, and writes its plan. Returns its latest rollout."""
 
         def work(unit: UnitOfWork) -> RolloutView:
             now, state = self._clock(), store.load(unit, blueprint)
@@ -140,7 +140,7 @@ class Handlers:
         return view
 
     async def enrol(self, command: EnrolGateway) -> Enrolment:
-        """Raises `Denied` for a wrong token or another key, `AlreadyExists` under another blueprint."""
+        """Enrols a gateway. Raises `Denied` for a wrong token or another key, `AlreadyExists` for another blueprint."""
         jwt = self._credentials.sign(command)
         await self._journal.transact(lambda unit: _enrol(unit, command, self._clock()))
         return Enrolment(gateway_id=command.gateway_id, blueprint=command.blueprint, jwt=jwt)
@@ -169,7 +169,7 @@ class Handlers:
 
 
 def _record(unit: UnitOfWork, event: GatewayReported) -> bool:
-    """False when the gateway is not enrolled here. Raises `Denied`."""
+    """Records a report; returns False if the gateway is not enrolled here. Raises `Denied`."""
     blueprint = store.plan_row(unit.connection, event.blueprint)
     if event.phase in _DECISIVE and blueprint is not None and blueprint.judged:
         check_given(event, store.load(unit, event.blueprint))

@@ -1,7 +1,7 @@
-"""Brings about what should be: judges open stages, and makes the twin's bucket hold each blueprint's plan.
+"""Reconciles rollouts: evaluates the gates of open stages, and writes each blueprint's plan to the twin's bucket.
 
-Level-triggered. An event makes it look at once; the tick finds whatever a crash or an unreachable server left undone,
-because it compares what is with what should be instead of remembering what to do.
+It is level-triggered. An event triggers a check at once. The tick repairs what a crash or an unreachable server left
+undone, because it compares the actual state with the desired one and needs no list of pending work.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Reconciler:
             await asyncio.sleep(self._tick_every.total_seconds())
 
     async def judge(self, blueprint: str) -> None:
-        """Let the gate move the blueprint's rollout, if it has one and the gate decides."""
+        """Evaluates the gate of the blueprint's rollout, if it has one, and applies the decision."""
         row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
         if row is None or not row.judged:
             return
@@ -53,11 +53,11 @@ class Reconciler:
             await self.publish(blueprint)
 
     async def publish(self, blueprint: str) -> None:
-        """Make the bucket hold the plan. When the bus is out of reach the next tick does it: nothing is lost."""
+        """Writes the plan to the bucket if it is not there. If the bus is unreachable, the next tick writes it."""
         key = subjects.blueprint_key(blueprint)
         try:
             async with self._publishing:
-                # The bucket first: whatever it holds was committed before, so the row read after it is no older.
+                # Read the bucket first: its plan was committed before, so the row that is read next is not older.
                 held = await self._bus.client.read_desired(key)
                 row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
                 plan, now = store.plan_in(row), self._clock()
@@ -70,7 +70,7 @@ class Reconciler:
 
 
 def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
-    """Whether the gate decided anything."""
+    """Evaluates the gate and commits its decision; returns whether there was one."""
     connection, state = unit.connection, store.load(unit, blueprint)
     rollout, plan = state.under_way, store.plan_in(store.plan_row(connection, blueprint))
     if rollout is None or plan is None:
@@ -80,7 +80,7 @@ def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     events = follow_gate(state, rollout, decision, now)
     if not events:
         return False
-    # The trace of the command that started it, so that one rollout is one trace through all of its stages.
+    # Continue the trace of the command that started the rollout, so all stages of a rollout are in one trace.
     with span("judge rollout", parent=plan.traceparent, rollout=rollout.id, verdict=decision.verdict.value):
         store.commit(unit, state, events, now)
     log.info("rollout %s: %s: %s", rollout.id, decision.verdict, decision.reason)

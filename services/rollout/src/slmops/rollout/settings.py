@@ -11,11 +11,11 @@ from slmops.kit.settings import BusSettings, DatabaseSettings
 
 
 class Settings(BusSettings, DatabaseSettings):
-    enrolment_token: Path = Field(description="File with the secret that a gateway must show once, at enrolment")
+    enrolment_token: Path = Field(description="File with the secret that a gateway must send at enrolment")
     gateway_signing_seed: Path = Field(description="File with the scoped key that signs gateways' credentials")
     plan_signing_key: Path = Field(
         description="Private key that signs plans, PEM; the trust repository names its public half"
     )
     tick_every: timedelta = Field(
-        default=timedelta(seconds=1), description="How often gates and plans are looked at without an event"
+        default=timedelta(seconds=1), description="How often gates and plans are checked without an event"
     )

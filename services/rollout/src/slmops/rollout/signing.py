@@ -11,18 +11,18 @@ from slmops.kit.trust.plans import sign_plan, still_good
 
 
 class PlanSigner:
-    """The key is read anew each time, so that a rotated one takes effect without a restart."""
+    """Signs plans. The key is read for each use, so a rotated key takes effect without a restart."""
 
     def __init__(self, key: Path) -> None:
         self._key = key
 
     async def open(self) -> None:
-        """Raises `InvalidMessage` for a key that cannot sign."""
+        """Checks the key. Raises `InvalidMessage` for a key that cannot sign."""
         read_key(self._key)
 
     def sign(self, plan: Plan, now: datetime) -> bytes:
         return sign_plan(plan, read_key(self._key), now)
 
     def still_good(self, held: bytes, plan: Plan, now: datetime) -> bool:
-        """Whether what the bucket holds is this plan, signed by us, and for long enough."""
+        """Returns whether `held` is this plan with our signature and more than half of its time left."""
         return still_good(held, plan, read_key(self._key), now)

@@ -1,6 +1,6 @@
-"""What the rollout service keeps: the streams of blueprints and gateways, and tables to read them by.
+"""The rollout service's storage: the streams of blueprints and gateways, and read tables.
 
-Documents are stored as their JSON; columns beside them are what queries select on. Times are Unix seconds.
+Documents are stored as JSON, with separate columns for the fields on which queries select. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _ended = Table(
 
 
 class PlanRow(NamedTuple):
-    """`judged`: a rollout is under way that the gate may move."""
+    """A row of the blueprints table. `judged`: a rollout is under way that the gate may move."""
 
     name: str
     plan: str
@@ -108,7 +108,7 @@ class PlanRow(NamedTuple):
 
 
 def schema() -> MetaData:
-    """A copy of the tables for one journal, which adds its own."""
+    """Returns a copy of the tables for one journal, which adds its own tables."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)
@@ -116,7 +116,7 @@ def schema() -> MetaData:
 
 
 def project(connection: Connection, event: Event) -> None:
-    """Read tables that follow from one event alone; a blueprint's follow from its state (`commit`)."""
+    """Updates read tables that depend on one event only. `commit` updates those that depend on a blueprint's state."""
     if isinstance(event, GatewayEnrolled):
         values = {"blueprint": event.blueprint, "enrolled": event.model_dump_json()}
         _put(connection, _gateways, {"gateway_id": event.gateway_id}, values)
@@ -131,7 +131,7 @@ def load(unit: UnitOfWork, name: str) -> BlueprintState:
 
 
 def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now: datetime) -> BlueprintState:
-    """Append to the blueprint's stream, and bring its plan and views up to date in the same transaction."""
+    """Appends to the blueprint's stream, and updates its plan and views in the same transaction."""
     if not events:
         return state
     unit.append(_stream(state.name), state.version, events)
@@ -141,7 +141,7 @@ def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now
     values = {"plan": plan.model_dump_json(), "judged": judged}
     _put(unit.connection, _blueprints, {"name": state.name}, values)
     if rollout and not rollout.under_way and isinstance(events[-1], RolloutEvent):
-        # As it was when it ended: later the same gateways run something else.
+        # Store the view as of the end, because the same gateways run other releases later.
         view = _view(unit, state, rollout, now)
         _put(unit.connection, _ended, {"rollout": rollout.id}, {"view": view.model_dump_json()})
     return state
@@ -158,7 +158,7 @@ def plan_row(connection: Connection, name: str) -> PlanRow | None:
 
 
 def rollout_views(unit: UnitOfWork, state: BlueprintState, now: datetime) -> list[RolloutView]:
-    """Oldest first: ended ones as they ended, the one under way as it is."""
+    """Returns a blueprint's rollouts, oldest first: ended ones as of their end, the one under way as of now."""
     found = [_ended_view(unit.connection, rollout.id) for rollout in state.rollouts if not rollout.under_way]
     return [*found, _view(unit, state, state.under_way, now)] if state.under_way else found
 
@@ -188,12 +188,12 @@ def record_package(connection: Connection, event: PackagePublished) -> None:
 
 
 def record_withdrawal(connection: Connection, event: PackageWithdrawn) -> None:
-    """It may be heard before the package is."""
+    """Records a withdrawal, which may arrive before the package's event."""
     _put(connection, _withdrawn, {"manifest": event.manifest}, {"at": event.at.timestamp()})
 
 
 def packages(connection: Connection, model: str) -> list[PackagePublished]:
-    """Of every profile, oldest first, without what was withdrawn."""
+    """Returns a model's packages for every profile, oldest first, without withdrawn ones."""
     query = select(_packages.c.data).where(_packages.c.model == model).order_by(_packages.c.at)
     found = [PackagePublished.model_validate_json(data) for data in connection.execute(query).scalars()]
     gone = set(connection.execute(select(_withdrawn.c.manifest)).scalars())
@@ -204,23 +204,23 @@ def packages(connection: Connection, model: str) -> list[PackagePublished]:
 
 
 def record_report(connection: Connection, event: GatewayReported) -> bool:
-    """Keep the newest report and the newest failure; False for a gateway that is not enrolled here.
+    """Keeps the newest report and the newest failure. Returns False if the gateway is not enrolled here.
 
-    Raises `Denied` when it speaks for a foreign blueprint.
+    Raises `Denied` if the report names another blueprint than the enrolment.
     """
     key = {"gateway_id": event.gateway_id}
-    # Locked, or an older report could overwrite a newer one that another process of ours records just now.
+    # Lock the row; otherwise an older report could overwrite a newer one that another process is recording.
     row = connection.execute(select(_gateways).where(*_matches(_gateways, key)).with_for_update()).first()
     if row is None or row.enrolled is None:
         return False
     if row.blueprint != event.blueprint:
-        raise Denied(f"{event.gateway_id} is enrolled under {row.blueprint} and reports for {event.blueprint}")
-    # JSON has no NaN: written as null, the report could not be read again.
+        raise Denied(f"{event.gateway_id} is enrolled under {row.blueprint} but reports for {event.blueprint}")
+    # JSON has no NaN: it would be written as null, and then the report could not be read.
     event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
     values: dict[str, Any] = {}
     if event.sequence > row.sequence:
         values |= {"sequence": event.sequence, "report": event.model_dump_json()}
-    # A failure counts even when a later report overtook it.
+    # A failure counts even if a later report arrived first.
     failed = event.phase is UpdatePhase.FAILED
     if failed and (row.failure is None or event.sequence > _report(row.failure).sequence):
         values["failure"] = event.model_dump_json()
@@ -230,12 +230,12 @@ def record_report(connection: Connection, event: GatewayReported) -> bool:
 
 
 def enrolled(connection: Connection) -> int:
-    """How many gateways are enrolled."""
+    """Returns the number of enrolled gateways."""
     return connection.execute(select(func.count()).where(_gateways.c.enrolled.is_not(None))).scalar_one()
 
 
 def members(connection: Connection, blueprint: str | None = None, gateway_id: str | None = None) -> list[Member]:
-    """The inventory of enrolled gateways: of one blueprint, one gateway, or all."""
+    """Returns enrolled gateways: those of one blueprint, one gateway, or all."""
     query = select(_gateways).where(_gateways.c.enrolled.is_not(None)).order_by(_gateways.c.gateway_id)
     if blueprint is not None:
         query = query.where(_gateways.c.blueprint == blueprint)
@@ -247,7 +247,7 @@ def members(connection: Connection, blueprint: str | None = None, gateway_id: st
 def _member(row: Any) -> Member:
     report = _report(row.report) if row.report else None
     known = GatewayEnrolled.model_validate_json(row.enrolled)
-    # A gateway resolves its plan with its own labels: the newest it told are the ones to predict with.
+    # A gateway resolves its plan with its own labels, so the prediction uses the newest labels that it reported.
     labels = (report.labels if report else {}) or known.labels
     return Member(
         identity=Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=labels),
@@ -265,7 +265,7 @@ def _report(data: str) -> GatewayReported:
 
 
 def record_window(connection: Connection, identity: str, event: CohortMeasured) -> None:
-    """`identity` is the event's: the same window twice is stored once."""
+    """Stores a measured window. `identity` is the event's id; the same event is stored once."""
     ended = event.window.ended_at.timestamp()
     values = {"blueprint": event.blueprint, "ended_at": ended, "data": event.window.model_dump_json()}
     _put(connection, _windows, {"id": identity}, values)
@@ -274,7 +274,7 @@ def record_window(connection: Connection, identity: str, event: CohortMeasured) 
 
 
 def windows(connection: Connection, blueprint: str, since: datetime) -> list[CohortWindow]:
-    """Of every release, that ended after `since`."""
+    """Returns the windows of every release that ended after `since`."""
     query = select(_windows.c.data).where(_windows.c.blueprint == blueprint, _windows.c.ended_at > since.timestamp())
     return [CohortWindow.model_validate_json(data) for data in connection.execute(query).scalars()]
 
@@ -284,7 +284,7 @@ def _matches(table: Table, key: dict[str, str]) -> Iterable[Any]:
 
 
 def _put(connection: Connection, table: Table, key: dict[str, str], values: dict[str, Any]) -> None:
-    """Update the row, or insert it: the same statement for every database."""
+    """Updates the row or inserts it, with statements that every database supports."""
     if connection.execute(update(table).where(*_matches(table, key)).values(**values)).rowcount == 0:
         connection.execute(insert(table).values(**key, **values))
 

@@ -1,4 +1,4 @@
-"""Measurement batches in, cohort windows out; enrolments and rollouts in, so that only what is expected counts."""
+"""Handles measurement batches, enrolments and rollouts, and publishes cohort windows of the expected batches."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class Handlers:
         self._grace = grace
 
     async def on_batch(self, batch: MeasurementBatch, delivered: MessageContext) -> None:
-        """Keep a batch once; one transaction, whatever the size of the fleet.
+        """Stores a batch once, in one transaction, whatever the size of the fleet.
 
-        Raises `PermanentError`, `InvalidMessage` for one that cannot be true, `Denied` for one that nobody expects.
+        Raises `PermanentError` and `InvalidMessage` for an invalid batch, `Denied` for an unexpected one.
         """
         check(batch, delivered.subject, self._clock())
         pending = Pending(batch, delivered.traceparent)
         if await self._journal.transact(lambda unit: _keep(unit, pending)):
-            await self._look_again(pending)
+            await self._keep_by_current_state(pending)
 
     async def on_fact(self, event: Event, _delivered: MessageContext) -> None:
-        """Who is enrolled, and to whom releases are given."""
+        """Records an enrolment or an event of a rollout."""
         await self._journal.transact(lambda unit: store.record_fact(unit.connection, event))
 
-    async def _look_again(self, pending: Pending) -> None:
-        """Our tables may be behind. Raises `Denied`."""
+    async def _keep_by_current_state(self, pending: Pending) -> None:
+        """Checks a batch against the current state on the bus, because the tables may be behind. Raises `Denied`."""
         batch = pending.batch
         await self._catch_up()
         identity = await self._fleet.identity(batch.gateway_id)
@@ -68,10 +68,10 @@ class Handlers:
             return _keep(unit, pending, offers_of(plan, batch.release, batch.ended_at) if plan else [])
 
         if why := await self._journal.transact(work):
-            raise Denied(why, fix="If the gateway is sound, replay the batch once its rollout has reached it.")
+            raise Denied(why, fix="If the gateway works correctly, replay the batch when its rollout has reached it.")
 
     async def _catch_up(self) -> None:
-        """With all rollouts that are stored now, whichever of their events were delivered to us."""
+        """Reads all stored events of rollouts, including those that were not delivered yet."""
         page: list[tuple[int, Event]] = []
         async for one in self._fleet.rollouts(await self._journal.read(store.caught_up)):
             page.append(one)
@@ -85,7 +85,7 @@ class Handlers:
         await self._journal.transact(lambda unit: store.record_rollouts(unit.connection, page))
 
     async def run(self) -> None:
-        """Closes windows until cancelled. First it reads the history of rollouts, so that no batch waits for that."""
+        """Closes windows until cancelled. Reads the history of rollouts first, so that no batch waits for it."""
         behind = True
         while True:
             try:
@@ -106,11 +106,11 @@ class Handlers:
     def _close(self, unit: UnitOfWork, limit: datetime) -> None:
         over = store.take_ended_before(unit.connection, limit)
         for cohort, items in cohorts(over, self._window).items():
-            self._tell(unit, cohort, items)
+            self._publish(unit, cohort, items)
 
-    def _tell(self, unit: UnitOfWork, cohort: Cohort, items: list[Pending]) -> None:
+    def _publish(self, unit: UnitOfWork, cohort: Cohort, items: list[Pending]) -> None:
         window = aggregate(cohort, (item.batch for item in items), self._window)
-        # A window sums batches of many traces and continues one of them: that of the newest batch that has one.
+        # A window sums batches of many traces and continues one of them: the trace of the newest batch that has one.
         parent = next((item.traceparent for item in reversed(items) if item.traceparent), None)
         with span("close window", parent=parent, blueprint=cohort.blueprint, version=cohort.version):
             event = CohortMeasured(blueprint=cohort.blueprint, window=window, at=self._clock())
@@ -118,7 +118,7 @@ class Handlers:
 
 
 def _keep(unit: UnitOfWork, pending: Pending, more: Sequence[Offer] = ()) -> str:
-    """Keeps a batch that is expected by our tables or by `more`; else returns why not."""
+    """Stores a batch that the tables or `more` expect; otherwise returns the reason why not."""
     batch, connection = pending.batch, unit.connection
     offers = [*store.offers(connection, batch.blueprint, batch.release), *more]
     why = refusal(batch, store.member(connection, batch.gateway_id), offers)

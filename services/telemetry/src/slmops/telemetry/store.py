@@ -1,7 +1,7 @@
-"""Batches whose window is open, and what telemetry expects: enrolled gateways, and which releases they were given.
+"""Stores batches whose window is open, enrolled gateways, and the releases that rollouts gave to gateways.
 
-A batch of a published window is deleted here; the consumed ids remain. `members` grows with the fleet, `offers` and
-`opened` with the number of rollouts.
+Batches of published windows are deleted; the consumed ids remain. `members` grows with the fleet, `offers` and `opened`
+with the number of rollouts.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _offers = Table(
     Column("stages", Text),  # NULL: given to every gateway
     Index("offers_by_release", "blueprint", "release"),
 )
-# By itself, because a stage may be heard of before its rollout is.
+# A separate table, because the event of a stage may arrive before that of its rollout.
 _opened = Table(
     "opened",
     _TABLES,
@@ -92,7 +92,7 @@ _STAGES = TypeAdapter(tuple[Stage, ...])
 
 
 def schema() -> MetaData:
-    """A copy of the tables for one journal, which adds its own."""
+    """Returns a copy of the tables for one journal, which adds its own tables."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)
@@ -100,11 +100,11 @@ def schema() -> MetaData:
 
 
 def project(_connection: Connection, _event: Event) -> None:
-    """Published windows are not kept here: their consumers store what they need."""
+    """Does nothing: published windows are not kept here, because their consumers store what they need."""
 
 
 def add(unit: UnitOfWork, item: Pending) -> bool:
-    """Keep a batch until its window closes; False when it was here before."""
+    """Stores a batch until its window closes; returns False if it was stored before."""
     identity = _identity(item.batch)
     if not unit.first_time("telemetry", identity):
         return False
@@ -126,17 +126,18 @@ def ended_before(connection: Connection, limit: datetime) -> list[Pending]:
 
 
 def take_ended_before(connection: Connection, limit: datetime) -> list[Pending]:
-    """The same, removed. Raises `Conflict` when another process of ours takes them just now."""
+    """Removes and returns these batches. Raises `Conflict` if another process of this service takes them at the same
+    time."""
     found = ended_before(connection, limit)
     for item in found:
         gone = connection.execute(delete(_pending).where(_pending.c.id == _identity(item.batch))).rowcount == 0
         if gone:
-            raise Conflict("another process closes the same windows")
+            raise Conflict("another process is closing the same windows")
     return found
 
 
 def _identity(batch: MeasurementBatch) -> str:
-    # With the gateway in it, nobody can make us take another gateway's batch for a repetition.
+    # The id includes the gateway, so a gateway cannot make another one's batch look like a repetition.
     return event_id(batch.gateway_id, batch.batch_id)
 
 
@@ -149,7 +150,7 @@ def member(connection: Connection, gateway_id: str) -> Identity | None:
 
 
 def offers(connection: Connection, blueprint: str, release: Digest) -> list[Offer]:
-    """What rollouts of a blueprint gave, or give, of a release."""
+    """Returns the past and current offers of a release by rollouts of a blueprint."""
     query = (
         select(_offers, _opened.c.stage)
         .select_from(_offers.outerjoin(_opened, _offers.c.rollout == _opened.c.rollout))
@@ -176,14 +177,14 @@ def record_member(connection: Connection, identity: Identity) -> None:
 
 
 def record_fact(connection: Connection, event: Event) -> None:
-    """In any order, and as often as it comes."""
+    """Records an event. Events may arrive in any order and repeatedly."""
     match event:
         case GatewayEnrolled():
             fields = event.model_dump(include={"gateway_id", "blueprint", "labels"})
             record_member(connection, Identity(**fields))
         case RolloutStarted():
             _put_offer(connection, event, event.candidate, _STAGES.dump_json(event.stages).decode())
-            if event.stable is not None:  # last, for it may be the same package as the candidate
+            if event.stable is not None:  # last, because it may be the same package as the candidate
                 _put_offer(connection, event, event.stable, None)
         case RolloutStageAdvanced():
             _open(connection, event.rollout, event.stage)
@@ -194,7 +195,7 @@ def record_fact(connection: Connection, event: Event) -> None:
 
 
 def caught_up(connection: Connection) -> int:
-    """The sequence in the stream of facts up to which every event of a rollout is recorded here."""
+    """Returns the sequence in the stream of facts up to which every event of a rollout is recorded here."""
     query = select(_caught_up.c.sequence).where(_caught_up.c.stream == _ROLLOUTS)
     return connection.execute(query).scalar() or 0
 
@@ -219,7 +220,7 @@ def _open(connection: Connection, rollout: str, stage: int) -> None:
 
 
 def _put(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Insert or replace. Writers of a journal queue up, so nobody inserts in between."""
+    """Inserts or updates a row. Writers of a journal queue up, so no other writer can insert in between."""
     matches = [table.c[column] == value for column, value in key.items()]
     if connection.execute(update(table).where(*matches).values(**values)).rowcount == 0:
         connection.execute(insert(table).values({**key, **values}))

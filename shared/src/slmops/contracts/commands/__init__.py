@@ -1,6 +1,6 @@
-"""Every command and query. Imperative, request/reply on `cmd.<service>.<name>`.
+"""All commands and queries, with imperative names. They are requests on `cmd.<service>.<name>`.
 
-Answered with a typed result, or with a `Problem`.
+The reply is a typed result or a `Problem`.
 """
 
 from __future__ import annotations

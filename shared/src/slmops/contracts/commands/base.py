@@ -1,4 +1,4 @@
-"""What every command and every result is."""
+"""The base classes of commands and results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Result(BaseModel):
 
 
 class Command(BaseModel, Generic[R]):
-    """`service` answers it; `name` is what it asks."""
+    """A request. `service` is the service that answers it; `name` is the last part of its subject."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

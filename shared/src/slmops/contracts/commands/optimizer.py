@@ -1,4 +1,4 @@
-"""Asked of the optimizer."""
+"""Commands and queries that the optimizer answers."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from slmops.contracts.search import SearchSpec
 
 
 class Optimize(Command[JobView]):
-    """Make variants of a registered version. While the same work is under way, it is answered with that job.
+    """Make variants of a registered version. If the same work is already under way, the reply is that job.
 
-    `ListJobs` tells how far it came; so do `slmops.variant.*` with the job's id, as each step begins.
+    `ListJobs` shows its progress; so do the events `slmops.variant.*` with the job's id, as each step begins.
     """
 
     service: ClassVar[str] = "optimizer"
     name: ClassVar[str] = "optimize"
     model: Name
     version: Version
-    profile: Name | None = Field(default=None, description="A bundled device profile; absent: the optimizer's first")
-    recipes: tuple[Name, ...] = Field(default=(), description="Bundled ones; absent with `definitions`: the defaults")
-    definitions: tuple[Recipe, ...] = Field(default=(), description="Recipes of your own")
-    search: SearchSpec | None = Field(default=None, description="Look for better recipes, beginning with those named")
+    profile: Name | None = Field(default=None, description="A bundled device profile; by default the optimizer's first")
+    recipes: tuple[Name, ...] = Field(
+        default=(), description="Bundled recipes; if there are no `definitions` either, the default recipes"
+    )
+    definitions: tuple[Recipe, ...] = Field(default=(), description="Custom recipes")
+    search: SearchSpec | None = Field(default=None, description="Search for better recipes, starting with those named")
 
 
 class CancelJob(Command[JobView]):
-    """End a job. It stops within seconds, or never starts; its recipes are reported as rejected."""
+    """Cancel a job. It stops within seconds or never starts; its recipes are reported as rejected."""
 
     service: ClassVar[str] = "optimizer"
     name: ClassVar[str] = "cancel_job"
@@ -46,7 +48,7 @@ class JobList(Result):
 
 
 class ListJobs(Command[JobList]):
-    """Jobs of the last three months, or one of them; the newest last."""
+    """List the jobs of the last three months, or one of them, the newest last."""
 
     service: ClassVar[str] = "optimizer"
     name: ClassVar[str] = "list_jobs"
@@ -56,14 +58,14 @@ class ListJobs(Command[JobList]):
 
 class ParameterView(Result):
     name: str
-    kind: str = Field(description="For a person: `4 or 8`, `integer ≥ 1`")
+    kind: str = Field(description="Allowed values, as text: `4 or 8`, `integer ≥ 1`")
     default: JsonValue = None
     required: bool = False
     description: str = ""
 
 
 class PassView(Result):
-    """`takes` and `gives` say which passes may stand before and after it."""
+    """A pass of a recipe. `takes` and `gives` determine which passes may come before and after it."""
 
     name: Name
     description: str
@@ -73,28 +75,29 @@ class PassView(Result):
 
 
 class RecipeList(Result):
-    """Of each recipe every parameter is written out."""
+    """Recipes with all their parameters, including defaults, and the available passes."""
 
     recipes: tuple[Recipe, ...]
     passes: tuple[PassView, ...]
 
 
 class ListRecipes(Command[RecipeList]):
-    """The bundled recipes, and the passes that a recipe of your own may be made of."""
+    """List the bundled recipes, and the passes that a custom recipe may contain."""
 
     service: ClassVar[str] = "optimizer"
     name: ClassVar[str] = "list_recipes"
 
 
 class EvaluationFiles(Result):
-    """The report, and the pictures of a search's front. Addresses expire."""
+    """A report, and the pictures of a search's Pareto front. The URLs expire."""
 
     report: PackageFile
     pictures: tuple[PackageFile, ...] = ()
 
 
 class FetchEvaluation(Command[EvaluationFiles]):
-    """The report of a variant with its evidence, or of a whole job: name one of them. Without a recipe: the chosen."""
+    """Fetch the report of a variant with its evidence, or of a whole job. Name one of them. The default recipe is the
+    chosen one."""
 
     service: ClassVar[str] = "optimizer"
     name: ClassVar[str] = "fetch_evaluation"
@@ -106,9 +109,9 @@ class FetchEvaluation(Command[EvaluationFiles]):
 
 
 class VerifyEvaluation(Command[Verification]):
-    """Measure again what a variant's report says. Takes as long as evaluating did: ask with a long timeout.
+    """Measure the figures of a variant's report again. It takes as long as the evaluation: use a long timeout.
 
-    A variant is named by its report, or as in `FetchEvaluation`.
+    Name the variant by its report, or as in `FetchEvaluation`.
     """
 
     service: ClassVar[str] = "optimizer"

@@ -1,4 +1,4 @@
-"""Asked of the packager."""
+"""Commands and queries that the packager answers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class PackageFiles(Result):
     signature: PackageFile
     files: tuple[PackageFile, ...]
     route: tuple[DeltaStep, ...] = Field(
-        default=(), description="Deltas that lead here from a package the gateway has, in order, where that is cheaper"
+        default=(), description="If cheaper: deltas, in order, from a package that the gateway has to this one"
     )
 
 
 class FetchPackage(Command[PackageFiles]):
-    """A gateway asks for the files of the package that its plan names. Refused for any other package."""
+    """A gateway requests the files of the package that its plan names. Requests for other packages are rejected."""
 
     service: ClassVar[str] = "packager"
     name: ClassVar[str] = "fetch"
@@ -40,7 +40,7 @@ class MetadataFile(Result):
 
 
 class FetchMetadata(Command[MetadataFile]):
-    """A gateway asks for a file of the TUF repository. Public, and worth nothing until it was verified."""
+    """A gateway requests a file of the TUF repository. The file is public; verify it before use."""
 
     service: ClassVar[str] = "packager"
     name: ClassVar[str] = "fetch_metadata"
@@ -50,26 +50,28 @@ class FetchMetadata(Command[MetadataFile]):
 
 
 class BundleContents(Result):
-    """What crosses an air gap. The other metadata files are fetched by name: a version never changes."""
+    """The contents of a bundle. The other metadata files are fetched by name, because a version never changes."""
 
     blueprint: Name
     plan: str = Field(description="The signed envelope, base64")
     timestamp: str = Field(max_length=METADATA_LIMIT_BYTES * 4 // 3 + 4, description="timestamp.json, base64")
-    metadata: tuple[MetadataName, ...] = Field(description="Every root, and what the timestamp leads to")
-    packages: tuple[PackageFiles, ...] = Field(description="Of the stable release and of the candidate")
+    metadata: tuple[MetadataName, ...] = Field(description="Every root, and the files to which the timestamp refers")
+    packages: tuple[PackageFiles, ...] = Field(description="Packages of the stable release and of the candidate")
 
 
 class PrepareBundle(Command[BundleContents]):
-    """The operator asks for everything that gateways of a blueprint need when they have no network."""
+    """The operator requests everything that gateways of a blueprint need without a network."""
 
     service: ClassVar[str] = "packager"
     name: ClassVar[str] = "prepare_bundle"
     blueprint: Name
-    have: tuple[Digest, ...] = Field(default=(), max_length=8, description="Manifests from which deltas may start")
+    have: tuple[Digest, ...] = Field(
+        default=(), max_length=8, description="Manifests of packages that deltas may use as a base"
+    )
 
 
 class PackageExport(PackageOfVersion):
-    """Every blob of a package. Addresses expire; `config` is a blob that no file of a laid out package holds."""
+    """Every blob of a package. The URLs expire. `config_file` is a blob that is not among the package's files."""
 
     manifest_file: PackageFile
     config_file: PackageFile
@@ -78,38 +80,40 @@ class PackageExport(PackageOfVersion):
 
 
 class PackageCommand(Command[R], Generic[R]):
-    """About a package that is named by its manifest, or by its version."""
+    """A command about a package, which is named by its manifest or by its version."""
 
     service: ClassVar[str] = "packager"
     manifest: Digest | None = None
     model: Name | None = None
     version: Version | None = None
-    profile: Name | None = Field(default=None, description="Needed where a version has packages for several")
+    profile: Name | None = Field(default=None, description="Required if a version has packages for several profiles")
 
 
 class ExportPackage(PackageCommand[PackageExport]):
-    """The operator asks for a package: by its manifest, or the newest of a version. Raises `NotFound` for none."""
+    """The operator requests a package by its manifest, or the newest package of a version. Raises `NotFound`."""
 
     name: ClassVar[str] = "export"
 
 
 class Withdrawal(PackageOfVersion):
-    """What is vouched for no more, or would be. `deltas` lead to the package or start from it."""
+    """The package that was withdrawn (or, in a dry run, would be). `deltas` counts the deltas to it and from it."""
 
     deltas: int = Field(ge=0)
     deltas_bytes: int = Field(ge=0)
-    running: int = Field(ge=0, description="Gateways that said last that they run it")
+    running: int = Field(ge=0, description="Gateways that last reported that they run it")
     dry_run: bool
 
 
 class WithdrawPackage(PackageCommand[Withdrawal]):
     """The operator withdraws a package that nobody needs: it is no longer trusted and becomes garbage.
 
-    Raises `NotFound`, `InvalidMessage` when several are meant, `IllegalTransition` while a plan names it or, but for
-    `even_if_running`, while gateways run it. Of one that was withdrawn nothing happens.
+    Raises `NotFound`, `InvalidMessage` if several packages match, and `IllegalTransition` while a plan names the
+    package or, without `even_if_running`, while gateways run it. Withdrawing a withdrawn package does nothing.
     """
 
     name: ClassVar[str] = "withdraw"
     reason: str = Field(default="", max_length=500)
-    even_if_running: bool = Field(default=False, description="Gateways that are lost say for ever that they run it")
+    even_if_running: bool = Field(
+        default=False, description="Ignore gateways that last reported running it, such as lost ones"
+    )
     dry_run: bool = False

@@ -1,4 +1,4 @@
-"""Asked of the registry."""
+"""Commands and queries that the registry answers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from slmops.contracts.names import Name, Version
 
 
 class UploadTicket(Result):
-    """Where to put the missing files: digest → presigned PUT. A digest without a URL is in the store already."""
+    """Where to upload the missing files: digest → presigned PUT. A digest without a URL is already in the store."""
 
     upload: str
     urls: dict[Digest, str]
 
 
 class BeginUpload(Command[UploadTicket]):
-    """Ask for a place to put files. Nothing is registered and nothing shows in a list until `RegisterVersion`."""
+    """Request URLs for uploading files. Until `RegisterVersion` nothing is registered and no list shows anything."""
 
     service: ClassVar[str] = "registry"
     name: ClassVar[str] = "begin_upload"
@@ -54,7 +54,7 @@ class PackageView(Result):
 
 
 class PackageOfVersion(PackageView):
-    """A package with the version that it is of."""
+    """A package with its model and version."""
 
     model: Name
     version: Version
@@ -70,7 +70,7 @@ class VersionView(Result):
     files: tuple[ModelFile, ...] = ()
     golden: Descriptor | None = None
     state: str = Field(description="registered or retired")
-    stage: str = Field(default="registered", description="How far it came: registered, optimizing, packaged, refused")
+    stage: str = Field(default="registered", description="Progress: registered, optimizing, packaged, refused")
     progress: str = ""
     at: AwareDatetime
     aliases: tuple[Name, ...] = ()
@@ -79,7 +79,8 @@ class VersionView(Result):
 
 
 class RegisterVersion(Command[VersionView]):
-    """Register uploaded files as an immutable version. The same files again answer the same; others are refused."""
+    """Register uploaded files as an immutable version. Repeating it with the same files gives the same reply; other
+    files are rejected."""
 
     service: ClassVar[str] = "registry"
     name: ClassVar[str] = "register_version"
@@ -90,7 +91,7 @@ class RegisterVersion(Command[VersionView]):
     architecture: str
     files: tuple[ModelFile, ...] = Field(min_length=1)
     golden: ModelFile | None = Field(
-        default=None, description="Among the uploaded; absent: the newest version's are kept"
+        default=None, description="One of the uploaded files; by default the golden prompts of the newest version"
     )
 
 
@@ -115,7 +116,7 @@ class VersionList(Result):
 
 
 class ListVersions(Command[VersionList]):
-    """Versions of one model, or of all; newest last."""
+    """List the versions of one model or of all, the newest last."""
 
     service: ClassVar[str] = "registry"
     name: ClassVar[str] = "list_versions"
@@ -124,27 +125,27 @@ class ListVersions(Command[VersionList]):
 
 
 class Share(Result):
-    """Of the object store."""
+    """A number of objects in the object store and their total size."""
 
     objects: int = 0
     size_bytes: int = 0
 
 
 class GarbageReport(Result):
-    """`garbage` is what may be removed, `removed` the part of it that was. Without the latter it is a dry run."""
+    """The result of a collection. `garbage` may be removed, `removed` is the part that was; absent after a dry run."""
 
     live: Share = Field(description="Blobs that a version, variant or package names")
-    young: Share = Field(description="Blobs that nothing names and that were wanted within the grace period")
-    garbage: Share = Field(description="Blobs that nothing names, and nobody wanted within the grace period")
+    young: Share = Field(description="Unnamed blobs that were written or claimed within the grace period")
+    garbage: Share = Field(description="Unnamed blobs that were neither written nor claimed within the grace period")
     uploads: Share = Field(description="Uploads that nobody registered within the grace period")
-    removed: Share | None = Field(default=None, description="Blobs of the garbage")
-    missing: int = Field(default=0, description="Blobs that something names and the store has not: should be none")
+    removed: Share | None = Field(default=None, description="Blobs of the garbage that were removed")
+    missing: int = Field(default=0, description="Blobs that are named but not in the store: should be 0")
 
 
 class CollectGarbage(Command[GarbageReport]):
-    """Remove blobs that nothing names, and what failed uploads left. Repeat it while less is removed than there is.
+    """Remove blobs that nothing names, and leftovers of failed uploads. Repeat it until all garbage is removed.
 
-    Takes a second for some hundred blobs: ask with a long timeout. It may be killed, and run twice at a time.
+    It takes a second for a few hundred blobs: use a long timeout. It may be killed, and two may run at once.
     """
 
     service: ClassVar[str] = "registry"
@@ -153,6 +154,6 @@ class CollectGarbage(Command[GarbageReport]):
     grace: timedelta = Field(
         default=timedelta(days=7),
         ge=timedelta(0),
-        description="How long nobody may have wanted a blob: longer than anything takes from its files to its event",
+        description="Time since the last write or claim of a blob; it must exceed the time from an upload to its event",
     )
-    at_most: int = Field(default=10_000, ge=1, description="Blobs to remove now")
+    at_most: int = Field(default=10_000, ge=1, description="Highest number of blobs to remove")

@@ -1,4 +1,4 @@
-"""Asked of the rollout service."""
+"""Commands and queries that the rollout service answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slmops.contracts.plan import Release
 
 
 class Enrolment(Result):
-    """`jwt` makes the gateway's own nkey a user of the bus; it holds no secret."""
+    """A gateway's credential. `jwt` makes the gateway's own nkey a user of the bus; it contains no secret."""
 
     gateway_id: Name
     blueprint: Name
@@ -25,7 +25,7 @@ class Enrolment(Result):
 
 
 class EnrolGateway(Command[Enrolment]):
-    """First contact. `token` is the site's enrolment secret; `public_key` the gateway's own user nkey (`U…`)."""
+    """Enrol a gateway. `token` is the site's enrolment secret, `public_key` the gateway's own user nkey (`U…`)."""
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "enrol"
@@ -44,7 +44,7 @@ class BlueprintView(Result):
 
 
 class ApplyBlueprint(Command[BlueprintView]):
-    """Make this the newest revision. Applying what is already the newest changes nothing."""
+    """Make this blueprint the newest revision. Applying the newest revision again changes nothing."""
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "apply_blueprint"
@@ -56,7 +56,7 @@ class StageView(Result):
     targets: int = 0
     committed: int = 0
     failed: int = 0
-    waiting: str = Field(default="", description="What the gate still waits for")
+    waiting: str = Field(default="", description="What the gate is still waiting for")
 
 
 class RolloutView(Result):
@@ -75,7 +75,7 @@ class RolloutView(Result):
 
 
 class StartRollout(Command[RolloutView]):
-    """Move a blueprint to a published package. Without a version: the newest one published."""
+    """Start a rollout of a published package to a blueprint's gateways. The default version is the newest published."""
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "start"
@@ -103,7 +103,7 @@ class AbortRollout(_OnRollout):
 
 
 class RollbackRollout(_OnRollout):
-    """Take back the rollout under way, or the last completed one: the gateways return to the release before it."""
+    """Roll back the rollout under way, or the last completed one: the gateways return to the release before it."""
 
     name: ClassVar[str] = "rollback"
 
@@ -113,7 +113,7 @@ class RolloutList(Result):
 
 
 class ListRollouts(Command[RolloutList]):
-    """All rollouts, or one blueprint's; newest last."""
+    """List all rollouts, or those of one blueprint, the newest last."""
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_rollouts"
@@ -150,7 +150,7 @@ class GatewayList(Result):
 
 
 class ListGateways(Command[GatewayList]):
-    """The fleet, or one gateway of it, with what each should run and why."""
+    """List the fleet or one gateway, with the release that each gateway should run and the reason."""
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_gateways"

@@ -1,4 +1,4 @@
-"""One connection to the bus, for asking, publishing and reading the twin. Services add handlers on top (`kit.bus`)."""
+"""A connection to the bus for requests, publishing and reading the twin. Services add handlers on top (`kit.bus`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PUBLISH_TIMEOUT_S = 10.0  # the client's default is 0.5 s, which a busy disk exc
 
 
 class BusClient:
-    """Wraps a nats-py connection. Raises `Unreachable`, and the answering service's typed errors."""
+    """A wrapper of a nats-py connection. Methods raise `Unreachable` and the answering service's typed errors."""
 
     def __init__(self, connection: Connection, reconnected: list[Callable[[], None]] | None = None) -> None:
         self.connection = connection
@@ -46,7 +46,7 @@ class BusClient:
 
     @classmethod
     async def connect(cls, settings: BusSettings, *, name: str, patient: bool = True, **options: Any) -> BusClient:
-        """Connect. `patient` keeps trying for ever after the first success; the first failure is always an error.
+        """Connects. `patient` reconnects forever after the first success; a first failure is always an error.
 
         Raises `Unreachable`, `CredentialsRefused`, `InvalidMessage`.
         """
@@ -69,8 +69,8 @@ class BusClient:
             **options,
         )
         try:
-            # nats-py retries a first connection as often as a later one (60 times): dial without, so that a wrong
-            # address is an error now.
+            # nats-py retries a first connection as often as a later one (60 times). Connect once without retries, so
+            # a wrong address is an error at once.
             connection = await dial(allow_reconnect=False, max_reconnect_attempts=1)
             if patient:
                 await connection.close()
@@ -80,7 +80,7 @@ class BusClient:
         return cls(connection, reconnected)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call back after each reconnection: what was published meanwhile on plain subjects was missed."""
+        """Registers a callback for each reconnection. Messages on plain subjects were missed before it."""
         self._reconnected.append(callback)
 
     async def close(self) -> None:
@@ -88,7 +88,7 @@ class BusClient:
             await self.connection.close()
 
     async def request(self, command: Command[R], timeout: timedelta = REQUEST_TIMEOUT) -> R:
-        """Ask the service that owns `command`. Raises the service's own typed error, or `Unreachable`."""
+        """Sends `command` to its service and returns the result. Raises the service's typed error, or `Unreachable`."""
         template = type(command).subject_template()
         with span(f"request {template}", kind=SpanKind.CLIENT):
             headers = _with_trace({"content-type": "application/json"})
@@ -107,18 +107,18 @@ class BusClient:
                 raise Unreachable(
                     f"the {command.service} service did not answer within {timeout.total_seconds():g} s",
                     where=command.subject,
-                    fix="Try again; if it repeats, look at its log.",
+                    fix="Try again. If it happens again, check the service's log.",
                 ) from error
             return _answer(command, answer.data, answer.headers)
 
     async def publish(self, event: Event, envelope: Envelope) -> None:
-        """Store an event on its stream, acknowledged. Publishing the same envelope again changes nothing."""
+        """Stores an event on its stream and waits for the acknowledgement. Repeating it changes nothing."""
         await self.store(event.subject, event.model_dump_json().encode(), envelope.headers())
 
     async def store(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
-        """Publish to the stream that owns `subject` and wait for its acknowledgement.
+        """Publishes to the stream that owns `subject` and waits for its acknowledgement.
 
-        Raises `Unreachable`, and `DiskFull` when the stream refuses: then the message is not stored.
+        Raises `Unreachable`, and `DiskFull` if the stream refuses the message and does not store it.
         """
         stream = subjects.stream_of(subject)
         try:
@@ -129,24 +129,24 @@ class BusClient:
             raise Unreachable(f"JetStream did not store the message: {error}", where=subject) from error
 
     async def recorded(self, kind: type[E], after: int = 0) -> AsyncIterator[tuple[int, E]]:
-        """Events of a kind that are stored now, oldest first, each with its sequence; only those after one.
+        """Yields the stored events of a kind after sequence `after`, oldest first, each with its sequence.
 
-        What is no such event is left out. Raises `Unreachable`.
+        Skips messages that do not parse. Raises `Unreachable`.
         """
         async for sequence, _subject, data in self.stored(kind.type, after):
             if event := _event(kind, data):
                 yield sequence, event
 
     async def stored(self, pattern: str, after: int = 0) -> AsyncIterator[tuple[int, str, bytes]]:
-        """Messages that are stored now on the subjects of a pattern: sequence, subject and payload, oldest first.
+        """Yields sequence, subject and payload of the messages stored on the subjects of a pattern, oldest first.
 
-        One by one, so that a reader that dies leaves nothing on the server. Raises `Unreachable`.
+        Reads them one at a time, so a reader that crashes leaves nothing on the server. Raises `Unreachable`.
         """
         stream = subjects.stream_of(pattern)
         assert stream is not None, f"no stream stores {pattern}"
         try:
             last = (await self.js.stream_info(stream)).state.last_seq
-            after = after if after <= last else 0  # it is another stream than the one that was read
+            after = after if after <= last else 0  # the stream was recreated
             while after < last:
                 message = await self.js.get_msg(stream, seq=after + 1, subject=pattern, next=True, direct=True)
                 after = int(message.seq or 0)
@@ -158,7 +158,7 @@ class BusClient:
             raise Unreachable(f"the stored events cannot be read: {error}", where=stream) from error
 
     async def latest(self, kind: type[E], key: str) -> E | None:
-        """The last stored event of a kind that is stored by keys, like a gateway's. Raises `Unreachable`."""
+        """Returns the last stored event of a kind and key, such as a gateway's. Raises `Unreachable`."""
         subject = f"{kind.type}.{key}"
         stream = subjects.stream_of(subject)
         assert stream is not None, f"no stream stores {subject}"
@@ -171,7 +171,7 @@ class BusClient:
         return _event(kind, message.data)
 
     async def read_desired(self, key: str) -> tuple[bytes, int] | None:
-        """A twin document and its revision by direct get; None when there is none."""
+        """Returns a twin document and its revision by direct get; None if it does not exist."""
         try:
             bucket = f"KV_{subjects.DESIRED_BUCKET}"
             message = await self.js.get_msg(bucket, subject=subjects.desired(key), direct=True)
@@ -182,7 +182,7 @@ class BusClient:
         return bytes(message.data or b""), int(message.seq or 0)
 
     async def desired_keys(self, pattern: str) -> list[str]:
-        """The keys of the twin that a subject pattern fits, sorted."""
+        """Returns the keys of the twin that match a subject pattern, sorted."""
         prefix = subjects.desired("")
         try:
             found = await self.js.stream_info(f"KV_{subjects.DESIRED_BUCKET}", subjects_filter=prefix + pattern)
@@ -191,7 +191,7 @@ class BusClient:
         return sorted(subject.removeprefix(prefix) for subject in found.state.subjects or {})
 
     async def write_desired(self, key: str, data: bytes) -> int:
-        """Write a twin document; returns its revision. Only the service that owns the plan may."""
+        """Writes a twin document and returns its revision. Only the service that owns the plan may do this."""
         try:
             ack = await self.js.publish(
                 subjects.desired(key),
@@ -205,7 +205,7 @@ class BusClient:
 
 
 def _as_user(creds: Path) -> dict[str, Any]:
-    """How to connect as the user of a credentials file. A user may listen on its own inbox only."""
+    """Returns the options for connecting as a credentials file's user. A user may subscribe only to its own inbox."""
     try:
         user = user_of(creds.read_text())
     except OSError as error:
@@ -219,20 +219,20 @@ def _no_connection(error: Exception, url: str) -> Unreachable:
     reason = str(error) or type(error).__name__
     if "authorization" in reason.lower():
         fix = "Use credentials of this system: set SLMOPS_NATS_CREDS."
-        return CredentialsRefused(f"NATS refuses the credentials: {reason}", where=url, fix=fix)
+        return CredentialsRefused(f"NATS rejected the credentials: {reason}", where=url, fix=fix)
     fix = "Start it (slmops up) or set SLMOPS_NATS_URL and SLMOPS_NATS_CREDS."
     return Unreachable(f"NATS does not answer: {reason}", where=url, fix=fix)
 
 
 async def _quiet(_error: Exception) -> None:
-    """Connection errors surface where a call fails; the client's own callback would print each twice."""
+    """Ignores connection errors: they surface where a call fails, and the default callback would print each twice."""
 
 
 def _event(kind: type[E], data: bytes | None) -> E | None:
     try:
         return kind.model_validate_json(data or b"")
     except ValidationError as error:
-        log.warning("a message on %s is no such event: %s errors", kind.type, error.error_count())
+        log.warning("skipped a message on %s that does not validate: %s errors", kind.type, error.error_count())
         return None
 
 
@@ -248,5 +248,7 @@ def _answer(command: Command[R], data: bytes, headers: Mapping[str, str] | None)
         return command.result_type().model_validate_json(data)
     except ValidationError as error:
         raise InvalidMessage(
-            f"the {command.service} service answered with something else", where=command.subject
+            f"the answer of the {command.service} service does not validate",
+            where=command.subject,
+            fix="Run the same release of slmops everywhere.",
         ) from error

@@ -1,6 +1,6 @@
-"""The messages that a consumer gave up on: listed, read and replayed, without leaving a consumer behind.
+"""Lists, reads and replays dead letters: the messages that a consumer gave up on.
 
-They are read one by one by sequence, so a reader that dies leaves nothing on the server.
+They are read one at a time by sequence, without a consumer, so a reader that crashes leaves nothing on the server.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ SIZE_HEADER = "slmops-dead-size"
 
 
 class DeadLetter(BaseModel):
-    """One message, and why it is here. `headers` are the original ones, without those of the bus itself."""
+    """A message and the reason why it was dead-lettered. `headers` are the original ones, without those of the bus."""
 
     model_config = ConfigDict(frozen=True)
 
     sequence: int
-    subject: str = Field(description="Where it was published first")
+    subject: str = Field(description="Original subject")
     consumer: str
     code: str
     reason: str
     at: AwareDatetime = Field(description="When the consumer gave up")
-    size_bytes: int = Field(description="Of the payload as it was published")
-    whole: bool = Field(default=True, description="False: too large to be kept; its headers and its end are missing")
-    # A payload may be private: it leaves this object only when somebody asks for it by name.
+    size_bytes: int = Field(description="Size of the original payload")
+    whole: bool = Field(default=True, description="False: it was too large; its headers and its end are missing")
+    # A payload may be private, so it is excluded from output unless a caller requests the field.
     payload: bytes = Field(repr=False, exclude=True)
     headers: Mapping[str, str] = Field(repr=False, exclude=True)
 
 
 async def dead_letters(client: BusClient, newest: int | None = None) -> AsyncIterator[DeadLetter]:
-    """Those that are stored now, oldest first: all, or those among the `newest` sequences.
+    """Yields the stored dead letters, oldest first: all, or those among the `newest` sequences.
 
     Raises `Unreachable`, `NotReady`.
     """
@@ -66,7 +66,7 @@ async def dead_letters(client: BusClient, newest: int | None = None) -> AsyncIte
 
 
 async def dead_letter(client: BusClient, sequence: int) -> DeadLetter:
-    """Raises `NotFound`, `Unreachable`."""
+    """Returns one dead letter. Raises `NotFound`, `Unreachable`."""
     with _reachable():
         try:
             return _letter(await client.js.get_msg(STREAM, seq=sequence))
@@ -75,16 +75,18 @@ async def dead_letter(client: BusClient, sequence: int) -> DeadLetter:
 
 
 async def replay(client: BusClient, letter: DeadLetter) -> None:
-    """Publish it again where it came from, then delete it.
+    """Publishes a dead letter again to its original subject, then deletes it.
 
-    It keeps its `ce-id`, so consumers that handled it already skip it. The message id is new to JetStream, and the same
-    whenever this letter is replayed: a repetition, after being cut off before the deletion, publishes nothing twice.
-    A command is asked again, and the letter kept when no service is there to answer. Raises `Unreachable`, the
-    service's own error when it refuses the command again, and `PermanentError` for a letter that is not whole.
+    It keeps its `ce-id`, so consumers that already handled it skip it. Its message id is new to JetStream, but the same
+    in each replay of this letter, so a replay that was interrupted before the deletion publishes nothing twice.
+    A command is sent again, and its letter is kept if no service answers. Raises `Unreachable`, the service's own error
+    if it rejects the command again, and `PermanentError` for a letter that is not whole.
     """
     if not letter.whole:
         raise PermanentError(
-            "the message was too large to be kept whole", where=letter.subject, fix="Send it again from its source."
+            "the message is incomplete because it was too large for the dead letter queue",
+            where=letter.subject,
+            fix="Send it again from its source.",
         )
     problem = None
     if subjects.stream_of(letter.subject) is None:
@@ -105,7 +107,7 @@ async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
         )
     except NoRespondersError as error:
         raise Unreachable(
-            "nobody answers this command; its dead letter is kept", where=letter.subject, fix="Start its service."
+            "no service answers this command; its dead letter is kept", where=letter.subject, fix="Start its service."
         ) from error
     except (TimeoutError, NatsError) as error:
         raise Unreachable(f"no answer; the dead letter is kept: {error}", where=letter.subject) from error
@@ -119,7 +121,7 @@ def _letter(message: RawStreamMsg) -> DeadLetter:
     payload = bytes(message.data or b"")
     ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER}
     original = {k: v for k, v in headers.items() if k not in ours and not k.lower().startswith("nats-")}
-    assert message.subject is not None and message.time is not None, "the server names both"
+    assert message.subject is not None and message.time is not None, "the server sends both"
     return DeadLetter(
         sequence=message.seq or 0,
         subject=headers.get(SUBJECT_HEADER) or message.subject.removeprefix(subjects.DEAD_LETTER_PREFIX),
@@ -139,6 +141,6 @@ def _reachable() -> Iterator[None]:
     try:
         yield
     except NotFoundError as error:
-        raise NotReady("there is no dead letter stream yet", fix="Start a service: it makes the streams.") from error
+        raise NotReady("there is no dead letter stream yet", fix="Start a service: it creates the streams.") from error
     except (TimeoutError, NatsError, APIError) as error:
-        raise Unreachable(f"the dead letters cannot be reached: {error}", where=STREAM) from error
+        raise Unreachable(f"the dead letters cannot be read: {error}", where=STREAM) from error

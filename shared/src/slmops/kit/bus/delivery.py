@@ -1,13 +1,14 @@
-"""What happens to a message whose handling fails. Nothing is swallowed, nothing is lost.
+"""The rules for messages whose handling fails. No failure is swallowed and no message is lost.
 
-- a permanent error, or one that does not validate: dead-lettered at once, rejected
-- a temporary error: redelivered after its delay; on the last delivery dead-lettered, rejected
-- a defect of ours (any other exception): like a temporary error, with its traceback in the log
-- a process that dies: JetStream redelivers when the acknowledgement is overdue; a message that every time ends so is
-  dead-lettered instead of handled once more
+- permanent error, or a message that does not validate: the message is dead-lettered at once and rejected
+- temporary error: the message is redelivered after the error's delay; on the last delivery it is dead-lettered and
+  rejected
+- defect of slmops (any other exception): like a temporary error, with its traceback in the log
+- crash of the process: JetStream redelivers when the acknowledgement is overdue. If this happens on every delivery, the
+  message is dead-lettered and not handled again
 
-A dead letter is stored under `dlq.<subject>` with the original payload and headers, and why. While that is impossible
-the message stays where it is.
+A dead letter is stored under `dlq.<subject>` with the original payload and headers and the reason. If it cannot be
+stored, the message stays in its stream.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from slmops.kit.bus.deadletters import CODE_HEADER, CONSUMER_HEADER, REASON_HEAD
 from slmops.kit.tracing import span
 
 log = logging.getLogger("slmops.delivery")
-MAX_DELIVER = 6  # ours, not the server's: it would drop a message whose dead letter could not be stored
+MAX_DELIVER = 6  # enforced here: the server would drop a message whose dead letter could not be stored
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Delay before each redelivery of a message that failed for a passing reason; after the last it is dead-lettered."""
+"""Delay before each redelivery of a message after a temporary error; after the last one it is dead-lettered."""
 _HEADER_LIMIT_BYTES = 64 << 10  # JetStream's
 
 MESSAGES = Counter("slmops_messages_total", "Messages handled, by outcome", ["service", "subject", "outcome"])
@@ -43,7 +44,7 @@ SECONDS = Histogram("slmops_message_seconds", "Time to handle a message", ["serv
 
 
 async def dead_letter(client: BusClient, message: Msg, consumer: str, error: BaseException) -> None:
-    """Store a message that `consumer` gave up on. The same message of the same consumer is stored once."""
+    """Stores a message that `consumer` gave up on, once per message and consumer."""
     problem = Problem.of(error)
     original = {
         str(k): str(v) for k, v in (message.headers or {}).items() if str(k).lower() != MESSAGE_ID_HEADER.lower()
@@ -57,28 +58,30 @@ async def dead_letter(client: BusClient, message: Msg, consumer: str, error: Bas
     }
     payload, headers = bytes(message.data), original | ours
     limit, header_bytes = client.connection.max_payload, _wire_bytes(headers)
-    if header_bytes > _HEADER_LIMIT_BYTES or len(payload) + header_bytes > limit:  # the server would hang up on us
+    if (
+        header_bytes > _HEADER_LIMIT_BYTES or len(payload) + header_bytes > limit
+    ):  # the server would close the connection
         payload, headers = payload[: limit // 2], ours | {SIZE_HEADER: str(len(payload))}
     await client.store(subjects.dead_letter(message.subject), payload, headers)
     log.error("dead-lettered %s for %s: %s", subjects.template(message.subject), consumer, problem.what)
 
 
 def _wire_bytes(headers: Mapping[str, str]) -> int:
-    """What they take of the server's limit, with room for what the client adds."""
+    """Returns the headers' size towards the server's limit, with room for the headers that the client adds."""
     return 256 + sum(len(f"{key}: {value}\r\n".encode()) for key, value in headers.items())
 
 
 def _origin(message: Msg) -> str:
-    """Where the message came from; a core message has no sequence, so each arrival is its own."""
+    """Returns an id of the message. A core message has no sequence, so each delivery gets a new id."""
     try:
         metadata = message.metadata
         return f"{metadata.stream}:{metadata.sequence.stream}"
-    except Exception:  # nats-py raises NotJSMessageError, or ValueError on a reply subject that is none
+    except Exception:  # nats-py raises NotJSMessageError, or ValueError on an invalid reply subject
         return str(uuid.uuid4())
 
 
 def classify(error: Exception, delivered: int, max_deliver: int | None = None) -> TemporaryError | None:
-    """The error to retry for, or None when the message is to be dead-lettered. `delivered` counts from 1."""
+    """Returns the error to retry after, or None if the message must be dead-lettered. `delivered` counts from 1."""
     if isinstance(error, (PermanentError, ValidationError)) or delivered >= (max_deliver or MAX_DELIVER):
         return None
     if isinstance(error, TemporaryError):
@@ -88,19 +91,19 @@ def classify(error: Exception, delivered: int, max_deliver: int | None = None) -
 
 
 class Delivery:
-    """Makes the middleware of one service's broker: spans and metrics by subject template, and the rules above."""
+    """The middleware of one service's broker: spans and metrics by subject template, and the rules above."""
 
     def __init__(self, service: str) -> None:
         self.service = service
         self.client: BusClient | None = None
         self.max_deliver: dict[str, int] = {}
-        """By durable consumer, where it is not `MAX_DELIVER`."""
+        """By durable consumer, if not `MAX_DELIVER`."""
 
     def __call__(self, msg: Any, /, *, context: Any) -> BaseMiddleware[Any, Any]:
         return _Middleware(msg, context=context, delivery=self)
 
     async def fail(self, message: Msg, consumer: str, error: Exception) -> HandlerException:
-        """What to tell JetStream about a message that failed."""
+        """Returns the FastStream exception that tells JetStream what to do with a failed message."""
         delivered = message.metadata.num_delivered or 1
         retry = classify(error, delivered, self.limit(message))
         if retry is not None:
@@ -111,7 +114,7 @@ class Delivery:
         try:
             await dead_letter(self.client, message, consumer, error)
         except TemporaryError:
-            return NackMessage(delay=BACKOFF_S[-1])  # the DLQ itself is out of reach: keep the message
+            return NackMessage(delay=BACKOFF_S[-1])  # the DLQ cannot be reached: keep the message
         return RejectMessage()
 
     def limit(self, message: Msg) -> int:
@@ -148,10 +151,10 @@ class _Middleware(BaseMiddleware[Any, Any]):
 
 
 def _check_deliveries(message: Msg, max_deliver: int) -> None:
-    """Raises `InternalError` for a message that was tried to the end, and never with an outcome."""
+    """Raises `InternalError` for a message whose handling was interrupted on every allowed delivery."""
     delivered = message.metadata.num_delivered or 1
     if delivered > max_deliver:
-        raise InternalError(f"it was delivered {delivered} times and never finished: its process died every time")
+        raise InternalError(f"the message was delivered {delivered} times, and its process died every time")
 
 
 def _parent(headers: Mapping[str, Any] | None) -> str | None:
@@ -163,7 +166,7 @@ def not_json(error: Exception) -> InvalidMessage:
 
 
 def _summary(error: Exception) -> str:
-    """Which fields are wrong; never their values, which may be private."""
+    """Returns the names of invalid fields, without their values, which may be private."""
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'payload'}: {e['msg']}" for e in error.errors()[:5])
     return type(error).__name__

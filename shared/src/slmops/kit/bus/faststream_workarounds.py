@@ -1,9 +1,9 @@
-"""Work-arounds for FastStream 0.7, in one place so that they can go when it changes.
+"""Workarounds for FastStream 0.7, in one module so that they can be removed when FastStream changes.
 
 - `describe`: FastStream validates a message, and documents its channel, by the annotations and the name of the handler.
-  Ours is a closure whose message type is a parameter, so both are set here.
-- `pause_when_closed`: a pull subscriber of FastStream fetches from a closed connection again at once and for ever, and
-  blocks the event loop. There is no option for a pause, so the `fetch` of its subscription is wrapped.
+  Our handler is a closure whose message type is a parameter, so this function sets both.
+- `pause_when_closed`: a pull subscriber of FastStream fetches from a closed connection in an endless loop without a
+  pause, and blocks the event loop. It has no option for a pause, so we wrap the `fetch` of its subscription.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def describe(handle: Callable[..., Any], name: str, *, message: Any) -> None:
 
 
 def pause_when_closed(broker: NatsBroker) -> None:
-    """Lets every pull subscriber of a started broker wait a second after it met a closed connection."""
+    """Makes every pull subscriber of a started broker wait a second after it finds the connection closed."""
     for subscriber in broker.subscribers:
         pull = getattr(subscriber, "subscription", None)
         if isinstance(pull, JetStreamContext.PullSubscription):

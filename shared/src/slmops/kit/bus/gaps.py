@@ -1,15 +1,16 @@
-"""Gaps: messages that were removed from a stream before a durable consumer had finished with them.
+"""Finds gaps: messages that were removed from a stream before a durable consumer had finished with them.
 
-Beside each consumer, in its metadata on the server, stands its mark: every message up to a sequence was finished by it
-or is not for it. A gap is found, at the next look, when
-- the stream begins after the mark (somebody purged it, or it was full and forgot),
+Each consumer's metadata on the server contains a mark: the consumer finished every message up to this sequence, or the
+message is not for it. The next check finds a gap if
+- the stream begins after the mark (somebody purged it, or it was full and removed messages),
 - the stream ends before the mark (it was restored from an older state), or
 - a message after the mark was deleted from the middle of a stream of facts.
 
-The consumer's own position on the server is no proof: a purge moves it past what was removed. So only the mark counts,
-and what was finished since the last look and then removed is reported, too. A gap stays until an operator accepts it.
+The consumer's own position on the server proves nothing, because a purge moves it past the removed messages. So only
+the mark counts. Messages that were finished since the last check and then removed are reported, too. A gap stays until
+an operator accepts it.
 
-Work queues and streams that keep the newest of each subject remove messages by design and have no gaps.
+Work queues and streams that keep the newest message of each subject remove messages by design and have no gaps.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from slmops.kit.clock import utc_now
 
 log = logging.getLogger("slmops.gaps")
 MARK_KEY, GAP_KEY = "slmops-mark", "slmops-gap"
-FOUND = Counter("slmops_gaps_total", "Gaps found in what a consumer was delivered", ["stream", "consumer"])
+FOUND = Counter("slmops_gaps_total", "Gaps found in the messages of a consumer", ["stream", "consumer"])
 
 
 class Mark(BaseModel):
-    """`until`: see above. `first` and `deleted`: where the stream began then, and how many it lacked in its middle."""
+    """A consumer's mark. `until` is the sequence described above. `first` and `deleted` are the stream's first sequence
+    and its number of messages deleted from the middle at that time."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +50,7 @@ class Mark(BaseModel):
 
 
 class Gap(BaseModel):
-    """Messages `first` to `last` of the stream, or some of them, are gone."""
+    """A gap: messages `first` to `last` of the stream, or some of them, were removed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,7 +67,7 @@ class Gap(BaseModel):
 
 
 class Durable(NamedTuple):
-    """Names of a consumer and of its stream."""
+    """A durable consumer: the names of its stream and of the consumer."""
 
     stream: str
     consumer: str
@@ -77,16 +79,16 @@ class Found(NamedTuple):
 
 
 def exempt(stream: str) -> bool:
-    """Whether messages of the stream are removed by design."""
+    """Returns whether the stream removes messages by design."""
     spec = spec_of(stream)
     return spec is None or spec.work_queue or spec.per_subject is not None
 
 
 async def metadata(js: JetStreamContext, durable: Durable) -> dict[str, str]:
-    """What a consumer that is being provisioned keeps or begins with. Raises what nats-py raises.
+    """Returns the metadata for provisioning a consumer: its existing metadata, and a mark. Raises nats-py's errors.
 
-    A new consumer of facts has seen nothing, so facts that are gone already are a gap. A new one of another stream
-    begins with what is there, and so does one from before there were marks.
+    A new consumer of facts has received nothing, so its mark is 0 and facts that were already removed are a gap. Other
+    new consumers, and existing ones without a mark, begin with the messages that are there.
     """
     try:
         kept = (await js.consumer_info(*durable)).config.metadata or {}
@@ -102,11 +104,11 @@ async def metadata(js: JetStreamContext, durable: Durable) -> dict[str, str]:
 
 
 async def look(client: BusClient, durable: Durable) -> Gap | None:
-    """Move the consumer's mark; the gap that nobody accepted. Raises `Unreachable`, `NotReady`."""
+    """Advances the consumer's mark and returns its unaccepted gap. Raises `Unreachable`, `NotReady`."""
     if exempt(durable.stream):
         return None
     with answering(durable):
-        # In this order: what is in the stream before the consumer is asked, and finished when it is asked, is finished.
+        # The stream is read before the consumer: a message that is in it then, and not pending later, is finished.
         before = (await client.js.stream_info(durable.stream)).state
         info = await client.js.consumer_info(*durable)
         state = (await client.js.stream_info(durable.stream)).state
@@ -121,7 +123,7 @@ async def look(client: BusClient, durable: Durable) -> Gap | None:
 
 
 async def declare(client: BusClient, durable: Durable, gap: Gap) -> None:
-    """Note a gap that was found in another way. Raises `Unreachable`, `NotReady`."""
+    """Records a gap that was found in another way. Raises `Unreachable`, `NotReady`."""
     with answering(durable):
         info = await client.js.consumer_info(*durable)
         known, present = _read(info)
@@ -130,14 +132,14 @@ async def declare(client: BusClient, durable: Durable, gap: Gap) -> None:
 
 
 async def found(client: BusClient, stream: str) -> list[Found]:
-    """The gaps of all consumers of a stream that nobody accepted. Raises `Unreachable`, `NotReady`."""
+    """Returns the unaccepted gaps of all consumers of a stream. Raises `Unreachable`, `NotReady`."""
     with answering(Durable(stream, "")):
         infos = await client.js.consumers_info(stream)
     return [Found(Durable(stream, i.name), gap) for i in infos if (gap := gap_of(i)) is not None]
 
 
 async def accept(client: BusClient, stream: str) -> list[Found]:
-    """Forget the gaps of a stream's consumers, and say which they were. Raises `Unreachable`, `NotReady`."""
+    """Removes the gaps of a stream's consumers and returns them. Raises `Unreachable`, `NotReady`."""
     accepted = await found(client, stream)
     for durable, _ in accepted:
         with answering(durable):
@@ -151,7 +153,7 @@ def gap_of(info: ConsumerInfo) -> Gap | None:
 
 
 def described(gaps: Sequence[Found]) -> str:
-    """One line: `1 to 7 of EVENTS for registry-… (removed …)`."""
+    """Describes gaps in one line: `1 to 7 of EVENTS for registry-… (removed …)`."""
     parts = [f"{g.first} to {g.last} of {d.stream} for {d.consumer} ({g.why})" for d, g in gaps]
     return "; ".join(parts)
 
@@ -161,7 +163,7 @@ def described(gaps: Sequence[Found]) -> str:
 
 async def _missing(client: BusClient, stream: str, known: Mark, state: StreamState) -> Gap | None:
     if state.last_seq < known.until:
-        return _gap(state.last_seq + 1, known.until, "the stream ends before them: it was restored or made anew")
+        return _gap(state.last_seq + 1, known.until, "the stream ends before them: it was restored or recreated")
     if state.first_seq > known.until + 1:
         return _gap(known.until + 1, state.first_seq - 1, "removed before they were known to be handled")
     spec, now = spec_of(stream), _mark(0, state)
@@ -176,7 +178,7 @@ def _gap(first: int, last: int, why: str) -> Gap:
 
 
 async def _deleted(client: BusClient, stream: str) -> list[int]:
-    """Sequences between the first and the last message that are gone. nats-py does not ask for them."""
+    """Returns the deleted sequences between the first and the last message. nats-py has no call for this."""
     answer = await client.connection.request(
         f"$JS.API.STREAM.INFO.{stream}", json.dumps({"deleted_details": True}).encode(), timeout=30
     )
@@ -226,9 +228,7 @@ def answering(durable: Durable) -> Iterator[None]:
         if spec_of(durable.stream) is None:
             raise NotFound(f"there is no stream {durable.stream}", fix="List them: slmops stream ls.") from error
         raise NotReady(
-            "the stream or its consumer is not there", where=where, fix="Restart the service: it makes both."
+            "the stream or its consumer does not exist", where=where, fix="Restart the service: it creates both."
         ) from error
     except (TimeoutError, NatsError, OSError) as error:
-        raise Unreachable(
-            f"the stream cannot be looked at: {str(error) or type(error).__name__}", where=where
-        ) from error
+        raise Unreachable(f"the stream cannot be read: {str(error) or type(error).__name__}", where=where) from error

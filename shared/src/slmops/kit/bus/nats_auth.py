@@ -1,15 +1,15 @@
-"""NATS decentralized authentication: operator, account and user JWTs, signed here, enforced by the server.
+"""NATS decentralized authentication: signs operator, account and user JWTs, which the server enforces.
 
-Claims are version 2 of https://github.com/nats-io/jwt, algorithm `ed25519-nkey`. What holds:
+Claims are version 2 of https://github.com/nats-io/jwt, algorithm `ed25519-nkey`. Invariants:
 
-- A private seed never crosses the wire: a gateway keeps its own and sends only its public key to be signed.
-- Gateways are signed by a *scoped* key: the permissions live in the account, as a template, not in their JWT, so the
-  holder of that key (the rollout service) can name gateways and cannot give them more than the template.
-- Service users are signed by a key of our account, each with its row of `contracts.permissions`.
-- Streams, buckets and services live in our account. Gateways and the enrolment user live in two others, which import
-  just what their permissions name. The server answers a publisher where it asked to be answered, with an
-  acknowledgement or a stored message, and checks no permission for that. Across accounts it returns the answer to the
-  account that asked, so nothing that a gateway names as its reply subject reaches a stream, a bucket or a command.
+- A private seed never crosses the wire: a gateway keeps its seed and sends only its public key to be signed.
+- Gateways are signed by a *scoped* key: the permissions are a template in the account and not in the gateway's JWT. So
+  the holder of that key (the rollout service) can name gateways but cannot give them more than the template.
+- Service users are signed by a key of the services' account, each with its row of `contracts.permissions`.
+- Streams, buckets and services are in the services' account. Gateways and the enrolment user are in two others, which
+  import only what their permissions name. The server sends its own answers (acknowledgements, stored messages) to any
+  reply subject without checking permissions. Across accounts it returns the answer to the account that sent the
+  request, so a gateway's reply subject never reaches a stream, a bucket or a command.
 """
 
 from __future__ import annotations
@@ -53,19 +53,20 @@ def _new_seed(prefix: int) -> str:
 
 
 def public_key(seed: str) -> str:
-    """The public nkey of a private seed."""
+    """Returns the public nkey of a private seed."""
     key: bytes = nkeys.from_seed(seed.encode()).public_key
     return key.decode()
 
 
 def sign(seed: str, data: bytes) -> bytes:
-    """By ed25519, as NATS signs."""
+    """Returns the ed25519 signature of `data`, as NATS signs."""
     signature: bytes = nkeys.from_seed(seed.encode()).sign(data)
     return signature
 
 
 def is_signed(public_key: str, data: bytes, signature: bytes) -> bool:
-    """Whether the private half of a user's public nkey signed it. Raises `InvalidMessage` for what is no such key."""
+    """Returns whether the private half of a user's public nkey signed `data`. Raises `InvalidMessage` for an invalid
+    key."""
     _check_public_user_key(public_key)
     try:
         Ed25519PublicKey.from_public_bytes(base64.b32decode(public_key)[1:-2]).verify(signature, data)
@@ -75,7 +76,7 @@ def is_signed(public_key: str, data: bytes, signature: bytes) -> bool:
 
 
 def new_user_seed() -> str:
-    """A private key for a NATS user. It stays where it was made."""
+    """Generates the private key of a NATS user. Never send it anywhere."""
     return _new_seed(nkeys.PREFIX_BYTE_USER)
 
 
@@ -101,8 +102,8 @@ def _claims(permissions: Permissions) -> dict[str, Any]:
 
 
 def _crossing(permissions: Permissions) -> list[dict[str, str]]:
-    """What an account takes from ours so that its users may do what `permissions` says: exports of one, imports of the
-    other. A template's placeholders become wildcards; the users' own permissions narrow them again."""
+    """Returns the exports of the services' account that another account imports to give its users `permissions`. A
+    template's placeholders become wildcards; the users' own permissions narrow them again."""
     services = [{"name": subject, "subject": subject, "type": "service"} for subject in _open(permissions.publish)]
     heard = [subject for subject in _open(permissions.subscribe) if not subject.startswith(INBOX)]
     return [*services, *({"name": subject, "subject": subject, "type": "stream"} for subject in heard)]
@@ -113,16 +114,18 @@ def _open(subjects: tuple[str, ...]) -> list[str]:
 
 
 def user_of(creds: str) -> str:
-    """The name of the user of a `.creds` file's text. Raises `InvalidMessage`."""
+    """Returns the user's name in the text of a `.creds` file. Raises `InvalidMessage`."""
     try:
         _, claims, _ = creds.split("-----BEGIN NATS USER JWT-----")[1].split()[0].split(".")
         return str(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["name"])
     except (IndexError, KeyError, ValueError) as error:
-        raise InvalidMessage("this is not a credentials file", fix="Set SLMOPS_NATS_CREDS to a .creds file.") from error
+        raise InvalidMessage(
+            "the file is not a credentials file", fix="Set SLMOPS_NATS_CREDS to a .creds file."
+        ) from error
 
 
 def creds_text(jwt: str, seed: str) -> str:
-    """The text of a `.creds` file: what every NATS client takes as `user_credentials`."""
+    """Returns the text of a `.creds` file, which NATS clients accept as `user_credentials`."""
     return (
         f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
@@ -142,7 +145,7 @@ def _check_public_user_key(key: str) -> None:
 
 
 def gateway_jwt(signing_key: str, public_key: str, gateway_id: str, blueprint: str) -> str:
-    """The credential of one gateway, signed at enrolment; with its own seed it makes `creds_text`.
+    """Returns a gateway's credential, signed at enrolment. The gateway combines it with its seed (`creds_text`).
 
     `signing_key` is `Authority.gateway_signing_key`. Raises `InvalidName`, `InvalidMessage`.
     """
@@ -150,14 +153,14 @@ def gateway_jwt(signing_key: str, public_key: str, gateway_id: str, blueprint: s
     check_name(blueprint, "blueprint name")
     _check_public_user_key(public_key)
     seed, account = signing_key.split()
-    # A user of a scoped key must claim no permissions at all, or the server refuses it.
+    # The server rejects a user of a scoped key that claims any permissions.
     claims = {"tags": [f"blueprint:{blueprint}"], "issuer_account": account, "type": "user", "version": 2}
     return _jwt(seed, public_key, gateway_id, claims)
 
 
 @dataclass(frozen=True)
 class Authority:
-    """The private seeds from which everything else is signed. Keep it in one file that only its owner reads.
+    """The private seeds that sign everything else. Keep them in one file that only its owner can read.
 
     `account`, `edge` and `enrolment` are the accounts of services, gateways and the enrolment user; `services` and
     `gateways` sign users of the first two.
@@ -178,7 +181,7 @@ class Authority:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """One that an older release wrote gets the seeds that it lacks: write it back."""
+        """Parses the seeds. If an older release wrote the text, new seeds are added: write the result back."""
         return cls(**(asdict(cls.generate()) | json.loads(text)))
 
     def to_json(self) -> str:
@@ -186,25 +189,25 @@ class Authority:
 
     @property
     def gateway_signing_key(self) -> str:
-        """What the rollout service holds: the scoped seed, and the public key of the account it signs for."""
+        """The rollout service's signing key: the scoped seed, and the public key of the account for which it signs."""
         return f"{self.gateways}\n{public_key(self.edge)}\n"
 
     def service_creds(self, service: str) -> str:
-        """Credentials of a service, or of `console`. A new key each time: older ones stay valid."""
+        """Returns new credentials of a service, or of `console`. Older ones stay valid."""
         return self.user_creds(service, SERVICE_PERMISSIONS[service])
 
     def answering_creds(self, service: str) -> str:
-        """Credentials with which a service answers commands."""
+        """Returns new credentials with which a service answers commands."""
         return self.user_creds(answering_user(service), ANSWERING_PERMISSIONS[service])
 
     def enrol_creds(self) -> str:
-        """The bootstrap credentials, the same for every gateway that is not enrolled yet."""
+        """Returns new bootstrap credentials, which all gateways that are not enrolled yet share."""
         seed = new_user_seed()
         claims = {**_claims(ENROL_PERMISSIONS), "type": "user", "version": 2}
         return creds_text(_jwt(self.enrolment, public_key(seed), ENROL_USER, claims), seed)
 
     def user_creds(self, name: str, permissions: Permissions) -> str:
-        """Credentials of a new user of the account, who may do what `permissions` says."""
+        """Returns credentials of a new user of the services' account with the given permissions."""
         seed = new_user_seed()
         claims = {**_claims(permissions), "issuer_account": public_key(self.account), "type": "user", "version": 2}
         return creds_text(_jwt(self.services, public_key(seed), name, claims), seed)
@@ -214,7 +217,7 @@ class Authority:
         return _jwt(self.operator, public_key(self.operator), "slmops", claims)
 
     def account_jwts(self) -> dict[str, str]:
-        """Public key to JWT of each account."""
+        """Returns the JWT of each account by its public key."""
         scope = {
             "kind": "user_scope",
             "key": public_key(self.gateways),
@@ -253,10 +256,11 @@ def server_config(
     host: str = "127.0.0.1",
     ports_file_dir: Path | None = None,
 ) -> str:
-    """The text of a nats-server configuration.
+    """Returns the text of a nats-server configuration.
 
-    `port=-1` lets the server choose a free one and write it to `ports_file_dir`. `sync_interval: always` because the
-    default (every two minutes) loses acknowledged writes when power fails. No monitoring port: it answers anybody.
+    With `port=-1` the server chooses a free port and writes it to `ports_file_dir`. `sync_interval` is `always` because
+    the default (every two minutes) loses acknowledged writes when power fails. There is no monitoring port, because it
+    has no authentication.
     """
     lines = [
         "server_name: slmops",

@@ -1,7 +1,7 @@
-"""The one provisioner: streams, buckets and consumers are made, and changed, here and nowhere else.
+"""Creates and updates streams, buckets and consumers. No other code does this.
 
-Why: FastStream's `declare=True` overwrites a stream's configuration at each start, and a changed consumer
-configuration on an existing durable is silently ignored. Provisioning is idempotent and safe to run from all services.
+FastStream's `declare=True` is not used: it overwrites a stream's configuration at each start and silently ignores a
+changed configuration of an existing durable consumer. Provisioning is idempotent and safe to run from all services.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BUCKETS = (
         bucket=DESIRED_BUCKET,
         history=8,
         direct=True,
-        # Gateways core-subscribe to the copy: no consumer per gateway, and no sight of refused writes.
+        # Gateways core-subscribe to the copy: this needs no consumer per gateway and hides rejected writes.
         republish=RePublish(src=f"$KV.{DESIRED_BUCKET}.>", dest=f"twin.{DESIRED_BUCKET}.>"),
     ),
     KeyValueConfig(bucket=JOB_BUCKET, ttl=timedelta(days=90).total_seconds(), direct=True),
@@ -44,9 +44,9 @@ _BUCKETS = (
 
 
 async def provision(js: JetStreamContext) -> None:
-    """Streams and buckets. Raises `Unreachable` when JetStream is not enabled or does not answer."""
+    """Creates or updates streams and buckets. Raises `Unreachable` if JetStream is not enabled or does not answer."""
     with _answering():
-        # First what is there: a stream that gives up a subject frees it for the stream that is made for it.
+        # Existing streams first: one that gives up a subject frees it for the new stream of that subject.
         missing = [spec for spec in STREAMS if not await _changed(js, spec)]
         for spec in missing:
             await js.add_stream(StreamConfig(name=spec.name, **_wanted(spec)))
@@ -63,19 +63,19 @@ def _answering() -> Iterator[None]:
     except (NatsError, APIError, TimeoutError) as error:
         raise Unreachable(
             f"JetStream rejected the request: {str(error) or type(error).__name__}",
-            fix="Enable JetStream on the server and the account, and see that it has disk space.",
+            fix="Enable JetStream on the server and the account, and check its disk space.",
         ) from error
 
 
 async def _changed(js: JetStreamContext, spec: StreamSpec) -> bool:
-    """Bring a stream that exists to what is wanted; whether there is one."""
+    """Updates an existing stream to its specification. Returns whether the stream exists."""
     try:
         present = (await js.stream_info(spec.name)).config
     except NotFoundError:
         return False
     wanted = _wanted(spec) | _kept(spec, present)
     if any(getattr(present, name) != value for name, value in wanted.items()):
-        # Only what is ours: an operator may have set the rest, such as the number of replicas.
+        # Only our fields: an operator may have set others, such as the number of replicas.
         await js.update_stream(present.evolve(**wanted))
     return True
 
@@ -94,7 +94,8 @@ def _wanted(spec: StreamSpec) -> dict[str, Any]:
 
 
 def _kept(spec: StreamSpec, present: StreamConfig) -> dict[str, Any]:
-    """An operator's larger limits. A smaller one also removes messages at once, even of a stream that refuses."""
+    """Returns an operator's larger limits, which are kept. Lowering a limit would remove messages at once, even from a
+    stream that refuses."""
     size, age = present.max_bytes or -1, present.max_age or 0
     kept: dict[str, Any] = {}
     if size < 0 or size > spec.max_bytes:
@@ -120,9 +121,9 @@ async def _bucket(js: JetStreamContext, config: KeyValueConfig) -> None:
 async def consumer(
     js: JetStreamContext, stream: str, durable: str, subject: str, ack_wait_s: float = ACK_WAIT_S
 ) -> None:
-    """A durable pull consumer, as wanted now: an old one with another configuration is updated, not ignored.
+    """Creates a durable pull consumer, or updates an existing one to this configuration.
 
-    One of the same name on another stream, which stored the subject before, is removed. Raises `Unreachable`.
+    Removes a consumer of the same name on another stream, which stored the subject before. Raises `Unreachable`.
     """
     wanted = ConsumerConfig(
         durable_name=durable,

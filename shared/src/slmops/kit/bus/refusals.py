@@ -1,4 +1,4 @@
-"""What JetStream means when it does not store a message for lack of room."""
+"""Recognizes JetStream's errors for messages that it did not store for lack of space."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from slmops.kit.sizes import size_text
 log = logging.getLogger("slmops.refusals")
 _STORE_FAILED = 10077
 _NO_RESOURCES = {10023, 10028, 10047}
-"""Error codes of the server: of the account, its storage, and the server's storage."""
+"""Error codes of the server for limits of the account, of its storage, and of the server's storage."""
 
 
 async def no_room(js: JetStreamContext, stream: str, error: BaseException) -> DiskFull | None:
-    """The error for a message that `stream` did not store for lack of room; None when that was not the reason."""
+    """Returns a `DiskFull` if `stream` did not store a message for lack of space; None for other errors."""
     if not isinstance(error, APIError) or error.err_code not in {_STORE_FAILED, *_NO_RESOURCES}:
         return None
     if "maximum" not in (error.description or ""):
         return DiskFull(
-            f"the NATS server has no room for {stream}: {error.description}",
+            f"the NATS server has no space for {stream}: {error.description}",
             where=stream,
-            fix="Free disk space of the server, or raise its limit (max_file_store).",
+            fix="Free disk space on the server, or raise its limit (max_file_store).",
         )
     limit = await _limit(js, stream)
     return DiskFull(
-        f"the stream {stream} is full ({size_text(limit)}) and refuses new messages; what it holds is not lost",
+        f"the stream {stream} is full ({size_text(limit)}) and refuses new messages; stored messages are kept",
         where=stream,
         fix=f"Enlarge it: slmops stream resize {stream} {size_text(2 * limit)}.",
     )
 
 
 async def _limit(js: JetStreamContext, stream: str) -> int:
-    """As it is on the server, or as we would make it when the server does not say."""
+    """Returns the stream's limit on the server, or our default if the server does not answer."""
     with suppress(TimeoutError, NatsError):
         return int((await js.stream_info(stream)).config.max_bytes or 0)
     spec = spec_of(stream)
@@ -54,9 +54,9 @@ async def _nothing(_error: DiskFull) -> None:
 async def until_stored(
     store: Callable[[], Awaitable[object]], waiting: Callable[[DiskFull], Awaitable[None]] = _nothing
 ) -> None:
-    """Store, again and again while there is no room: for publishers that have no outbox to keep the message in.
+    """Calls `store` until there is space for the message. For publishers without an outbox.
 
-    `waiting` is called before each further attempt. Raises whatever else `store` raises.
+    `waiting` is called before each further attempt. Raises the other errors of `store`.
     """
     while True:
         try:

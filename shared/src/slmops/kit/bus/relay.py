@@ -1,7 +1,7 @@
-"""Publishes what the journal's outbox holds, in order, until it is stored; then marks it published.
+"""Publishes the events of the journal's outbox in order, and marks each as published when it is stored.
 
-A crash between storing and marking publishes again: JetStream's dedupe window and consumers that are idempotent by
-event id make that harmless.
+After a crash between storing and marking an event is published again. This is harmless because of JetStream's dedupe
+window and because consumers are idempotent by event id.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def run_relay(journal: Journal, client: BusClient) -> None:
 
 
 async def drain(journal: Journal, client: BusClient) -> int:
-    """Publish one page of the outbox; the number of events published."""
+    """Publishes one page of the outbox. Returns the number of published events."""
     waiting = await journal.outbox()
     done: list[int] = []
     try:

@@ -1,7 +1,7 @@
 """The bus of a service: handlers for events and commands on FastStream.
 
-Over two connections: one consumes events and publishes, the other answers commands, for a request names the subject of
-its answer and must not choose among all that a service may publish (`contracts.permissions`).
+It has two connections: one consumes events and publishes, the other answers commands. A request names the subject of
+its answer, so the connection that answers must not have the service's publish permissions (`contracts.permissions`).
 
 bus = Bus("registry", settings)
 bus.on(VariantOptimized, handlers.variant_optimized)      # durable, acknowledged after the work
@@ -48,20 +48,20 @@ R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
 _PULL_TIMEOUT_S = 5.0
 _JSON = {"content-type": "application/json"}
-# What a handler's task is handling. Not a parameter of the handler: FastStream would fetch it in a thread, per message.
+# The message that a task is handling. It is not a parameter, because FastStream would resolve it in a thread each time.
 _current: ContextVar[NatsMessage] = ContextVar("current message")
 
 
 @dataclass(frozen=True)
 class MessageContext:
-    """What a handler may need besides the message: its attributes, and how to say that the work goes on."""
+    """The attributes of a message, and a function that sends in-progress acknowledgements for it."""
 
     id: str
     subject: str
     traceparent: str | None
     keepalive: Keepalive
     attempt: int = 1
-    """How often it was delivered, this time included."""
+    """The number of deliveries, including this one."""
 
     @asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
@@ -70,7 +70,7 @@ class MessageContext:
         async def beat() -> None:
             while True:
                 await asyncio.sleep(ACK_WAIT_S / 3)
-                # A beat that is lost in a reconnection is no reason to stop: at worst the message comes twice.
+                # Continue if one is lost in a reconnection: in the worst case the message is delivered twice.
                 with contextlib.suppress(NatsError):
                     await self.keepalive()
 
@@ -90,7 +90,7 @@ class _Consumer:
 
 
 class Bus:
-    """Declares handlers before `start`; publishes and asks through `client` after it."""
+    """Handlers are declared before `start`; `client` publishes and sends requests after it."""
 
     def __init__(self, service: str, settings: BusSettings) -> None:
         self.service = service
@@ -100,7 +100,7 @@ class Bus:
         self._client: BusClient | None = None
         self._stopping = False
         self.on_lost: Callable[[], None] = lambda: None
-        """Called when the connection is closed for good, which reconnecting cannot mend (a credential was refused)."""
+        """Called when the connection is closed and reconnecting is impossible (a credential was rejected)."""
         self.broker = self._broker(service, settings.nats_creds, subjects.inbox(service))
         self.answering = self._broker(answering_user(service), settings.answering_creds)
 
@@ -128,7 +128,7 @@ class Bus:
         return [Durable(spec.stream, spec.durable) for spec in self._consumers]
 
     def on(self, kind: type[E], handler: Callable[[E, MessageContext], Awaitable[None]]) -> None:
-        """Consume every event of a kind, durably and at least once: `handler` is idempotent by `MessageContext.id`."""
+        """Consumes all events of a kind durably, at least once. `handler` must be idempotent by `MessageContext.id`."""
         subject = f"{kind.type}.*" if kind.per_gateway else kind.type
         self.consume(subject, kind, handler)
 
@@ -140,7 +140,7 @@ class Bus:
         ack_wait_s: float = ACK_WAIT_S,
         max_deliver: int | None = None,
     ) -> None:
-        """Consume stored messages, also those that are not events. `max_deliver` None is `MAX_DELIVER`."""
+        """Consumes stored messages, which need not be events. `max_deliver` None means `MAX_DELIVER`."""
         stream = subjects.stream_of(subject)
         assert stream is not None, f"no stream stores {subject}"
         durable = f"{self.service}-{subject}".replace(".", "_").replace("*", "each")
@@ -158,8 +158,10 @@ class Bus:
         async def handle(message: M) -> None:
             raw = _current.get()
             if isinstance(message, Event) and message.subject != raw.raw_message.subject:
-                # A gateway is held to its own subject by its permissions; the body must not speak for another.
-                raise PermanentError(f"{message.key} speaks on another's subject", where=raw.raw_message.subject)
+                # Permissions restrict a gateway to its own subject; the body must not name another gateway.
+                raise PermanentError(
+                    f"the event of {message.key} is on another gateway's subject", where=raw.raw_message.subject
+                )
             await handler(message, _delivered(raw, kind))
 
         describe(handle, getattr(handler, "__name__", "handle"), message=kind)
@@ -168,29 +170,31 @@ class Bus:
             stream=JStream(stream, declare=False),
             durable=durable,
             pull_sub=PullSub(batch_size=1, timeout=_PULL_TIMEOUT_S),
-            inbox_prefix=f"{subjects.inbox(self.service)}.".encode(),  # FastStream does not take the connection's
+            inbox_prefix=f"{subjects.inbox(self.service)}.".encode(),  # FastStream does not use the connection's prefix
             ack_policy=AckPolicy.REJECT_ON_ERROR,
             decoder=decode,
             title=f"{subject}:{self.service}",
         )(handle)
 
     def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]]) -> None:
-        """Answer a command. Several processes of a service share the work; an error is answered as a `Problem`.
+        """Answers a command. Several processes of a service share the work; an error is returned as a `Problem`.
 
-        A request whose reply subject is not the inbox of somebody who may ask is dead-lettered, not carried out.
+        A request is dead-lettered and not carried out if its reply subject is not the inbox of a user who may send it.
         """
         template = kind.subject_template()
         subject = template.replace("{gateway_id}", "*")
 
         async def decode(message: NatsMessage) -> Any:
             _current.set(message)
-            return message.body  # validated below, where a refusal can still be answered
+            return message.body  # validated below, where an error can still be returned
 
         async def handle(message: bytes) -> None:
             raw = _current.get()
             reply = raw.raw_message.reply
             if not may_be_answered(subject, reply):
-                refused = Denied("its reply subject is not the inbox of somebody who may ask", where=template)
+                refused = Denied(
+                    "the reply subject is not the inbox of a user who may send this command", where=template
+                )
                 await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", refused)
                 raise refused
             try:
@@ -216,13 +220,13 @@ class Bus:
         if isinstance(error, InvalidMessage):
             await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", error)
         elif isinstance(error, MaxPayloadError):
-            error = PermanentError("the answer is larger than the bus carries", where=template, fix="Ask for less.")
+            error = PermanentError("the answer is too large for the bus", where=template, fix="Request less.")
         elif not isinstance(error, SlmopsError):
             log.exception("%s failed", template, exc_info=error)
         return Problem.of(error)
 
     async def start(self) -> None:
-        """Connect, provision, consume. Raises `Unreachable`."""
+        """Connects, provisions and starts to consume. Raises `Unreachable`."""
         probe = await BusClient.connect(self.settings, name=self.service, patient=False)
         await probe.close()
         self._client = self._delivery.client = BusClient(await self.broker.connect())
@@ -243,18 +247,18 @@ class Bus:
         await probe.close()
         connection = await self.answering.connect()
         await self.answering.start()
-        # Who saw us start may ask at once, so the server must know our subscriptions. Twice, because nats-py's first
-        # PING overtakes what is still buffered.
+        # Clients may send requests as soon as the service has started, so the server must know our subscriptions. Flush
+        # twice, because nats-py's first PING overtakes buffered commands.
         await connection.flush()
         await connection.flush()
 
     async def ping(self, timeout_s: float) -> bool:
-        """Whether the server answers on every connection."""
+        """Returns whether the server answers on every connection."""
         brokers = (self.broker, self.answering) if self.answering.subscribers else (self.broker,)
         return all(await asyncio.gather(*(broker.ping(timeout_s) for broker in brokers)))
 
     async def begin_stop(self) -> None:
-        """Stops taking commands. From now on a closed connection is expected."""
+        """Stops accepting commands. From now on a closed connection is expected."""
         self._stopping = True
         await self.answering.stop()
 
@@ -268,7 +272,7 @@ class Bus:
 
 
 async def _reported(error: Exception) -> None:
-    """What the server denies us shows nowhere else: a subscription that is denied just never delivers."""
+    """Logs permission errors, which surface nowhere else: a denied subscription just never delivers."""
     if "permissions violation" in str(error).lower():
         log.error("%s", error)
 
@@ -294,6 +298,6 @@ def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Comm
     except (ValidationError, ValueError) as error:
         raise not_json(error) from error
     if command.subject != raw.raw_message.subject:
-        # A gateway is held to its own subject by its permissions; the body must not speak for another.
+        # Permissions restrict a gateway to its own subject; the body must not name another gateway.
         raise PermanentError("the command names another gateway than its subject", where=raw.raw_message.subject)
     return command

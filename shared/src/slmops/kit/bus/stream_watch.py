@@ -1,10 +1,10 @@
-"""Watches the streams from inside every service: how full they are, and whether our consumers have gaps.
+"""Watches how full the streams are and whether a service's consumers have gaps. Every service runs it.
 
-How fast a stream that refuses fills. Per optimized version and device profile EVENTS stores one registration, one
-start, about fifty steps, a variant for each recipe and a package with its deltas: some 60 messages of 0.5 to 2.5 kB, so
-1 GiB is about 15,000 optimizations. A rollout adds a dozen messages of 1 kB. ENROLMENTS stores 0.7 kB per gateway once,
-so 256 MiB are some 350,000 gateways. JOBS holds what waits: 128 MiB are tens of thousands of jobs. The first warning
-comes with 30% left: weeks, at any of these rates.
+Fill rates of the streams that refuse: per optimized version and device profile EVENTS stores one registration, one
+start, about fifty steps, a variant for each recipe and a package with its deltas. These are some 60 messages of 0.5 to
+2.5 kB, so 1 GiB holds about 15,000 optimizations. A rollout adds a dozen messages of 1 kB. ENROLMENTS stores 0.7 kB
+once per gateway, so 256 MiB hold some 350,000 gateways. JOBS holds waiting jobs: 128 MiB hold tens of thousands. The
+first warning comes with 30% left, which lasts for weeks at any of these rates.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from slmops.kit.sizes import size_text
 log = logging.getLogger("slmops.streams")
 EVERY = timedelta(minutes=1)
 LEVELS = (0.7, 0.9)
-"""Shares of `max_bytes` at which a stream that refuses is worth a warning."""
-FILL = Gauge("slmops_stream_fill_ratio", "Stored bytes by the stream's limit (0: it has none)", ["stream"])
+"""Shares of `max_bytes` at which a warning is logged for a stream that refuses."""
+FILL = Gauge("slmops_stream_fill_ratio", "Stored bytes divided by the stream's limit (0: no limit)", ["stream"])
 
 
 def ratio(info: StreamInfo) -> float:
-    """Stored bytes by the limit; 0 without one."""
+    """Returns the stored bytes divided by the limit; 0 without a limit."""
     limit = info.config.max_bytes or 0
     return info.state.bytes / limit if limit > 0 else 0.0
 
 
 def level(share: float) -> int:
-    """How many of `LEVELS` are reached."""
+    """Returns how many of `LEVELS` are reached."""
     return sum(share >= limit for limit in LEVELS)
 
 
@@ -49,7 +49,7 @@ class FillWatch:
         self._levels: dict[str, int] = {}
 
     async def look(self, client: BusClient) -> None:
-        """Raises `Unreachable`, `NotReady`."""
+        """Checks all streams. Raises `Unreachable`, `NotReady`."""
         for spec in STREAMS:
             with answering(Durable(spec.name, "")):
                 self.note(spec, await client.js.stream_info(spec.name))
@@ -68,13 +68,13 @@ class FillWatch:
 
 
 async def look_for_gaps(client: BusClient, durables: Sequence[Durable]) -> None:
-    """Raises `Unreachable`, `NotReady`."""
+    """Checks all consumers. Raises `Unreachable`, `NotReady`."""
     for durable in durables:
         await look(client, durable)
 
 
 async def watch_streams(client: BusClient, durables: Sequence[Durable]) -> None:
-    """Runs until cancelled. A stream or consumer that cannot be looked at keeps no other from being looked at."""
+    """Runs until cancelled. If a stream or consumer cannot be checked, the others still are."""
     steps: list[Callable[[], Awaitable[object]]] = [
         partial(FillWatch().look, client),
         *(partial(look, client, durable) for durable in durables),

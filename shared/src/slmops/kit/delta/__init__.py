@@ -1,11 +1,11 @@
-"""Deltas by tensor: from the files that a device has to those that it shall have, bit-exact, in few bytes.
+"""Deltas by tensor: small, bit-exact updates from the files that a device has to the files that it needs.
 
-    make(base, target, file)     both are read as named tensors; every part gets the coding that fits it best
-    apply(file, bases, place)    as a stream, in bounded memory; a file counts when it has the target's digest
-    describe(file)               what is in it
+    make(base, target, file)     reads both as named tensors and gives every part its smallest coding
+    apply(file, bases, place)    applies a delta as a stream in bounded memory and checks the target's digests
+    describe(file)               returns the contents of a delta
 
-A delta binds digests to digests and holds no path of a machine. It is trusted for nothing: what it makes is compared
-with the digest that a signed manifest names, so that a hostile one costs at most the time to find that out.
+A delta refers to its base and target by digest and contains no local path. It is not trusted: its result is compared
+with the digest that a signed manifest names, so a hostile delta costs only the time to detect it.
 """
 
 from __future__ import annotations

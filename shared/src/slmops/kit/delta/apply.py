@@ -1,4 +1,4 @@
-"""Applying a delta: record by record, in bounded memory. A file has its name when it has the target's digest."""
+"""Applies a delta record by record in bounded memory. A file gets its final name only if it has the target's digest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from slmops.kit.delta.format import (
 _CHUNK_BYTES = 1 << 20
 
 Place = Callable[[DeltaFile], Path | None]
-"""Where a target file shall lie; None for one that is not wanted."""
+"""Returns the path of a target file, or None to skip the file."""
 Progress = Callable[[int, int], None]
 
 
@@ -41,11 +41,11 @@ def apply(
     *,
     durable: bool = True,
 ) -> list[Path]:
-    """The wanted target files, verified; each appears whole or not at all. What is there already is kept.
+    """Writes and verifies the wanted target files, each atomically, and returns their paths. Keeps existing files.
 
-    `bases` has the base files by digest; `durable` waits for the disk before a file has its name. Raises
-    `InvalidDelta`, `DigestMismatch` when the base or the result is not what the delta says, `NotFound` for a base that
-    is not there, `DiskFull`.
+    `bases` has the base files by digest; `durable` flushes a file to the disk before it gets its name. Raises
+    `InvalidDelta`, `DigestMismatch` if the base or the result does not match the delta, `NotFound` for a missing base,
+    `DiskFull`.
     """
     try:
         with delta.open("rb") as source, ExitStack() as stack:
@@ -59,18 +59,18 @@ def apply(
                 progress(done, total)
                 made += [where] if where else []
             if source.read(1):
-                raise InvalidDelta("something follows its last record")
+                raise InvalidDelta("the delta has bytes after its last record")
             return made
     except InvalidDelta as error:
         raise InvalidDelta(error.what, where=str(delta), fix=error.fix) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFull("no room for what the delta makes", where=str(delta), fix="Free disk space.") from error
+        raise DiskFull("no space for the delta's result", where=str(delta), fix="Free disk space.") from error
 
 
 class _Bases:
-    """The base files, each opened when a record first reads it."""
+    """The base files. Each is opened when a record first reads it."""
 
     def __init__(self, header: Header, paths: Mapping[Digest, Path], stack: ExitStack) -> None:
         self._header, self._paths, self._stack = header, paths, stack
@@ -78,7 +78,7 @@ class _Bases:
         self._buffer = np.empty(DICTIONARY_BYTES, np.uint8)
 
     def read(self, number: int, offset: int, size: int) -> Bytes:
-        """In a buffer that the next call takes again."""
+        """Returns bytes of a base file in a buffer that the next call overwrites."""
         if not size:
             return self._buffer[:0]
         file = self._files.get(number) or self._open(number)
@@ -89,7 +89,7 @@ class _Bases:
         return found
 
     def check(self) -> None:
-        """Raises `DigestMismatch` for the first of those read that is not what the delta was made from."""
+        """Raises `DigestMismatch` for the first used base file that is not the one from which the delta was made."""
         for number in self._files:
             wanted = self._header.base[number]
             with self._paths[wanted.digest].open("rb") as source:
@@ -98,14 +98,14 @@ class _Bases:
                 raise DigestMismatch(
                     f"the base {wanted.path} is {actual}, not {wanted.digest}",
                     where=str(self._paths[wanted.digest]),
-                    fix="Apply the delta to what it was made from, or fetch the whole target.",
+                    fix="Apply the delta to its original base, or fetch the whole target.",
                 )
 
     def _open(self, number: int) -> BinaryIO:
         wanted = self._header.base[number]
         path = self._paths.get(wanted.digest)
         if path is None or not path.is_file():
-            raise NotFound(f"the base {wanted.path} is not here", where=wanted.digest, fix="Fetch the whole target.")
+            raise NotFound(f"the base {wanted.path} is missing", where=wanted.digest, fix="Fetch the whole target.")
         if (size := path.stat().st_size) != wanted.size_bytes:
             raise DigestMismatch(f"the base {wanted.path} has {size} bytes, not {wanted.size_bytes}", where=str(path))
         self._files[number] = self._stack.enter_context(path.open("rb", buffering=0))
@@ -123,7 +123,7 @@ def _file(source: BinaryIO, header: Header, bases: _Bases, file: DeltaFile, wher
         actual = _fill(source, header, bases, file.size_bytes, out)
         if actual != file.digest:
             bases.check()
-            raise DigestMismatch(f"the delta makes {actual} of {file.path}, not {file.digest}", where=file.path)
+            raise DigestMismatch(f"the delta gives {file.path} the digest {actual}, not {file.digest}", where=file.path)
 
 
 def _fill(source: BinaryIO, header: Header, bases: _Bases, size: int, out: BinaryIO) -> Digest:
@@ -139,7 +139,7 @@ def _fill(source: BinaryIO, header: Header, bases: _Bases, size: int, out: Binar
 
 
 def _pieces(record: Record) -> list[Record]:
-    """A long copy in steps; a record that reads nothing as it is."""
+    """Splits a long copy into steps; returns other records unchanged."""
     if record.coding is not Coding.COPY:
         return [record]
     return [

@@ -1,9 +1,10 @@
-"""One piece of a file, from the base's bytes and streams to the target's and back. Pure.
+"""Encodes and decodes one piece of a file from the base's bytes and compressed streams. Pure.
 
-Changed 4-bit codes of a fine-tuned model are rare (about 1 in 200) and independent of one another, so their gaps are
-geometric: a Rice code (Rice & Plaunt 1971) whose low bits are stored as they are and whose high part is left to zstd's
-Huffman coder comes within a tenth of the entropy. Scales change everywhere and by little: differences of the integers
-that order floats, split into planes of bytes, of which the high ones are nearly all zero.
+Changed 4-bit codes of a fine-tuned model are rare (about 1 in 200) and independent of one another, so the gaps between
+them are geometrically distributed. They are Rice-coded (Rice & Plaunt 1971): the low bits are stored verbatim and
+zstd's Huffman coder compresses the high part, which comes within a tenth of the entropy. Scales change everywhere, but
+little. They are stored as differences of order-preserving integers, split into byte planes, of which the high ones are
+nearly all zero.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from slmops.kit.delta.format import SPARSEST, Coding, Record, inflate
 
 Bytes = npt.NDArray[np.uint8]
 Compress = Callable[[bytes], bytes]
-_ESCAPE = 255  # as a gap's high part: 255 more, and it goes on
+_ESCAPE = 255  # in a gap's high part: add 255 and continue with the next byte
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SIGNED: dict[int, type[np.signedinteger[Any]]] = {2: np.int16, 4: np.int32, 8: np.int64}
 
@@ -30,7 +31,7 @@ def full(target: Bytes, width: int, compress: Compress) -> Record:
 
 
 def difference(base: Bytes, target: Bytes, width: int, is_float: bool, compress: Compress) -> Record:
-    """Every value's difference; for pieces in which most of them change."""
+    """Encodes the difference of every value, for pieces in which most values change."""
     coding = Coding.FLOATS if is_float else Coding.INTEGERS
     before, after = (_numbers(data, width, is_float) for data in (base, target))
     changed = after - before
@@ -39,7 +40,7 @@ def difference(base: Bytes, target: Bytes, width: int, is_float: bool, compress:
 
 
 def sparse(base: Bytes, target: Bytes, width: int, compress: Compress) -> Record | None:
-    """The changed values alone; None where they are not few. `width` 0: values of half a byte."""
+    """Encodes only the changed values; returns None if they are not few. `width` 0: values of half a byte."""
     before, after = (_values(data, width) for data in (base, target))
     places = np.flatnonzero(before != after)
     if not 0 < places.size <= before.size // SPARSEST:
@@ -55,7 +56,8 @@ def sparse(base: Bytes, target: Bytes, width: int, compress: Compress) -> Record
 
 
 def decode(record: Record, base: Bytes) -> Bytes:
-    """The target's bytes. `base` is what the record reads of its base, and may be changed. Raises `InvalidDelta`."""
+    """Returns the target's bytes. `base` holds the bytes that the record reads; it may be modified. Raises
+    `InvalidDelta`."""
     if record.coding is Coding.COPY:
         return base
     if record.coding is Coding.PATCH:
@@ -78,7 +80,7 @@ def _changed(record: Record, base: Bytes) -> Bytes:
     if record.width:
         base.view(_UNSIGNED[record.width])[places] += changed
         return base
-    for half, (mask, up) in enumerate(((0x0F, 0), (0xF0, 4))):  # two changes may share a byte, never a half
+    for half, (mask, up) in enumerate(((0x0F, 0), (0xF0, 4))):  # two changes may share a byte, but not a half byte
         mine = (places & 1) == half
         at = places[mine] >> 1
         value = (((base[at] & mask) >> up) + changed[mine]) & 0x0F
@@ -111,14 +113,14 @@ def _differences(record: Record) -> npt.NDArray[np.unsignedinteger]:
 
 
 def _values(data: Bytes, width: int) -> npt.NDArray[np.unsignedinteger]:
-    """Each on its own: of a byte in halves the low one first."""
+    """Returns the single values. Of two half bytes the low one comes first."""
     if width:
         return data.view(_UNSIGNED[width])
     return np.stack([data & 0x0F, data >> 4], axis=1).reshape(-1)
 
 
 def _shift(mean: float) -> int:
-    """Low bits of a gap for which the high part mostly fits a few dozen symbols."""
+    """Returns the number of low bits of a gap that leaves a few dozen symbols for most high parts."""
     return max(0, math.floor(math.log2(mean)) - 5)
 
 
@@ -172,14 +174,14 @@ def _numbers(data: Bytes, width: int, is_float: bool) -> npt.NDArray[np.unsigned
 
 
 def _ordered(numbers: npt.NDArray[np.unsignedinteger], width: int) -> npt.NDArray[np.unsignedinteger]:
-    """Floats' bits as integers in the floats' order, and back: it is its own inverse. Negative ones are turned over."""
+    """Maps the bits of floats to integers in the floats' order by inverting negative ones. It is its own inverse."""
     signed = numbers.view(_SIGNED[width])
     turned: npt.NDArray[Any] = signed ^ ((signed >> (width * 8 - 1)) & np.iinfo(signed.dtype).max)
     return turned.view(_UNSIGNED[width])
 
 
 def _folded(changed: npt.NDArray[np.unsignedinteger], width: int) -> npt.NDArray[np.unsignedinteger]:
-    """Small differences of either sign as small numbers (zigzag); a single byte is as good as it is."""
+    """Maps small differences of either sign to small numbers (zigzag). Single bytes stay unchanged."""
     if width == 1:
         return changed
     signed = changed.view(_SIGNED[width])

@@ -8,10 +8,10 @@
 A record makes the next bytes of its target file:
 
     coding u8 · width u8 · shift u8 · streams u8 · file u32 · base offset u64 · base bytes u32 · target bytes u32
-    streams × u32, the streams' lengths, then the streams: zstd frames that say their size
+    streams × u32, the streams' lengths, then the streams: zstd frames that contain their size
 
-`width` is the bytes of a value, 0 for half a byte; `file` the number of a base file. What a record may cost is bounded
-before anything is read: see the limits below.
+`width` is the bytes of a value, 0 for half a byte; `file` is the number of a base file. The limits below bound the
+memory and time of a record before it is read.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from slmops.contracts.model import FilePath
 MAGIC: Final = b"SLMDELTA"
 VERSION: Final = 1
 PIECE_BYTES: Final = 2 << 20
-"""What a record makes at most, but for plain copies."""
+"""The largest result of a record, except for plain copies."""
 SPARSEST: Final = 4
-"""Of `SPARSEST` values at most one is named as changed; where more are, another coding is smaller."""
+"""A sparse record may change at most one of `SPARSEST` values; for more changes another coding is smaller."""
 DICTIONARY_BYTES: Final = 8 << 20
 HEADER_BYTES: Final = 4 << 20
 MAX_STREAMS: Final = 8
@@ -43,7 +43,7 @@ _RECORD = struct.Struct("<BBBBIQII")
 
 
 class Coding(IntEnum):
-    """How a record's bytes follow from the base's and its streams."""
+    """How a record's result is computed from the base's bytes and its streams."""
 
     COPY = 0
     """The base's bytes."""
@@ -60,7 +60,7 @@ class Coding(IntEnum):
 
 
 class DeltaFile(BaseModel):
-    """A file on either side."""
+    """A file of the base or the target."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -70,7 +70,7 @@ class DeltaFile(BaseModel):
 
 
 class Header(BaseModel):
-    """The base files that records refer to, and the target files that they make."""
+    """The base files to which records refer, and the target files that they produce."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -80,7 +80,7 @@ class Header(BaseModel):
 
 @dataclass(frozen=True)
 class Record:
-    """See the module's docstring. `base_bytes` is 0 where no base is used."""
+    """A record, see the module's docstring. `base_bytes` is 0 if the record uses no base."""
 
     coding: Coding
     target_bytes: int
@@ -105,18 +105,18 @@ def read_header(source: BinaryIO) -> Header:
     """Raises `InvalidDelta`."""
     prefix = source.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
-        raise InvalidDelta("this is not a delta", fix="Make one: slmops delta make BASE TARGET.")
+        raise InvalidDelta("the file is not a delta", fix="Create one: slmops delta make BASE TARGET.")
     _, version, length = _PREFIX.unpack(prefix)
     if version != VERSION:
-        raise InvalidDelta(f"the delta is of version {version}; this release reads {VERSION}", fix="Upgrade slmops.")
+        raise InvalidDelta(f"the delta has version {version}; this release reads {VERSION}", fix="Upgrade slmops.")
     if length > HEADER_BYTES:
-        raise InvalidDelta(f"its header claims {length:,} bytes")
+        raise InvalidDelta(f"the delta's header claims {length:,} bytes")
     data = inflate(exactly(source, length), limit=HEADER_BYTES)
     try:
         return Header.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InvalidDelta(f"its header is damaged: {first['loc']}: {first['msg']}") from error
+        raise InvalidDelta(f"the delta's header is damaged: {first['loc']}: {first['msg']}") from error
 
 
 def write_record(out: BinaryIO, record: Record) -> None:
@@ -128,12 +128,12 @@ def write_record(out: BinaryIO, record: Record) -> None:
 
 
 def read_record(source: BinaryIO, header: Header, left_bytes: int) -> Record:
-    """The next record of a target file that lacks `left_bytes`. Raises `InvalidDelta`."""
+    """Reads the next record of a target file of which `left_bytes` remain. Raises `InvalidDelta`."""
     kind, width, shift, count, file, offset, base_bytes, target_bytes = _RECORD.unpack(exactly(source, _RECORD.size))
     try:
         coding = Coding(kind)
     except ValueError:
-        raise InvalidDelta(f"a record is coded as {kind}, which does not exist") from None
+        raise InvalidDelta(f"a record has the unknown coding {kind}") from None
     record = Record(coding, target_bytes, width, shift, file, offset, base_bytes)
     _check(record, count, header, left_bytes)
     lengths = struct.unpack(f"<{count}I", exactly(source, 4 * count))
@@ -144,7 +144,7 @@ def read_record(source: BinaryIO, header: Header, left_bytes: int) -> Record:
 
 
 def records(source: BinaryIO, header: Header) -> Iterator[tuple[DeltaFile, Record]]:
-    """All of them, in order. Raises `InvalidDelta`, also where something follows the last."""
+    """Yields all records in order. Raises `InvalidDelta`, also for bytes after the last record."""
     for target in header.target:
         left = target.size_bytes
         while left:
@@ -152,15 +152,15 @@ def records(source: BinaryIO, header: Header) -> Iterator[tuple[DeltaFile, Recor
             left -= record.target_bytes
             yield target, record
     if source.read(1):
-        raise InvalidDelta("something follows its last record")
+        raise InvalidDelta("the delta has bytes after its last record")
 
 
 def inflate(frame: bytes, *, limit: int, dictionary: bytes = b"") -> bytes:
-    """A zstd frame's content, of the size that it says and at most `limit` bytes. Raises `InvalidDelta`."""
+    """Decompresses a zstd frame that contains its size, up to `limit` bytes. Raises `InvalidDelta`."""
     try:
         size = zstandard.get_frame_parameters(frame).content_size
-        if size > limit:  # also what does not say its size
-            raise InvalidDelta(f"a stream unpacks to more than the {limit:,} bytes that it may have")
+        if size > limit:  # a frame without its size has the largest integer here
+            raise InvalidDelta(f"a stream decompresses to more than the {limit:,} allowed bytes")
         known = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         found: bytes = zstandard.ZstdDecompressor(dict_data=known if dictionary else None).decompress(
             frame, allow_extra_data=False
@@ -173,16 +173,16 @@ def inflate(frame: bytes, *, limit: int, dictionary: bytes = b"") -> bytes:
 def exactly(source: BinaryIO, length: int) -> bytes:
     data = source.read(length)
     if len(data) < length:
-        raise InvalidDelta("it ends too early", fix="Fetch it again.")
+        raise InvalidDelta("the delta is cut off", fix="Fetch it again.")
     return data
 
 
 def _check(record: Record, streams: int, header: Header, left_bytes: int) -> None:
     problem = None
     if not 0 < record.target_bytes <= left_bytes:
-        problem = f"a record makes {record.target_bytes:,} bytes where {left_bytes:,} are left"
+        problem = f"a record produces {record.target_bytes:,} bytes where {left_bytes:,} are left"
     elif record.coding is not Coding.COPY and record.target_bytes > PIECE_BYTES:
-        problem = f"a record makes {record.target_bytes:,} bytes at once"
+        problem = f"a record produces {record.target_bytes:,} bytes, more than {PIECE_BYTES:,}"
     elif streams != _streams(record):
         problem = f"a record has {streams} streams, not {_streams(record)}"
     elif record.width not in _WIDTHS[record.coding] or record.target_bytes % max(record.width, 1):
@@ -190,7 +190,7 @@ def _check(record: Record, streams: int, header: Header, left_bytes: int) -> Non
     elif record.shift > 16:
         problem = f"a record shifts by {record.shift}"
     elif record.coding is Coding.FULL:
-        problem = "a record needs no base and names one" if record.base_bytes else None
+        problem = "a record names a base that its coding does not use" if record.base_bytes else None
     else:
         problem = _base_problem(record, header)
     if problem:
@@ -204,8 +204,8 @@ def _base_problem(record: Record, header: Header) -> str | None:
     if record.base_offset + record.base_bytes > size:
         return f"a record reads to byte {record.base_offset + record.base_bytes:,} of a base file of {size:,}"
     if record.coding is Coding.PATCH:
-        return None if record.base_bytes <= DICTIONARY_BYTES else "a record reads too much of its base at once"
-    return None if record.base_bytes == record.target_bytes else "a record makes more or less than it reads"
+        return None if record.base_bytes <= DICTIONARY_BYTES else "a record reads too much of its base"
+    return None if record.base_bytes == record.target_bytes else "a record produces more or fewer bytes than it reads"
 
 
 def _streams(record: Record) -> int:

@@ -1,4 +1,4 @@
-"""Making a delta: the target's parts in order, each as the smallest of the codings that fit it."""
+"""Makes a delta: encodes the target's parts in order, each with the smallest of the applicable codings."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ from slmops.kit.delta.stat import Stat
 from slmops.kit.delta.tensors import Part, parts
 
 _LEVEL, _ALONE_LEVEL, _TEXT_LEVEL = 9, 12, 19
-"""Of zstd: for what is left of a base, where there is nothing to find; for tensors without one; for all else without
-one. Codes repeat nothing and are only of unequal frequency: 19 makes the same of them in fifty times the time of 12."""
+"""zstd levels: for differences from a base, which have no repetitions; for tensors without a base; for other data
+without a base. Codes of tensors have no repetitions, only unequal frequencies: level 19 gives the same size as 12 in
+fifty times the time."""
 _CHUNK_BYTES = 1 << 20
 _COPY_BYTES = 1 << 31
 
 Progress = Callable[[int, int], None]
-"""Bytes of the target that are done, and all of them."""
+"""Called with the processed and the total bytes of the target."""
 
 
 def make(base: Path, target: Path, out: Path, progress: Progress = lambda done, total: None) -> Stat:
-    """Write the delta from `base` to `target`, files or folders, to `out`, which appears complete or not at all.
+    """Writes the delta from `base` to `target` (files or folders) to `out` atomically.
 
-    Whatever they are, there is a delta: at worst a compressed copy. Raises `OSError`.
+    There is a delta for all files; in the worst case it is a compressed copy. Raises `OSError`.
     """
     maker = _Maker(base, target)
     with atomic_write(out) as file:
@@ -49,14 +50,14 @@ def make(base: Path, target: Path, out: Path, progress: Progress = lambda done, 
 
 
 def files_of(path: Path) -> tuple[Path, list[str]]:
-    """The folder that they are in, and their relative paths in order. A file is alone in its folder."""
+    """Returns a folder and the sorted relative paths of its files. For a file: its folder and only its name."""
     if path.is_dir():
         return path, sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
     return path.parent, [path.name]
 
 
 def by_digest(path: Path) -> dict[Digest, Path]:
-    """The files of a model, as `apply` takes a base."""
+    """Returns a model's files by digest, the form in which `apply` takes a base."""
     folder, paths = files_of(path)
     return {_described(folder, name).digest: folder / name for name in paths}
 
@@ -131,7 +132,7 @@ class _Maker:
         return min(found, key=lambda record: record.size_bytes)
 
     def _rest(self, part: Part) -> Iterator[Record]:
-        """Graphs, headers, padding, text: against the file of the same name, which begins much the same."""
+        """Encodes graphs, headers, padding and text against the similar file of the base at about the same offset."""
         data = self._target[part.path][part.offset : part.end]
         path = self._alike.get(part.path)
         for start in range(0, data.size, PIECE_BYTES):
@@ -148,7 +149,7 @@ class _Maker:
         return min(full, patch, key=lambda record: record.size_bytes)
 
     def _dictionary(self, path: str, near: int) -> tuple[int, Bytes]:
-        """What the base file has around there, as much as a record may read."""
+        """Returns an offset and the base file's bytes around `near`, as many as a record may read."""
         base = self._base[path]
         start = max(0, min(near - DICTIONARY_BYTES // 2, base.size - DICTIONARY_BYTES))
         return start, base[start : start + DICTIONARY_BYTES]
@@ -170,7 +171,7 @@ def _width(part: Part, piece: Bytes) -> int:
 
 
 def _merged(records: Iterator[Record]) -> Iterator[Record]:
-    """Copies of neighbours as one."""
+    """Merges copies of adjacent bytes."""
     waiting: Record | None = None
     for record in records:
         if waiting and _continues(waiting, record):
@@ -194,7 +195,7 @@ def _continues(first: Record, second: Record) -> bool:
 
 
 def _alike(base: list[str], target: list[str]) -> Mapping[str, str]:
-    """The base's file for each of the target's: of the same path, or where each side has one of its kind, that."""
+    """Returns the base file for each target file: the one with the same path, or the only one with its suffix."""
     found = {}
     for path in target:
         suffix = Path(path).suffix

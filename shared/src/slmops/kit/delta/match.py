@@ -1,9 +1,9 @@
-"""Which tensor of the base a tensor of the target came from: by its name, or by what is in it.
+"""Finds the base tensor from which a target tensor came, by its name or by its values.
 
-A pruned model's layers have other numbers, a converted one's other names. So a tensor is compared, by a sample of its
-values, with all of the base's that have its size. Where none of these is alike, a part of it may be: packed matrices
-change their sizes with the precision of what is packed in them, a vocabulary grows. So it is laid over its siblings,
-which differ from it in the digits of their names, beginning at beginning and end at end.
+A pruned model's layers have other numbers, and a converted model's tensors have other names. So a sample of a tensor's
+values is compared with all base tensors of the same size. If none is similar, a part of the tensor may match: packed
+matrices change size with the precision of their parts, and a vocabulary grows. So the tensor is aligned at the start
+and at the end with its siblings, whose names differ from its name only in digits.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from slmops.kit.delta.coding import Bytes
 from slmops.kit.delta.tensors import Part
 
 _SAMPLES = 2048
-_ALIKE = 0.5  # of the sampled values: the namesake is taken without a look at others
-_RELATED = 0.1  # at least; independent codes agree in about one of 50
+_ALIKE = 0.5  # share of equal samples from which the tensor of the same name is taken without comparing others
+_RELATED = 0.1  # lowest share of equal samples of a related tensor; independent codes agree in about one of 50
 _CANDIDATES = 256
-_DIGITS = re.compile(r"\d+(?=[^.]*$)")  # of a name's last word: `weight_q0_codes`
+_DIGITS = re.compile(r"\d+(?=[^.]*$)")  # in the last part of a name: `weight_q0_codes`
 
 
 @dataclass(frozen=True)
 class Origin:
-    """`size_bytes` of the tensor from `start` on came from the base's file `path` at `offset`."""
+    """The origin of `size_bytes` of a tensor from `start` on: the base's file `path` at `offset`."""
 
     path: str
     offset: int
@@ -40,7 +40,7 @@ class Origin:
 
 
 class Matcher:
-    """`mapped` has the bytes of every base file by its path."""
+    """Finds origins among the parts of a base. `mapped` has the bytes of every base file by path."""
 
     def __init__(self, base: Iterable[Part], mapped: Mapping[str, Bytes]) -> None:
         self._mapped = mapped
@@ -55,7 +55,7 @@ class Matcher:
                 self._siblings[_DIGITS.sub("#", part.name), part.width].append(part)
 
     def origin(self, part: Part, data: Bytes) -> Origin | None:
-        """For a tensor with these bytes."""
+        """Returns the origin of a tensor whose bytes are `data`."""
         namesake = self._named.get((part.name, part.width))
         if namesake and namesake.size_bytes != part.size_bytes:
             namesake = None
@@ -72,7 +72,7 @@ class Matcher:
         return _whole(namesake) if namesake else None
 
     def _laid(self, part: Part, data: Bytes) -> Iterator[tuple[float, Origin]]:
-        """Where it lies over a sibling of another size and is related to it, and how much."""
+        """Yields the related alignments with siblings of another size, each with its share of equal samples."""
         for other in self._siblings[_DIGITS.sub("#", part.name), part.width][:_CANDIDATES]:
             longer, size = part.size_bytes - other.size_bytes, min(part.size_bytes, other.size_bytes)
             if not longer or longer % part.width:
@@ -96,7 +96,7 @@ def _whole(part: Part) -> Origin:
 
 
 def _sample(data: Bytes, width: int) -> Bytes:
-    """Some values' highest byte and the one below it, where a value has two: the rest of a float is noise."""
+    """Returns the two highest bytes (or the only byte) of some values. The other bytes of a float are noise."""
     count = data.size // width
     places = np.linspace(0, count - 1, min(count, _SAMPLES)).astype(np.int64) * width + width - 1
     if width == 1:

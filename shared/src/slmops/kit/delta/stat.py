@@ -1,4 +1,4 @@
-"""What a delta holds: bytes by coding."""
+"""Statistics of a delta: bytes by coding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slmops.kit.delta.format import DeltaFile, Header, Record, read_header, reco
 
 
 class Share(BaseModel):
-    """Of one coding: records, the bytes that they take and those that they make."""
+    """The records of one coding: their number, their bytes in the delta and the bytes that they produce."""
 
     records: int = 0
     delta_bytes: int = 0
@@ -19,7 +19,7 @@ class Share(BaseModel):
 
 
 class Stat(BaseModel):
-    """`size_bytes` is the delta's, with its header."""
+    """The contents of a delta. `size_bytes` is the size of the delta including its header."""
 
     size_bytes: int
     target_bytes: int
@@ -41,7 +41,7 @@ class Stat(BaseModel):
 
 
 def describe(path: Path) -> Stat:
-    """Reads it whole, and applies nothing. Raises `InvalidDelta`, `NotFound`."""
+    """Reads a whole delta without applying it. Raises `InvalidDelta`, `NotFound`."""
     try:
         with path.open("rb") as source:
             header = read_header(source)
@@ -49,7 +49,7 @@ def describe(path: Path) -> Stat:
             for _, record in records(source, header):
                 stat.add(record)
     except FileNotFoundError as error:
-        raise NotFound("there is no such file", where=str(path), fix="Check the path.") from error
+        raise NotFound("the file does not exist", where=str(path), fix="Check the path.") from error
     except InvalidDelta as error:
         raise InvalidDelta(error.what, where=str(path), fix=error.fix) from error
     return stat

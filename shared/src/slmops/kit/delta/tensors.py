@@ -1,6 +1,6 @@
-"""Where the tensors of a model's files lie. What cannot be read as a model is one part without a name: never an error.
+"""Locates the tensors in a model's files. A file that cannot be read as a model becomes one part without a name.
 
-Only places are taken from what the files say, and a wrong one costs bytes, not correctness.
+Only the locations of tensors are taken from the files. A wrong one makes a delta larger, not incorrect.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from slmops.kit.modelfile.protobuf import fields, inner, integers, text
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a file: a tensor with its name, or what lies between tensors, without one.
+    """A section of a file: a tensor with its name, or the bytes between tensors without a name.
 
-    `width` is the bytes of its values; codes of 4 bits have 1, as they come two to a byte.
+    `width` is the size of a value in bytes; it is 1 for 4-bit codes, of which two share a byte.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Part:
         return self.offset + self.size_bytes
 
 
-# onnx.proto3's fields, and the data types of which values are wider than a byte.
+# Fields of onnx.proto3, and the data types whose values are wider than a byte.
 _GRAPH, _INITIALIZER, _TYPE, _NAME, _INLINE, _EXTERNAL = 7, 5, 2, 8, 9, 13
 _ONNX = {1: (4, True), 4: (2, False), 5: (2, False), 6: (4, False), 7: (8, False), 10: (2, True), 11: (8, True)} | {
     12: (4, False),
@@ -49,12 +49,12 @@ _SAFETENSORS = {"F64": (8, True), "F32": (4, True), "F16": (2, True), "BF16": (2
     "I16": (2, False),
 }
 _GGUF = {0: (4, True), 1: (2, True), 30: (2, True), 28: (8, True)}
-_SMALLEST = 64  # a smaller tensor is not worth a record of its own
+_SMALLEST = 64  # a smaller tensor is not worth a separate record
 _HEADER_BYTES = 100_000_000
 
 
 def parts(folder: Path, paths: list[str]) -> list[Part]:
-    """Everything in `paths` below `folder`, in their order, each byte once."""
+    """Returns the parts of the files `paths` below `folder`, in order. They cover each byte once."""
     tensors = [part for path in paths for part in _tensors(folder, path) if part.size_bytes >= _SMALLEST]
     found: list[Part] = []
     for path in paths:
@@ -67,7 +67,7 @@ def _with_gaps(path: str, size: int, tensors: list[Part]) -> Iterator[Part]:
     position = 0
     for tensor in tensors:
         if tensor.offset < position or tensor.end > size:
-            continue  # it overlaps another (shared weights), or lies
+            continue  # it overlaps another tensor (shared weights), or its location is wrong
         if tensor.offset > position:
             yield Part(path, position, tensor.offset - position)
         yield tensor
@@ -129,7 +129,7 @@ def _initializer(message: memoryview, path: str, start: int) -> Part | None:
 
 
 def _address(view: memoryview) -> int:
-    """Where in memory it begins: a slice of a mapping does not say where in the mapping it lies."""
+    """Returns the memory address of a view, because a slice of a mapping does not know its offset in the mapping."""
     import numpy as np
 
     return int(np.frombuffer(view, np.uint8).ctypes.data)

@@ -1,9 +1,9 @@
-"""Facts about a model file or directory, read without loading weights.
+"""Reads facts about a model file or directory without loading weights.
 
 gguf     one GGUF file, in any quantization
 hf       a Hugging Face directory: config.json, tokenizer.json, *.safetensors
 onnx     an onnxruntime-genai folder: genai_config.json, the graph with its data, tokenizer.json
-adapter  a LoRA by PEFT: adapter_config.json, adapter_model.safetensors, and what it was trained on in `base/`
+adapter  a LoRA by PEFT: adapter_config.json, adapter_model.safetensors, and its base model in `base/`
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ __all__ = ["BASE", "Format", "GgufTensor", "ModelFacts", "adapter_base", "inspec
 
 
 def inspect(source: Path, base: Path | None = None) -> ModelFacts:
-    """Facts of what the optimizer can take; every tensor lies inside its file, and together they make the model.
+    """Returns the facts of a model that the optimizer can read. Checks that its tensors are complete and inside their
+    files.
 
-    `base` is where an adapter's base lies if not in its folder. Raises `NotAModel`, `TruncatedModel`,
+    `base` is the path of an adapter's base if it is not in the adapter's folder. Raises `NotAModel`, `TruncatedModel`,
     `UnsupportedArchitecture`, `InvalidModel`.
     """
     if is_adapter(source):
@@ -31,7 +32,9 @@ def inspect(source: Path, base: Path | None = None) -> ModelFacts:
         return adapter_facts(source, base, _facts(base)).model
     if base is not None:
         raise InvalidModel(
-            "only an adapter has a base", where=str(source), fix="Leave --base out, or give PEFT's directory."
+            "only an adapter can have a base",
+            where=str(source),
+            fix="Omit --base, or give the adapter's directory as PEFT saved it.",
         )
     return _facts(source).model
 
@@ -42,5 +45,5 @@ def _facts(source: Path) -> Facts:
     if source.is_dir():
         return hf_facts(source)
     if not source.is_file():
-        raise NotAModel("there is no such file or directory", where=str(source), fix="Check the path.")
+        raise NotAModel("the file or directory does not exist", where=str(source), fix="Check the path.")
     return gguf_facts(source)

@@ -1,4 +1,4 @@
-"""A LoRA adapter by PEFT, and whether it fits its base: adapter_config.json and adapter_model.safetensors."""
+"""Reads a LoRA adapter by PEFT (adapter_config.json, adapter_model.safetensors) and checks that it fits its base."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNDERSTOOD = (
     "use_rslora",
     "use_dora",
 )
-"""Of PEFT's configuration, what decides the arithmetic of a plain LoRA (or DoRA)."""
+"""The fields of PEFT's configuration that determine the arithmetic of a plain LoRA (or DoRA)."""
 _OTHERWISE = (
     "modules_to_save",
     "layer_replication",
@@ -34,9 +34,9 @@ _OTHERWISE = (
     "lora_bias",
     "fan_in_fan_out",
 )
-"""What would change it, and is not read here."""
+"""Fields that would change the arithmetic and are not supported."""
 _PREFIX = "base_model.model."
-_MERGE = "Merge it with PEFT (model.merge_and_unload()), and give the directory that save_pretrained writes."
+_MERGE = "Merge it with PEFT (model.merge_and_unload()), then use the directory that save_pretrained writes."
 
 
 def is_adapter(path: Path) -> bool:
@@ -44,20 +44,21 @@ def is_adapter(path: Path) -> bool:
 
 
 def adapter_base(folder: Path) -> Path:
-    """The base in `base/`: one .gguf file, or a Hugging Face directory. Raises `InvalidModel` if there is none."""
+    """Returns the base in `base/`: one .gguf file, or a Hugging Face directory. Raises `InvalidModel` without one."""
     if not (folder / BASE).is_dir():
-        raise damaged("the adapter comes without its base", folder, "Name it: --base PATH.")
+        raise damaged("the adapter's base is missing", folder, "Name it: --base PATH.")
     files = sorted((folder / BASE).glob("*.gguf"))
     return files[0] if len(files) == 1 else folder / BASE
 
 
 def adapter_facts(folder: Path, path: Path, base: Facts) -> Facts:
-    """Facts of both together. Raises `TruncatedModel`, `UnsupportedArchitecture`, `InvalidModel`."""
+    """Returns the facts of adapter and base together. Raises `TruncatedModel`, `UnsupportedArchitecture`,
+    `InvalidModel`."""
     if not base.shapes:
         raise UnsupportedArchitecture(
-            "an adapter's base is a Hugging Face directory or a GGUF file",
+            "an adapter's base must be a Hugging Face directory or a GGUF file",
             where=str(path),
-            fix="Give the one or the other.",
+            fix="Give one of these as the base.",
         )
     config = json_object(folder / CONFIG)
     if config.get("peft_type") != "LORA":
@@ -65,7 +66,7 @@ def adapter_facts(folder: Path, path: Path, base: Facts) -> Facts:
             f"the adapter is a {config.get('peft_type')}, not a LORA", where=str(folder), fix=_MERGE
         )
     if not (folder / WEIGHTS).is_file():
-        raise damaged(f"the directory has no {WEIGHTS}", folder, "Only safetensors are read: save the adapter again.")
+        raise damaged(f"the directory has no {WEIGHTS}", folder, "Save the adapter again as safetensors.")
     _check_config(config, base.shapes, folder / CONFIG)
     _check_matrices(read_shapes(folder / WEIGHTS), config, base.shapes, folder)
     own = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS))
@@ -76,7 +77,7 @@ def adapter_facts(folder: Path, path: Path, base: Facts) -> Facts:
 def _check_config(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:
     rank = value(config, "r", int, where)
     if rank < 1:
-        raise damaged(f"its rank is {rank}", where)
+        raise damaged(f"the adapter's rank is {rank}", where)
     for key in _OTHERWISE:
         if config.get(key):
             raise UnsupportedArchitecture(f"the adapter uses {key}", where=str(where), fix=_MERGE)
@@ -90,15 +91,16 @@ def _check_config(config: Mapping[str, Any], shapes: Mapping[str, Shape], where:
 def _check_matrices(
     matrices: Mapping[str, Shape], config: Mapping[str, Any], shapes: Mapping[str, Shape], folder: Path
 ) -> None:
-    """Every A [rank, columns] has its B [rows, rank], and the product is as large as the weight that it changes."""
+    """Checks that every A [rank, columns] has a B [rows, rank] and that B·A has the shape of the weight that it
+    changes."""
     pairs: dict[str, dict[str, Shape]] = {}
     for name, shape in matrices.items():
         module, _, part = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
         if not name.startswith(_PREFIX) or part not in ("lora_A", "lora_B", "lora_magnitude_vector"):
-            raise UnsupportedArchitecture(f"{name!r} is no matrix of a LoRA", where=str(folder), fix=_MERGE)
+            raise UnsupportedArchitecture(f"{name!r} is not a matrix of a LoRA", where=str(folder), fix=_MERGE)
         pairs.setdefault(module, {})[part] = shape
     if not pairs:
-        raise damaged("the adapter changes nothing", folder, "Save it again: model.save_pretrained(DIRECTORY).")
+        raise damaged("the adapter has no matrices", folder, "Save it again: model.save_pretrained(DIRECTORY).")
     for module, parts in pairs.items():
         if problem := _misfit(
             parts, shapes.get(f"{module}.weight"), None if config.get("rank_pattern") else config["r"]
@@ -109,11 +111,11 @@ def _check_matrices(
 def _misfit(parts: Mapping[str, Shape], weight: Shape | None, rank: int | None) -> str | None:
     down, up = parts.get("lora_A"), parts.get("lora_B")
     if weight is None:
-        return "its base does not have it"
+        return "the base does not have this weight"
     if down is None or up is None or len(down) != 2 or len(up) != 2 or down[0] != up[1]:
         return f"A is {down}, B is {up}"
     if rank is not None and down[0] != rank:
-        return f"the rank is {down[0]}, and {CONFIG} says {rank}"
+        return f"the rank is {down[0]}, but {CONFIG} says {rank}"
     if (up[0], down[1]) != weight:
-        return f"it changes a matrix of {(up[0], down[1])}, in its base it is {weight}"
+        return f"the adapter's matrix has shape {(up[0], down[1])}, the base's has {weight}"
     return None

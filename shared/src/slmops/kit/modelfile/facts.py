@@ -1,4 +1,4 @@
-"""The facts of a model, and reading the JSON files that hold some of them."""
+"""The facts of a model, and functions that read and check its JSON files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`size_bytes` is the file's, or that of all files in the directory; an adapter's are with its base."""
+    """`size_bytes` is the size of the file, or of all files in the directory; for an adapter it includes the base."""
 
     architecture: str
     parameters: int
@@ -28,14 +28,14 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """`shapes` of the parameters by Hugging Face's names, [rows, columns]; empty where an adapter cannot stand."""
+    """`shapes` of the parameters by Hugging Face's names, [rows, columns]; empty if the model cannot have adapters."""
 
     model: ModelFacts
     shapes: Mapping[str, Shape]
 
 
 def supported(architecture: object, known: frozenset[str], where: Path) -> str:
-    """Raises `UnsupportedArchitecture`."""
+    """Returns `architecture` if it is known. Raises `UnsupportedArchitecture`."""
     if not isinstance(architecture, str) or architecture not in known:
         raise UnsupportedArchitecture(
             f"the architecture {architecture!r} is not supported",
@@ -50,7 +50,7 @@ def damaged(what: str, where: Path, fix: str = "Download the model again.") -> I
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Raises `NotAModel` if there is no such file, `InvalidModel` if it holds anything else."""
+    """Reads a JSON object. Raises `NotAModel` if the file does not exist, `InvalidModel` if it holds anything else."""
     if not path.is_file():
         raise NotAModel(
             f"the directory has no {path.name}",
@@ -62,26 +62,26 @@ def json_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise damaged(f"{path.name} is not JSON", path) from error
     if not isinstance(found, dict):
-        raise damaged(f"{path.name} holds no object", path)
+        raise damaged(f"{path.name} is not a JSON object", path)
     return found
 
 
 def value(found: Mapping[str, Any], key: str, kind: type[T], where: Path) -> T:
-    """What `key` holds. Raises `InvalidModel` if it is absent or of another type."""
+    """Returns the value of `key`. Raises `InvalidModel` if it is absent or of another type."""
     held = found.get(key)
     if not isinstance(held, kind) or isinstance(held, bool):
-        raise damaged(f"{where.name} says {key} = {held!r}, not {kind.__name__}", where)
+        raise damaged(f"{where.name} has {key} = {held!r}, not {kind.__name__}", where)
     return held
 
 
 def check_positions(found: object, where: Path) -> None:
-    """Raises `InvalidModel` for a context of no or of absurd length: tables of that length are made from it."""
+    """Raises `InvalidModel` for a missing or absurd context length, because tables of that length are allocated."""
     if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= MAX_POSITIONS:
-        raise damaged(f"it says that it reads {found!r} positions; known are up to {MAX_POSITIONS:,}", where)
+        raise damaged(f"the context length is {found!r}; allowed are 1 to {MAX_POSITIONS:,}", where)
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises `InvalidModel` if `tokenizer.json` or `tokenizer_config.json` is absent or no JSON."""
+    """Raises `InvalidModel` if `tokenizer.json` or `tokenizer_config.json` is absent or not JSON."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise damaged(
@@ -93,11 +93,11 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The file `name` of `folder`, which another file names. Raises `InvalidModel` for a name that leads elsewhere."""
+    """Returns the path of a file that another file of `folder` names. Raises `InvalidModel` for a path outside it."""
     if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
-        raise damaged(f"it names a file {name!r}, which is not a file of this folder", folder)
+        raise damaged(f"the model names a file {name!r}, which is not a file name in its folder", folder)
     if not (folder / name).is_file():
-        raise damaged(f"the directory has no {name}", folder, "Complete it, or download the model again.")
+        raise damaged(f"the directory has no {name}", folder, "Add the file, or download the model again.")
     return folder / name
 
 

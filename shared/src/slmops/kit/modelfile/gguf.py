@@ -1,7 +1,7 @@
-"""GGUF v2 and v3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""Reads GGUF v2 and v3 files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-Headers are read here, not by `gguf.GGUFReader`: that takes seconds for a vocabulary, and does not check that the file
-holds what its header promises.
+`gguf.GGUFReader` is not used for headers: it takes seconds for a vocabulary and does not check that the file contains
+everything that its header describes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from slmops.contracts.errors import InvalidModel, NotAModel, TruncatedModel, Uns
 from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, check_positions, damaged, supported
 
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3", "phi3"})
-"""`general.architecture` of what the optimizer can read and build."""
+"""Values of `general.architecture` that the optimizer can read and build."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -48,10 +48,10 @@ _LAYER: Mapping[str, Mapping[str, str]] = {
     "gemma3": _NAMES | _QK_NORMS | _GEMMA_NORMS,
     "phi3": _PHI | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
 }
-"""A layer's matrices and norms: GGUF's names, and Hugging Face's."""
+"""The matrices and norms of a layer: GGUF name → Hugging Face name."""
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ROPE_FREQS = "rope_freqs.weight"
-"""Llama 3's scaled angles; a function of the configuration, which the optimizer reconstructs."""
+"""Llama 3's scaled angles. The optimizer computes them from the configuration."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class GgufTensor:
 
 
 def gguf_facts(path: Path) -> Facts:
-    """Raises `NotAModel`, `TruncatedModel`, `UnsupportedArchitecture`, `InvalidModel`."""
+    """Returns the facts of a GGUF file. Raises `NotAModel`, `TruncatedModel`, `UnsupportedArchitecture`,
+    `InvalidModel`."""
     metadata, tensors = read_gguf(path)
     architecture = supported(metadata.get("general.architecture"), ARCHITECTURES, path)
     _check_whole(metadata, path)
@@ -82,28 +83,28 @@ def _check_whole(metadata: Mapping[str, Any], path: Path) -> None:
         raise damaged(
             f"the file's type is {metadata['general.type']!r}, not 'model'",
             path,
-            "Give the model; an adapter is taken as PEFT wrote it.",
+            "Give the model file. Adapters must be in PEFT's format.",
         )
     if metadata.get("split.count", 0) not in (0, 1):
         raise damaged(
             f"the file is one of {metadata['split.count']} parts", path, "Join them: llama-gguf-split --merge."
         )
     if "tokenizer.ggml.tokens" not in metadata:
-        raise damaged("the file holds no tokenizer", path, "Convert the model again with its vocabulary.")
+        raise damaged("the file has no tokenizer", path, "Convert the model again with its vocabulary.")
 
 
 def _check_positions(architecture: str, metadata: Mapping[str, Any], path: Path) -> None:
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise UnsupportedArchitecture(
-            f"its positions are scaled ({scaling}), which cannot be read from GGUF",
+            f"the model scales its positions ({scaling}), which cannot be read from GGUF",
             where=str(path),
             fix="Give the model's Hugging Face directory.",
         )
 
 
 def hf_names(architecture: str, layers: int) -> dict[str, str]:
-    """Hugging Face's name of every tensor that a model has to have, by GGUF's; `output.weight` may be absent."""
+    """Returns the tensors of a model: GGUF name → Hugging Face name. All are required except `output.weight`."""
     known = {f"{short}.weight": f"{long}.weight" for short, long in _OUTSIDE.items()}
     for layer in range(layers):
         for short, long in _LAYER[architecture].items():
@@ -117,36 +118,36 @@ def hf_names(architecture: str, layers: int) -> dict[str, str]:
 def _shapes(
     architecture: str, metadata: Mapping[str, Any], tensors: Sequence[GgufTensor], path: Path
 ) -> dict[str, Shape]:
-    """Every tensor is one that this architecture is made of, and none of those in its layers is missing."""
+    """Returns the shapes. Checks that every tensor belongs to the architecture and no layer misses a tensor."""
     layers, width = (metadata.get(f"{architecture}.{key}") for key in ("block_count", "embedding_length"))
     if not isinstance(layers, int) or not isinstance(width, int):
-        raise damaged(f"it says block_count = {layers!r}, embedding_length = {width!r}", path)
+        raise damaged(f"the header has block_count = {layers!r}, embedding_length = {width!r}", path)
     present = {tensor.name: tensor.shape for tensor in tensors}
     if layers > len(present):
-        raise damaged(f"it says that there are {layers:,} layers, and holds {len(present)} tensors", path)
+        raise damaged(f"the header names {layers:,} layers, but the file has {len(present)} tensors", path)
     known = hf_names(architecture, layers)
     if missing := [name for name in known if name.startswith("blk.") and name not in present]:
-        raise damaged(f"tensor {missing[0]!r} is missing, and {len(missing) - 1} others", path)
+        raise damaged(f"tensor {missing[0]!r} and {len(missing) - 1} others are missing", path)
     if strange := sorted(present.keys() - known.keys() - {ROPE_FREQS}):
         raise UnsupportedArchitecture(
-            f"tensor {strange[0]!r} is no part of a {architecture} model as it is known here",
+            f"tensor {strange[0]!r} is not part of a known {architecture} model",
             where=str(path),
             fix="Give the model's Hugging Face directory, or another model.",
         )
     if present.get("token_embd.weight", (0,))[0] != width:
-        raise damaged(f"there is no embedding of {width} values per token", path)
+        raise damaged(f"the file has no embedding with {width} values per token", path)
     return {known[name]: tuple(reversed(shape)) for name, shape in present.items() if name in known}
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], list[GgufTensor]]:
-    """Metadata (an array is given as its length) and the tensor table, offsets from the start of the file.
+    """Returns the metadata (arrays as their length) and the tensor table with offsets from the start of the file.
 
     Raises `NotAModel`, `TruncatedModel`, `InvalidModel`.
     """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise NotAModel(
-                "this is neither a GGUF file nor a Hugging Face directory",
+                "the path is neither a GGUF file nor a Hugging Face directory",
                 where=str(path),
                 fix="Give a .gguf file, or a directory with config.json, tokenizer.json and *.safetensors.",
             )
@@ -171,10 +172,10 @@ class _Header:
             metadata[key] = self.value(self.scalar("<I"))
         table = [self.tensor() for _ in range(tensor_count)]
         if len({row[0] for row in table}) < len(table):
-            raise self.invalid("two tensors have one name")
+            raise self.invalid("two tensors have the same name")
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
-            raise self.invalid(f"its alignment is {alignment!r}")
+            raise self.invalid(f"the alignment is {alignment!r}")
         start = -(-self.position // alignment) * alignment
         return metadata, [self.placed(start, *row) for row in table]
 
@@ -182,7 +183,7 @@ class _Header:
         return damaged(f"the GGUF header is damaged: {what}", self.path, "Download the file again.")
 
     def skip(self, size_bytes: int) -> int:
-        """Advance, and give the position before."""
+        """Advances the cursor and returns the previous position."""
         before, self.position = self.position, self.position + size_bytes
         if self.position > len(self.data):
             raise TruncatedModel(
@@ -229,7 +230,7 @@ class _Header:
         return name, tuple(self.scalar("<Q") for _ in range(rank)), self.scalar("<I"), self.scalar("<Q")
 
     def placed(self, start: int, name: str, shape: Shape, kind: int, offset: int) -> GgufTensor:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # brings numpy: only where it is needed
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # imports numpy, so import it late
 
         if kind not in set(GGMLQuantizationType):
             raise self.invalid(f"tensor {name!r} is of unknown type {kind}")

@@ -1,4 +1,4 @@
-"""An onnxruntime-genai folder: genai_config.json, the graph (onnx.proto3) with its weights, and a tokenizer."""
+"""Reads an onnxruntime-genai folder: genai_config.json, the graph (onnx.proto3) with its weights, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, damaged, json_o
 from slmops.kit.modelfile.protobuf import fields, inner, integers, text
 
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
-"""`model.type` in genai_config.json of what can be turned back into a Hugging Face model."""
+"""Values of `model.type` in genai_config.json that can be converted back to a Hugging Face model."""
 
 # Numbers of fields and of data types are those of onnx.proto3.
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
@@ -23,7 +23,7 @@ _INPUT, _OP_TYPE, _ATTRIBUTE, _ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 4, 5, 1, 
 _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 21: 4, 22: 4}
 _FLOATS = {1, 10, 16}
 _PLAIN = {"MatMul", "Gather", "Add", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
-"""Kinds of nodes that take weights as they are."""
+"""Kinds of nodes whose weights are not quantized."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class _Node:
 
 
 def onnx_facts(folder: Path) -> Facts:
-    """Raises `NotAModel`, `TruncatedModel`, `UnsupportedArchitecture`, `InvalidModel`."""
+    """Returns the facts of a folder. Raises `NotAModel`, `TruncatedModel`, `UnsupportedArchitecture`,
+    `InvalidModel`."""
     where = folder / "genai_config.json"
     model = value(json_object(where), "model", dict, where)
     architecture = facts.supported(model.get("type"), ARCHITECTURES, folder)
@@ -72,17 +73,18 @@ def onnx_facts(folder: Path) -> Facts:
 
 
 def _parameters(path: Path) -> int:
-    """Number of weights, after a check that each lies in its file; an embedding quantized apart is not counted."""
+    """Returns the number of weights after checking that each is inside its file. A separately quantized embedding is
+    not counted."""
     if not path.stat().st_size:
         raise TruncatedModel("the graph is empty", where=str(path), fix="Download the model again.")
-    with path.open("rb") as file:  # the mapping is closed when the last view of it is gone
+    with path.open("rb") as file:  # the mapping is closed when its last view is deleted
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         return _count(data, path)
     except EOFError as error:
-        raise TruncatedModel("the graph ends too early", where=str(path), fix="Download it again.") from error
+        raise TruncatedModel("the graph is cut off", where=str(path), fix="Download it again.") from error
     except (ValueError, LookupError) as error:
-        raise damaged(f"the graph is no ONNX as it is read here: {error}", path) from error
+        raise damaged(f"the graph is not a supported ONNX model: {error}", path) from error
 
 
 def _count(data: memoryview, path: Path) -> int:
@@ -92,7 +94,7 @@ def _count(data: memoryview, path: Path) -> int:
     tensors = {t.name: t for t in (_tensor(inner(part), path) for number, part in graph if number == _INITIALIZER)}
     nodes = [_Node.read(inner(part)) for number, part in graph if number == _NODE]
     if not nodes:
-        raise ValueError("it holds no graph")
+        raise ValueError("it has no graph")
     plain = {name for node in nodes if node.kind in _PLAIN for name in node.inputs if name in tensors}
     matrices = {node.inputs[2]: node.integers["K"] * node.integers["N"] for node in nodes if node.kind == "MatMulNBits"}
     return sum(math.prod(tensors[name].shape) for name in plain if tensors[name].kind in _FLOATS) + sum(
@@ -119,7 +121,7 @@ def _tensor(message: memoryview, path: Path) -> _Tensor:
     if external:
         _check_external(tensor, external, path)
     elif inline and inline != tensor.size_bytes:
-        raise ValueError(f"tensor {name!r} has {inline:,} bytes, and should have {tensor.size_bytes:,}")
+        raise ValueError(f"tensor {name!r} has {inline:,} bytes instead of {tensor.size_bytes:,}")
     return tensor
 
 
@@ -127,7 +129,7 @@ def _check_external(tensor: _Tensor, external: Mapping[str, str], path: Path) ->
     file = facts.inside(path.parent, external.get("location"))
     offset, length = int(external.get("offset", 0)), int(external.get("length", tensor.size_bytes))
     if offset < 0 or length != tensor.size_bytes:
-        raise ValueError(f"tensor {tensor.name!r} has {length:,} bytes, and should have {tensor.size_bytes:,}")
+        raise ValueError(f"tensor {tensor.name!r} has {length:,} bytes instead of {tensor.size_bytes:,}")
     if offset + length > file.stat().st_size:
         raise TruncatedModel(
             f"tensor {tensor.name!r} ends at byte {offset + length:,}, {file.name} at {file.stat().st_size:,}",

@@ -1,4 +1,4 @@
-"""Protocol Buffers' wire format (https://protobuf.dev/programming-guides/encoding/), as far as ONNX uses it."""
+"""Reads Protocol Buffers' wire format (https://protobuf.dev/programming-guides/encoding/), as far as ONNX uses it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field number and value: an integer, or the bytes of a string or inner message, which are not copied.
+    """Yields field number and value: an integer, or the bytes of a string or inner message, which are not copied.
 
-    Raises `EOFError` where the message ends too early, `ValueError` for what is not this format.
+    Raises `EOFError` if the message is cut off, `ValueError` if it is not in this format.
     """
     position = 0
     while position < len(message):
@@ -34,7 +34,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def integers(value: int | memoryview) -> list[int]:
-    """A repeated integer field, packed or one by one."""
+    """Returns the values of a repeated integer field, which may be packed."""
     if isinstance(value, int):
         return [value]
     found, position = [], 0
@@ -45,9 +45,9 @@ def integers(value: int | memoryview) -> list[int]:
 
 
 def inner(value: int | memoryview) -> memoryview:
-    """Raises `ValueError` if it is a number."""
+    """Returns the bytes of a value. Raises `ValueError` if it is a number."""
     if isinstance(value, int):
-        raise ValueError("a number where a message should be")
+        raise ValueError("a number in the place of a message")
     return value
 
 

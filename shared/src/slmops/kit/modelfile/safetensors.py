@@ -1,4 +1,4 @@
-"""The header of a safetensors file (https://huggingface.co/docs/safetensors/index#format)."""
+"""Reads the header of a safetensors file (https://huggingface.co/docs/safetensors/index#format)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
-    """Shape by name, after a check that the tensors fill the file exactly. Raises `TruncatedModel`, `InvalidModel`."""
+    """Returns the shapes by name after checking that the tensors fill the file exactly. Raises `TruncatedModel`,
+    `InvalidModel`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) == 8 and length > _MAX_HEADER:
-            raise damaged("this is no safetensors file", path)
+            raise damaged("the file is not a safetensors file", path)
         header = file.read(length)
     if len(prefix) < 8 or len(header) < length:
         raise TruncatedModel(

@@ -1,6 +1,7 @@
-"""The store as whoever collects garbage sees it: what there is, how old, and its deletion by sweeps (`kit.sweeps`).
+"""The object store's interface for garbage collection: lists objects with their ages and deletes blobs in sweeps
+(`kit.sweeps`).
 
-It knows nothing of what is garbage. Every age is by the store's own clock.
+This module does not decide what is garbage. All ages are measured by the store's own clock.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from slmops.kit.settings import ObjectSettings
 UPLOADS = "uploads/"
 BLOBS = "blobs/sha256/"
 SWEEP_OF = 32
-"""Blobs in one sweep: few enough to look at each well within the lease, and that nobody who puts one waits long."""
+"""Blobs in one sweep: few enough that all are checked well within the lease and that writers do not wait long."""
 
 
 class Collecting:
-    """Every method raises `Unreachable`."""
+    """The store's interface for collections. Every method raises `Unreachable`."""
 
     def __init__(self, settings: ObjectSettings) -> None:
         self._endpoint, self._bucket = settings.s3_endpoint, settings.s3_bucket
         self._client = minio(settings, LOOK, retries=1)
-        # One attempt of few seconds: a deletion must not arrive after the lease of its sweep.
+        # One attempt of a few seconds: a deletion must not arrive after the lease of its sweep.
         self._deleting = minio(settings, LOOK, retries=0)
 
     async def now(self) -> datetime:
-        """By the clock that made the times of `Stored`."""
+        """Returns the current time of the store's clock, which sets the times of `Stored`."""
 
         def ask() -> datetime:
             sweep = self._begin(())
             found = stat(self._client, self._bucket, sweep)
             self._client.remove_object(self._bucket, sweep)
             if found is None:
-                raise Unreachable("an object that was just written is not there", where=sweep)
+                raise Unreachable("the store does not show an object that was just written", where=sweep)
             return found.modified
 
         return await answered(self._endpoint, ask)
@@ -59,22 +60,23 @@ class Collecting:
         return await answered(self._endpoint, lambda: listed(self._client, self._bucket, UPLOADS))
 
     async def sweep(self, condemned: Sequence[Digest], live: Collection[Digest], before: datetime) -> list[Digest]:
-        """Delete what is still older than `before`: blobs and claims, of the `live` claims only. Answers which blobs.
+        """Deletes condemned blobs and claims that are still older than `before`; of `live` blobs only the claims.
 
-        Raises `Unreachable` also for a store so slow that it is not safe to delete; then nothing is deleted.
+        Returns the deleted blobs. Raises `Unreachable` also if the store is too slow for a safe deletion; then nothing
+        is deleted.
         """
         return await answered(self._endpoint, lambda: self._sweep(condemned, live, before))
 
     async def remove_uploads(self, keys: Sequence[str]) -> None:
-        """Uploads that nobody registered."""
+        """Removes uploads that nobody registered."""
         await answered(self._endpoint, lambda: self._delete(keys))
 
     async def abort_parts(self, before: datetime) -> int:
-        """End uploads in parts that were begun before then and never finished; answers how many. No list shows them."""
+        """Aborts multipart uploads that started before `before`; returns their number. No listing shows them."""
         return await answered(self._endpoint, lambda: self._abort_parts(before))
 
     async def end_dead_sweeps(self, now: datetime) -> None:
-        """Remove what collectors that died left: their lease is over."""
+        """Removes the sweeps of crashed collectors, whose lease is over."""
 
         def end() -> None:
             limit = now - timedelta(seconds=2 * sweeps.LEASE_S)
@@ -93,13 +95,13 @@ class Collecting:
         return sweep
 
     def _sweep(self, condemned: Sequence[Digest], live: Collection[Digest], before: datetime) -> list[Digest]:
-        safe_until = time.monotonic() + sweeps.LEASE_S / 2  # the other half is for the deletion to arrive
+        safe_until = time.monotonic() + sweeps.LEASE_S / 2  # the other half is for the deletion's arrival
         sweep = self._begin(condemned)
         blobs, claims = self._old(condemned, live, before)
         if time.monotonic() > safe_until:
             self._client.remove_object(self._bucket, sweep)
             raise Unreachable("the object store is too slow to delete safely", where=self._endpoint, fix="Try later.")
-        # If this fails, it may yet happen: then the sweep stays, and with it who would put what it condemns waits.
+        # If this fails, the store may still delete later. Then the sweep stays, and writers of these blobs wait.
         self._delete([*map(blob_key, blobs), *map(claim_key, claims)])
         self._client.remove_object(self._bucket, sweep)
         return blobs
@@ -107,7 +109,7 @@ class Collecting:
     def _old(
         self, condemned: Sequence[Digest], live: Collection[Digest], before: datetime
     ) -> tuple[list[Digest], list[Digest]]:
-        """Blobs and claims that may go, looked at now."""
+        """Returns the blobs and claims that may be deleted, checked now."""
         blobs, claims = [], []
         for digest in condemned:
             blob = stat(self._client, self._bucket, blob_key(digest))
@@ -121,14 +123,14 @@ class Collecting:
         return blobs, claims
 
     def _delete(self, keys: Sequence[str]) -> None:
-        """What is not there is deleted already."""
+        """Deletes objects; missing ones are not an error."""
         for error in self._deleting.remove_objects(self._bucket, [DeleteObject(key) for key in keys]):
             raise Unreachable(f"the object store did not delete: {error.code}", where=f"{self._bucket}/{error.name}")
 
     def _abort_parts(self, before: datetime) -> int:
         aborted, marks = 0, ("", "")
         while True:
-            # minio-py keeps these to itself; they are plain ListMultipartUploads and AbortMultipartUpload.
+            # Private methods of minio-py for S3's ListMultipartUploads and AbortMultipartUpload.
             found = self._client._list_multipart_uploads(
                 self._bucket, key_marker=marks[0] or None, upload_id_marker=marks[1] or None
             )

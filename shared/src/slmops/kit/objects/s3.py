@@ -1,4 +1,4 @@
-"""The connection to an S3 server, and what its errors mean."""
+"""Connects to an S3 server and translates its errors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from slmops.contracts.errors import NotFound, Unreachable
 from slmops.kit.settings import ObjectSettings
 
 T = TypeVar("T")
-DATA = urllib3.Timeout(connect=5, read=120)  # a store may be silent while it copies gigabytes
+DATA = urllib3.Timeout(connect=5, read=120)  # a store may not answer while it copies gigabytes
 LOOK = urllib3.Timeout(connect=5, read=5)
-"""For requests about an object: we report a store that hangs before our own caller times out."""
+"""For requests without data: short enough to report a hanging store before our caller times out."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object. S3 tells `modified` in whole seconds, rounded down, by its own clock."""
+    """An object. `modified` is by S3's own clock, in whole seconds, rounded down."""
 
     key: str
     size_bytes: int
@@ -46,19 +46,19 @@ def pool(timeout: urllib3.Timeout, retries: int) -> urllib3.PoolManager:
 
 
 def stat(client: Minio, bucket: str, key: str) -> Stored | None:
-    """None when there is no such object."""
+    """Returns an object's size and age, or None if it does not exist."""
     try:
         found = client.stat_object(bucket, key)
     except S3Error as error:
         if error.code in ("NoSuchKey", "NoSuchObject"):
             return None
         raise
-    assert found.last_modified is not None and found.size is not None, "the server tells both"
+    assert found.last_modified is not None and found.size is not None, "the server sends both"
     return Stored(key, found.size, found.last_modified)
 
 
 def listed(client: Minio, bucket: str, prefix: str) -> list[Stored]:
-    """Every object below `prefix`."""
+    """Returns every object below `prefix`."""
     return [
         Stored(found.object_name, found.size or 0, found.last_modified)
         for found in client.list_objects(bucket, prefix, recursive=True)
@@ -67,13 +67,15 @@ def listed(client: Minio, bucket: str, prefix: str) -> list[Stored]:
 
 
 async def answered(endpoint: str, work: Callable[[], T]) -> T:
-    """`work` in a thread. Raises `NotFound`, `Unreachable`."""
+    """Runs `work` in a thread. Raises `NotFound`, `Unreachable`."""
     try:
         return await asyncio.to_thread(work)
     except S3Error as error:
         if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
-            raise NotFound("no such object in the store", where=f"{endpoint}{error.resource or ''}") from error
-        raise Unreachable(f"the object store refused: {error.code}", where=endpoint) from error
+            raise NotFound(
+                "the object store does not have this object", where=f"{endpoint}{error.resource or ''}"
+            ) from error
+        raise Unreachable(f"the object store rejected the request: {error.code}", where=endpoint) from error
     except urllib3.exceptions.HTTPError as error:
         raise Unreachable(
             f"the object store does not answer: {type(error).__name__}",

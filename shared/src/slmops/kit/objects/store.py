@@ -1,10 +1,10 @@
-"""Content-addressed S3: a blob is written once under its digest and verified whenever it is read.
+"""Content-addressed storage on S3: a blob is written once under its digest and verified on every read.
 
-minio-py has no conditional put (a header passed as metadata overwrites silently), so small blobs go through a presigned
-PUT with `If-None-Match: *`: 412 means that the very same bytes are there already. Large blobs go in parts.
+minio-py has no conditional put (a header passed as metadata overwrites silently), so small blobs are written by a
+presigned PUT with `If-None-Match: *`: 412 means that the same bytes are already there. Large blobs go in parts.
 
-A blob that was put, kept or adopted stays at least for the grace period of collections, also when it was there before
-and nobody named it (`kit.sweeps`). Before that is over, somebody has to have named it.
+A blob that was put, kept or adopted stays at least for the grace period of collections, also if it existed before and
+nothing named it (`kit.sweeps`). An event must name it before the period ends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRESIGNED_FOR = timedelta(minutes=15)
 
 
 class Objects:
-    """One bucket. Every method raises `Unreachable` when the store does not answer."""
+    """The blobs of one bucket. Every method raises `Unreachable` if the store does not answer."""
 
     def __init__(self, settings: ObjectSettings) -> None:
         self.endpoint = settings.s3_endpoint
@@ -48,7 +48,7 @@ class Objects:
         self._sweeps = Sweeps(self._looking, self.bucket)
 
     async def open(self) -> None:
-        """Make the bucket if it is missing."""
+        """Creates the bucket if it is missing."""
 
         def make() -> None:
             try:
@@ -61,13 +61,13 @@ class Objects:
         await self._guarded(make)
 
     async def put_bytes(self, data: bytes, media_type: str) -> Descriptor:
-        """Store a small blob once."""
+        """Stores a small blob once."""
         found = Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
         await self._guarded(lambda: self._sweeps.put(found.digest, lambda: self._put_new(blob_key(found.digest), data)))
         return found
 
     async def put_file(self, path: Path, media_type: str) -> Descriptor:
-        """Store a file once, in parts when it is large."""
+        """Stores a file once, in parts if it is large."""
 
         def put() -> Descriptor:
             digest, size = digest_of_path(path)
@@ -77,7 +77,7 @@ class Objects:
         return await self._guarded(put)
 
     async def get_bytes(self, digest: Digest, limit_bytes: int = 64 << 20) -> bytes:
-        """A small blob, verified. Raises `NotFound`, `DigestMismatch`."""
+        """Returns a small blob after verifying it. Raises `NotFound`, `DigestMismatch`."""
 
         def get() -> bytes:
             response = self._client.get_object(self.bucket, blob_key(digest))
@@ -93,11 +93,12 @@ class Objects:
         return await self._guarded(get)
 
     async def get_manifest(self, digest: Digest) -> Manifest:
-        """Of a package. Raises what `get_bytes` raises, and `InvalidMessage`."""
+        """Returns the manifest of a package. Raises the errors of `get_bytes`, and `InvalidMessage`."""
         return Manifest.decode(await self.get_bytes(digest, MANIFEST_LIMIT_BYTES))
 
     async def get_file(self, digest: Digest, target: Path) -> None:
-        """Fetch a blob, verified before it is called `target`. Raises `NotFound`, `DigestMismatch`, `DiskFull`."""
+        """Fetches a blob and verifies it before it gets the name `target`. Raises `NotFound`, `DigestMismatch`,
+        `DiskFull`."""
 
         def get() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,20 +126,20 @@ class Objects:
         return await self._guarded(lambda: self._size(blob_key(digest))) is not None
 
     async def keep(self, digest: Digest) -> bool:
-        """Whether the blob exists. If so, collections take it for one that was put now."""
+        """Returns whether the blob exists. If so, collections treat it as if it were put now."""
         return await self._guarded(lambda: self._sweeps.keep(digest))
 
     async def presigned_get(self, digest: Digest, valid_for: timedelta = PRESIGNED_FOR) -> str:
-        """A URL that fetches the blob, also by range, until it expires."""
+        """Returns an expiring URL that fetches the blob, also by range."""
         return await self._guarded(lambda: self._client.presigned_get_object(self.bucket, blob_key(digest), valid_for))
 
     async def presigned_upload(self, upload: str, digest: Digest, valid_for: timedelta = PRESIGNED_FOR) -> str:
-        """A URL for bytes that we do not trust yet: they wait under `uploads/` until `adopt` has verified them."""
+        """Returns a URL for uploading unverified bytes. They wait under `uploads/` until `adopt` has verified them."""
         key = _upload_key(upload, digest)
         return await self._guarded(lambda: self._client.presigned_put_object(self.bucket, key, valid_for))
 
     async def adopt(self, upload: str, digest: Digest, size_bytes: int) -> None:
-        """Verify uploaded bytes and make them a blob; refused ones are removed. Raises `NotFound`, `DigestMismatch`."""
+        """Verifies uploaded bytes and makes them a blob; removes wrong ones. Raises `NotFound`, `DigestMismatch`."""
 
         def adopt() -> None:
             waiting = _upload_key(upload, digest)
@@ -148,7 +149,7 @@ class Objects:
         await self._guarded(adopt)
 
     async def get_object(self, key: str) -> bytes | None:
-        """An object that is no blob (a cache entry); None when there is none."""
+        """Returns an object that is not a blob (a cache entry), or None if it does not exist."""
 
         def get() -> bytes | None:
             if self._size(key) is None:
@@ -163,7 +164,7 @@ class Objects:
         return await self._guarded(get)
 
     async def put_object(self, key: str, data: bytes) -> None:
-        """Write an object that is no blob, over what was there."""
+        """Writes an object that is not a blob, replacing an existing one."""
         await self._guarded(lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data)))
 
     async def keys(self, prefix: str = "") -> list[str]:
@@ -172,7 +173,7 @@ class Objects:
         )
 
     def _put_new(self, key: str, data: bytes) -> bool:
-        """Whether it was not there."""
+        """Writes an object unless it exists. Returns whether it was written."""
         url = self._client.presigned_put_object(self.bucket, key, PRESIGNED_FOR)
         answer = self._http.request("PUT", url, body=data, headers={"If-None-Match": "*"})
         if answer.status not in (200, 412):
@@ -185,10 +186,11 @@ class Objects:
         if size_bytes < MULTIPART_FROM_BYTES:
             return self._put_new(key, path.read_bytes())
         self._client.fput_object(self.bucket, key, str(path), part_size=PART_BYTES)
-        return False  # S3 dates it by when it was begun, so that a claim has to say how young it is
+        return False  # S3 dates it by the start of the upload, so it needs a claim that shows its real age
 
     def _adopt_new(self, waiting: str, digest: Digest, size_bytes: int) -> bool:
-        """Whether it was not there. Raises `DigestMismatch`."""
+        """Copies a verified upload to its blob unless it exists. Returns whether it was copied. Raises
+        `DigestMismatch`."""
         key = blob_key(digest)
         if (known := self._size(key)) is not None:
             if known != size_bytes:
@@ -201,10 +203,10 @@ class Objects:
             self._client.remove_object(self.bucket, waiting)
             raise DigestMismatch(
                 f"the uploaded bytes are {actual} ({size} bytes), not {digest} ({size_bytes} bytes)",
-                fix="Push again; if it repeats, the file changes while it is read.",
+                fix="Push again. If it happens again, the file changes while it is read.",
             )
         try:
-            # The uploader's URL still works: what is copied must be what was verified.
+            # The uploader's URL still works, so only the verified bytes may be copied.
             self._client.copy_object(self.bucket, key, CopySource(self.bucket, waiting, match_etag=etag))
         except S3Error as error:
             if error.code != "PreconditionFailed":
@@ -233,7 +235,7 @@ class Objects:
 
 
 def _copy(chunks: Iterable[bytes], out: BinaryIO) -> Digest:
-    """Write, flush to the disk, and say what was written."""
+    """Writes chunks, flushes them to the disk and returns their digest."""
     state = hashlib.sha256()
     for chunk in chunks:
         state.update(chunk)
@@ -248,6 +250,6 @@ def _upload_key(upload: str, digest: Digest) -> str:
 
 
 def digest_of_path(path: Path) -> tuple[Digest, int]:
-    """Digest and size in bytes of a file."""
+    """Returns the digest and the size in bytes of a file."""
     with path.open("rb") as source:
         return digest_of_chunks(iter(lambda: source.read(CHUNK_BYTES), b""))

@@ -1,18 +1,21 @@
-"""How a blob is put while a collection may be deleting it. Neither asks the other: both look after they wrote.
+"""Puts blobs while a collection may delete them. Writers and collectors do not wait for each other's messages: each
+writes first and checks afterwards.
 
-    who puts                                        who collects (`kit.collecting`)
-    1. writes the blob, or a claim on the blob      1. writes a sweep: an object that lists what it condemns
-       if that is there already                     2. looks at each blob and claim: a young one is spared
-    2. waits while a sweep condemns it, and then    3. deletes the rest, and then the sweep
-       begins again
-    3. sees the blob, else begins again
+    a writer                                        a collector (`kit.collecting`)
+    1. writes the blob, or a claim if the blob      1. writes a sweep: an object that lists condemned blobs
+       exists                                       2. checks each blob and claim and spares young ones
+    2. waits while a sweep condemns the blob,       3. deletes the rest, then the sweep
+       then starts again
+    3. checks that the blob exists; if not,
+       starts again
 
-S3 deletes whatever is there, so a blob or claim that is written between 2 and 3 of a collection is deleted with the
-rest. But that sweep was there before it was written and is not over: its writer sees it, waits, and writes again. What
-was written before 2 is seen and spared. This holds for any number of either, on a store whose reads and lists show
-every finished write (S3 since 2020).
+S3 deletes unconditionally, so a blob or claim that is written between steps 2 and 3 of a collection is deleted with the
+rest. But the sweep existed before that write and is not over: the writer sees it, waits, and writes again. A blob or
+claim written before step 2 is seen and spared. This holds for any number of writers and collectors, on a store whose
+reads and listings show every finished write (S3 since 2020).
 
-A collector deletes nothing later than `LEASE_S` after it wrote its sweep. So one that died keeps nobody for longer.
+A collector deletes nothing later than `LEASE_S` after it wrote its sweep. So a crashed collector blocks no writer for
+longer.
 """
 
 from __future__ import annotations
@@ -36,21 +39,21 @@ _ATTEMPTS = 20
 
 
 def claim_key(digest: Digest) -> str:
-    """Its age says when somebody last wanted the blob, which is written only once: an empty object, whatever the
-    blob's size, where copying the blob onto itself would move gigabytes."""
+    """Returns the key of a blob's claim: an empty object whose age shows when a service last needed the blob, which is
+    written only once. Copying the blob onto itself would move gigabytes."""
     return CLAIMS + digest.removeprefix("sha256:")
 
 
 class Sweeps:
-    """As whoever puts blobs sees them. Blocks."""
+    """The writers' side of the protocol. Methods block."""
 
     def __init__(self, client: Minio, bucket: str) -> None:
         self._client, self._bucket = client, bucket
 
     def put(self, digest: Digest, write: Callable[[], bool]) -> None:
-        """Have a blob that stays for the grace period. `write` answers whether it was not there.
+        """Puts a blob that stays for the grace period. `write` returns whether the blob was missing.
 
-        Raises `Conflict` when it does not stay.
+        Raises `Conflict` if the blob is deleted after every attempt.
         """
         seen: dict[str, float] = {}
         for _ in range(_ATTEMPTS):
@@ -61,7 +64,7 @@ class Sweeps:
         raise Conflict("the blob is deleted each time it is written", where=digest)
 
     def keep(self, digest: Digest) -> bool:
-        """Whether there is such a blob. If so, it stays for the grace period, as if it had been put now."""
+        """Returns whether the blob exists. If so, it stays for the grace period, as if it were put now."""
         seen: dict[str, float] = {}
         while self._there(digest):
             self._claim(digest)
@@ -76,7 +79,8 @@ class Sweeps:
         self._client.put_object(self._bucket, claim_key(digest), BytesIO(), 0)
 
     def _waited(self, digest: Digest, seen: dict[str, float]) -> bool:
-        """Wait until no sweep condemns it; `seen`: since when we know which sweep, by our own clock."""
+        """Waits until no sweep condemns the blob; returns whether it waited. `seen`: when we first saw each sweep, by
+        our own clock."""
         waited = False
         while any(self._condemns(sweep.key, digest, seen) for sweep in listed(self._client, self._bucket, SWEEPS)):
             waited = True

@@ -1,13 +1,13 @@
-"""Trust with TUF and DSSE, whose every signature, key and check is `tuf`'s and `securesystemslib`'s. Extra: `trust`.
+"""Trust with TUF and DSSE. `tuf` and `securesystemslib` do all signatures and checks. Extra: `trust`.
 
 keys       private keys as PEM files
-client     what one client trusts, on disk: metadata verified and accepted as a whole or not at all
-asking     who answers a client's questions
-attacks    which attack a refusal of the library means
-plans      a plan in its signed envelope
+client     a client's trusted state on disk: verified metadata, accepted completely or not at all
+asking     the interface for requests, answered by the bus or a bundle
+attacks    maps errors of the library to attacks
+plans      signs and opens plans in their envelopes
 folder     the offline half of a repository as files
-ceremony   making it, rotation, revocation, signing by one keyholder after the other
-overview   what such a folder says
-http       the library's own client over plain HTTP, for the command line
-bus        metadata over the bus, for a gateway
+ceremony   key ceremony, rotation, revocation, and signing by one keyholder at a time
+overview   the state of such a folder
+http       the library's client over plain HTTP, for the command line
+bus        fetches metadata over the bus, for a gateway
 """

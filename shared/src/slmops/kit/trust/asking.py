@@ -1,4 +1,4 @@
-"""Who answers a client's questions: the bus, or a bundle where there is none."""
+"""The interface for sending requests. The bus implements it, and a bundle where there is no bus."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ R = TypeVar("R", bound=BaseModel)
 
 class Answers(Protocol):
     async def request(self, command: Command[R], /) -> R:
-        """Raises the answerer's typed error."""
+        """Returns the result of a command. Raises a typed error."""

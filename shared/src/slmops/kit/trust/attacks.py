@@ -1,6 +1,7 @@
-"""Which attack a refusal of the TUF client means: by what it raised, for which file, and what lay in it.
+"""Derives the name of the attack from an error of the TUF client: from its type, the file and the file's content.
 
-Never by the library's wording, but for one count of signatures, without which the name is the more careful one.
+The text of the error is not used, except for one count of signatures. If the count is missing, the more cautious name
+is used.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _SHA256 = {"sha256"}
 
 @dataclass
 class Fetched:
-    """The file that was asked for last."""
+    """The file that was requested last."""
 
     name: str = ""
     data: bytes = b""
@@ -52,7 +53,7 @@ class Fetched:
         return int(found[1]) if found and found[1] else None
 
     def signed(self) -> dict[str, Any]:
-        """The part that is signed; empty when there is none."""
+        """Returns the signed part; empty if there is none."""
         try:
             content = json.loads(self.data)["signed"]
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -65,7 +66,7 @@ class Fetched:
 
 
 class Recording(FetcherInterface):
-    """Fetches through another one and remembers the latest file, no more of it than metadata may have."""
+    """Fetches through another fetcher and keeps the latest file, up to the size limit of metadata."""
 
     def __init__(self, fetcher: FetcherInterface) -> None:
         self._fetcher = fetcher
@@ -80,7 +81,7 @@ class Recording(FetcherInterface):
 
 
 def named(error: Exception, last: Fetched, *, root_expired: bool) -> SlmopsError:
-    """The error to raise instead: `TrustRefused` with the attack's name, or a temporary one of the network."""
+    """Returns the error to raise instead: `TrustRefused` with the attack's name, or a temporary network error."""
     where = last.name or None
     if isinstance(error, DownloadError) and not isinstance(error, DownloadLengthMismatchError):
         return _unreached(error, where)
@@ -102,7 +103,7 @@ def _unreached(error: DownloadError, where: str | None) -> SlmopsError:
 def _attack(error: Exception, last: Fetched, root_expired: bool) -> tuple[Attack, str]:
     match error:
         case DownloadLengthMismatchError():
-            return Attack.ENDLESS_DATA, "the file does not end where it should"
+            return Attack.ENDLESS_DATA, "the file is longer than allowed or announced"
         case UnsignedMetadataError():
             return _unsigned(error, last.role)
         case ExpiredMetadataError():
@@ -115,56 +116,56 @@ def _attack(error: Exception, last: Fetched, root_expired: bool) -> tuple[Attack
             return Attack.CORRUPT, f"the {last.role} metadata cannot be read"
         case RepositoryError():
             return _inconsistent(last)
-    # Whatever parsers raise on hostile bytes, none of it may count as trusted.
+    # Parsers may raise any exception on hostile bytes. None of them may count as trusted.
     return Attack.CORRUPT, f"the {last.role} metadata cannot be used ({type(error).__name__})"
 
 
 def _unsigned(error: Exception, role: str) -> tuple[Attack, str]:
     counted = _SIGNED_BY.search(str(error))
     if counted and int(counted[1]) == 0:
-        return Attack.WRONG_KEY, f"{role} carries no valid signature by a trusted key"
-    return Attack.TOO_FEW_KEYS, f"{role} is not signed by as many trusted keys as it must be"
+        return Attack.WRONG_KEY, f"{role} has no valid signature by a trusted key"
+    return Attack.TOO_FEW_KEYS, f"{role} is signed by fewer trusted keys than required"
 
 
 def _outdated(role: str, root_expired: bool) -> tuple[Attack, str]:
     if root_expired:
-        return Attack.EXPIRED, "the root of trust is past its date"
+        return Attack.EXPIRED, "the root of trust has expired"
     if role in _ONLINE:
-        return Attack.FREEZE, f"the newest {role} that we are given is past its date"
-    return Attack.EXPIRED, f"{role} is past its date"
+        return Attack.FREEZE, f"the newest available {role} has expired"
+    return Attack.EXPIRED, f"{role} has expired"
 
 
 def _other_version(last: Fetched) -> tuple[Attack, str]:
     version, asked = last.signed().get("version"), last.asked_version
     if last.role == "root" or last.role == "timestamp" or (last.role == "snapshot" and version == asked):
-        return Attack.ROLLBACK, f"{last.role} goes back behind what is trusted already"
-    return Attack.MIX_AND_MATCH, f"{last.role} is version {version} in the place of version {asked}"
+        return Attack.ROLLBACK, f"{last.role} is older than the version that is already trusted"
+    return Attack.MIX_AND_MATCH, f"{last.role} has version {version} instead of {asked}"
 
 
 def _other_bytes(error: Exception, last: Fetched) -> tuple[Attack, str]:
     if isinstance(error.__cause__, (ValueError, TypeError)):
-        return Attack.OTHER_ALGORITHM, f"{last.role} is named by a digest that is not SHA-256"
+        return Attack.OTHER_ALGORITHM, f"{last.role} has a digest that is not SHA-256"
     if not last.signed():
         return Attack.CORRUPT, f"the {last.role} metadata is cut off or damaged"
-    return Attack.MIX_AND_MATCH, f"{last.role} is not the file that the state names"
+    return Attack.MIX_AND_MATCH, f"{last.role} is not the file that the other metadata names"
 
 
 def _inconsistent(last: Fetched) -> tuple[Attack, str]:
     if last.role == "snapshot" and not last.is_of_another_role:
-        return Attack.ROLLBACK, "the snapshot no longer names metadata that it named before"
-    return Attack.MIX_AND_MATCH, f"{last.role} does not belong to the state that names it"
+        return Attack.ROLLBACK, "the snapshot no longer names metadata that an earlier one named"
+    return Attack.MIX_AND_MATCH, f"{last.role} does not belong to the metadata that names it"
 
 
 def check_algorithms(named_by: Iterator[dict[str, str] | None]) -> None:
-    """The library would accept MD5 where a trusted key says so; we have one algorithm."""
+    """Rejects digests other than SHA-256. The library accepts any algorithm that trusted metadata names, also MD5."""
     for hashes in named_by:
         if hashes is not None and set(hashes) != _SHA256:
-            what = f"metadata names a file by {', '.join(sorted(hashes))}, not by SHA-256 alone"
+            what = f"metadata names a file by {', '.join(sorted(hashes))}, not only by SHA-256"
             raise refused(Attack.OTHER_ALGORITHM, what)
 
 
 _FIXES = {
-    Attack.FREEZE: "Start the packager, which renews it; see that nobody between us and it holds back its answers.",
+    Attack.FREEZE: "Start the packager, which renews it. Check that nobody on the way to it withholds its answers.",
     Attack.EXPIRED: "Renew it with its keyholders: slmops trust rotate ROLE --keep-keys.",
-    Attack.ROLLBACK: "Restore the newest state of the packager; after a loss rotate the timestamp and snapshot keys.",
+    Attack.ROLLBACK: "Restore the packager's newest state. If it is lost, rotate the timestamp and snapshot keys.",
 }

@@ -14,11 +14,11 @@ from slmops.contracts.commands import FetchMetadata
 from slmops.contracts.errors import NotFound
 from slmops.kit.trust.asking import Answers
 
-_PATIENCE_S = 60.0  # the client has its own, shorter one: this is for a loop that no longer runs
+_PATIENCE_S = 60.0  # the client has a shorter timeout; this one is for an event loop that no longer runs
 
 
 class BusFetcher(FetcherInterface):
-    """Used by the library in a thread, while `loop` runs in another."""
+    """A fetcher that the library calls in one thread while `loop` runs in another."""
 
     def __init__(self, client: Answers, gateway_id: str, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client

@@ -1,8 +1,8 @@
-"""The key ceremony, rotation and revocation: each returns `Changes`, which a dry run only prints.
+"""The key ceremony, rotation and revocation. Each returns `Changes`, which a dry run only prints.
 
-Root and targets are signed by a threshold of keyholders. What lacks signatures waits in `pending/`, and each keyholder
-adds theirs alone (`sign`); with the last one that is needed it moves to `metadata/`. Who signs is decided by the
-metadata itself: a new root needs the threshold of the root before it and its own.
+Root and targets are signed by a threshold of keyholders. A file that lacks signatures waits in `pending/`. Each
+keyholder adds a signature separately (`sign`); with the last required one the file moves to `metadata/`. The metadata
+determines who must sign: a new root needs the threshold of the previous root and its own.
 """
 
 from __future__ import annotations
@@ -43,9 +43,13 @@ Edited = dict[str, Metadata[Any]]
 
 
 def ceremony(folder: Folder, now: datetime, *, keys: int = 3, threshold: int = 2) -> Changes:
-    """New keys, and the first root and targets. Raises `AlreadyExists`, `InvalidMessage`."""
+    """Creates the keys and the first root and targets. Raises `AlreadyExists`, `InvalidMessage`."""
     if folder.first_root.exists():
-        raise AlreadyExists("a ceremony was held here", where=str(folder.root), fix="Use rotate, or another folder.")
+        raise AlreadyExists(
+            "a ceremony was already held in this folder",
+            where=str(folder.root),
+            fix="Use slmops trust rotate, or another folder.",
+        )
     _check_threshold(keys, threshold)
     changes = Changes()
     root, targets = Root(expires=_until(now)), Targets(expires=_until(now))
@@ -60,17 +64,17 @@ def ceremony(folder: Folder, now: datetime, *, keys: int = 3, threshold: int = 2
     _delegate_packages(targets, _new_online_key(folder, PACKAGES_ROLE, changes))
     plan = _new_file(folder.plan_key, changes, "key that signs plans")
     _name_rollout_keys(targets, RolloutKeys(keys=(trusted(plan.public_key),)))
-    # The root last: where it is, the ceremony was held to its end.
+    # The root is written last, so its existence means that the ceremony is complete.
     return _signed(folder, changes, {"targets": Metadata(targets), "root": Metadata(root)}, holders)
 
 
 def rotate(
     folder: Folder, role: str, holders: Keys, now: datetime, *, keep_keys: bool = False, keys: int = 0
 ) -> Changes:
-    """New keys for a role of `ROTATED`.
+    """Creates new keys for a role of `ROTATED`.
 
-    `keep_keys` renews only the date. A new rollout key is named beside the old one, which `revoke` removes. `keys` is
-    how many keyholders an offline role shall have; 0: as many as it has. Raises `IllegalTransition` while something
+    `keep_keys` renews only the expiry date. A new rollout key is added to the old one, which `revoke` removes. `keys`
+    is the new number of keyholders of an offline role; 0 keeps the number. Raises `IllegalTransition` while a file
     waits for signatures, `InvalidMessage` for another role.
     """
     if role not in ROTATED:
@@ -92,10 +96,10 @@ def rotate(
 
 
 def revoke(folder: Folder, what: str, holders: Keys, now: datetime) -> Changes:
-    """Take trust away: from a model by its name, one version of it (`smollm2:1.0.0`), or a key by its id (or the
-    beginning of it, 8 or more digits).
+    """Revokes a model by its name, one version of it (`smollm2:1.0.0`), or a key by its id (or the first 8 or more
+    digits of it).
 
-    Raises `NotFound`, `IllegalTransition` when too few keys would be left, or while something waits for signatures.
+    Raises `NotFound`, `IllegalTransition` if too few keys would be left or while a file waits for signatures.
     """
     root, targets = _next(folder, "root", now), _next(folder, "targets", now)
     changes = Changes()
@@ -107,23 +111,28 @@ def revoke(folder: Folder, what: str, holders: Keys, now: datetime) -> Changes:
         edited = _revoke_packages(root.signed, targets, what, paths, changes)
         edited |= {REVOKED_ROLE: _next(folder, REVOKED_ROLE, now) if revoked else first}
     else:
-        raise NotFound(f"there is no key {what!r}", fix="slmops trust show lists them. Else: MODEL or MODEL:VERSION.")
+        raise NotFound(
+            f"{what!r} is not a trusted key",
+            fix="Use a key of slmops trust show, MODEL or MODEL:VERSION.",
+        )
     return _signed(folder, changes, _with_revoked(folder, edited, now), holders)
 
 
 def sign(folder: Folder, holders: Keys) -> Changes:
-    """Add the signatures of some keyholders to whatever waits for them. Raises `NotFound` when nothing does."""
+    """Adds the signatures of some keyholders to the pending files. Raises `NotFound` if no file is pending."""
     drafts = _drafts(folder)
     if not drafts:
-        raise NotFound("nothing waits for a signature", where=str(folder.pending))
+        raise NotFound("no file is waiting for a signature", where=str(folder.pending))
     changes = _signed(folder, Changes(), drafts, holders)
     if not any("signed by" in line for line in changes.lines):
-        raise InvalidMessage("none of these keys may sign what waits", fix="slmops trust show says whose are missing.")
+        raise InvalidMessage(
+            "none of these keys may sign the pending files", fix="slmops trust show lists the keys that are missing."
+        )
     return changes
 
 
 def waiting(folder: Folder) -> dict[str, tuple[Metadata[Any], int, tuple[str, ...]]]:
-    """What waits for signatures, by role: how many are missing, and the keys that may still give them."""
+    """Returns by role each pending file, its number of missing signatures, and the keys that may still sign it."""
     drafts = _drafts(folder)
     found = {}
     for role, draft in drafts.items():
@@ -134,11 +143,11 @@ def waiting(folder: Folder) -> dict[str, tuple[Metadata[Any], int, tuple[str, ..
     return found
 
 
-# ---- what is signed by whom -------------------------------------------------------------------------------
+# ---- signatures -------------------------------------------------------------------------------------------
 
 
 def _signed(folder: Folder, changes: Changes, edited: Edited, holders: Keys) -> Changes:
-    """Sign with every key at hand that may, and put each file where it belongs: complete, or waiting."""
+    """Signs with every given key that may sign, and puts each file into `metadata/` or `pending/`."""
     asked = {role: _delegators(folder, edited, role) for role in edited}
     for role, metadata in edited.items():
         for keyid in sorted({keyid for root, of in asked[role] for keyid in root.roles[of].keyids} & holders.keys()):
@@ -147,7 +156,7 @@ def _signed(folder: Folder, changes: Changes, edited: Edited, holders: Keys) -> 
                 changes.lines.append(f"{role} {metadata.signed.version}: signed by {keyid[:8]}")
     missing = {role: _missing(asked[role], metadata) for role, metadata in edited.items()}
     for role, metadata in edited.items():
-        # Together or not at all: a root that names new targets keys is no good before these have signed the targets.
+        # All files together or none: a root with new targets keys is useless before these have signed the targets.
         _place(folder, changes, role, metadata, missing[role], complete=not any(missing.values()))
     return changes
 
@@ -163,12 +172,12 @@ def _place(
     changes.write[(folder.metadata if complete else folder.pending) / name] = metadata.to_bytes(JSONSerializer())
     if complete:
         changes.remove.append(folder.pending / name)
-    state = "complete" if complete else f"waits for {missing} more" if missing else "waits for the others"
+    state = "complete" if complete else f"waits for {missing} more" if missing else "waits for the other files"
     changes.lines.append(f"{role} {metadata.signed.version}: {state}, valid until {metadata.signed.expires:%Y-%m-%d}")
 
 
 def _delegators(folder: Folder, edited: Edited, role: str) -> list[tuple[Root, str]]:
-    """Whose threshold a file must reach: that of a role of a root."""
+    """Returns the roots and roles whose thresholds a file must reach."""
     root, before = _root(folder, edited), folder.newest("root")
     if role != "root":
         return [(root, "targets")]
@@ -182,7 +191,7 @@ def _root(folder: Folder, edited: Edited) -> Root:
 
 
 def _missing(delegators: list[tuple[Root, str]], metadata: Metadata[Any]) -> int:
-    """How many valid signatures are still needed, by the delegator that lacks most."""
+    """Returns the largest number of valid signatures that a delegator still needs."""
     payload, signatures = metadata.signed_bytes, metadata.signatures
     return max(root.get_verification_result(role, payload, signatures).missing for root, role in delegators)
 
@@ -191,13 +200,13 @@ def _missing(delegators: list[tuple[Root, str]], metadata: Metadata[Any]) -> int
 
 
 def _next(folder: Folder, role: str, now: datetime) -> Metadata[Any]:
-    """The next version of an offline role, unsigned. Raises `NotFound`, `IllegalTransition`."""
+    """Returns the next, unsigned version of an offline role. Raises `NotFound`, `IllegalTransition`."""
     folder.check()
     if waiting := sorted(folder.pending.glob("*.json")):
         raise IllegalTransition(
             f"{waiting[0].name} still waits for signatures",
             where=str(folder.pending),
-            fix="Have it signed (slmops trust sign), or delete it to drop that change.",
+            fix="Have it signed (slmops trust sign), or delete it to discard that change.",
         )
     metadata = folder.newest(role)
     assert metadata is not None
@@ -216,7 +225,7 @@ def _new_keyholders(folder: Folder, root: Root, role: str, keys: int, changes: C
 
 
 def _with_revoked(folder: Folder, edited: Edited, now: datetime) -> Edited:
-    """The revoked role has the keys of targets, so it is renewed with them."""
+    """Renews the revoked role together with targets, because it has the same keys."""
     targets = edited.get("targets")
     if targets is None or REVOKED_ROLE in edited or folder.newest(REVOKED_ROLE) is None:
         return edited
@@ -237,16 +246,18 @@ def _revoke_key(root: Metadata[Root], targets: Metadata[Targets], keyid: str, ch
         left = tuple(key for key in rollout.keys if key.keyid != keyid)
         _enough(len(left), 1, "rollout")
         _name_rollout_keys(targets.signed, RolloutKeys(keys=left))
-        changes.lines.append(f"rollout: {keyid[:8]} signs no plan any more")
+        changes.lines.append(f"rollout: {keyid[:8]} may no longer sign plans")
         return {"targets": targets}
     roles = [name for name, role in root.signed.roles.items() if keyid in role.keyids]
     if not roles:
-        raise IllegalTransition("the packager has no other key for this role", fix="slmops trust rotate packages.")
+        raise IllegalTransition(
+            "the packages role has no other key", fix="Replace it instead: slmops trust rotate packages."
+        )
     for role in roles:
         _enough(len(root.signed.roles[role].keyids) - 1, root.signed.roles[role].threshold, role)
         root.signed.revoke_key(keyid, role)
-        changes.lines.append(f"{role}: {keyid[:8]} signs no more")
-    # Its signature on the targets counts no longer: they are signed anew by the others.
+        changes.lines.append(f"{role}: {keyid[:8]} may no longer sign")
+    # Its signature on the targets no longer counts, so the other keys sign them again.
     return {"root": root, "targets": targets} if "targets" in roles else {"root": root}
 
 
@@ -255,14 +266,14 @@ def _revoke_packages(root: Root, targets: Metadata[Targets], what: str, pattern:
     role = delegations.get(REVOKED_ROLE)
     paths = list(role.paths or []) if role else []
     if {pattern, model_paths(what.partition(":")[0])} & set(paths):
-        raise AlreadyExists(f"{what} is revoked already")
+        raise AlreadyExists(f"{what} is already revoked")
     _delegate_revoked(targets.signed, root, [*paths, pattern])
-    changes.lines.append(f"{what}: no package of it may be installed any more")
+    changes.lines.append(f"{what}: its packages may no longer be installed")
     return {"targets": targets}
 
 
 def _delegate_revoked(targets: Targets, root: Root, paths: list[str] | None = None) -> None:
-    """Before `packages`, so that nothing the packager signs can bring a revoked model back."""
+    """Puts the revoked role before `packages`, so the packager's signatures cannot allow a revoked model again."""
     others = _delegations(targets)
     old = others.pop(REVOKED_ROLE, None)
     holders = root.roles["targets"]
@@ -289,12 +300,12 @@ def _add_rollout_key(folder: Folder, targets: Targets, changes: Changes) -> None
     signer = new_key()
     path = folder.rollout / key_file("plan", signer.public_key.keyid)
     changes.write[path] = signer.private_bytes
-    changes.lines.append(f"new key that signs plans: {path}; put it in the place of plan.pem once this is complete")
+    changes.lines.append(f"new key that signs plans: {path}; replace plan.pem by it when this change is complete")
     _name_rollout_keys(targets, RolloutKeys(keys=(*rollout_keys(targets).keys, trusted(signer.public_key))))
 
 
 def _name_rollout_keys(targets: Targets, keys: RolloutKeys) -> None:
-    """In the target's custom field, so that who has the metadata has the keys; the file says the same."""
+    """Puts the keys into the target's custom field, so the metadata contains them; the file has the same content."""
     custom = keys.model_dump()
     target = TargetFile.from_data(ROLLOUT_TARGET, rollout_file(keys))
     target.unrecognized_fields["custom"] = custom
@@ -306,7 +317,7 @@ def rollout_keys(targets: Targets) -> RolloutKeys:
 
 
 def rollout_file(keys: RolloutKeys) -> bytes:
-    """The bytes of the target `trust/rollout.json`."""
+    """Returns the bytes of the target `trust/rollout.json`."""
     return json.dumps(keys.model_dump(), sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -338,7 +349,7 @@ def _new_file(path: Path, changes: Changes, what: str) -> CryptoSigner:
 
 
 def _known_key(root: Root, targets: Targets, text: str) -> str | None:
-    """The id of a key that is trusted now, from its beginning."""
+    """Returns the id of the currently trusted key that begins with `text`, if there is exactly one."""
     if len(text) < 8:
         return None
     rollout = [key.keyid for key in rollout_keys(targets).keys]
@@ -348,8 +359,8 @@ def _known_key(root: Root, targets: Targets, text: str) -> str | None:
 
 
 def _paths(text: str) -> str | None:
-    """The pattern of the targets of `MODEL` or `MODEL:VERSION`; None when it is neither."""
-    if _KEY_ID.fullmatch(text):  # who mistypes a key's id must not be told that something was revoked
+    """Returns the pattern of the targets of `MODEL` or `MODEL:VERSION`; None if `text` is neither."""
+    if _KEY_ID.fullmatch(text):  # a mistyped key id must not look like a revoked model
         return None
     model, colon, version = text.partition(":")
     if not re.fullmatch(NAME_PATTERN, model) or (colon and not re.fullmatch(VERSION_PATTERN, version)):
@@ -368,13 +379,16 @@ def _keys(targets: Targets) -> dict[str, Any]:
 def _enough(left: int, threshold: int, role: str) -> None:
     if left < threshold:
         raise IllegalTransition(
-            f"{role} would have {left} keys left, and needs {threshold}", fix=f"slmops trust rotate {role}."
+            f"{role} would have {left} keys left but needs {threshold}",
+            fix=f"Replace its keys instead: slmops trust rotate {role}.",
         )
 
 
 def _check_threshold(keys: int, threshold: int) -> None:
     if not 1 <= threshold <= keys <= 16:
-        raise InvalidMessage(f"{threshold} of {keys} keys is no threshold", fix="For example: --keys 3 --threshold 2.")
+        raise InvalidMessage(
+            f"{threshold} of {keys} keys is not a valid threshold", fix="For example: --keys 3 --threshold 2."
+        )
 
 
 def _until(now: datetime) -> datetime:

@@ -1,11 +1,12 @@
-"""What one client trusts, on disk: verified metadata, accepted as a whole or not at all.
+"""A client's trusted state on disk: verified metadata, accepted completely or not at all.
 
-Rules it keeps
-1. The pinned root is where trust begins; newer roots follow one by one, each signed by the threshold of the one before.
-2. A refresh works on a copy. Only a state that was verified to its end takes the place of the one before, in one
-   rename; whatever is refused leaves every byte as it was.
-3. No file is read further than it may be long, however long it says it is.
-4. What was trusted stays readable without a network, also when it is past its date: for what runs, not for what is new.
+Invariants
+1. Trust starts with the pinned root. Newer roots follow one at a time, each signed by the previous one's threshold.
+2. A refresh works on a copy. Only a completely verified state replaces the previous one, in one rename. A refusal
+   changes no byte.
+3. No more of a file is read than its size limit, whatever size it claims.
+4. Trusted metadata stays readable without a network, also after it has expired, for the running release but not for new
+   ones.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _OTHER_KEYS: Final = (Attack.WRONG_KEY, Attack.TOO_FEW_KEYS)
 
 
 def limits() -> UpdaterConfig:
-    """How long each kind of metadata may be, in bytes, and how many roots may follow one another."""
+    """Returns the size limits of metadata in bytes, and the limit of consecutive roots."""
     return UpdaterConfig(
         max_root_rotations=256,
         max_delegations=8,
@@ -50,7 +51,7 @@ def limits() -> UpdaterConfig:
 
 
 class Target(BaseModel):
-    """A file that the repository vouches for."""
+    """A file that the repository lists."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,21 +60,21 @@ class Target(BaseModel):
 
 
 class TrustedState:
-    """One process owns `folder`. `pinned` is the root that this client was given out of band."""
+    """The trusted state in `folder`, which only one process may use. `pinned` is the root received out of band."""
 
     def __init__(self, folder: Path, pinned: Path) -> None:
         self._folder = folder
         self._pinned = pinned
-        # Callers wait in coroutines and may be cancelled, which stops no thread.
+        # Callers wait in coroutines. Cancelling them does not stop the thread.
         self._one_at_a_time = threading.Lock()
 
     @property
     def folder(self) -> Path:
-        """Where the trusted metadata lies."""
+        """The folder of the trusted metadata."""
         return self._folder / _CURRENT
 
     def rollout_keys(self) -> RolloutKeys | None:
-        """Who may sign plans, as of the last refresh; None before the first."""
+        """Returns the keys that may sign plans as of the last refresh; None before the first."""
         try:
             return RolloutKeys.model_validate_json((self.folder / _ROLLOUT).read_bytes())
         except FileNotFoundError:
@@ -82,12 +83,12 @@ class TrustedState:
     def refresh(
         self, fetcher: FetcherInterface, path: str | None = None, grace: timedelta = timedelta()
     ) -> Target | None:
-        """Bring the state up to date and look up a target; None: the repository does not list `path`.
+        """Updates the state and looks up a target. Returns None if the repository does not list `path`.
 
-        Timestamp and snapshot may be past their date by `grace`; what says who may sign what may not.
+        Timestamp and snapshot may have expired by up to `grace`; metadata that says who may sign what may not.
 
-        Blocks. Raises `TrustRefused` with the attack's name, `InvalidMessage` for a pinned root that is none,
-        `DiskFull`, and what the fetcher raises.
+        Blocks. Raises `TrustRefused` with the attack's name, `InvalidMessage` for an invalid pinned root, `DiskFull`,
+        and the fetcher's errors.
         """
         with self._one_at_a_time:
             try:
@@ -95,14 +96,14 @@ class TrustedState:
             except TrustRefused as error:
                 if error.attack not in _OTHER_KEYS:
                     raise
-            # Keys may have been rotated after we asked for the root: then it is there now. An attack is one again.
+            # Keys may have been rotated after we fetched the root, so try once more. A real attack fails again.
             return self._refreshed(fetcher, path, grace)
 
     def _refreshed(self, fetcher: FetcherInterface, path: str | None, grace: timedelta) -> Target | None:
         with self._staged() as staging:
             recording = Recording(fetcher)
             updater = self._updater(staging, recording)
-            updater._trusted_set.reference_time -= grace  # the library has no other place for it
+            updater._trusted_set.reference_time -= grace  # the library has no option for it
             with naming(recording, staging):
                 updater.refresh()
                 rollout = updater.get_targetinfo(ROLLOUT_TARGET)
@@ -121,12 +122,12 @@ class TrustedState:
             raise InvalidMessage(
                 f"the trusted root cannot be used: {type(error).__name__}",
                 where=str(self._pinned),
-                fix="Give the root.json of the ceremony (metadata/1.root.json), whole.",
+                fix="Copy metadata/1.root.json of the ceremony again.",
             ) from error
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
-        """A copy of the state to work on, which becomes the state when the block ends well."""
+        """Yields a copy of the state, which becomes the state if the block ends without an error."""
         with _room(self._folder):
             self._clear()
             new = self._folder / f"state-{secrets.token_hex(6)}"
@@ -153,7 +154,7 @@ class TrustedState:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove what a killed process left: every state but the one that counts."""
+        """Removes all states that killed processes left, except the current one."""
         current = os.readlink(self.folder) if self.folder.is_symlink() else ""
         for path in self._folder.glob("state-*"):
             if path.name != current:
@@ -162,7 +163,7 @@ class TrustedState:
 
 @contextmanager
 def naming(recording: Recording, folder: Path) -> Iterator[None]:
-    """Within the block the library's refusals become ours, which name the attack."""
+    """Translates the library's errors in the block to errors that name the attack."""
     try:
         yield
     except (OSError, SlmopsError):
@@ -175,16 +176,16 @@ def naming(recording: Recording, folder: Path) -> Iterator[None]:
 def _root_expired(folder: Path) -> bool:
     try:
         return Metadata[Root].from_file(str(folder / "root.json")).signed.is_expired()
-    except Exception:  # it is only asked to find the better word
+    except Exception:  # it only affects the error text
         return False
 
 
 def _check_in_time(updater: Updater) -> None:
-    """What the library let pass for the grace, and has none."""
-    for signed in updater._trusted_set:  # a mapping whose iteration gives the values
+    """Rejects expired metadata that has no grace, because the library applied the grace to all."""
+    for signed in updater._trusted_set:  # a mapping whose iteration yields the values
         if not isinstance(signed, Timestamp | Snapshot) and signed.is_expired():
-            fix = "Have it signed anew, and bring what is exported afterwards."
-            raise refused(Attack.EXPIRED, f"metadata of type {signed.type} is past its date", fix=fix)
+            fix = "Have it signed again, then export a new bundle."
+            raise refused(Attack.EXPIRED, f"metadata of type {signed.type} has expired", fix=fix)
 
 
 def _check_digests(folder: Path) -> None:
@@ -200,7 +201,7 @@ def _target(found: TargetFile | None) -> Target | None:
     try:
         return Target(digest=f"sha256:{found.hashes['sha256']}", size=found.length)
     except ValidationError as error:
-        raise refused(Attack.CORRUPT, "a target's digest is none", where=found.path) from error
+        raise refused(Attack.CORRUPT, "a target has no valid digest", where=found.path) from error
 
 
 def _keys_in(rollout: TargetFile | None) -> RolloutKeys:
@@ -219,7 +220,7 @@ def _room(where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFull("no room for trusted metadata", where=str(where), fix="Free disk space.") from error
+        raise DiskFull("no space for trusted metadata", where=str(where), fix="Free disk space.") from error
 
 
 def _sync(path: Path) -> None:

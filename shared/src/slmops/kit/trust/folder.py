@@ -1,8 +1,8 @@
-"""The offline half of a repository as a folder: what the ceremony made and its keyholders signed.
+"""The offline half of a repository as a folder: the ceremony's keys and the metadata that keyholders signed.
 
-metadata/     1.root.json 1.targets.json …   complete, public: the packager reads them here
+metadata/     1.root.json 1.targets.json …   complete and public: the packager reads them here
 pending/      2.root.json …                  waits for signatures
-offline/      root-1a2b3c4d.pem …            one keyholder each: take them apart, out of here
+offline/      root-1a2b3c4d.pem …            one key per keyholder: move each to another place
 online/       snapshot-….pem timestamp-….pem packages-….pem    for the packager
 rollout/      plan.pem                       for the rollout service
 """
@@ -28,28 +28,28 @@ _NAME = re.compile(r"^([1-9]\d*)\.(root|targets|revoked)\.json$")
 
 
 def read_root(path: Path) -> bytes:
-    """A file that says who may sign what. Raises `NotFound`, `InvalidMessage` when it is another one."""
+    """Reads a root of trust, which says who may sign what. Raises `NotFound`, `InvalidMessage` for another file."""
     try:
         data = path.read_bytes()
         Metadata[Root].from_bytes(data).verify_delegate(Root.type, Metadata[Root].from_bytes(data))
     except OSError as error:
         raise NotFound(f"the root of trust cannot be read: {error.strerror}", where=str(path)) from error
     except (DeserializationError, RepositoryError, AttributeError) as error:
-        fix = "Give metadata/1.root.json of the ceremony."
-        raise InvalidMessage("this is no root of trust", where=str(path), fix=fix) from error
+        fix = "Use metadata/1.root.json of the ceremony."
+        raise InvalidMessage("the file is not a root of trust", where=str(path), fix=fix) from error
     return data
 
 
 @dataclass
 class Changes:
-    """What a command would do: said first, then done. `remove` are files whose content moved elsewhere."""
+    """The changes of a command: `lines` describe them, `apply` makes them. The files in `remove` were moved."""
 
     lines: list[str] = field(default_factory=list)
     write: dict[Path, bytes] = field(default_factory=dict)
     remove: list[Path] = field(default_factory=list)
 
     def apply(self) -> None:
-        """Raises `Denied`."""
+        """Writes and removes the files. Raises `Denied`."""
         for path, data in self.write.items():
             _write(path, data)
         for path in self.remove:
@@ -82,36 +82,36 @@ class Folder:
 
     @property
     def first_root(self) -> Path:
-        """What gateways are given as the root of their trust."""
+        """The root of trust that gateways receive out of band."""
         return self.metadata / "1.root.json"
 
     @property
     def plan_key(self) -> Path:
-        """With what the rollout service signs."""
+        """The key with which the rollout service signs plans."""
         return self.rollout / "plan.pem"
 
     def check(self) -> None:
-        """Raises `NotFound` when no ceremony was held here."""
+        """Raises `NotFound` if no ceremony was held in this folder."""
         if not self.first_root.exists():
             raise NotFound(
-                "there was no key ceremony in this folder",
+                "no key ceremony was held in this folder",
                 where=str(self.root),
                 fix="Hold it: slmops trust ceremony --folder FOLDER.",
             )
 
     def newest(self, role: str) -> Metadata[Any] | None:
-        """The complete metadata of an offline role; None before its first. Raises `InvalidMessage`."""
+        """Returns an offline role's newest complete metadata; None if there is none. Raises `InvalidMessage`."""
         versions = numbered(self.metadata).get(role, {})
         return parse(versions[max(versions)]) if versions else None
 
     def draft(self, role: str) -> Metadata[Any] | None:
-        """What waits for signatures."""
+        """Returns the pending metadata of a role, or None. Raises `InvalidMessage`."""
         versions = numbered(self.pending).get(role, {})
         return parse(versions[max(versions)]) if versions else None
 
 
 def numbered(folder: Path) -> dict[str, dict[int, Path]]:
-    """Role → version → file. Other files are overlooked."""
+    """Returns role → version → file. Ignores other files."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.glob("*.json")):
         if name := _NAME.match(path.name):
@@ -120,11 +120,11 @@ def numbered(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def parse(path: Path) -> Metadata[Any]:
-    """Raises `InvalidMessage`."""
+    """Parses metadata. Raises `InvalidMessage`."""
     try:
         return Metadata.from_bytes(path.read_bytes())
     except (DeserializationError, OSError) as error:
-        raise InvalidMessage("this metadata cannot be read", where=str(path)) from error
+        raise InvalidMessage("the metadata cannot be read", where=str(path)) from error
 
 
 def file_name(role: str, version: int) -> str:
@@ -132,7 +132,7 @@ def file_name(role: str, version: int) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, and for its owner only from the first moment."""
+    """Writes a file atomically. From the start only its owner can read it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -146,4 +146,4 @@ def _write(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise Denied(f"cannot write: {error.strerror}", where=str(path)) from error
+        raise Denied(f"the file cannot be written: {error.strerror}", where=str(path)) from error

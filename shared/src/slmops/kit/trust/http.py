@@ -1,4 +1,4 @@
-"""The library's own client over plain HTTP: it keeps each file as soon as it is verified, as the specification says."""
+"""The library's client over plain HTTP. It stores each file once it is verified, as the specification requires."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from slmops.kit.trust.client import limits, naming
 
 
 class HttpClient:
-    """`folder` holds what is trusted. Methods raise `InvalidMessage`, `NotFound`, `Denied`, `DiskFull`; those that
-    fetch also `TrustRefused` with the attack's name, `Unreachable` and `NotReady`."""
+    """A TUF client whose trusted state is in `folder`. Methods raise `InvalidMessage`, `NotFound`, `Denied`,
+    `DiskFull`; those that fetch also `TrustRefused` with the attack's name, `Unreachable` and `NotReady`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def init(self, root: Path) -> None:
-        """Trust a root that its own keys signed. What is known of newer versions still counts against a rollback."""
+        """Trusts a root that its own keys signed. Known newer versions still protect against a rollback."""
         try:
             data = root.read_bytes()
             _check_root(Metadata[Root].from_bytes(data))
         except OSError as error:
             raise InvalidMessage(f"the root cannot be read: {error.strerror}", where=str(root)) from error
         except (RepositoryError, ValueError) as error:
-            raise InvalidMessage("this is no root that its own keys signed", where=str(root)) from error
+            raise InvalidMessage("the file is not a root signed by its own keys", where=str(root)) from error
         with _writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             trusted = self._folder / "root.json"
-            trusted.unlink(missing_ok=True)  # the library makes it a link into its history, which must stay what it is
+            trusted.unlink(missing_ok=True)  # the library makes it a link into its history, which must not change
             trusted.write_bytes(data)
 
     def refresh(self, url: str) -> None:
@@ -47,7 +47,7 @@ class HttpClient:
                 updater.refresh()
 
     def download(self, url: str, target: str, base: str, into: Path) -> Path | None:
-        """Returns the target, written only if it matches its metadata; None when the repository does not list it."""
+        """Returns the target's path, or None if the repository does not list it. Writes it only if it is verified."""
         _check_address(base)
         with _writing(self._folder):
             recording, updater = self._updater(url)
@@ -68,13 +68,17 @@ class HttpClient:
             root = (self._folder / "root.json").read_bytes()
             return recording, Updater(str(self._folder), url, fetcher=recording, config=limits(), bootstrap=root)
         except FileNotFoundError as error:
-            raise NotFound("nothing is trusted here yet", where=str(self._folder), fix="Begin with init.") from error
+            raise NotFound(
+                "the folder has no trusted root yet",
+                where=str(self._folder),
+                fix="Run slmops trust client init first.",
+            ) from error
         except RepositoryError as error:
             raise InvalidMessage("the trusted root is damaged", where=str(self._folder)) from error
 
 
 class _Fetcher(Urllib3Fetcher):
-    """A connection that breaks half way is the network's fault, and no damaged file."""
+    """Reports a broken connection as a network error and not as a damaged file."""
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         try:
@@ -98,16 +102,16 @@ def _check_address(url: str) -> None:
     except ValueError:
         good = None
     if not good:
-        raise InvalidMessage("this is no HTTP address", where=url)
+        raise InvalidMessage("the URL is not an HTTP address", where=url)
 
 
 @contextmanager
 def _naming_target(target: str) -> Iterator[None]:
-    """A file with other bytes than were vouched for was put there by somebody else."""
+    """Reports a target with wrong bytes as an arbitrary package attack."""
     try:
         yield
     except LengthOrHashMismatchError as error:
-        raise refused(Attack.ARBITRARY_PACKAGE, "the file is not the one that is vouched for", where=target) from error
+        raise refused(Attack.ARBITRARY_PACKAGE, "the file does not match its metadata", where=target) from error
 
 
 @contextmanager
@@ -116,5 +120,5 @@ def _writing(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("no room to write", where=str(where), fix="Free disk space.") from error
-        raise Denied(f"cannot be read or written: {error.strerror}", where=str(where)) from error
+            raise DiskFull("no disk space left", where=str(where), fix="Free disk space.") from error
+        raise Denied(f"the folder cannot be read or written: {error.strerror}", where=str(where)) from error

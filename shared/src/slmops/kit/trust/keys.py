@@ -1,4 +1,4 @@
-"""Private keys as PEM files (PKCS#8, Ed25519), read and used through `securesystemslib`. Keyholders' may be locked."""
+"""Private keys as PEM files (PKCS#8, Ed25519), used through `securesystemslib`. Keyholders may encrypt their keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.trust import KeyValue, TrustedKey
 
 Ask = Callable[[Path], bytes]
-"""For the passphrase of a key file."""
+"""Returns the passphrase of a key file."""
 _LOCKED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
@@ -27,27 +27,30 @@ def new_key() -> CryptoSigner:
 
 
 def key_file(role: str, keyid: str) -> str:
-    """The name of a key's file: which role, and enough of the key's id to tell it from the one before."""
+    """Returns the name of a key's file: its role, and enough of the key id to distinguish it from the previous key."""
     return f"{role}-{keyid[:8]}.pem"
 
 
 def load_key(pem: bytes, where: str, password: bytes | None = None) -> CryptoSigner:
-    """Raises `InvalidMessage`, without any part of the key."""
-    fix = "Point to a private key as `slmops trust ceremony` makes them: PEM, PKCS#8."
+    """Parses a private key. Raises `InvalidMessage`, which contains no part of the key."""
+    fix = "Use a private key from `slmops trust ceremony` (PEM, PKCS#8)."
     try:
         return CryptoSigner(load_pem_private_key(pem, password))
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise InvalidMessage("this is no private key that can sign", where=where, fix=fix) from None
+        raise InvalidMessage("the file is not a private key for signing", where=where, fix=fix) from None
 
 
 def locked(key: CryptoSigner, passphrase: bytes) -> bytes:
-    """The private key as PEM that only the passphrase opens."""
+    """Returns the private key as PEM encrypted with the passphrase."""
     private = load_pem_private_key(key.private_bytes, None)
     return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase))
 
 
 def read_key(path: Path, ask: Ask | None = None) -> CryptoSigner:
-    """`ask` is called for the passphrase of a locked key; without it one is refused. Raises `InvalidMessage`."""
+    """Reads a private key. `ask` returns the passphrase of a locked key; without `ask` a locked key is rejected.
+
+    Raises `InvalidMessage`.
+    """
     try:
         pem = path.read_bytes()
     except OSError as error:
@@ -55,7 +58,7 @@ def read_key(path: Path, ask: Ask | None = None) -> CryptoSigner:
     if not pem.lstrip().startswith(_LOCKED):
         return load_key(pem, str(path))
     if ask is None:
-        fix = "Only keyholders' keys may be locked: a service starts without anybody there to unlock it."
+        fix = "Use a key without a passphrase: only keyholders' keys may be locked, because services start unattended."
         raise InvalidMessage("the key is locked with a passphrase", where=str(path), fix=fix)
     passphrase = ask(path)
     try:
@@ -65,17 +68,17 @@ def read_key(path: Path, ask: Ask | None = None) -> CryptoSigner:
 
 
 def read_keys(paths: Iterable[Path], ask: Ask | None = None) -> dict[str, CryptoSigner]:
-    """By key id, which is what metadata names a key by."""
+    """Reads private keys and returns them by key id, which metadata uses to name a key."""
     found = [read_key(path, ask) for path in sorted(paths)]
     return {signer.public_key.keyid: signer for signer in found}
 
 
 def trusted(key: Key) -> TrustedKey:
-    """The public half as a document."""
+    """Returns the public key as a document."""
     public = str(key.keyval["public"])
     return TrustedKey(keyid=key.keyid, keytype=key.keytype, scheme=key.scheme, keyval=KeyValue(public=public))
 
 
 def usable(key: TrustedKey) -> Key:
-    """The same as the library wants it. Raises `ValueError` or `KeyError` for a scheme that it does not know."""
+    """Returns the key in the library's form. Raises `ValueError` or `KeyError` for a scheme unknown to the library."""
     return Key.from_dict(key.keyid, key.model_dump(exclude={"keyid"}))

@@ -1,4 +1,4 @@
-"""An overview of a ceremony folder: who may sign what, until when, what is revoked, what is pending."""
+"""An overview of a ceremony folder: who may sign what and until when, what is revoked, and what is pending."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from slmops.kit.trust.folder import Folder
 
 
 class RoleView(BaseModel):
-    """Who may sign for a role. What the packager signs has its version and its date there, and none here."""
+    """The keys of a role. Roles that the packager signs have no version and date here, because only the packager has
+    them."""
 
     role: str
     version: int | None = None
@@ -22,7 +23,7 @@ class RoleView(BaseModel):
 
 
 class WaitingView(BaseModel):
-    """A version that does not count yet. `keys` may still sign it; 0 `missing`: it waits for the other files."""
+    """A pending version. `keys` may still sign it; with 0 `missing` it waits only for the other files."""
 
     role: str
     version: int
@@ -34,12 +35,12 @@ class TrustView(BaseModel):
     roles: tuple[RoleView, ...]
     rollout_keys: tuple[str, ...]
     revoked: tuple[str, ...]
-    """Patterns of targets that nobody may vouch for."""
+    """Patterns of revoked targets."""
     waiting: tuple[WaitingView, ...]
 
 
 def overview(folder: Folder) -> TrustView:
-    """Raises `NotFound` when no ceremony was held here, `InvalidMessage` for metadata that cannot be read."""
+    """Returns the overview. Raises `NotFound` without a ceremony, `InvalidMessage` for unreadable metadata."""
     folder.check()
     newest = {role: metadata.signed for role in ("root", "targets") if (metadata := folder.newest(role))}
     root, targets = newest["root"], newest["targets"]

@@ -1,4 +1,4 @@
-"""A plan in its signed envelope (DSSE): made by the rollout service, opened by whoever must be able to rely on it."""
+"""Signs plans in an envelope (DSSE) for the rollout service, and verifies them for services and gateways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slmops.kit.trust.keys import trusted, usable
 
 
 def sign_plan(plan: Plan, signer: Signer, now: datetime, valid_for: timedelta = freshness.PLAN) -> bytes:
-    """The envelope as it is written to the bucket."""
+    """Returns the envelope to write to the bucket."""
     statement = PlanStatement(plan=plan, signed_at=now, expires_at=now + valid_for)
     envelope = Envelope(statement.model_dump_json(by_alias=True).encode(), PLAN_TYPE, {})
     signature = envelope.sign(signer)
@@ -29,7 +29,7 @@ def sign_plan(plan: Plan, signer: Signer, now: datetime, valid_for: timedelta = 
 
 
 def open_plan(data: bytes, keys: RolloutKeys) -> tuple[PlanStatement, str]:
-    """What a trusted key signed, and that key's id. Whether it is still in time is the caller's to ask.
+    """Verifies an envelope; returns its statement and the id of the key. The caller checks the expiry date.
 
     Raises `TrustRefused`.
     """
@@ -39,16 +39,16 @@ def open_plan(data: bytes, keys: RolloutKeys) -> tuple[PlanStatement, str]:
         accepted = envelope.verify(_usable(keys), 1)
     except (VerificationError, ValueError) as error:
         what = "the plan is not signed by a key of the rollout service"
-        fix = "If its key was changed, have the ceremony name the new one: slmops trust rotate rollout."
+        fix = "If the key was changed, add the new one to the trust metadata: slmops trust rotate rollout."
         raise refused(Attack.WRONG_KEY, what, where="plan", fix=fix) from error
     return signed.statement(), next(iter(accepted))
 
 
 def still_good(data: bytes, plan: Plan, signer: Signer, now: datetime) -> bool:
-    """Whether an envelope says exactly this, by this key, and will for more than half of its time."""
+    """Returns whether an envelope has exactly this plan, signed by this key, with more than half of its time left."""
     try:
         statement, _ = open_plan(data, RolloutKeys(keys=(trusted(signer.public_key),)))
-    except Exception:  # whatever lies there, it is not what we would write
+    except Exception:  # any other content must be replaced
         return False
     lasts = statement.expires_at - statement.signed_at
     return statement.plan == plan and statement.signed_at <= now < statement.signed_at + lasts / 2
@@ -66,7 +66,7 @@ def _signatures(signed: SignedPlan) -> dict[str, Signature]:
 
 
 def _usable(keys: RolloutKeys) -> list[Key]:
-    """A scheme that this release does not know cannot verify anything; the others still can."""
+    """Returns the keys without those whose scheme is unknown to this release."""
     found = []
     for key in keys.keys:
         try:

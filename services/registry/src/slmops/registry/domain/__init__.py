@@ -1,1 +1,1 @@
-"""Decisions about versions of a model. Pure."""
+"""Decisions about the versions of a model. Pure."""

@@ -1,4 +1,4 @@
-"""The life of a version as a table."""
+"""The states of a version as a table."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
 
 
 def next_state(state: State, trigger: Trigger) -> State:
-    """Raises `IllegalTransition` for a pair that is not in the table."""
+    """Returns the next state. Raises `IllegalTransition` for a pair that is not in the table."""
     found = TRANSITIONS.get((state, trigger))
     if found is None:
         allowed = ", ".join(t for s, t in TRANSITIONS if s is state) or "nothing"
-        raise IllegalTransition(f"a version that is {state} does not take '{trigger}'", fix=f"It takes: {allowed}.")
+        raise IllegalTransition(f"a version that is {state} does not allow '{trigger}'", fix=f"Allowed now: {allowed}.")
     return found

@@ -1,11 +1,11 @@
-"""What keeps a blob: the events that name it, and the documents that those name. Pure.
+"""Decides which blobs stay: those that events name, and those that documents named by events name. Pure.
 
-Rules it keeps
-1. What an event of a version names stays for as long as the version, and for the grace period after its retirement:
-   a package of it may be in the making.
-2. Packages and what updates to them stay also when their version is retired. Gateways may run them, a rollback may
-   return to them, and the packager's metadata vouches for them. They stay until they are withdrawn, and for the grace
-   period after it: who was given their addresses may still be fetching.
+Rules
+1. Blobs that an event of a version names stay as long as the version, and for the grace period after its retirement,
+   because a package of the version may be in preparation.
+2. Packages and deltas to them stay also after their version is retired: gateways may run them, a rollback may return to
+   them, and the packager's metadata lists them. They stay until they are withdrawn and for the grace period after that,
+   because clients with their URLs may still be downloading.
 3. A blob stays as long as anything names it, whatever else is retired.
 """
 
@@ -34,14 +34,15 @@ from slmops.contracts.manifest import JOB_REPORT, OCI_MANIFEST
 from slmops.contracts.model import ModelFile
 
 DOCUMENTS: Final = frozenset({OCI_MANIFEST, JOB_REPORT})
-"""Media types of blobs that name others."""
+"""Media types of blobs that name other blobs."""
 Key = tuple[str, str]
 """Model and version."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`names` may hold None. `outlives`: also when the version is retired."""
+    """Which blobs an event names; the result of `names` may contain None. `outlives`: they outlive the version's
+    retirement."""
 
     names: Callable[[Any], Iterable[Descriptor | ModelFile | None]]
     outlives: bool = False
@@ -59,15 +60,15 @@ WITHDRAWALS: Final[dict[type[Event], Callable[[Any], Iterable[Digest]]]] = {
     PackageWithdrawn: lambda e: [e.manifest, e.signature],
     PackageDeltaWithdrawn: lambda e: [e.delta],
 }
-"""Every event that takes back what an event that outlives its version named. Nothing is named again after it."""
+"""Every event that withdraws blobs which outlive their version. A withdrawn blob is never named again."""
 OWN: Final = frozenset({ModelVersionRegistered})
-"""Those of the registry itself, which are in its journal."""
+"""Event types of the registry itself, which are in its journal."""
 _OUTLIVING: Final = frozenset(kind.type for kind, rule in RULES.items() if rule.outlives)
 
 
 @dataclass(frozen=True)
 class Named:
-    """A blob, and what names it. `document`: it names others."""
+    """A blob and the event that names it. `document`: the blob names other blobs."""
 
     kind: str
     model: str
@@ -77,7 +78,7 @@ class Named:
 
 
 def named(event: Event) -> list[Named]:
-    """What an event names, each once."""
+    """Returns the blobs that an event names, each once."""
     rule = RULES.get(type(event))
     given = [one for one in rule.names(event) if one is not None] if rule else []
     return list(dict.fromkeys(_named(event, one) for one in given))
@@ -89,7 +90,7 @@ def _named(event: Any, one: Descriptor | ModelFile) -> Named:
 
 
 def withdrawn(event: Any) -> dict[Digest, datetime]:
-    """What an event takes back, and when."""
+    """Returns the blobs that an event withdraws and the time."""
     rule = WITHDRAWALS.get(type(event))
     return dict.fromkeys(rule(event), event.at) if rule else {}
 
@@ -100,7 +101,7 @@ def living(
     withdrawn: Mapping[Digest, datetime],
     before: datetime,
 ) -> list[Named]:
-    """What still counts of all that was ever named; `retired` and `withdrawn` say when."""
+    """Returns the names that still count. `retired` and `withdrawn` hold the times of retirement and withdrawal."""
     ended = {key for key, at in retired.items() if at < before}
     gone = {digest for digest, at in withdrawn.items() if at < before}
 
@@ -111,7 +112,7 @@ def living(
 
 
 class _Document(BaseModel):
-    """A manifest, or a job's report, as far as it names blobs."""
+    """The fields of a manifest or a job's report that name blobs."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -121,7 +122,7 @@ class _Document(BaseModel):
 
 
 def named_in(document: bytes) -> Collection[Digest]:
-    """Raises `InvalidMessage`."""
+    """Returns the blobs that a document names. Raises `InvalidMessage`."""
     try:
         read = _Document.model_validate_json(document)
     except ValidationError as error:

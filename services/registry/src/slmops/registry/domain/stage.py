@@ -1,4 +1,4 @@
-"""The stage of a version between registration and package, from its variants' events in any order."""
+"""Computes the stage of a version between registration and package from its variants' events in any order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 from slmops.contracts.commands import PackageView, VariantView
 
 PASSED, REFUSED = "passed", "refused"
-"""What a gate said of a variant."""
+"""A gate's results."""
 
 
 class Stage(StrEnum):
@@ -21,7 +21,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Optimization:
-    """One job: a version for one profile. No recipes: its start is not known yet."""
+    """One job: a version for one profile. `recipes` is empty if the job's start is not known yet."""
 
     profile: str
     recipes: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Optimization:
 def stage_of(
     jobs: Collection[Optimization], variants: Collection[VariantView], packages: Collection[PackageView]
 ) -> Stage:
-    """Refused only when every recipe of every known job was, and a search found no other."""
+    """Returns the stage: refused only if every recipe of every known job was refused and a search found no other."""
     if packages:
         return Stage.PACKAGED
     if not jobs and not variants:
@@ -43,7 +43,7 @@ def stage_of(
 
 
 def progress_of(stage: Stage, jobs: Collection[Optimization], variants: Collection[VariantView]) -> str:
-    """One line for a person; empty when nothing is under way."""
+    """Returns one line of text; empty if nothing is under way."""
     if stage is not Stage.OPTIMIZING:
         return ""
     chosen = {v.profile: f"{v.recipe} chosen, being packaged" for v in variants if v.chosen}

@@ -1,9 +1,9 @@
-"""Versions and aliases of one model: what a command makes of them, and what an event did to them.
+"""Versions and aliases of one model: decides which events a command causes, and applies events.
 
-Rules it keeps
-1. A version is its files for ever: the same files again are the same version, other files are refused.
-2. An alias names a registered version. A retired one takes none, and one that has an alias is not retired.
-3. A command that asks for what already is decides nothing, so that repeating it is harmless.
+Rules
+1. A version's files never change: registering the same files again is the same version, other files are rejected.
+2. An alias names a registered version. A retired version cannot get an alias, and one with an alias cannot be retired.
+3. A command whose result already exists causes no event, so repeating it is harmless.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from slmops.registry.domain.lifecycle import State, Trigger, next_state
 
 @dataclass(frozen=True)
 class Registered:
-    """A version that exists."""
+    """A registered or retired version."""
 
     state: State
     event: ModelVersionRegistered
@@ -33,7 +33,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class Model:
-    """`versions` are in the order of their registration."""
+    """The state of a model. `versions` are in the order of their registration."""
 
     name: str
     versions: Mapping[str, Registered] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Model:
         return self.versions[version].state if version in self.versions else State.ABSENT
 
     def version(self, version: str) -> Registered:
-        """Raises `NotFound`."""
+        """Returns a version. Raises `NotFound`."""
         if version not in self.versions:
             known = ", ".join(self.versions) or "none"
             raise NotFound(f"there is no {self.name}:{version}", fix=f"Registered versions: {known}.")
@@ -75,7 +75,7 @@ def evolve(model: Model, event: Event) -> Model:
 
 
 def check_files(files: Iterable[ModelFile]) -> None:
-    """Raises `InvalidMessage` for files that cannot lie in one folder."""
+    """Raises `InvalidMessage` for files that cannot be in one folder."""
     seen: set[str] = set()
     for file in files:
         if file.path in seen:
@@ -83,13 +83,13 @@ def check_files(files: Iterable[ModelFile]) -> None:
         seen.add(file.path)
     for path in sorted(seen):
         if both := seen & {str(parent) for parent in PurePosixPath(path).parents}:
-            raise InvalidMessage(f"{min(both)} is a file and a folder", fix="Rename one of them.")
+            raise InvalidMessage(f"{min(both)} is both a file and a folder", fix="Rename one of them.")
 
 
 def holds(model: Model, version: str, files: Iterable[ModelFile]) -> bool:
-    """Whether these files are registered as this version; False: nothing is. Raises `AlreadyExists` for other files.
+    """Returns whether this version is registered with these files. Raises `AlreadyExists` if it has other files.
 
-    Golden prompts may be among `files` (an upload names everything in one list): they are no part of the identity.
+    Golden prompts may be among `files`, because an upload lists all files together. They are not part of the identity.
     """
     there = model.versions.get(version)
     if there is None:
@@ -106,7 +106,7 @@ def holds(model: Model, version: str, files: Iterable[ModelFile]) -> bool:
 
 
 def register(model: Model, command: RegisterVersion, at: datetime) -> list[Event]:
-    """Raises `AlreadyExists`, `InvalidMessage`."""
+    """Decides `RegisterVersion`. Raises `AlreadyExists`, `InvalidMessage`."""
     check_files(command.files)
     weights = tuple(sorted((f for f in command.files if f != command.golden), key=lambda file: file.path))
     if not weights:
@@ -129,7 +129,7 @@ def register(model: Model, command: RegisterVersion, at: datetime) -> list[Event
 
 
 def set_alias(model: Model, command: SetAlias, at: datetime) -> list[Event]:
-    """Raises `NotFound`, `IllegalTransition`."""
+    """Decides `SetAlias`. Raises `NotFound`, `IllegalTransition`."""
     model.version(command.version)
     previous = model.aliases.get(command.alias)
     if previous == command.version:
@@ -140,7 +140,7 @@ def set_alias(model: Model, command: SetAlias, at: datetime) -> list[Event]:
 
 
 def retire(model: Model, command: RetireVersion, at: datetime) -> list[Event]:
-    """Raises `NotFound`, `IllegalTransition` while an alias names the version."""
+    """Decides `RetireVersion`. Raises `NotFound`, `IllegalTransition` while an alias names the version."""
     if model.version(command.version).state is State.RETIRED:
         return []
     if named := sorted(alias for alias, version in model.aliases.items() if version == command.version):

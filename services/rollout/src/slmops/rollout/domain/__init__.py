@@ -1,1 +1,1 @@
-"""What a rollout is and how it is decided. Pure: time, inventory and measurements are passed in."""
+"""The state of rollouts and the decisions about them. Pure: time, inventory and measurements are parameters."""

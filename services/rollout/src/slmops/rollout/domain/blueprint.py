@@ -1,4 +1,4 @@
-"""The state of a blueprint, evolved from its stream: revisions, the stable release, and its rollouts."""
+"""The state of a blueprint, computed from its stream: revisions, the stable release, and its rollouts."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ TRIGGERS: Final[dict[type[RolloutEvent], Trigger]] = {
 
 @dataclass(frozen=True)
 class Rollout:
-    """`generation` is that of the first plan with this candidate: what a gateway said of an older plan is no answer.
+    """A rollout. `generation` is that of the first plan with this candidate; reports on older plans do not count.
 
-    `judged_since` starts the gate's deadline; `stage_started_at` is from when on measurements count.
+    The gate's deadline starts at `judged_since`; measurements count from `stage_started_at`.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class BlueprintState:
-    """`version` counts the events of the stream; 0: there is no such blueprint."""
+    """The state of a blueprint. `version` is the number of events in its stream; 0: the blueprint does not exist."""
 
     name: str
     version: int = 0
@@ -81,7 +81,7 @@ class BlueprintState:
         return self.latest if self.latest and self.latest.under_way else None
 
     def gate_of(self, rollout: Rollout) -> GatePolicy:
-        """The policy of the revision that the rollout moves to: a later revision changes no rollout under way."""
+        """Returns the policy of the rollout's revision. A later revision does not change a rollout under way."""
         return self.revisions[rollout.candidate.revision - 1].spec.gate
 
 
@@ -90,7 +90,7 @@ def replay(name: str, events: Iterable[Event]) -> BlueprintState:
 
 
 def evolve(state: BlueprintState, event: Event) -> BlueprintState:
-    """The state after `event`. Raises `IllegalTransition` or `InternalError` for a history that cannot be."""
+    """Returns the state after `event`. Raises `IllegalTransition` or `InternalError` for an impossible history."""
     state = replace(state, version=state.version + 1)
     match event:
         case BlueprintApplied():
@@ -99,11 +99,11 @@ def evolve(state: BlueprintState, event: Event) -> BlueprintState:
             return replace(state, rollouts=(*state.rollouts, _started(event, state.version)))
         case RolloutEvent():
             return _moved(state, event)
-    raise InternalError(f"a {event.type} is in the stream of blueprint {state.name}")
+    raise InternalError(f"the stream of blueprint {state.name} contains an unexpected {event.type}")
 
 
 def plan_of(state: BlueprintState, traceparent: str | None = None) -> Plan:
-    """What the gateways of this blueprint should run now. Needs a state of at least one event."""
+    """Returns what the gateways of this blueprint should run now. The state must have at least one event."""
     rollout = state.under_way
     return Plan(
         blueprint=state.name,
@@ -135,7 +135,7 @@ def _started(event: RolloutStarted, version: int) -> Rollout:
 def _moved(state: BlueprintState, event: RolloutEvent) -> BlueprintState:
     rollout = state.latest
     if rollout is None or rollout.id != event.rollout:
-        raise InternalError(f"{event.type} speaks of rollout {event.rollout}, which is not the latest of {state.name}")
+        raise InternalError(f"{event.type} names rollout {event.rollout}, which is not the latest of {state.name}")
     changes: dict[str, Any] = {"state": next_state(rollout.state, TRIGGERS[type(event)])}
     stable = state.stable
     match event:

@@ -1,6 +1,6 @@
-"""What an operator's command, or a gate's judgement, does to a blueprint: the events that follow.
+"""Decides which events follow from an operator's command or a gate's decision.
 
-A command that finds done what it asks for gives no event, so that a retry does not act twice.
+A command whose result already exists causes no event, so a retry does not act twice.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ OperatorCommand = PauseRollout | ResumeRollout | AbortRollout | RollbackRollout
 
 
 def apply_blueprint(state: BlueprintState, command: ApplyBlueprint, now: datetime) -> list[Event]:
-    """Raises `NotFound` for a device profile that nobody defined."""
+    """Decides `ApplyBlueprint`. Raises `NotFound` for an unknown device profile."""
     spec = command.spec
     if spec.profile not in PROFILES:
-        raise NotFound(f"no device profile named {spec.profile}", fix=f"Profiles: {', '.join(sorted(PROFILES))}.")
+        raise NotFound(
+            f"there is no device profile named {spec.profile}", fix=f"Profiles: {', '.join(sorted(PROFILES))}."
+        )
     if state.revisions and state.revisions[-1].spec == spec:
         return []
     return [BlueprintApplied(blueprint=spec.name, revision=len(state.revisions) + 1, spec=spec, at=now)]
@@ -52,10 +54,10 @@ def apply_blueprint(state: BlueprintState, command: ApplyBlueprint, now: datetim
 def start_rollout(
     state: BlueprintState, command: StartRollout, packages: Sequence[PackagePublished], now: datetime
 ) -> list[Event]:
-    """`packages` of the blueprint's model, oldest first.
+    """Decides `StartRollout`. `packages` are those of the blueprint's model, oldest first.
 
     Raises `NotFound` (blueprint, package), `AlreadyExists` (this candidate is under way), `IllegalTransition` (another
-    one is), `PermanentError` (it is the stable release already).
+    one is), `PermanentError` (it is already the stable release).
     """
     revision = _applied(state)
     candidate = _release(revision, _package(revision, command.version, packages))
@@ -73,7 +75,7 @@ def start_rollout(
 
 
 def operate(state: BlueprintState, command: OperatorCommand, now: datetime) -> list[Event]:
-    """Pause, resume, abort, roll back the latest rollout. Raises `NotFound`, `IllegalTransition`."""
+    """Decides to pause, resume, abort or roll back the latest rollout. Raises `NotFound`, `IllegalTransition`."""
     rollout = _latest(state)
     done, trigger = {
         PauseRollout: (State.PAUSED, Trigger.PAUSE),
@@ -96,7 +98,7 @@ def operate(state: BlueprintState, command: OperatorCommand, now: datetime) -> l
 
 
 def follow_gate(state: BlueprintState, rollout: Rollout, decision: GateDecision, now: datetime) -> list[Event]:
-    """What the gate's judgement does to a rollout that is running or held."""
+    """Returns the events that follow from the gate's decision on a running or held rollout."""
     last = rollout.stage == len(rollout.stages) - 1
     name, identity, reason = state.name, rollout.id, decision.reason
     match decision.verdict:
@@ -116,7 +118,7 @@ def _rolled_back(state: BlueprintState, rollout: Rollout, reason: str, now: date
     restored = rollout.previous if rollout.state is State.COMPLETED else state.stable
     if rollout.state is State.COMPLETED and restored is None:
         raise IllegalTransition(
-            f"rollout {rollout.id} was the first of {state.name}: there is no release to go back to",
+            f"rollout {rollout.id} was the first of {state.name}, so there is no earlier release",
             fix="Start a rollout of another version instead.",
         )
     return RolloutRolledBack(blueprint=state.name, rollout=rollout.id, reason=reason, restored=restored, at=now)
@@ -124,7 +126,7 @@ def _rolled_back(state: BlueprintState, rollout: Rollout, reason: str, now: date
 
 def _applied(state: BlueprintState) -> BlueprintApplied:
     if not state.revisions:
-        raise NotFound(f"no blueprint named {state.name}", fix="Apply it first: slmops blueprint apply FILE.")
+        raise NotFound(f"there is no blueprint named {state.name}", fix="Apply it first: slmops blueprint apply FILE.")
     return state.revisions[-1]
 
 
@@ -169,12 +171,12 @@ def _check_startable(state: BlueprintState, candidate: Release) -> None:
                 fix=f"Watch it: slmops rollout watch {state.name}.",
             )
         raise IllegalTransition(
-            f"rollout {present.id} to {present.candidate.model}:{present.candidate.version} is {present.state}",
+            f"rollout {present.id} to {present.candidate.model}:{present.candidate.version} is still {present.state}",
             where=f"blueprint {state.name}",
-            fix="Wait for it, or end it: slmops rollout abort, slmops rollout rollback.",
+            fix=f"Wait for it, or end it: slmops rollout abort {state.name}.",
         )
     if state.stable == candidate:
         raise PermanentError(
-            f"{what} under revision {candidate.revision} is the stable release of {state.name} already",
+            f"{what} under revision {candidate.revision} is already the stable release of {state.name}",
             fix="Name another version, or apply a changed blueprint first.",
         )

@@ -15,9 +15,9 @@ from slmops.rollout.domain.blueprint import BlueprintState, Rollout, candidate_o
 
 @dataclass(frozen=True)
 class Member:
-    """A gateway as we know it: `report` is its newest, `failure` its newest that said `failed`.
+    """A gateway of the inventory. `report` is its newest report, `failure` its newest report with phase `failed`.
 
-    The failure is kept by itself because a gateway that failed goes back to idle and says so.
+    The failure is kept separately because a failed gateway then reports that it is idle again.
     """
 
     identity: Identity
@@ -34,7 +34,7 @@ class Progress(StrEnum):
 
 @dataclass(frozen=True)
 class Target:
-    """A gateway that a stage gives the candidate to. `problem` is its own words for why it failed."""
+    """A gateway to which a stage gives the candidate. `problem` is the reason for a failure that it reported."""
 
     gateway_id: str
     progress: Progress
@@ -42,7 +42,8 @@ class Target:
 
 
 def progress(member: Member, rollout: Rollout) -> Progress:
-    """Only what was said of a plan of this rollout counts; the same package may have failed, or run, before it."""
+    """Returns a gateway's progress. Only reports on plans of this rollout count, because the same package may have
+    failed or run before."""
     digest = rollout.candidate.manifest.digest
     report, failure = member.report, member.failure
     if (
@@ -59,12 +60,12 @@ def progress(member: Member, rollout: Rollout) -> Progress:
 
 
 def stage_targets(rollout: Rollout, stage: int, members: Iterable[Member]) -> list[Target]:
-    """The gateways that have the candidate once `stage` is open, as they will resolve it themselves."""
+    """Returns the gateways that get the candidate when `stage` is open, as they resolve it from the plan."""
     return [_target(member, rollout) for member in members if _in_stage(rollout, stage, member.identity)]
 
 
 def check_given(report: GatewayReported, state: BlueprintState) -> None:
-    """Raises `Denied` when a report speaks of a candidate that the open stages do not give to its gateway.
+    """Raises `Denied` if a report is about a candidate that the open stages do not give to its gateway.
 
     A report about an older plan, or about the package that every gateway has, is not about the candidate.
     """
@@ -100,6 +101,6 @@ def _target(member: Member, rollout: Rollout) -> Target:
 
 
 def named(targets: Sequence[Target], most: int = 5) -> str:
-    """`gw-1, gw-2 and 40 more`."""
+    """Returns a text like `gw-1, gw-2 and 40 more`."""
     names = ", ".join(target.gateway_id for target in targets[:most])
     return names if len(targets) <= most else f"{names} and {len(targets) - most} more"

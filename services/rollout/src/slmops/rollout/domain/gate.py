@@ -1,11 +1,12 @@
-"""The gate between two stages. It compares candidate and stable on gateways of one blueprint, measured at one time.
+"""The gate between two stages. It compares candidate and stable, measured at the same time on one blueprint's gateways.
 
-What always holds
-1. No target, no report, no measurement: it waits. What is missing, or is no number, never passes.
-2. Failures fail it: more gateways than the policy allows, golden prompts answered wrongly, too many failed requests.
-3. Slowness fails it only after the deadline: tokens/s of a few seconds is noisy, and more windows may show it.
-   Of less decoding than the policy's minimum it says nothing: on an idle fleet that is some milliseconds.
-4. After the deadline what waits is overdue: a person should look.
+Invariants
+1. Without a target, a report or a measurement the gate waits. Missing or NaN figures never pass.
+2. Failures fail the gate: more failed gateways than the policy allows, wrong answers to golden prompts, or too many
+   failed requests.
+3. Slowness fails the gate only after the deadline, because tokens/s over a few seconds is noisy and more windows may
+   come. With less decoding time than the policy's minimum there is no judgement: on an idle fleet it is milliseconds.
+4. After the deadline a waiting gate is overdue: an operator should check.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def assess(
     windows: Iterable[CohortWindow],
     now: datetime,
 ) -> GateDecision:
-    """Judge the open stage of `rollout` by the whole inventory and all windows of the blueprint."""
+    """Evaluates the gate of the open stage. `members` and `windows` are all of the blueprint."""
     members = list(members)
     since = measured_since(rollout, members)
-    # A window that was open at that moment counts: on an idle fleet the soak, which is short, is all there is.
+    # A window that was open at that moment counts: on an idle fleet only the short soak is measured.
     recent = [window for window in windows if window.ended_at > since]
     return judge(
         stage_targets(rollout, rollout.stage, members),
@@ -57,9 +58,9 @@ def assess(
 
 
 def measured_since(rollout: Rollout, members: Sequence[Member]) -> datetime:
-    """From when on measurements count: from the stage's beginning, for it is about the gateways that it added.
+    """Returns the time from which measurements count: the start of the stage, because it judges the added gateways.
 
-    A stage that added none has nothing of its own to wait for, and is judged by the whole rollout.
+    A stage that added no gateways is judged by the whole rollout.
     """
     if rollout.stage == 0:
         return rollout.stage_started_at
@@ -75,7 +76,8 @@ def judge(
     since: datetime,
     now: datetime,
 ) -> GateDecision:
-    """`candidate` and `stable` are the windows that ended in this stage; the deadline runs from `since`."""
+    """Decides a gate. `candidate` and `stable` are the windows that ended in this stage; the deadline starts at
+    `since`."""
     overdue = now - since > timedelta(seconds=policy.deadline_s)
     measured = total(candidate)
     if failure := _failure(targets, measured, policy):
@@ -96,7 +98,7 @@ def judge(
 
 
 def total(windows: Sequence[CohortWindow]) -> CohortWindow | None:
-    """The sum of windows of one release; None without any. `gateways` is the most seen in one window."""
+    """Returns the sum of windows of one release, or None. `gateways` is the largest number in one window."""
     if not windows:
         return None
     first = windows[0]
@@ -122,7 +124,8 @@ def of_release(windows: Iterable[CohortWindow], digest: str | None) -> list[Coho
 
 
 def stable_windows(rollout: Rollout, windows: Iterable[CohortWindow]) -> list[CohortWindow]:
-    """None when only settings change: the same package on both sides cannot be told apart by its digest."""
+    """Returns the windows of the stable release. They are empty if only settings change, because then both sides have
+    the same digest."""
     previous = rollout.previous
     if previous is None or previous.manifest.digest == rollout.candidate.manifest.digest:
         return []
@@ -150,7 +153,7 @@ def _missing(targets: Sequence[Target], measured: CohortWindow | None, policy: G
         return "no gateway is in this stage"
     waiting = [target for target in targets if target.progress is Progress.WAITING]
     if waiting:
-        return f"{named(waiting)} of {len(targets)} did not commit yet"
+        return f"{named(waiting)} of {len(targets)} have not committed yet"
     if all(target.progress is Progress.FAILED for target in targets):
         return "no gateway of this stage committed"
     requests = measured.requests if measured else 0
@@ -162,25 +165,26 @@ def _missing(targets: Sequence[Target], measured: CohortWindow | None, policy: G
 def _speed(
     candidate: Sequence[CohortWindow], stable: Sequence[CohortWindow], policy: GatePolicy
 ) -> tuple[str, bool | None]:
-    """What to say of tokens/s, and whether the candidate is slower: None is no objection, False is not known."""
+    """Returns a text about tokens/s, and whether the candidate is too slow: None means no objection, False unknown."""
     ours, theirs = _same_time(candidate, stable)
     new, old = ours and ours.tokens_per_s, theirs and theirs.tokens_per_s
     if not (theirs and old) or theirs.decode_seconds < policy.min_decode_s:
         return (f"{new:.1f} tokens/s" if new else "no tokens/s measured"), None
     if not (ours and new):
-        return f"the candidate's tokens/s is not measured, stable's is {old:.1f}", False
+        return f"the candidate's tokens/s is not measured, stable has {old:.1f}", False
     text = f"{new:.1f} tokens/s against {old:.1f} of stable"
     if new >= (1 - policy.max_slowdown) * old:  # false for NaN
         return text, None
     if ours.decode_seconds < policy.min_decode_s:
-        return f"{text}, measured for {ours.decode_seconds:.2g} s of at least {policy.min_decode_s:g} s", False
+        return f"{text}, measured for {ours.decode_seconds:.2g} s of the required {policy.min_decode_s:g} s", False
     return f"slower than the gate allows: {text}", True
 
 
 def _same_time(
     candidate: Sequence[CohortWindow], stable: Sequence[CohortWindow]
 ) -> tuple[CohortWindow | None, CohortWindow | None]:
-    """Sums over the windows that both sides have, since load changes with the hour; over all when they share none."""
+    """Returns the sums over the windows that both sides have, because load changes over the day; over all windows if
+    they share none."""
     shared = _decoding(candidate) & _decoding(stable)
     if not shared:
         return total(candidate), total(stable)

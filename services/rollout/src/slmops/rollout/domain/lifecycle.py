@@ -1,4 +1,4 @@
-"""The states of a rollout, as a table. What is not in it cannot happen."""
+"""The states of a rollout as a table. Transitions that are not in the table are impossible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (State.RUNNING, Trigger.COMPLETE): State.COMPLETED,
     (State.RUNNING, Trigger.ABORT): State.ABORTED,
     (State.RUNNING, Trigger.ROLL_BACK): State.ROLLED_BACK,
-    # Held is no dead end: what was missing may still come.
+    # A held rollout can continue, because missing data may still arrive.
     (State.HELD, Trigger.ADVANCE): State.RUNNING,
     (State.HELD, Trigger.RESUME): State.RUNNING,
     (State.HELD, Trigger.PAUSE): State.PAUSED,
@@ -48,18 +48,16 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
 }
 
 UNDER_WAY: Final = frozenset({State.RUNNING, State.HELD, State.PAUSED})
-"""The candidate is in the plan."""
+"""States in which the candidate is in the plan."""
 
 JUDGED: Final = frozenset({State.RUNNING, State.HELD})
-"""The gate may move it; a paused one is moved by people only."""
+"""States in which the gate may move the rollout. Only an operator moves a paused one."""
 
 
 def next_state(state: State, trigger: Trigger) -> State:
-    """Raises `IllegalTransition`, naming what is allowed."""
+    """Returns the next state. Raises `IllegalTransition` with the allowed triggers."""
     found = TRANSITIONS.get((state, trigger))
     if found is None:
         allowed = ", ".join(t for s, t in TRANSITIONS if s is state) or "nothing"
-        raise IllegalTransition(
-            f"a rollout that is {state} does not take {trigger}", fix=f"What it takes now: {allowed}."
-        )
+        raise IllegalTransition(f"a rollout that is {state} does not allow {trigger}", fix=f"Allowed now: {allowed}.")
     return found

@@ -1,4 +1,4 @@
-"""What queries and commands answer with."""
+"""Builds the results of queries and commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def rollout_view(
     windows: Sequence[CohortWindow],
     now: datetime,
 ) -> RolloutView:
-    """`windows` of the whole rollout. Targets of a stage include those of the stages before it."""
+    """Returns the view of a rollout. `windows` are those of the whole rollout. The targets of a stage include those of
+    the earlier stages."""
     waiting = _waiting(state, rollout, members, windows, now)
     during = [window for window in windows if window.ended_at > rollout.started_at]
     return RolloutView(
@@ -46,11 +47,11 @@ def rollout_view(
 
 
 def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
-    """With `plan` None: nobody applied the gateway's blueprint yet."""
+    """Returns the view of a gateway. `plan` is None if the gateway's blueprint has not been applied yet."""
     identity, report = member.identity, member.report
     desired = resolve(plan, (), identity) if plan else None
     release = desired.release if desired else None
-    unknown = {"release": f"no blueprint named {identity.blueprint} is applied"}
+    unknown = {"release": f"the blueprint {identity.blueprint} has not been applied"}
     return GatewayView(
         gateway_id=identity.gateway_id,
         blueprint=identity.blueprint,
@@ -84,7 +85,7 @@ def _waiting(
 def _stage_view(rollout: Rollout, number: int, members: Sequence[Member], waiting: str) -> StageView:
     targets = stage_targets(rollout, number, members)
     reached = [target.progress for target in targets]
-    later = "the stage before it" if rollout.under_way and number > rollout.stage else ""
+    later = "the previous stage" if rollout.under_way and number > rollout.stage else ""
     return StageView(
         name=rollout.stages[number].name,
         targets=len(targets),

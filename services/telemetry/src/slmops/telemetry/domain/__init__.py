@@ -1,1 +1,1 @@
-"""What counts of what gateways measure, and the windows that it is summed into."""
+"""Decides which measurements of gateways count, and sums them into windows."""

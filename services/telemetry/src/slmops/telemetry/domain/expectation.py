@@ -1,11 +1,11 @@
-"""Whose measurements count. Pure.
+"""Decides whose measurements count. Pure.
 
-What always holds
-1. A batch counts for the blueprint that its gateway is enrolled under, and for no other.
-2. It counts for a release that a rollout of this blueprint gives to this gateway, under the version that the rollout
-   names: as its candidate in a stage that is open, or as the release that all gateways have. The rollout that decides
-   is the newest with this release when the batch ended: batches wait on gateways without a network, and a release that
-   everybody had before may be a canary's now.
+Invariants
+1. A batch counts only for the blueprint under which its gateway is enrolled.
+2. A batch counts only for a release that a rollout of this blueprint gives to this gateway, with the version that the
+   rollout names: as the candidate of an open stage, or as the release that all gateways have. The decisive rollout is
+   the newest one with this release when the batch ended, because batches wait on gateways without a network, and a
+   release that all gateways had before may be a candidate now.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from slmops.contracts.plan import Identity, Plan
 
 @dataclass(frozen=True)
 class Offer:
-    """To whom one rollout gives one release: stages 0 to `opened` of `stages`, or every gateway where it is None."""
+    """The gateways to which one rollout gives one release: stages 0 to `opened` of `stages`, or all if it is None."""
 
     rollout: str
     version: str
@@ -38,7 +38,7 @@ class Offer:
 
 
 def offers_of(plan: Plan, release: Digest, at: datetime) -> list[Offer]:
-    """Returns the offers of the plan that is valid at `at` for a release."""
+    """Returns a plan's offers of a release, with `at` as their start."""
     found = [
         Offer(f"plan {plan.generation}", known.version, at)
         for known in (plan.stable, plan.previous)
@@ -51,11 +51,11 @@ def offers_of(plan: Plan, release: Digest, at: datetime) -> list[Offer]:
 
 
 def refusal(batch: MeasurementBatch, enrolled: Identity | None, offers: Iterable[Offer]) -> str:
-    """Why a batch does not count; empty if it does. `offers` are those of its release under its blueprint."""
+    """Returns why a batch does not count; empty if it counts. `offers` are those of its release and blueprint."""
     if enrolled is None:
         return f"{batch.gateway_id} is not enrolled"
     if batch.blueprint != enrolled.blueprint:
-        return f"{batch.gateway_id} is enrolled under {enrolled.blueprint} and measures for {batch.blueprint}"
+        return f"{batch.gateway_id} is enrolled under {enrolled.blueprint} but sent a batch for {batch.blueprint}"
     named = [offer for offer in offers if offer.version == batch.version]
     if not named:
         return f"no rollout of {batch.blueprint} has a release {batch.version} with digest {batch.release}"
@@ -66,6 +66,6 @@ def refusal(batch: MeasurementBatch, enrolled: Identity | None, offers: Iterable
 
 
 def _deciding(offers: list[Offer], at: datetime) -> Offer:
-    """The newest at that time; of a gateway whose clock is behind all of them, the first."""
+    """Returns the newest offer at that time, or the first one if the gateway's clock is behind all of them."""
     begun = [offer for offer in offers if offer.since <= at]
     return max(begun, key=lambda offer: offer.since) if begun else min(offers, key=lambda offer: offer.since)

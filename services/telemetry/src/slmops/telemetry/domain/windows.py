@@ -1,9 +1,9 @@
-"""Batches into windows. Pure.
+"""Sums batches into windows. Pure.
 
-What always holds
-1. A window is [n·length, (n+1)·length) of Unix time, so those of all releases and gateways coincide.
-2. A batch lies in the window that its end lies in, and is summed once. A window of which batches come after it was
-   closed is published again with those batches alone: windows add up.
+Invariants
+1. A window is [n·length, (n+1)·length) of Unix time, so the windows of all releases and gateways coincide.
+2. A batch belongs to the window that contains its end, and is summed once. If batches arrive after their window was
+   closed, a further window with only these batches is published, so windows can be added.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.subjects import measurements
 
 MAX_AHEAD: Final = timedelta(minutes=5)
-"""A batch that ends further in the future has a wrong clock: its window would stay open until then."""
+"""A batch that ends further in the future comes from a wrong clock, and its window would stay open until then."""
 MAX_AGE: Final = timedelta(days=365)
-"""An older one has a wrong clock too: a spool holds days."""
+"""An older batch also comes from a wrong clock, because a spool holds only days."""
 MAX_FIGURE: Final = 1e12
-"""Far above what one interval can hold, and low enough that sums stay finite."""
+"""Far above every figure of one interval, and low enough that sums stay finite."""
 
 
 class Cohort(NamedTuple):
-    """What one window is of."""
+    """The key of a window."""
 
     blueprint: str
     release: str
@@ -37,16 +37,16 @@ class Cohort(NamedTuple):
 
 @dataclass(frozen=True)
 class Pending:
-    """A batch whose window is not published yet, with the trace that it came in."""
+    """A batch whose window is not published yet, with its trace."""
 
     batch: MeasurementBatch
     traceparent: str | None = None
 
 
 def check(batch: MeasurementBatch, subject: str, now: datetime) -> None:
-    """Raises `PermanentError` for a foreign subject, `InvalidMessage` for figures that cannot be."""
+    """Raises `PermanentError` for another gateway's subject, `InvalidMessage` for impossible figures."""
     if subject != measurements(batch.gateway_id):
-        raise PermanentError(f"{batch.gateway_id} measures on another gateway's subject", where=subject)
+        raise PermanentError(f"the batch of {batch.gateway_id} is on another gateway's subject", where=subject)
     wrong = [
         what
         for what, found in (
@@ -54,14 +54,15 @@ def check(batch: MeasurementBatch, subject: str, now: datetime) -> None:
             (f"it ends more than {MAX_AHEAD} in the future", batch.ended_at > now + MAX_AHEAD),
             (f"it ended more than {MAX_AGE.days} days ago", batch.ended_at < now - MAX_AGE),
             (f"a figure is above {MAX_FIGURE:g}", max(_figures(batch)) > MAX_FIGURE),
-            ("more requests failed than there were", batch.failed_requests > batch.requests),
-            ("more requests are synthetic than there were", batch.synthetic_requests > batch.requests),
+            ("it has more failed requests than requests", batch.failed_requests > batch.requests),
+            ("it has more synthetic requests than requests", batch.synthetic_requests > batch.requests),
         )
         if found
     ]
     if wrong:
         raise InvalidMessage(
-            f"batch of {batch.gateway_id}: {', '.join(wrong)}", fix="Check the gateway's clock and agent."
+            f"the batch of {batch.gateway_id} is not valid: {', '.join(wrong)}",
+            fix="Check the gateway's clock and agent.",
         )
 
 
@@ -78,18 +79,18 @@ def _figures(batch: MeasurementBatch) -> list[float]:
 
 
 def window_start(at: datetime, length: timedelta) -> datetime:
-    """The start of the window that `at` lies in, in UTC."""
+    """Returns the start of the window that contains `at`, in UTC."""
     epoch = datetime.fromtimestamp(0, UTC)
     return epoch + (at - epoch) // length * length
 
 
 def closing_before(now: datetime, length: timedelta, grace: timedelta) -> datetime:
-    """Batches that end before this are in windows that are over, and had `grace` to arrive."""
+    """Returns a time: batches that end before it are in windows that ended at least `grace` ago."""
     return window_start(now - grace, length)
 
 
 def cohorts(pending: Iterable[Pending], length: timedelta) -> dict[Cohort, list[Pending]]:
-    """Batches by the window that they lie in, windows in order."""
+    """Groups batches by window; the windows are in order."""
 
     def cohort(item: Pending) -> Cohort:
         batch = item.batch
@@ -99,7 +100,7 @@ def cohorts(pending: Iterable[Pending], length: timedelta) -> dict[Cohort, list[
 
 
 def aggregate(cohort: Cohort, batches: Iterable[MeasurementBatch], length: timedelta) -> CohortWindow:
-    """The sums of at least one batch."""
+    """Returns the sums of at least one batch."""
     of = list(batches)
     return CohortWindow(
         blueprint=cohort.blueprint,
