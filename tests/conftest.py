@@ -29,8 +29,8 @@ def pytest_configure() -> None:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     local_ports._RANGE = range(8_000, local_ports._RANGE.start)[worker::workers]
-    # Threads that wait for each other cost more than they bring on models this small: with two of them on two busy cores
-    # some files took four times as long. Set before torch is imported, and inherited by every process that a test starts.
+    # Threads that wait for each other cost more than they bring on models this small: on two busy cores some files took
+    # four times as long. Set before torch is imported, and inherited by every process that a test starts.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     cancellation._AGAIN_S = 0.5  # nothing that a test stops cleans up for long
 

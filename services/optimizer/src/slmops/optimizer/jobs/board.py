@@ -56,7 +56,7 @@ class Board:
         return sorted(views, key=lambda view: view.queued_at)
 
     async def _entries(self) -> dict[str, str]:
-        """Returns the values by key. Costs two requests, a message per key, and a request per key that changes meanwhile.
+        """Returns the values by key. Costs two requests, a message per key, and a request per key that changes.
 
         `KeyValue.watchall` is not used: nats-py 2.16 ends it at once, and empty, if messages have arrived that it has
         not processed yet. A consumer of last values misses a key that is overwritten while it reads.
