@@ -16,7 +16,7 @@ from tuf.ngclient import FetcherInterface
 
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.manifest import OCI_MANIFEST
-from slmops.contracts.trust import package_target
+from slmops.contracts.tuf_names import package_target
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.client import TrustedState
 from slmops.kit.trust.folder import Folder, numbered

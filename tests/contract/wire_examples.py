@@ -31,7 +31,7 @@ from slmops.contracts.profile import EDGE_SMALL
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
 from slmops.contracts.signed import PlanSignature, PlanStatement, SignedPlan
-from slmops.contracts.trust import KeyValue, RolloutKeys, TrustedKey
+from slmops.contracts.tuf_names import KeyValue, RolloutKeys, TrustedKey
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 3, 4, 35, tzinfo=UTC)

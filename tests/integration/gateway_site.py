@@ -28,8 +28,8 @@ from slmops.contracts import subjects
 from slmops.contracts.errors import NotReady, TrustRefused
 from slmops.contracts.plan import Identity, Release
 from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.slots import Slot, Slots
-from slmops.gateway.install.trust import Trust
 from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.folder import Folder
@@ -60,7 +60,7 @@ class Site:
     async def start(self) -> None:
         await self.packager.enter_async_context(running(build(Settings.model_validate(self.settings))))
         self.bus = await self.rollout.enrol("gw-1")
-        self.trust = Trust(IDENTITY, lambda: self.bus, self.home / "trust", self.folder.first_root, utc_now)
+        self.trust = Authorization(IDENTITY, lambda: self.bus, self.home / "trust", self.folder.first_root, utc_now)
         self.acquirer = Acquirer(
             "gw-1", lambda: self.bus, self.slots, self.home / "blobs", self.keys.public, self.trust
         )

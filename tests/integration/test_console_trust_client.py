@@ -15,7 +15,7 @@ from trust_world import TrustWorld, everything_below
 from typer.testing import Result
 from unit.console.console_examples import nothing_set_up, slmops
 
-from slmops.contracts.trust import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack
+from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.ceremony import rollout_file, rollout_keys
 from slmops.kit.trust.keys import new_key

@@ -18,9 +18,9 @@ from slmops.contracts.plan import Desired, Identity, Plan, Release, Side
 from slmops.gateway.domain import Phase
 from slmops.gateway.handlers import Agent
 from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.factory import Factory
 from slmops.gateway.install.slots import Slots
-from slmops.gateway.install.trust import Trust
 from slmops.gateway.install.updater import Updater
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.spool import Spool
@@ -78,7 +78,7 @@ class World:
         self.slots, self.serving = Slots(self.folder / "data"), Serving()
         key = self.factory.package.parent / "trusted.pem"
         identity = Identity(gateway_id="gw-1", blueprint="edge-chat")
-        trust = Trust(identity, lambda: None, self.folder / "data" / "trust", key, utc_now)
+        trust = Authorization(identity, lambda: None, self.folder / "data" / "trust", key, utc_now)
         acquirer = Acquirer("gw-1", lambda: None, self.slots, self.folder / "data" / "blobs", key, trust, self.factory)
         self.updater = Updater(self.slots, acquirer, self.serving, self.folder / "data" / "releases")
         reporter = Reporter(identity, Spool(self.folder / "spool.db"), self.folder / "sequence", utc_now)

@@ -21,8 +21,8 @@ from trust_world import everything_below
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import TrustRefused, Unreachable
 from slmops.contracts.plan import Plan
-from slmops.contracts.trust import Attack
-from slmops.gateway.install.trust import Trust
+from slmops.contracts.tuf_names import Attack
+from slmops.gateway.install.authorization import Authorization
 from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.keys import new_key, read_key, read_keys
@@ -56,7 +56,7 @@ async def test_a_package_that_nobody_vouched_for_is_arbitrary(site: Site) -> Non
     # Genuine, but of another version and another model than the plan says: an old one cannot pass as a new one.
     for changes in ({"version": "9.9.9"}, {"model": "other"}):
         another = wanted.model_copy(update={**changes, "manifest": wanted.manifest})
-        site.slots.forget_failed(wanted.manifest.digest)
+        site.slots.clear_failure(wanted.manifest.digest)
         with pytest.raises(TrustRefused, match=Attack.ARBITRARY_PACKAGE):
             await site.trust.check(another)
     longer = wanted.manifest.model_copy(update={"size": wanted.manifest.size + 1})
@@ -175,7 +175,7 @@ async def test_a_plan_is_followed_only_if_rollout_signed_it(site: Site) -> None:
 async def test_the_generation_never_goes_back_until_its_key_is_revoked(site: Site) -> None:
     await site.trust.plan(signed(site, 5))
     assert await refused_plan(site, signed(site, 4)) == Attack.ROLLBACK
-    again = Trust(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, utc_now)
+    again = Authorization(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, utc_now)
     with pytest.raises(TrustRefused, match=Attack.ROLLBACK):  # a restart does not forget it
         await again.plan(signed(site, 4))
     old = read_key(site.folder.plan_key)

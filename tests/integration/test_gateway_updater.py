@@ -19,8 +19,8 @@ from slmops.contracts.plan import Candidate, Desired, Identity, Plan, Release, S
 from slmops.gateway.domain import MAX_ATTEMPTS, Phase
 from slmops.gateway.handlers import Agent
 from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.slots import Slot, Slots
-from slmops.gateway.install.trust import Trust
 from slmops.gateway.install.updater import Updater
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.spool import Spool
@@ -36,7 +36,7 @@ class LocalAcquirer(Acquirer):
     """The tiny model under any digest; its golden prompts are what the test says."""
 
     def __init__(self, slots: Slots, model: Path, blobs: Path) -> None:
-        trust = Trust(IDENTITY, lambda: None, blobs / "trust", blobs / "unused.json", utc_now)
+        trust = Authorization(IDENTITY, lambda: None, blobs / "trust", blobs / "unused.json", utc_now)
         super().__init__("gw-1", lambda: None, slots, blobs, blobs / "unused.pem", trust)
         self.model, self.golden, self.asked = model, ANYTHING, 0
 

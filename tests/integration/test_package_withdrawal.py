@@ -19,7 +19,7 @@ from integration.test_deltas import Versions, deltas, installed, report
 from slmops.contracts.commands import CollectGarbage, GarbageReport
 from slmops.contracts.errors import IllegalTransition, NotFound, TrustRefused
 from slmops.contracts.events import Event, PackageDeltaWithdrawn, PackageWithdrawn
-from slmops.contracts.trust import Attack
+from slmops.contracts.tuf_names import Attack
 from slmops.registry.app import build as build_registry
 from slmops.registry.settings import Settings as RegistrySettings
 

@@ -31,7 +31,7 @@ from unit.packager.packager_examples import new_keys
 from slmops.contracts.commands import FetchMetadata
 from slmops.contracts.errors import InvalidMessage, NotFound, TrustRefused, Unreachable
 from slmops.contracts.events import PackagePublished
-from slmops.contracts.trust import ROLLOUT_TARGET, Attack, package_target
+from slmops.contracts.tuf_names import ROLLOUT_TARGET, Attack, package_target
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import utc_now
 from slmops.kit.trust import ceremony

@@ -12,7 +12,7 @@ from unit.console.console_examples import nothing_set_up, slmops
 
 from slmops.contracts.errors import InvalidMessage, TrustRefused
 from slmops.contracts.plan import Plan
-from slmops.contracts.trust import Attack
+from slmops.contracts.tuf_names import Attack
 from slmops.kit.trust.folder import Folder
 from slmops.kit.trust.keys import read_key
 from slmops.kit.trust.plans import open_plan, sign_plan

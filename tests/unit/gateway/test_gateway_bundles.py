@@ -15,9 +15,9 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import PermanentError, TrustRefused
 from slmops.contracts.manifest import OCI_MANIFEST
 from slmops.contracts.plan import Desired, Identity, Plan, Release
-from slmops.contracts.trust import Attack
+from slmops.contracts.tuf_names import Attack
+from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.bundles import Bundles
-from slmops.gateway.install.trust import Trust
 from slmops.gateway.twin import Twin
 from slmops.kit.bundle import write_bundle
 from slmops.kit.clock import utc_now
@@ -48,7 +48,7 @@ class OfflineGateway:
         self.drop = root / "drop"
         self.drop.mkdir()
         pinned = world.folder.first_root
-        self.trust = Trust(IDENTITY, lambda: self.bundles.source, root / "trust", pinned, utc_now, grace)
+        self.trust = Authorization(IDENTITY, lambda: self.bundles.source, root / "trust", pinned, utc_now, grace)
         twin = Twin(IDENTITY, self.trust.plan, self.follower, timedelta(seconds=60))
         self.bundles = Bundles(self.drop, root / "blobs", "edge-chat", self.trust, twin, timedelta(seconds=1))
 

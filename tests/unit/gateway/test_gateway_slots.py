@@ -57,7 +57,7 @@ def test_the_second_release_can_be_reverted_and_the_first_cannot(root: Path, blo
     slots.activate()
     assert slots.on_trial
     assert slots.revert() is None
-    slots.forget_failed(ONE)
+    slots.clear_failure(ONE)
     commit(slots, ONE, blobs)
     commit(slots, TWO, blobs)
     assert content(slots) == TWO
@@ -75,7 +75,7 @@ def test_a_failed_trial_returns_to_the_previous_release_and_is_recorded(root: Pa
     slots.revert()
     again = Slots(root)
     assert (content(again), again.failed, again.on_trial, again.attempts(TWO)) == (ONE, (TWO,), False, 1)
-    again.forget_failed(TWO)
+    again.clear_failure(TWO)
     assert (again.failed, again.attempts(TWO)) == ((), 0)
 
 

@@ -17,7 +17,7 @@ from tuf.api.exceptions import DownloadError
 from slmops.contracts import freshness
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import InvalidMessage, NotReady, TrustRefused, Unreachable
-from slmops.contracts.trust import METADATA_LIMIT_BYTES, Attack
+from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, Attack
 from slmops.kit.trust import ceremony
 from slmops.kit.trust.client import TrustedState
 from slmops.kit.trust.keys import new_key, read_keys

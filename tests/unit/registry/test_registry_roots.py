@@ -24,7 +24,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, WEIGHT, Manifest
 from slmops.contracts.model import ModelFile
-from slmops.registry.domain.roots import RULES, Named, living, named, named_in, withdrawn
+from slmops.registry.domain.roots import RULES, BlobReference, living, named, named_in, withdrawn
 
 
 def blobs_in(value: Any) -> set[Digest]:
@@ -78,7 +78,9 @@ def test_a_manifest_names_its_config_and_layers_and_a_jobs_report_its_pictures()
 
 _KINDS = st.sampled_from([kind.type for kind in RULES])
 _VERSIONS = st.sampled_from(["1.0.0", "1.0.1", "2.0.0"])
-_NAMED = st.builds(Named, kind=_KINDS, model=st.just("smollm2"), version=_VERSIONS, digest=st.sampled_from("abcdef"))
+_NAMED = st.builds(
+    BlobReference, kind=_KINDS, model=st.just("smollm2"), version=_VERSIONS, digest=st.sampled_from("abcdef")
+)
 
 
 @given(
@@ -88,7 +90,7 @@ _NAMED = st.builds(Named, kind=_KINDS, model=st.just("smollm2"), version=_VERSIO
     st.integers(0, 20),
 )
 def test_a_blob_lives_while_anything_that_is_not_long_retired_or_withdrawn_names_it(
-    everything: list[Named], retired: dict[str, int], taken_back: dict[str, int], before: int
+    everything: list[BlobReference], retired: dict[str, int], taken_back: dict[str, int], before: int
 ) -> None:
     when = {("smollm2", version): at(seconds) for version, seconds in retired.items()}
     back = {digest: at(seconds) for digest, seconds in taken_back.items()}

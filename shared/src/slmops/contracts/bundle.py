@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidBundle
 from slmops.contracts.names import Name
-from slmops.contracts.trust import METADATA_NAME_PATTERN
+from slmops.contracts.tuf_names import METADATA_NAME_PATTERN
 
 BUNDLE_SUFFIX: Final = ".slmops"
 INDEX_NAME: Final = "bundle.json"

@@ -178,7 +178,7 @@ class SignatureInvalid(PermanentError):
 
 class TrustRefused(SignatureInvalid):
     """Metadata or a plan may be an attack. `what` is `<attack>: <what was seen>`, with an attack of
-    `contracts.trust.Attack`."""
+    `contracts.tuf_names.Attack`."""
 
     code = "trust_refused"
 

@@ -1,7 +1,7 @@
 """The validity periods of signed documents: one table for signers and verifiers.
 
 A signer renews after half of the time. A verifier rejects an expired document as `freeze` or `expired`
-(`contracts.trust.Attack`).
+(`contracts.tuf_names.Attack`).
 """
 
 from __future__ import annotations

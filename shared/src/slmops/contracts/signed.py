@@ -12,7 +12,7 @@ from typing import Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from slmops.contracts.plan import Plan
-from slmops.contracts.trust import Attack, refused
+from slmops.contracts.tuf_names import Attack, refused
 
 PLAN_TYPE: Final = "application/vnd.slmops.plan.v1+json"
 PLAN_LIMIT_BYTES: Final = 1 << 20

@@ -23,10 +23,10 @@ from slmops.contracts.plan import Identity
 from slmops.gateway.handlers import Agent
 from slmops.gateway.identity import Credentials, enrol, own_seed
 from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.bundles import Bundles
 from slmops.gateway.install.factory import Factory
 from slmops.gateway.install.slots import Slots
-from slmops.gateway.install.trust import Trust
 from slmops.gateway.install.updater import Updater
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.sealed import Results
@@ -165,7 +165,7 @@ def build(settings: Settings) -> Gateway:
     reporter = Reporter(identity, spool, home / "report.sequence", utc_now)
     gateway: Gateway
     factory = _factory(settings)
-    trust = Trust(
+    trust = Authorization(
         identity,
         lambda: gateway.source(),
         home / "trust",

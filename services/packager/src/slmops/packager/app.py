@@ -16,7 +16,7 @@ from slmops.packager.export import Exporter
 from slmops.packager.handlers import Handlers, routes
 from slmops.packager.settings import Settings
 from slmops.packager.store import project, schema
-from slmops.packager.trust import Trust
+from slmops.packager.tuf_metadata import TufMetadata
 from slmops.packager.web import serve
 
 
@@ -26,7 +26,7 @@ def build(settings: Settings) -> Service:
     assembler = Assembler(objects, settings.data_dir / "work", settings.signing_key)
     bounds = Bounds(settings.delta_bases, settings.delta_saves, settings.delta_space_bytes)
     deltas = DeltaPlanner(journal, objects, settings.data_dir / "deltas", bounds, utc_now)
-    trust = Trust(journal, settings.trust_keys, settings.trust_metadata, utc_now, settings.trust_renew_every)
+    trust = TufMetadata(journal, settings.trust_keys, settings.trust_metadata, utc_now, settings.trust_renew_every)
     routes(bus, Handlers(bus, journal, objects, assembler, deltas, trust, utc_now))
     bus.serve(ExportPackage, Exporter(journal, objects).export)
     return Service(

@@ -47,7 +47,7 @@ from slmops.packager.domain import (
     withdrawn,
 )
 from slmops.packager.routes import cheapest_route
-from slmops.packager.trust import Trust
+from slmops.packager.tuf_metadata import TufMetadata
 
 log = logging.getLogger("slmops.packager")
 
@@ -60,7 +60,7 @@ class Handlers:
         objects: Objects,
         assembler: Assembler,
         deltas: DeltaPlanner,
-        trust: Trust,
+        trust: TufMetadata,
         clock: Clock,
     ) -> None:
         self._bus = bus

@@ -33,7 +33,7 @@ from tuf.api.metadata import (
 from slmops.contracts import freshness
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage, NotReady
-from slmops.contracts.trust import (
+from slmops.contracts.tuf_names import (
     METADATA_LIMIT_BYTES,
     PACKAGES_ROLE,
     REVOKED_ROLE,

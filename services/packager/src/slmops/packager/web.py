@@ -14,17 +14,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import NotFound, TemporaryError
 from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES
-from slmops.contracts.trust import ROLLOUT_TARGET
+from slmops.contracts.tuf_names import ROLLOUT_TARGET
 from slmops.kit.journal import Journal
 from slmops.kit.objects.store import Objects
 from slmops.packager import store
-from slmops.packager.trust import Trust
+from slmops.packager.tuf_metadata import TufMetadata
 
 _METADATA, _TARGETS = "/tuf/metadata/", "/tuf/targets/"
 _MANIFEST = re.compile(r"([0-9a-f]{64})/\1\.manifest\.json$")
 
 
-def serve(trust: Trust, journal: Journal, objects: Objects) -> ASGIApp:
+def serve(trust: TufMetadata, journal: Journal, objects: Objects) -> ASGIApp:
     async def manifest(digest: str) -> bytes | None:
         package = await journal.read(lambda connection: store.package(connection, digest))
         return await objects.get_bytes(package.manifest.digest, MANIFEST_LIMIT_BYTES) if package else None

@@ -18,7 +18,7 @@ from slmops.kit.bus.client import BusClient
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.objects.store import Objects
 from slmops.registry import store
-from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS, Key, Named, living, named, named_in
+from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS, BlobReference, Key, living, named, named_in
 
 log = logging.getLogger("slmops.registry")
 _PAGE = 500
@@ -86,7 +86,7 @@ class Marker:
                 yield recorded.event
             after = page[-1].position
 
-    async def _followed(self, roots: list[Named]) -> set[Digest]:
+    async def _followed(self, roots: list[BlobReference]) -> set[Digest]:
         live = {one.digest for one in roots}
         for document in {one.digest for one in roots if one.document}:
             live |= await self._named_in(document)

@@ -43,7 +43,7 @@ from slmops.contracts.events import (
 )
 from slmops.kit.journal import UnitOfWork
 from slmops.registry.domain.lifecycle import State
-from slmops.registry.domain.roots import Key, Named
+from slmops.registry.domain.roots import BlobReference, Key
 from slmops.registry.domain.roots import named as named_by
 from slmops.registry.domain.roots import withdrawn as withdrawn_by
 from slmops.registry.domain.stage import PASSED, REFUSED, Optimization, progress_of, stage_of
@@ -141,9 +141,9 @@ def load(unit: UnitOfWork, model: str) -> tuple[Model, int]:
     return replay(model, events), version
 
 
-def named(connection: Connection) -> list[Named]:
+def named(connection: Connection) -> list[BlobReference]:
     """Returns all blobs that events of other services ever named."""
-    return [Named(**row._mapping) for row in connection.execute(select(_named))]
+    return [BlobReference(**row._mapping) for row in connection.execute(select(_named))]
 
 
 def withdrawn(connection: Connection) -> dict[Digest, datetime]:

@@ -11,7 +11,7 @@ from slmops.contracts.commands.registry import PackageOfVersion
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.manifest import DeltaStep, PackageFile
 from slmops.contracts.names import Name, Version
-from slmops.contracts.trust import METADATA_LIMIT_BYTES, MetadataName
+from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, MetadataName
 
 
 class PackageFiles(Result):

@@ -26,7 +26,7 @@ from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface
 
 from slmops.contracts.errors import NotReady, SlmopsError, Unreachable
-from slmops.contracts.trust import METADATA_LIMIT_BYTES, Attack, refused
+from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, Attack, refused
 
 _SIGNED_BY = re.compile(r"signed by (\d+)/\d+ keys")
 _ROLE_OF = re.compile(r"^(?:(\d+)\.)?(.+)\.json$")

@@ -21,7 +21,7 @@ from tuf.api.serialization.json import JSONSerializer
 from slmops.contracts import freshness
 from slmops.contracts.errors import AlreadyExists, IllegalTransition, InvalidMessage, NotFound
 from slmops.contracts.names import NAME_PATTERN, VERSION_PATTERN
-from slmops.contracts.trust import (
+from slmops.contracts.tuf_names import (
     ALL_PACKAGES,
     PACKAGES_ROLE,
     REVOKED_ROLE,

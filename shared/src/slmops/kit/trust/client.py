@@ -29,7 +29,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, InvalidMessage, SlmopsError, TrustRefused
-from slmops.contracts.trust import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack, RolloutKeys, refused
+from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack, RolloutKeys, refused
 from slmops.kit.trust.attacks import Recording, check_algorithms, named
 
 _CURRENT: Final = "current"

@@ -21,7 +21,7 @@ from tuf.api.metadata import Metadata, Root
 from tuf.api.serialization import DeserializationError
 
 from slmops.contracts.errors import Denied, InvalidMessage, NotFound
-from slmops.contracts.trust import REVOKED_ROLE
+from slmops.contracts.tuf_names import REVOKED_ROLE
 
 OFFLINE_ROLES: Final = ("root", "targets", REVOKED_ROLE)
 _NAME = re.compile(r"^([1-9]\d*)\.(root|targets|revoked)\.json$")

@@ -13,7 +13,7 @@ from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import Updater, Urllib3Fetcher
 
 from slmops.contracts.errors import Denied, DiskFull, InvalidMessage, NotFound
-from slmops.contracts.trust import Attack, refused
+from slmops.contracts.tuf_names import Attack, refused
 from slmops.kit.trust.attacks import Recording
 from slmops.kit.trust.client import limits, naming
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.signer import CryptoSigner, Key
 
 from slmops.contracts.errors import InvalidMessage
-from slmops.contracts.trust import KeyValue, TrustedKey
+from slmops.contracts.tuf_names import KeyValue, TrustedKey
 
 Ask = Callable[[Path], bytes]
 """Returns the passphrase of a key file."""

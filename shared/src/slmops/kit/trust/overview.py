@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from slmops.contracts.trust import PACKAGES_ROLE, REVOKED_ROLE
+from slmops.contracts.tuf_names import PACKAGES_ROLE, REVOKED_ROLE
 from slmops.kit.trust.ceremony import ONLINE_ROLES, rollout_keys, waiting
 from slmops.kit.trust.folder import Folder
 

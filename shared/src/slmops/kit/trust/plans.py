@@ -12,7 +12,7 @@ from securesystemslib.signer import Key, Signature, Signer
 from slmops.contracts import freshness
 from slmops.contracts.plan import Plan
 from slmops.contracts.signed import PLAN_TYPE, PlanSignature, PlanStatement, SignedPlan
-from slmops.contracts.trust import Attack, RolloutKeys, refused
+from slmops.contracts.tuf_names import Attack, RolloutKeys, refused
 from slmops.kit.trust.keys import trusted, usable
 
 

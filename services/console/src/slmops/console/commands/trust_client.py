@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from slmops.console.session import report_errors
 from slmops.contracts.errors import InvalidMessage
-from slmops.contracts.trust import Attack, refused
+from slmops.contracts.tuf_names import Attack, refused
 
 app = typer.Typer(
     name="client",

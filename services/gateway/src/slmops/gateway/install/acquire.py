@@ -11,11 +11,11 @@ from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import NotFound, NotReady
 from slmops.contracts.manifest import DeltaStep
 from slmops.contracts.plan import Release
+from slmops.gateway.install.authorization import Authorization, ClientSource
 from slmops.gateway.install.download import UrlSource, blob_path, fetch
 from slmops.gateway.install.factory import Factory
 from slmops.gateway.install.route import follow, missing_bytes
 from slmops.gateway.install.slots import Slot, Slots
-from slmops.gateway.install.trust import ClientSource, Trust
 from slmops.kit.package import verify_package
 
 
@@ -29,7 +29,7 @@ class Acquirer:
         slots: Slots,
         blobs: Path,
         trusted_key: Path,
-        trust: Trust,
+        trust: Authorization,
         factory: Factory | None = None,
     ) -> None:
         self._gateway_id = gateway_id
@@ -45,7 +45,7 @@ class Acquirer:
     async def acquire(self, release: Release) -> Slot:
         """Puts the release into the inactive slot and returns the slot.
 
-        Raises what `Trust.check`, `fetch` and `verify_package` raise.
+        Raises what `Authorization.check`, `fetch` and `verify_package` raise.
         """
         digest = release.manifest.digest
         if (there := self._slots.candidate) is not None and there.digest == digest:

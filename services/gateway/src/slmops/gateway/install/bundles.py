@@ -30,10 +30,10 @@ from slmops.contracts.manifest import (
 )
 from slmops.contracts.plan import Plan
 from slmops.contracts.signed import PLAN_LIMIT_BYTES
-from slmops.contracts.trust import METADATA_LIMIT_BYTES, Attack, refused
+from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, Attack, refused
 from slmops.gateway.disk_full import raise_disk_full
+from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.download import blob_path
-from slmops.gateway.install.trust import Trust
 from slmops.gateway.twin import Twin
 from slmops.kit.atomic_write import atomic_write
 from slmops.kit.bundle import BundleFile
@@ -126,7 +126,9 @@ class BundleSource:
 class Bundles:
     """Processes each bundle that appears in `folder` once. `source` is the last accepted bundle."""
 
-    def __init__(self, folder: Path, blobs: Path, blueprint: str, trust: Trust, twin: Twin, every: timedelta) -> None:
+    def __init__(
+        self, folder: Path, blobs: Path, blueprint: str, trust: Authorization, twin: Twin, every: timedelta
+    ) -> None:
         self._folder = folder
         self._blobs = blobs
         self._blueprint = blueprint

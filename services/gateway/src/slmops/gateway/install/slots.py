@@ -154,7 +154,7 @@ class Slots:
         """Records a release that failed before it was installed."""
         self._write(failed=self._with_failed(digest))
 
-    def forget_failed(self, digest: Digest) -> None:
+    def clear_failure(self, digest: Digest) -> None:
         """Allows the release to be tried again and resets its attempts. Does nothing for one that did not fail."""
         failed = tuple(other for other in self.state.failed if other != digest)
         attempts = {other: count for other, count in self.state.attempts.items() if other != digest}

@@ -87,7 +87,7 @@ class Updater:
 
     def allow_retry(self, digest: Digest) -> None:
         """Clears the release's failure, because a new rollout of it was started."""
-        self._slots.forget_failed(digest)
+        self._slots.clear_failure(digest)
         self.problems.pop(digest, None)
 
     async def update(self, release: Release, rollout: str) -> None:

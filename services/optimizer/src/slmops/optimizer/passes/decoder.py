@@ -138,7 +138,9 @@ class Walk:
         with torch.no_grad():
             return torch.cat([layer(batch, **self._calls[number]) for batch in torch.split(self.hidden, _BATCH)])
 
-    def normal(self, layer: Any, number: int, linear: torch.nn.Linear, target: torch.Tensor | None = None) -> Normal:
+    def normal(
+        self, layer: Any, number: int, linear: torch.nn.Linear, target: torch.Tensor | None = None
+    ) -> NormalEquations:
         """Returns the normal equations for fitting `linear`, a part of `layer`.
 
         The wanted output is the current output. If `target` gives the wanted hidden states after the layer, the
@@ -148,7 +150,7 @@ class Walk:
         import torch
 
         corrected = target is not None and not hasattr(layer, "post_feedforward_layernorm")
-        normal = Normal(linear)
+        normal = NormalEquations(linear)
         hook = linear.register_forward_hook(normal.see)
         try:
             with torch.no_grad():
@@ -178,7 +180,7 @@ class Walk:
         return {name: total.sqrt() for name, total in squares.items()}
 
 
-class Normal:
+class NormalEquations:
     """The normal equations of a linear layer without its bias.
 
     `gram` = XᵀX [inputs, inputs], `cross` = XᵀY [inputs, outputs], float64.
@@ -216,7 +218,7 @@ def keep_outputs(linear: torch.nn.Linear, kept: torch.Tensor) -> None:
         linear.bias = torch.nn.Parameter(linear.bias.data[kept].contiguous())
 
 
-def least_needed(linear: torch.nn.Linear, normal: Normal, width: int, drop: int) -> torch.Tensor:
+def least_needed(linear: torch.nn.Linear, normal: NormalEquations, width: int, drop: int) -> torch.Tensor:
     """Returns the inputs [kept] that remain after dropping `drop` groups of `width` neighbouring inputs.
 
     Greedy: each step drops the groups that change the output least when all other weights adapt. This is the optimal
@@ -244,7 +246,7 @@ def least_needed(linear: torch.nn.Linear, normal: Normal, width: int, drop: int)
     return groups[alive].flatten()
 
 
-def refit(linear: torch.nn.Linear, normal: Normal, kept: torch.Tensor | None = None) -> None:
+def refit(linear: torch.nn.Linear, normal: NormalEquations, kept: torch.Tensor | None = None) -> None:
     """Sets the weight to the least-squares solution for the inputs `kept`, with a ridge towards the current weight."""
     import torch
 

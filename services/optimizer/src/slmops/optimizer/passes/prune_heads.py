@@ -49,7 +49,7 @@ def _narrowed(config: Any, drop: int) -> Any:
     return narrowed
 
 
-def _prune(attention: Any, narrowed: Any, normal: decoder.Normal) -> None:
+def _prune(attention: Any, narrowed: Any, normal: decoder.NormalEquations) -> None:
     """Prunes `q_proj`, `k_proj` and `v_proj`, or one matrix that has all three in this order, and refits `o_proj`."""
     import torch
 

@@ -48,7 +48,7 @@ def _dropped(size: int, share: float) -> int:
     return size - left
 
 
-def _prune(mlp: Any, drop: int, normal: decoder.Normal) -> None:
+def _prune(mlp: Any, drop: int, normal: decoder.NormalEquations) -> None:
     """Prunes `gate_proj` and `up_proj`, or one matrix that has all gates and then all ups, and refits `down_proj`."""
     import torch
 

@@ -67,7 +67,7 @@ _OUTLIVING: Final = frozenset(kind.type for kind, rule in RULES.items() if rule.
 
 
 @dataclass(frozen=True)
-class Named:
+class BlobReference:
     """A blob and the event that names it. `document`: the blob names other blobs."""
 
     kind: str
@@ -77,16 +77,16 @@ class Named:
     document: bool = False
 
 
-def named(event: Event) -> list[Named]:
+def named(event: Event) -> list[BlobReference]:
     """Returns the blobs that an event names, each once."""
     rule = RULES.get(type(event))
     given = [one for one in rule.names(event) if one is not None] if rule else []
     return list(dict.fromkeys(_named(event, one) for one in given))
 
 
-def _named(event: Any, one: Descriptor | ModelFile) -> Named:
+def _named(event: Any, one: Descriptor | ModelFile) -> BlobReference:
     document = isinstance(one, Descriptor) and one.media_type in DOCUMENTS
-    return Named(event.type, event.model, event.version, one.digest, document)
+    return BlobReference(event.type, event.model, event.version, one.digest, document)
 
 
 def withdrawn(event: Any) -> dict[Digest, datetime]:
@@ -96,16 +96,16 @@ def withdrawn(event: Any) -> dict[Digest, datetime]:
 
 
 def living(
-    everything: Iterable[Named],
+    everything: Iterable[BlobReference],
     retired: Mapping[Key, datetime],
     withdrawn: Mapping[Digest, datetime],
     before: datetime,
-) -> list[Named]:
+) -> list[BlobReference]:
     """Returns the names that still count. `retired` and `withdrawn` hold the times of retirement and withdrawal."""
     ended = {key for key, at in retired.items() if at < before}
     gone = {digest for digest, at in withdrawn.items() if at < before}
 
-    def lives(one: Named) -> bool:
+    def lives(one: BlobReference) -> bool:
         return one.digest not in gone if one.kind in _OUTLIVING else (one.model, one.version) not in ended
 
     return [one for one in everything if lives(one)]

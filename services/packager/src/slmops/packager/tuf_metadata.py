@@ -20,7 +20,7 @@ from tuf.api.metadata import Metadata, Targets
 from slmops.contracts.commands import FetchMetadata, MetadataFile
 from slmops.contracts.errors import InvalidMessage, NotFound, SlmopsError, TemporaryError
 from slmops.contracts.events import PackagePublished
-from slmops.contracts.trust import METADATA_NAME_PATTERN, RolloutKeys
+from slmops.contracts.tuf_names import METADATA_NAME_PATTERN, RolloutKeys
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.trust.ceremony import rollout_file, rollout_keys
@@ -34,7 +34,7 @@ _KEPT_FOR = timedelta(days=1)  # replaced metadata stays this long, for clients 
 _FILE = re.compile(METADATA_NAME_PATTERN)
 
 
-class Trust:
+class TufMetadata:
     """Edits and serves the TUF repository.
 
     `keys` is the folder with the online keys, `metadata` the folder with the files that keyholders signed. Both may

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from slmops.contracts.errors import NotReady, TemporaryError, TrustRefused
 from slmops.contracts.plan import Identity, Plan, Release
 from slmops.contracts.signed import PlanStatement
-from slmops.contracts.trust import Attack, RolloutKeys, package_target, refused
+from slmops.contracts.tuf_names import Attack, RolloutKeys, package_target, refused
 from slmops.gateway.disk_full import raise_disk_full
 from slmops.kit.atomic_write import atomic_write
 from slmops.kit.bus.client import BusClient
@@ -46,7 +46,7 @@ class _Accepted(BaseModel):
     generation: int
 
 
-class Trust:
+class Authorization:
     """The trusted state and the checks against it.
 
     `pinned` is the root of trust that this gateway was given out of band. `grace` is how long after their expiry the
