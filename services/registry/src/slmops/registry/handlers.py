@@ -28,7 +28,7 @@ from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.objects.store import Objects
 from slmops.registry import store
-from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS
+from slmops.registry.domain.live_blobs import OWN, RULES, WITHDRAWALS
 from slmops.registry.domain.versions import Model, check_files, holds, register, retire, set_alias
 from slmops.registry.garbage import Collector
 

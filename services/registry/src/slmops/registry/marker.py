@@ -18,7 +18,7 @@ from slmops.kit.bus.client import BusClient
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.objects.store import Objects
 from slmops.registry import store
-from slmops.registry.domain.roots import OWN, RULES, WITHDRAWALS, BlobReference, Key, living, named, named_in
+from slmops.registry.domain.live_blobs import OWN, RULES, WITHDRAWALS, BlobReference, Key, living, named, named_in
 
 log = logging.getLogger("slmops.registry")
 _PAGE = 500

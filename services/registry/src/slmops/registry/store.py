@@ -43,10 +43,10 @@ from slmops.contracts.events import (
 )
 from slmops.kit.journal import UnitOfWork
 from slmops.registry.domain.lifecycle import State
-from slmops.registry.domain.roots import BlobReference, Key
-from slmops.registry.domain.roots import named as named_by
-from slmops.registry.domain.roots import withdrawn as withdrawn_by
-from slmops.registry.domain.stage import PASSED, REFUSED, Optimization, progress_of, stage_of
+from slmops.registry.domain.live_blobs import BlobReference, Key
+from slmops.registry.domain.live_blobs import named as named_by
+from slmops.registry.domain.live_blobs import withdrawn as withdrawn_by
+from slmops.registry.domain.version_progress import PASSED, REFUSED, Optimization, progress_of, stage_of
 from slmops.registry.domain.versions import Model, replay
 
 _TABLES = MetaData()

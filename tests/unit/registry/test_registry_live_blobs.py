@@ -24,7 +24,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, WEIGHT, Manifest
 from slmops.contracts.model import ModelFile
-from slmops.registry.domain.roots import RULES, BlobReference, living, named, named_in, withdrawn
+from slmops.registry.domain.live_blobs import RULES, BlobReference, living, named, named_in, withdrawn
 
 
 def blobs_in(value: Any) -> set[Digest]:
