@@ -62,7 +62,7 @@ async def journal(folder: Path) -> None:
     try:
         await counter.journal.open()
     except (DiskFull, Unreachable) as error:
-        assert "written" in str(error.fix)  # noqa: PT017
+        assert "is writable" in str(error.fix)  # noqa: PT017
     else:
         raise AssertionError("it opened")
 

@@ -91,7 +91,7 @@ async def test_a_gateway_without_a_model_says_so(empty_url: str) -> None:
 
 
 async def test_a_prompt_beyond_the_context_is_the_gateways_own_error(url: str) -> None:
-    with pytest.raises(PermanentError, match="context"):
+    with pytest.raises(PermanentError, match="the prompt has"):
         await ask(url, "word " * 2000)
 
 

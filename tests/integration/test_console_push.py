@@ -235,7 +235,7 @@ async def test_a_file_that_has_another_size_by_now_is_not_sent(source: Source, c
 
 async def test_a_refused_upload_is_not_tried_again(source: Source) -> None:
     async with store(403) as (url, bodies), httpx.AsyncClient() as http:
-        with pytest.raises(Unreachable, match="refused weights with 403"):
+        with pytest.raises(Unreachable, match="refused weights with status 403"):
             await engine._put(http, url, source, lambda _: None)
     assert len(bodies) == 1
 

@@ -144,7 +144,7 @@ async def test_a_job_that_is_killed_for_memory_is_refused_and_the_queue_goes_on(
     os.kill(await process_in(factory.folder / "one" / "data"), signal.SIGKILL)  # as the kernel does
     ended = await factory.reached(first.job, JobState.FAILED)
     assert ended.problem and ended.problem.code == NotEnoughMemory.code
-    assert "probably for memory" in ended.reason
+    assert "probably because of its memory" in ended.reason
     await factory.reached(second.job, JobState.DONE)
     worker.stop()
 
