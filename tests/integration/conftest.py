@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from filelock import FileLock
 
 from slmops.contracts.descriptor import digest_of
 
@@ -20,20 +21,31 @@ MakeRunner = Callable[..., "ProcessRunner"]
 
 
 @pytest.fixture(scope="session")
-def genai_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """int4, random weights: it talks nonsense, quickly, and greedy decoding always gives the same nonsense."""
+def genai_model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """int4, random weights: it talks nonsense, quickly, and greedy decoding always gives the same nonsense.
+
+    Built once: the workers of pytest-xdist share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "genai-model"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            _build_genai_model(folder, tmp_path_factory.mktemp("tiny"))
+    return folder
+
+
+def _build_genai_model(folder: Path, scratch: Path) -> None:
     from tiny_model import make_tiny_llama  # here, for it brings torch, which other tests do without
 
-    folder = tmp_path_factory.mktemp("tiny")
-    make_tiny_llama(folder / "hf")
+    make_tiny_llama(scratch / "hf")
     # In a process of its own: the builder changes sys.path and brings torch.
-    builder = ["-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu", "-c", str(folder / "cache")]
+    builder = ["-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu", "-c", str(scratch / "cache")]
     done = subprocess.run(
-        [sys.executable, *builder, "-i", folder / "hf", "-o", folder / "genai"], capture_output=True, text=True
+        [sys.executable, *builder, "-i", scratch / "hf", "-o", scratch / "genai"], capture_output=True, text=True
     )
     if done.returncode:
         pytest.fail(f"the genai builder failed:\n{done.stderr[-2000:]}")
-    return folder / "genai"
+    (scratch / "genai").rename(folder)
 
 
 @pytest_asyncio.fixture
