@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -193,7 +193,7 @@ async def test_a_collector_that_dies_half_way_leaves_a_sound_store(yard: Yard, m
     monkeypatch.setattr(sweeps, "LEASE_S", 1.0)
     began = time.monotonic()
     await yard.put("wanted")  # waits for the dead: it may not be dead
-    assert 1 <= time.monotonic() - began < 10
+    assert time.monotonic() - began >= 1
     assert await yard.objects.get_bytes(wanted) == b"wanted"
     await yard.collect()
     assert await yard.objects.keys() == [blob_key(named)], f"{sweep} is over, and so is everything else"
@@ -265,8 +265,8 @@ class Pusher:
     universe: int
     done: int = 0
 
-    async def run(self, until: float) -> None:
-        while time.monotonic() < until:
+    async def run(self, going: Callable[[], bool]) -> None:
+        while going():
             digest = await self.named(f"blob {self.chance.randrange(self.universe)}")
             if self.chance.random() < 0.7:
                 await asyncio.sleep(self.chance.uniform(0, 0.1))
@@ -298,25 +298,25 @@ class Pusher:
         return (await self.yard.put(text)).digest
 
 
-async def press(yard: Yard, seconds: float, pushers: int, collectors: int, universe: int) -> int:
-    """Push and collect for so long; answers how many pushes there were."""
+async def press(yard: Yard, seconds: float, pushers: int, collectors: int, universe: int, least: int) -> None:
+    """Push and collect for so long, and on a slow machine until `least` pushes and some removals were done."""
     until = time.monotonic() + seconds
     pushing = [Pusher(yard, random.Random(seed), universe) for seed in range(pushers)]
     removed = 0
 
+    def going() -> bool:
+        return time.monotonic() < until or sum(p.done for p in pushing) < least or removed <= universe / 4
+
     async def collecting() -> None:
         nonlocal removed
-        while time.monotonic() < until:
+        while going():
             report = await yard.collect()
             assert report.removed is not None
             assert report.missing == 0
             removed += report.removed.objects
 
-    await asyncio.gather(*(p.run(until) for p in pushing), *(collecting() for _ in range(collectors)))
-    pushes = sum(pusher.done for pusher in pushing)
-    print(f"{pushes} pushes, {removed} blobs removed")
-    assert removed > universe / 4, "there was nothing to lose"
-    return pushes
+    await asyncio.gather(*(p.run(going) for p in pushing), *(collecting() for _ in range(collectors)))
+    print(f"{sum(pusher.done for pusher in pushing)} pushes, {removed} blobs removed")
 
 
 async def settle(yard: Yard) -> None:
@@ -331,12 +331,12 @@ async def settle(yard: Yard) -> None:
 
 
 async def test_pushers_and_collectors_at_once_lose_no_live_blob_and_leave_no_orphan(yard: Yard) -> None:
-    assert await press(yard, seconds=8, pushers=8, collectors=2, universe=150) > 60
+    await press(yard, seconds=4, pushers=8, collectors=2, universe=150, least=60)
     await settle(yard)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_the_same_for_minutes(yard: Yard) -> None:
-    assert await press(yard, seconds=240, pushers=16, collectors=3, universe=1500) > 2_000
+    await press(yard, seconds=240, pushers=16, collectors=3, universe=1500, least=2_000)
     await settle(yard)

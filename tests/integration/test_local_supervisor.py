@@ -121,7 +121,7 @@ async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(tmp_path
     await supervisor.stop()
     assert pid
     assert not alive(pid)
-    assert 0.5 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= GRACE.total_seconds(), "it was given its time to stop"
     assert (state_of(tmp_path, "stubborn")["status"], state_of(tmp_path, "stubborn")["last_exit"]) == ("stopped", -9)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from integration.optimizer_world import Factory, factory_on
 
 from slmops.contracts.commands import FetchEvaluation, ListRecipes, ListVersions, VerifyEvaluation
 from slmops.contracts.errors import IllegalTransition, InvalidRecipe, NotFound
-from slmops.contracts.events import VariantOptimized, VariantRejected
+from slmops.contracts.events import VariantOptimized, VariantProgressed, VariantRejected
 from slmops.contracts.jobs import JobState
 from slmops.contracts.permissions import ANSWER_WITHIN
 from slmops.contracts.recipe import PassSpec, Recipe
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(400)
 GOLDEN = b'{"prompt": "What is the capital of France?", "expect": ["Paris"]}\n'
-CACHED_WITHIN_S = 2.0
 
 
 @pytest.fixture
@@ -48,23 +46,26 @@ async def made(factory: Factory, job: str, recipe: str = "int8") -> VariantOptim
     return found
 
 
+async def steps(factory: Factory, job: str) -> set[str]:
+    return {event.step for event in await factory.events(VariantProgressed, job)}
+
+
 async def test_the_same_work_is_done_once(factory: Factory) -> None:
     await factory.start("one")
     await factory.push("1.0.0", seed=140)
     first = await made(factory, (await factory.job_of("1.0.0")).job)
 
-    start = time.monotonic()
+    assert await steps(factory, first.job) >= {"read", "export", "int8: evaluate"}
+    assert "int8: evaluate" in factory.workers["one"].log()
+
     again = await made(factory, (await factory.ask(recipes=("int8",))).job)
-    seconds = time.monotonic() - start
-    print(f"cached job: {seconds:.2f} s")
-    assert seconds < CACHED_WITHIN_S
+    assert await steps(factory, again.job) == set(), "nothing is made or measured again"
     assert (again.job != first.job, again.files, again.evaluation) == (True, first.files, first.evaluation)
 
     await factory.push("2.0.0", seed=140, model="other")  # the same weights by another name
     view = await factory.job_of("2.0.0", "other")
     other = await made(factory, view.job)
-    ended = await factory.job(view.job)
-    assert (ended.at - ended.queued_at).total_seconds() < CACHED_WITHIN_S
+    assert await steps(factory, view.job) == set()
     assert (other.model, other.files, other.evaluation) == ("other", first.files, first.evaluation)
 
     more = await factory.ask(recipes=("int8", "int4"))  # one of them is known
@@ -133,9 +134,9 @@ async def test_a_search_ends_in_a_front_with_its_picture_and_is_not_made_twice(f
     [known] = [one for one in report["variants"] if one["recipe"] == "int8"]
     assert known["evaluation"]["tokens_per_s"] == first.evaluation.tokens_per_s  # not measured again
 
-    start = time.monotonic()
-    await made(factory, (await factory.ask(recipes=("int8", "int4"), search=search)).job, chosen.recipe)
-    assert time.monotonic() - start < CACHED_WITHIN_S
+    again = (await factory.ask(recipes=("int8", "int4"), search=search)).job
+    await made(factory, again, chosen.recipe)
+    assert await steps(factory, again) == set(), "nothing is searched again"
 
 
 async def test_what_cannot_be_done_is_refused_before_it_is_queued(factory: Factory) -> None:

@@ -1,10 +1,12 @@
-"""Configures logging: one JSON object per line on stderr."""
+"""Configures logging: one JSON object per line on stderr, with the trace in whose span it was written."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
+
+from slmops.kit.tracing import trace_ids
 
 
 class _JsonLines(logging.Formatter):
@@ -19,6 +21,7 @@ class _JsonLines(logging.Formatter):
             "service": self.service,
             "logger": record.name,
             "message": record.getMessage(),
+            **trace_ids(),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

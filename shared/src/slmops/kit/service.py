@@ -30,6 +30,7 @@ from slmops.kit.settings import BusSettings
 
 log = logging.getLogger("slmops.service")
 _STOP_GRACE_S = 3
+_LAST_SPANS_WITHIN_S = 3.0
 Opened = Callable[[], Awaitable[None]]
 Task = Callable[[], Coroutine[Any, Any, None]]
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -126,7 +127,7 @@ class Service:
             taken = PortTaken("/health cannot listen", where=where, fix="Free the port, or set SLMOPS_HTTP_PORT.")
             self.failed.append(taken)
         finally:
-            provider.shutdown()
+            tracing.stop(provider, _LAST_SPANS_WITHIN_S)
         for error in self.failed:
             log.error("stopped: %s", error)
             sys.exit(error.exit_code if isinstance(error, SlmopsError) else ExitCode.INTERNAL)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slmops.contracts.errors import InvalidMessage
 
 S = TypeVar("S", bound=BaseSettings)
+_OTLP_TRACES = "/v1/traces"
 
 
 class BusSettings(BaseSettings):
     """Settings of the bus connection and of monitoring."""
 
-    model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore", populate_by_name=True)
 
     nats_url: str = Field(default="nats://127.0.0.1:4222", description="One URL, or several separated by commas")
     nats_creds: Path | None = Field(
@@ -29,9 +30,26 @@ class BusSettings(BaseSettings):
     http_host: str = Field(default="127.0.0.1", description="Where /health and /metrics listen")
     http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
     trace_file: Path | None = Field(default=None, description="Spans as JSON lines; None: not written to a file")
-    otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP collector; None: not exported")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SLMOPS_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="Base URL of an OTLP/HTTP collector, such as http://collector:4318; None: not exported",
+    )
+    otlp_traces_endpoint: str | None = Field(
+        default=None,
+        validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        description="Whole URL for traces, instead of the base URL",
+    )
     log_level: str = Field(default="INFO")
     data_dir: Path = Field(default=Path("data"), description="The service's own folder")
+
+    @property
+    def traces_url(self) -> str | None:
+        """Where spans are posted: the whole URL as given, or the base URL completed with OTLP's path; None: nowhere."""
+        if self.otlp_traces_endpoint or not self.otlp_endpoint:
+            return self.otlp_traces_endpoint or None
+        base = self.otlp_endpoint.rstrip("/")
+        return base if base.endswith(_OTLP_TRACES) else base + _OTLP_TRACES
 
     @property
     def answering_creds(self) -> Path | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import Span, SpanKind
 
+from slmops.contracts.errors import InvalidMessage
 from slmops.kit.settings import BusSettings
 
 _tracer = trace.get_tracer("slmops")
@@ -32,13 +34,36 @@ def setup(service: str, settings: BusSettings) -> TracerProvider:
                 ConsoleSpanExporter(service_name=service, out=out, formatter=_line), schedule_delay_millis=500
             )
         )
-    if settings.otlp_endpoint is not None:
-        # Installed only with the extra `otlp`, which a gateway on a small device does not need.
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint)))
+    if settings.traces_url is not None:
+        provider.add_span_processor(BatchSpanProcessor(_collector(settings.traces_url)))
     trace.set_tracer_provider(provider)
     return provider
+
+
+def _collector(url: str) -> SpanExporter:
+    """Headers, timeout, certificates and compression come from the standard `OTEL_EXPORTER_OTLP_*` variables.
+
+    Raises `InvalidMessage` without the extra `otlp`, which a gateway on a small device does not need.
+    """
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        raise InvalidMessage(
+            "spans cannot be exported: the OTLP exporter is not installed",
+            where=url,
+            fix="Install it (pip install 'slmops-shared[otlp]'), or unset OTEL_EXPORTER_OTLP_ENDPOINT.",
+        ) from None
+    return OTLPSpanExporter(endpoint=url)
+
+
+def stop(provider: TracerProvider, within_s: float) -> None:
+    """Exports what is left and returns after at most `within_s` seconds, also if the collector does not answer.
+
+    Spans of the trace file come first, so that only a collector's can be lost.
+    """
+    stopping = threading.Thread(target=provider.shutdown, daemon=True, name="last spans")
+    stopping.start()
+    stopping.join(within_s)
 
 
 def traceparent() -> str | None:
@@ -46,6 +71,14 @@ def traceparent() -> str | None:
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier.get("traceparent")
+
+
+def trace_ids() -> dict[str, str]:
+    """Returns `trace_id` and `span_id` of the current span in hexadecimal; empty outside a trace."""
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
+        return {}
+    return {"trace_id": f"{current.trace_id:032x}", "span_id": f"{current.span_id:016x}"}
 
 
 @contextmanager

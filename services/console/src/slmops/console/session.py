@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ from slmops.kit.bus.client import BusClient
 Work = Callable[..., Awaitable[int | None]]
 W = TypeVar("W", bound=Work)
 F = TypeVar("F", bound=Callable[..., Any])
+
+_LAST_SPANS_WITHIN_S = 0.5
+"""A collector that does not answer costs a command no more than this."""
 
 
 def _option(name: str, annotation: Any, default: Any) -> Parameter:
@@ -127,6 +131,7 @@ def command(app: typer.Typer, name: str, *examples: str) -> Callable[[W], W]:
 def _call(
     settings: where.Settings, title: str, work: Work, arguments: dict[str, Any], as_json: bool, parent: str | None
 ) -> int:
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # stderr is for the command's own messages
     try:
         provider = tracing.setup("console", settings)
     except OSError as error:
@@ -134,7 +139,7 @@ def _call(
     try:
         return asyncio.run(_in_session(settings, title, work, arguments, as_json, parent))
     finally:
-        provider.shutdown()
+        tracing.stop(provider, _LAST_SPANS_WITHIN_S)
 
 
 async def _in_session(

@@ -54,6 +54,7 @@ class JobPublisher:
 
     async def progress(self, step: str, done: int, of: int) -> None:
         """Reports progress, or skips the report while the bus is unreachable: a job of hours must not fail for it."""
+        log.info("%s:%s: %s (%d of %d)", self._job.model, self._job.version, step, done, of)
         try:
             event = VariantProgressed(**self._of, step=step, done=done, of=of, at=self._clock())
             await self._publish_once(event, f"progressed/{step}/{done}")
