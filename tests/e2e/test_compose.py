@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -115,6 +116,11 @@ class Compose:
     def python(self, service: str, code: str) -> str:
         return self("exec", "-T", service, "python", "-c", code).strip()
 
+    def inspect(self, service: str) -> dict[str, Any]:
+        container = self("ps", "--all", "--quiet", service)
+        [found] = json.loads(subprocess.check_output(["docker", "inspect", container.strip()], text=True))
+        return dict(found)
+
     def ask(self, gateway: str) -> str:
         body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
         url = f"http://127.0.0.1:{self.ports[gateway]}/v1/chat/completions"
@@ -177,6 +183,27 @@ def test_the_loop_in_containers(compose: Compose) -> None:
     assert running_versions(compose) == dict.fromkeys(GATEWAYS, "1.0.0")
     assert compose.slmops(*push[:-1])  # the same again changes nothing, and a version that is gone would be refused
     assert len(json.loads(compose.slmops("model", "ls", "--json"))["versions"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_metrics_are_readable_in_the_network_and_every_container_has_limits(compose: Compose) -> None:
+    read = "import urllib.request as u; print(u.urlopen('http://{}:8000/metrics', timeout=10).read().decode())"
+    for reader, names in (("registry", SERVICES), ("gw-1", GATEWAYS)):
+        for name in names:
+            assert "python_info" in compose.python(reader, read.format(name)), name
+    for name in (*SERVERS, *SERVICES, *GATEWAYS):
+        limits = compose.inspect(name)["HostConfig"]
+        assert all(limits[limit] for limit in ("Memory", "NanoCpus", "PidsLimit")), (name, limits)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_every_container_stops_by_itself_within_its_grace_period(compose: Compose) -> None:
+    compose("stop")
+    codes = {name: compose.inspect(name)["State"]["ExitCode"] for name in (*SERVERS, *SERVICES, *GATEWAYS)}
+    assert 137 not in codes.values(), f"killed: {codes}"
+    compose("up", "--detach")
 
 
 @pytest.mark.slow
