@@ -122,6 +122,21 @@ async def test_other_settings_of_the_same_package_are_served_without_an_update(w
     assert (await world.longest_answer(), world.acquirer.asked) == (5, 1)
 
 
+@pytest.mark.parametrize(("expected", "counts"), [(ANYTHING, (1, 0)), (IMPOSSIBLE, (0, 1))])
+async def test_new_settings_are_measured_although_nobody_asks(
+    world: World, expected: str, counts: tuple[int, int]
+) -> None:
+    await world.follow(release("1.0.0"), "r1")
+    world.updater.take_golden()
+    world.serving.take_measurements()
+    (world.slots.active.path / "golden.jsonl").write_text(expected)
+    await world.follow(release("1.0.0", revision=2, runtime=RuntimeSettings(max_tokens=24)), "r2")
+    digest = digest_of(b"1.0.0")
+    asked = world.updater.take_golden()[digest]
+    assert (asked.passed, asked.failed) == counts
+    assert world.serving.take_measurements()[digest].requests == 1
+
+
 async def test_a_release_under_which_the_gateway_goes_down_again_and_again_is_at_fault(world: World) -> None:
     await world.updater.update(release("1.0.0"), "r1")
     await world.acquirer.acquire(release("1.0.1"))

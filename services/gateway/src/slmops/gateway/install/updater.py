@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import InferenceFailed, PermanentError, Problem, SlmopsError
+from slmops.contracts.errors import InferenceFailed, PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.contracts.golden import GoldenPrompt, parse_golden
 from slmops.contracts.manifest import GOLDEN_PATH
 from slmops.contracts.plan import Release
@@ -50,7 +50,7 @@ class Updater:
         self.on_phase: Callable[[], None] = lambda: None
 
     def take_golden(self) -> dict[Digest, Golden]:
-        """Returns the counts of golden prompts asked during soaks since the last call."""
+        """Returns the counts of golden prompts asked in service since the last call."""
         taken, self.golden = self.golden, {}
         return taken
 
@@ -79,6 +79,23 @@ class Updater:
             runner = _runner(release, slot.path)
             await runner.start()
             await self._serving.swap(runner)
+            await self._measure_settings(release, _golden(slot.path))
+
+    async def _measure_settings(self, release: Release, golden: tuple[GoldenPrompt, ...]) -> None:
+        """Asks each golden prompt once with new settings. Otherwise an idle gateway would measure nothing in its stage.
+
+        Wrong answers are only counted: the settings serve already, and the fleet's gate decides about them.
+        """
+        for prompt in golden:
+            try:
+                right = prompt.passes(await self._answer(prompt))
+            except TemporaryError:  # too busy: then users' requests are measured
+                continue
+            self._count(release.manifest.digest, right)
+
+    def _count(self, digest: Digest, right: bool) -> None:
+        asked = self.golden.setdefault(digest, Golden())
+        asked.passed, asked.failed = asked.passed + right, asked.failed + (not right)
 
     def failed_in(self, digest: Digest) -> str | None:
         """Returns the rollout in which this release failed here; None if it did not fail."""
@@ -149,8 +166,7 @@ class Updater:
         until = loop.time() + release.soak.seconds
         for prompt in itertools.cycle(golden):
             right = prompt.passes(await self._answer(prompt))
-            asked = self.golden.setdefault(release.manifest.digest, Golden())
-            asked.passed, asked.failed = asked.passed + right, asked.failed + (not right)
+            self._count(release.manifest.digest, right)
             if not right:
                 raise InferenceFailed("a golden prompt failed while soaking")
             if not candidate.alive:
