@@ -24,6 +24,8 @@ JOB_REPORT = "application/vnd.slmops.optimization.v1+json"
 SIGNATURE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 DELTA = "application/vnd.slmops.delta.v1"
 FILE_PATH = "org.cncf.model.filepath"
+TITLE = "org.opencontainers.image.title"
+"""The name under which OCI tools such as oras write a layer to disk. It repeats `FILE_PATH`; only that one counts."""
 
 MANIFEST_LIMIT_BYTES: Final = 4 << 20
 """The limit of OCI registries. It also applies to a signature."""

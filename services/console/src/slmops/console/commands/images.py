@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from slmops.console.commands import blueprints
+from slmops.console.commands.packages import TrustedKey
 from slmops.console.image.buildcontext import Content, source_files, stream, wheels
 from slmops.console.image.factory import Factory, read
 from slmops.console.render.progress import ProgressReporter
@@ -129,8 +130,13 @@ async def image(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="The package's folder: manifest, signature and files.")
     ],
-    key: Annotated[Path, typer.Option(help="Public key (PEM) that the package must be signed with.")],
-    root: Annotated[Path, typer.Option(help="Root of trust: metadata/1.root.json of the key ceremony (slmops trust).")],
+    key: TrustedKey,
+    root: Annotated[
+        Path,
+        typer.Option(
+            help="Root of trust: metadata/1.root.json of the key ceremony. slmops up: keys/tuf/metadata/1.root.json."
+        ),
+    ],
     blueprint: Annotated[
         str | None,
         typer.Option(
