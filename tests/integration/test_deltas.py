@@ -201,14 +201,14 @@ async def test_a_route_that_leads_elsewhere_is_not_followed(site: Site, versions
     await report(site, first)
     second = await versions.publish()
     await deltas(site, 1)
-    ask = Acquirer._ask
+    ask = Acquirer._request_package
 
     async def lying(self: Acquirer, digest: Any) -> Any:
         package = await ask(self, digest)
         [step] = package.route
         return package.model_copy(update={"route": (step.model_copy(update={"target": first.manifest.digest}),)})
 
-    monkeypatch.setattr(Acquirer, "_ask", lying)
+    monkeypatch.setattr(Acquirer, "_request_package", lying)
     assert weights(await site.install(second)) == versions.weights[1]
     assert site.acquirer.fetched_bytes >= len(versions.weights[1])
 

@@ -158,7 +158,16 @@ def test_a_variant_with_its_own_model_card_keeps_it() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["manifest.json", "model.sig", "golden.jsonl", "evaluation.json", "bom.cdx.json", "provenance.json", "model.sig/x"],
+    [
+        "manifest.json",
+        "model.sig",
+        "golden.jsonl",
+        "evaluation.json",
+        "bom.cdx.json",
+        "provenance.json",
+        "model.sig/x",
+        "Model.Sig",
+    ],
 )
 def test_a_variant_cannot_contain_a_file_that_the_package_writes(path: str) -> None:
     with pytest.raises(InvalidMessage, match=path):
@@ -168,6 +177,8 @@ def test_a_variant_cannot_contain_a_file_that_the_package_writes(path: str) -> N
 def test_files_with_conflicting_paths_are_refused() -> None:
     with pytest.raises(InvalidMessage, match="folder"):
         build(variant({"a": b"1", "a/b": b"2"}))
+    with pytest.raises(InvalidMessage, match="same name"):
+        build(variant({"a": b"1", "A": b"2"}))
     twice = variant()
     with pytest.raises(InvalidMessage):
         build(twice.model_copy(update={"files": (*twice.files, twice.files[0])}))

@@ -29,6 +29,7 @@ from slmops.contracts.manifest import (
     WEIGHT_CONFIG,
     Manifest,
 )
+from slmops.contracts.model import collision
 from slmops.packager.bom import bill_of_materials
 from slmops.packager.evidence import Evidence, is_licence
 from slmops.packager.modelcard import model_card
@@ -96,7 +97,7 @@ def _stored(variant: VariantOptimized, evidence: Evidence) -> list[Descriptor]:
 def _documents(variant: VariantOptimized, evidence: Evidence) -> dict[str, bytes]:
     """Returns the documents that we write, by path. A variant that has its own model card keeps it."""
     written = {PROVENANCE_PATH: provenance(variant, evidence)}
-    if CARD_PATH not in (file.path for file in variant.files):
+    if CARD_PATH.casefold() not in (file.path.casefold() for file in variant.files):
         written[CARD_PATH] = model_card(variant).encode()
     return written
 
@@ -119,16 +120,17 @@ def _media_type(path: str) -> str:
 
 
 def _check_paths(paths: list[str]) -> None:
-    taken: set[PurePosixPath] = set()
-    for path in map(PurePosixPath, paths):
-        if str(path.parts[0]) in _OURS or path in taken:
+    for path in paths:
+        if PurePosixPath(path).parts[0].casefold() in _OURS:
             raise InvalidMessage(
                 f"the variant has a file {path}, which the package itself writes", fix="Rename the file."
             )
-        taken.add(path)
-    folders = {parent for path in taken for parent in path.parents}
-    if both := folders & taken:
-        raise InvalidMessage(f"{min(map(str, both))} is both a file and a folder in the variant", fix="Rename one.")
+    if both := collision(paths):
+        raise InvalidMessage(
+            f"{both[0]} and {both[1]} of the variant cannot be in one folder everywhere: the same name, or a file and "
+            "a folder",
+            fix="Rename one.",
+        )
 
 
 def _config(variant: VariantOptimized, evidence: Evidence, layers: Iterable[Descriptor]) -> bytes:
