@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slmops.contracts.errors import InvalidMessage
 
 S = TypeVar("S", bound=BaseSettings)
+
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _level(value: str) -> str:
+    if value.upper() not in _LEVELS:
+        raise ValueError(f"use one of {', '.join(_LEVELS)}")
+    return value.upper()
+
+
+LogLevel = Annotated[str, AfterValidator(_level)]
 
 
 class BusSettings(BaseSettings):
@@ -30,7 +42,7 @@ class BusSettings(BaseSettings):
     http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
     trace_file: Path | None = Field(default=None, description="Spans as JSON lines; None: not written to a file")
     otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP collector; None: not exported")
-    log_level: str = Field(default="INFO")
+    log_level: LogLevel = Field(default="INFO", description="DEBUG, INFO, WARNING, ERROR or CRITICAL")
     data_dir: Path = Field(default=Path("data"), description="The service's own folder")
 
     @property
