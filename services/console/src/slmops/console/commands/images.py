@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.table import Table
+from rich.console import RenderableType
 
 from slmops.console.commands import blueprints
 from slmops.console.commands.packages import TrustedKey
@@ -101,7 +101,7 @@ def _view(tag: str, inspected: dict[str, Any], factory: Factory, base: str, push
     )
 
 
-def _table(view: BuiltImage) -> Table:
+def _table(view: BuiltImage) -> RenderableType:
     return pairs(
         [
             ("image", view.tag),
