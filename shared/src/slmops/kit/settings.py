@@ -38,6 +38,9 @@ class BusSettings(BaseSettings):
         default=None,
         description="Credentials of the user that answers commands; None: `<name>-answers.creds` beside `nats_creds`",
     )
+    stream_bytes: int | None = Field(
+        default=None, gt=0, description="Size of all streams of the bus together; None: as specified, 4 to 5 GiB"
+    )
     http_host: str = Field(default="127.0.0.1", description="Where /health and /metrics listen")
     http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
     trace_file: Path | None = Field(default=None, description="Spans as JSON lines; None: not written to a file")
