@@ -73,7 +73,7 @@ def _apply(pair: Pair, delta: Path, out: Path) -> tuple[float, int]:
     bases = by_digest(pair.base)
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, start = _resident_bytes("VmRSS"), time.perf_counter()
-    apply(delta, bases, lambda file: out / file.path, durable=False)
+    apply(delta, bases, lambda file: out / file.path, limit_bytes=1 << 40, durable=False)
     return time.perf_counter() - start, _resident_bytes("VmHWM") - before
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from integration.console_cli import Cli, ended
 from integration.kit_world import World, envelope, moved, until, world_on
-from unit.console.console_examples import blueprint, gateway, rollout
+from unit.console.console_examples import blueprint, gateway, rollout, version
 
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.commands import (
@@ -26,7 +26,9 @@ from slmops.contracts.commands import (
     RetireVersion,
     RolloutList,
     RolloutView,
+    SetAlias,
     StartRollout,
+    VersionView,
 )
 from slmops.contracts.errors import IllegalTransition, NotFound
 from slmops.contracts.events import ModelAliasMoved
@@ -201,6 +203,35 @@ async def test_a_gateway_is_shown_with_the_source_of_what_it_should_run(world: W
     assert (unknown.exit_code, unknown.problem["code"]) == (1, NotFound.code)
 
 
+async def test_the_list_of_gateways_has_the_addresses_of_their_apis(world: World) -> None:
+    await world.service("rollout", Rollouts().declare)
+    slmops = Cli(world, SLMOPS_GATEWAYS=json.dumps({"gw-1": "http://127.0.0.1:28001"}))
+    assert "http://127.0.0.1:28001" in (await slmops("gateway", "ls")).out
+    apis = {row["gateway_id"]: row["api"] for row in (await slmops("gateway", "ls", "--json")).json["gateways"]}
+    assert apis == {"gw-1": "http://127.0.0.1:28001", "gw-2": None}
+
+
+async def test_an_alias_is_moved_and_a_version_retired(world: World, slmops: Cli) -> None:
+    asked: list[object] = []
+
+    async def alias(command: SetAlias) -> VersionView:
+        asked.append(command)
+        return version()
+
+    async def retire(command: RetireVersion) -> VersionView:
+        asked.append(command)
+        return version()
+
+    await world.service("registry", lambda bus: (bus.serve(SetAlias, alias), bus.serve(RetireVersion, retire)))
+    assert (await slmops("model", "alias", "smollm2:1.0.0", "production")).exit_code == 0
+    done = await slmops("model", "retire", "smollm2:1.0.0", "--reason", "old", "--json")
+    assert VersionView.model_validate(done.json) == version()
+    assert asked == [
+        SetAlias(model="smollm2", alias="production", version="1.0.0"),
+        RetireVersion(model="smollm2", version="1.0.0", reason="old"),
+    ]
+
+
 # ---- dead letters -----------------------------------------------------------------------------------------
 
 
@@ -275,6 +306,19 @@ async def test_all_are_replayed_and_what_fails_again_is_a_new_dead_letter(world:
     while len(after) < 2:
         after = {letter.metadata.sequence.stream for letter in await world.stored("DLQ")} - before
     assert len(await world.dead(2)) == 2
+
+
+async def test_dead_letters_are_removed_one_or_all(world: World, slmops: Cli) -> None:
+    await world.service("optimizer", Optimizer().declare)
+    await world.publish(moved("stable"), moved("canary"), moved("third"))
+    first, *others = sorted(letter.metadata.sequence.stream for letter in await world.dead(3))
+    done = await slmops("dlq", "rm", str(first), "--json")
+    assert [letter["sequence"] for letter in done.json["dead_letters"]] == [first]
+    assert sorted(letter.metadata.sequence.stream for letter in await world.dead(2)) == others
+    again = await slmops("dlq", "rm", str(first), "--json")
+    assert (again.exit_code, again.problem["code"]) == (1, NotFound.code)
+    assert (await slmops("dlq", "rm", "--all")).exit_code == 0
+    await world.dead(0)
 
 
 async def test_a_dead_command_is_kept_while_nobody_answers_it(world: World, slmops: Cli) -> None:

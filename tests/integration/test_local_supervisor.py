@@ -113,6 +113,26 @@ async def test_a_process_that_keeps_crashing_is_restarted_ever_more_slowly(tmp_p
     assert [pause > least for pause, least in zip(pauses, (0.25, 0.5, 1.0), strict=True)] == [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"level": "ERROR", "message": "stopped: [disk_full] no space"}', "stopped: [disk_full] no space"),
+        ("ModuleNotFoundError: no nats", "ModuleNotFoundError: no nats"),
+    ],
+)
+async def test_what_restarts_in_a_loop_shows_its_last_error_until_it_is_ready(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    failing = "import sys, os; os.path.exists('healed') or sys.exit(" + repr("started\n" + line) + ")"
+    code = failing + "\n" + PARENT
+    async with Supervisor(tmp_path / "state.json", grace=GRACE) as supervisor:
+        await supervisor.start(script(tmp_path, "b", code))  # ready as soon as it runs
+        await until(lambda: state_of(tmp_path, "b")["restarts"])
+        assert state_of(tmp_path, "b")["last_error"] == message
+        (tmp_path / "healed").touch()
+        await until(lambda: state_of(tmp_path, "b")["status"] == "ready" and not state_of(tmp_path, "b")["last_error"])
+
+
 async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path / "state.json", grace=GRACE)
     await supervisor.start(script(tmp_path, "stubborn", STUBBORN, tmp_path / "up"))

@@ -22,7 +22,10 @@ from minio import Minio
 from nats.js.client import JetStreamContext
 from servers import reserve_ports
 
-from slmops.contracts.errors import Conflict, PortTaken, Unreachable
+from slmops.contracts.errors import Conflict, DiskFull, PortTaken, Unreachable
+from slmops.contracts.subjects import STREAMS, GiB, MiB
+from slmops.kit.bus.provision import sized
+from slmops.local import capacity
 from slmops.local.ports import HOST, is_free
 from slmops.local.process import ProcessState
 from slmops.local.system import System
@@ -54,6 +57,31 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 (another process: nothing to wait on)
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("free", [1100 * MiB, 3 * GiB], ids=str)
+async def test_a_fresh_system_starts_on_a_small_disk_with_smaller_streams(
+    free: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before, the streams reserved 4 GiB whatever the disk had, and services restarted until the start failed."""
+    monkeypatch.setattr(capacity, "free_bytes", lambda _folder: free)
+    for _ in range(2):  # a restart opens the streams that exist
+        async with System(tmp_path, services=("telemetry",), gateways=()) as system:
+            assert [state.restarts for state in system.states()] == [0, 0, 0]
+            js = await jetstream(system)
+            found = {spec.name: (await js.stream_info(spec.name)).config.max_bytes for spec in STREAMS}
+            await js._nc.close()
+            assert system.capacity
+            assert found == {spec.name: spec.max_bytes for spec in sized(STREAMS, system.capacity.stream_bytes)}
+            assert sum(size or 0 for size in found.values()) < free / 2
+
+
+async def test_a_full_disk_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(capacity, "free_bytes", lambda _folder: 500 * MiB)
+    system = servers(tmp_path)
+    with pytest.raises(DiskFull, match="500MiB free"):
+        await system.start()
+    assert system.states() == []
 
 
 async def test_the_servers_keep_their_data_and_ports_over_a_restart(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from integration.console_cli import Cli
 from integration.gateway_site import Site, site_on
+from unit.packager.packager_examples import new_keys
 
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.manifest import MODEL_MANIFEST
@@ -115,6 +116,50 @@ async def test_a_package_goes_to_a_registry_and_back_and_is_still_what_was_signe
         assert found["digest"] == package.manifest.digest
     found = await said(slmops, "package", "verify", package.manifest.digest, "--key", key)
     assert found["digest"] == package.manifest.digest
+
+
+async def test_a_package_in_a_registry_is_verified_there_under_any_tag(
+    slmops: Cli, site: Site, package: Release, registry: str, tmp_path: Path
+) -> None:
+    layout, key = tmp_path / "layout", str(site.keys.public)
+    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    target, tag = f"docker://{registry}/edge/smollm2", signature_tag(package.manifest.digest)
+    plain = ["--key", key, "--no-tls-verify"]
+    skopeo("copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:1.0.0", f"{target}:latest")
+    problem = await refused(slmops, "package", "verify", f"{target}:latest", *plain)  # its signature is not there
+    assert problem["code"] == "not_found"
+    copied(f"oci:{layout}", target, [tag], dest_tls_verify="false")
+    for named in (f"{target}:latest", target, f"{target}@{package.manifest.digest}"):
+        found = await said(slmops, "package", "verify", named, *plain)
+        assert found["digest"] == package.manifest.digest
+    other = new_keys(tmp_path / "other")
+    problem = await refused(slmops, "package", "verify", target, "--key", str(other.public), "--no-tls-verify")
+    assert problem["code"] == "signature_invalid"
+    problem = await refused(slmops, "package", "verify", target, "--key", key)
+    assert "--no-tls-verify" in problem["fix"]
+
+
+async def test_a_layout_copied_without_a_tag_or_with_two_is_verified(
+    slmops: Cli, site: Site, package: Release, registry: str, tmp_path: Path
+) -> None:
+    layout, key = tmp_path / "layout", str(site.keys.public)
+    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    tag = signature_tag(package.manifest.digest)
+    for name, tags in {"none": [""], "other": [":stable"], "two": [":stable", ":1.0.0"]}.items():
+        for wanted in tags:
+            skopeo("copy", "--quiet", f"oci:{layout}:1.0.0", f"oci:{tmp_path / name}{wanted}")
+        copied(f"oci:{layout}", f"oci:{tmp_path / name}", [tag])
+        found = await said(slmops, "package", "verify", str(tmp_path / name), "--key", key)
+        assert found["digest"] == package.manifest.digest
+
+
+async def test_layers_have_the_names_under_which_oras_writes_them(
+    site: Site, package: Release, registry: str, slmops: Cli, tmp_path: Path
+) -> None:
+    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(tmp_path / "layout"))
+    raw = json.loads(skopeo("inspect", "--raw", f"oci:{tmp_path / 'layout'}:1.0.0"))
+    titles = {layer["annotations"]["org.opencontainers.image.title"] for layer in raw["layers"]}
+    assert {"model.onnx", "genai_config.json", "bom.cdx.json"} <= titles
 
 
 async def test_one_bit_in_an_exported_layout_is_refused_by_name(

@@ -21,8 +21,9 @@ from slmops.contracts.errors import PortTaken
 PUSH = ("--name", "tiny", "--version", "1.0.0")
 EXPECTED = {
     "attention", "blueprint apply", "blueprint ls", "bundle export", "bundle import", "bundle results", "bundle show",
-    "chat", "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay", "eval show", "eval verify",
-    "gateway ls", "gateway show", "job cancel", "job ls", "model ls", "model push", "model show", "optimize",
+    "chat", "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay", "dlq rm", "eval show", "eval verify",
+    "gateway ls", "gateway show", "job cancel", "job ls", "model alias", "model ls", "model push", "model retire",
+    "model show", "optimize",
     "package export", "package image", "package ls", "package show", "package verify", "package withdraw",
     "recipe ls", "recipe passes", "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume",
     "rollout rollback", "rollout start", "rollout watch", "storage gc", "storage usage", "stream accept", "stream ls",
@@ -103,6 +104,11 @@ def test_every_command_has_the_common_options(path: tuple[str, ...]) -> None:
         (["blueprint", "apply", "{text}"], "invalid_message", 65),
         (["dlq", "replay"], "invalid_message", 65),
         (["dlq", "replay", "17", "--all"], "invalid_message", 65),
+        (["dlq", "rm"], "invalid_message", 65),
+        (["dlq", "rm", "17", "--all"], "invalid_message", 65),
+        (["model", "alias", "smollm2", "stable"], "invalid_version", 65),
+        (["model", "alias", "smollm2:1.0.0", "Stable!"], "invalid_name", 65),
+        (["model", "retire", "smollm2"], "invalid_version", 65),
         (["optimize", "smollm2"], "invalid_version", 65),
         (["optimize", "smollm2:1.0.0", "--recipe", "Int4"], "invalid_name", 65),
         (["optimize", "smollm2:1.0.0", "--recipe", "{missing}"], "not_found", 1),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from tiny_model import make_gguf
+import pytest
+from tiny_model import make_gguf, make_tiny
 
-from slmops.console.commands.push import model_files, named_files
+from slmops.console.commands.push import check, model_files, named_files
+from slmops.contracts.errors import InvalidModel
 
 
 def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
@@ -37,6 +39,26 @@ def test_symlinks_of_a_model_cache_are_followed(tmp_path: Path) -> None:
     (folder / "config.json").symlink_to(blob)
     assert [path.name for path in model_files(folder)] == ["config.json"]
     assert stat.S_ISREG(model_files(folder)[0].stat().st_mode)
+
+
+def test_a_link_to_a_missing_file_is_reported_with_what_it_points_to(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model", "llama")
+    (model / "NOTICE").symlink_to("../../blobs/1234")
+    with pytest.raises(InvalidModel, match="NOTICE is a link to a file that does not exist") as refusal:
+        check(model, "smollm2", "1.0.0", None)
+    assert "../../blobs/1234" in (refusal.value.fix or "")
+    (model / "NOTICE").unlink()
+    (model / "pytorch_model.bin").symlink_to("gone")  # not part of the version
+    check(model, "smollm2", "1.0.0", None)
+
+
+@pytest.mark.parametrize("name", ["a\nb.json", "CONFIG.json"])
+def test_a_file_name_that_cannot_be_in_a_version_is_refused_before_the_push(name: str, tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model", "llama")
+    (model / name).write_text("{}")
+    with pytest.raises(InvalidModel) as refusal:
+        check(model, "smollm2", "1.0.0", None)
+    assert "Rename" in (refusal.value.fix or "")
 
 
 def test_onnx_files_are_pushed_only_from_an_onnx_folder(tmp_path: Path) -> None:

@@ -18,8 +18,15 @@ from unit.console.console_examples import (
 )
 
 from slmops.console.render import fleet as render
+from slmops.console.render.package import packages, verified
+from slmops.contracts.commands import PackageOfVersion
+from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
+from slmops.contracts.manifest import FILE_PATH, WEIGHT, Manifest
 
+_LAYER = Descriptor.of(b"x", WEIGHT, **{FILE_PATH: "tokenizer/tokenizer.json"})
+MANIFEST = Manifest(config=_LAYER, layers=(_LAYER,))
+APIS = {"gw-1": "http://127.0.0.1:28001"}
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 
 
@@ -37,7 +44,7 @@ def tables(width: int) -> dict[str, RenderableType]:
         "blueprints": render.blueprints([blueprint()], NOW),
         "rollouts": render.rollouts([rollout("rolled_back")], NOW, width),
         "rollout": render.rollout(rollout(), [gateway()], NOW),
-        "gateways": render.gateways([gateway(), gateway("gw-2", "0 of 5 golden prompts pass")], NOW, width),
+        "gateways": render.gateways([gateway(), gateway("gw-2", "0 of 5 golden prompts pass")], APIS, NOW, width),
         "gateway": render.gateway(gateway(problem="0 of 5 golden prompts pass"), "http://127.0.0.1:8001", NOW),
         "dead_letters": render.dead_letters([dead_letter()], NOW, width),
         "replayed": render.replayed([(17, "slmops.model.version_registered.v1", Problem(code="denied", what="no"))]),
@@ -58,7 +65,7 @@ MUST_SHOW = {
     "blueprints": ["edge-chat", "3", "smollm2", "edge-small", "none"],
     "rollouts": ["edge-chat", "smollm2:1.0.1", "rolled_back", "1/2 canary", "5 min", "0 of 5 golden"],
     "rollout": ["edge-chat to smollm2:1.0.1", "running", "canary", "gw-1 to commit", "waiting for", "problem"],
-    "gateways": ["gw-1", "gw-2", "committed", "failed", "1.0.0", "1.0.0 *", "80", "3 s"],
+    "gateways": ["gw-1", "gw-2", "committed", "failed", "1.0.0", "1.0.0 *", "80", "3 s", APIS["gw-1"]],
     "gateway": ["gw-1", "ring=canary", "generation 4", "80.2", "http://127.0.0.1:8001", "error [inference_failed]"],
     "dead_letters": ["17", "optimizer", "invalid_message", "15 B", "5 min", "reason", "Field"],
     "replayed": ["17", "error [denied]: no"],
@@ -75,6 +82,19 @@ def test_a_table_fits_the_terminal_without_cutting_important_values(name: str, w
     assert "…" not in text
 
 
+def test_digests_can_be_copied_in_one_piece_at_80_columns() -> None:
+    package = PackageOfVersion(model="smollm2", version="1.0.0", **dict(version().packages[0]))
+    found = gateway()
+    for table, digests in (
+        (render.version(version(), NOW, 80), [version().digest, version().packages[0].manifest.digest]),
+        (render.gateway(found, None, NOW), [found.running, found.desired]),
+        (packages([package], NOW), [package.manifest.digest]),
+        (verified(package.manifest.digest, MANIFEST), [package.manifest.digest]),
+    ):
+        words = shown(table, 80).split()
+        assert {digest for digest in digests if digest} <= {*words}
+
+
 def test_a_wide_terminal_shows_more_columns() -> None:
     assert "ppl" not in shown(tables(80)["variants"], 80)
     assert "ppl" in shown(tables(120)["variants"], 120)
@@ -85,7 +105,7 @@ def test_foreign_text_is_neither_interpreted_as_markup_nor_by_the_terminal() -> 
     assert "[bold]x[/bold]" in hostile
     assert "\x1b" not in hostile
     assert "\x07" not in hostile
-    assert "\x1b" not in shown(render.gateways([gateway(problem=ESCAPE)], NOW, 80), 80)
+    assert "\x1b" not in shown(render.gateways([gateway(problem=ESCAPE)], {}, NOW, 80), 80)
     assert "\x1b" not in shown(render.answer(f"Paris{ESCAPE}"), 80)
     assert "\x1b" not in render.rollout_line(rollout().model_copy(update={"reason": ESCAPE}))
 

@@ -14,7 +14,7 @@ from slmops.contracts.addresses import blob_key
 from slmops.contracts.descriptor import Descriptor, Digest, digest_of, digest_of_chunks
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.manifest import MODEL_CONFIG, WEIGHT, Manifest
-from slmops.contracts.model import FilePath, ModelFile, files_digest
+from slmops.contracts.model import FilePath, ModelFile, collision, files_digest
 
 # printf '' | sha256sum
 EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -46,6 +46,21 @@ def test_a_descriptor_is_encoded_as_oci_json_without_absent_fields() -> None:
     assert Descriptor.model_validate_json(noted.model_dump_json()) == noted
     with pytest.raises(ValidationError):
         Descriptor(media_type="text/plain", digest=EMPTY, size=-1)
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\0", "\x1b", "\x7f", "\x85", "\u2028", "\u202e", "\ud800"])
+def test_a_path_with_a_control_character_is_refused(character: str) -> None:
+    """A newline would let two sets of files have one identity, because it ends a line of what is hashed."""
+    with pytest.raises(ValidationError, match=r"control characters|relative"):
+        TypeAdapter(FilePath).validate_python(f"a{character}b")
+
+
+@pytest.mark.parametrize(
+    "paths", [("a", "a"), ("Model.onnx", "model.onnx"), ("\u00e9", "e\u0301"), ("A", "a/b"), ("a/B/c", "A/b")]
+)
+def test_paths_that_some_file_system_takes_for_one_collide(paths: tuple[str, str]) -> None:
+    assert collision(paths) is not None
+    assert collision((paths[0], "other", "a.b")) is None
 
 
 def test_a_set_of_files_is_identified_as_sha256sum_would(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from unit.kit.delta_models import applied, contents, made, tensors, tuned, write
 
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.errors import DigestMismatch, InvalidDelta, NotFound, SlmopsError
+from slmops.contracts.errors import DigestMismatch, InvalidDelta, InvalidModel, NotFound, SlmopsError
 from slmops.kit.delta import apply, by_digest, describe, make
 from slmops.kit.delta.format import PIECE_BYTES
 
@@ -143,14 +144,14 @@ def test_a_wrong_base_of_the_same_size_is_distinguished_from_a_damaged_delta(pai
     swapped = write(tmp_path / "swapped", tensors(7, rows=512), config=CONFIG, tokenizer="{}" * 5000)
     wrong = {digest: swapped / path.name for digest, path in bases.items()}
     with pytest.raises(DigestMismatch, match=r"the base model\.safetensors is sha256:"):
-        apply(delta, wrong, lambda file: tmp_path / "out" / file.path)
+        apply(delta, wrong, lambda file: tmp_path / "out" / file.path, limit_bytes=1 << 30)
     assert "model.safetensors" not in contents(tmp_path / "out")
 
 
 def test_a_missing_base_is_named(pair, tmp_path):
     _, delta = made(*pair, tmp_path)
     with pytest.raises(NotFound, match=r"the base .* is missing"):
-        apply(delta, {}, lambda file: tmp_path / "out" / file.path)
+        apply(delta, {}, lambda file: tmp_path / "out" / file.path, limit_bytes=1 << 30)
 
 
 def test_only_wanted_files_are_written_and_existing_files_are_kept(pair, tmp_path):
@@ -159,9 +160,23 @@ def test_only_wanted_files_are_written_and_existing_files_are_kept(pair, tmp_pat
     there.parent.mkdir()
     there.write_text("mine")
     places = {"config.json": there, "model.safetensors": tmp_path / "out" / "m"}
-    assert apply(delta, by_digest(pair[0]), lambda file: places.get(file.path)) == [there, tmp_path / "out" / "m"]
+    written = apply(delta, by_digest(pair[0]), lambda file: places.get(file.path), limit_bytes=1 << 30)
+    assert written == [there, tmp_path / "out" / "m"]
     assert there.read_text() == "mine"
     assert sorted(contents(tmp_path / "out")) == ["config.json", "m"]
+
+
+def test_links_to_files_are_read_and_other_links_are_refused(tmp_path):
+    base = write(tmp_path / "base", tensors(), config=CONFIG)
+    (base / "config.json").rename(tmp_path / "blob")
+    (base / "config.json").symlink_to(tmp_path / "blob")
+    assert {path.name for path in by_digest(base).values()} == {"config.json", "model.safetensors"}
+    for name, target, problem in (("a.txt", "gone", "does not exist"), ("b", tmp_path / "base", "link to a folder")):
+        (base / name).symlink_to(target)
+        with pytest.raises(InvalidModel, match=problem) as refusal:
+            make(base, base, tmp_path / "it.delta")
+        assert refusal.value.where == str(base / name)
+        (base / name).unlink()
 
 
 # ---- hostile deltas -------------------------------------------------------------------------------------------
@@ -174,6 +189,37 @@ def refused(delta: Path, base: Path, out: Path) -> SlmopsError:
     left = contents(out)
     assert not [path for path in left if path.endswith((".part", ".new"))]
     return caught.value
+
+
+def test_a_small_delta_with_a_large_target_is_refused_before_anything_is_written(tmp_path):
+    """500 kB of zeros in a few hundred bytes: the wanted files may have `limit_bytes` together, and no more."""
+    base, target = tmp_path / "base", tmp_path / "target"
+    for folder, size in ((base, 10), (target, 500_000)):
+        folder.mkdir()
+        (folder / "a.bin").write_bytes(bytes(size))
+    (target / "b.bin").write_bytes(bytes(7))
+    make(base, target, tmp_path / "it.delta")
+    out = tmp_path / "out"
+    for limit, place in (
+        (500_006, lambda file: out / file.path),
+        (6, lambda file: out if file.path == "b.bin" else None),
+    ):
+        with pytest.raises(InvalidDelta, match="more than the allowed"):
+            apply(tmp_path / "it.delta", by_digest(base), place, limit_bytes=limit)
+        assert not out.exists()
+    apply(tmp_path / "it.delta", by_digest(base), lambda file: out / file.path, limit_bytes=500_007)
+    assert contents(out) == contents(target)
+
+
+@pytest.mark.parametrize("paths", [("a", "A"), ("a", "a/b"), ("\u00e9", "e\u0301"), ("a\nb", "c")])
+def test_a_delta_with_colliding_or_hidden_paths_is_refused(tmp_path, paths):
+    (tmp_path / "base").write_bytes(b"")
+    file = {"digest": digest_of(b""), "size_bytes": 0}
+    header = json.dumps({"base": [], "target": [{"path": path, **file} for path in paths]}).encode()
+    frame = zstandard.ZstdCompressor().compress(header)
+    (tmp_path / "it.delta").write_bytes(struct.pack("<8sHI", b"SLMDELTA", 1, len(frame)) + frame)
+    assert isinstance(refused(tmp_path / "it.delta", tmp_path / "base", tmp_path / "out"), InvalidDelta)
+    assert not (tmp_path / "out").exists()
 
 
 @given(st.data())

@@ -33,6 +33,17 @@ def test_the_export_of_each_architecture_computes_the_same(tmp_path, architectur
     }
 
 
+def test_transformers_reads_the_exported_folder(llama):
+    from transformers import AutoConfig, AutoTokenizer
+
+    model, exported = llama
+    found = AutoConfig.from_pretrained(exported, local_files_only=True)
+    assert (found.model_type, found.num_hidden_layers) == ("llama", AutoConfig.from_pretrained(model).num_hidden_layers)
+    text = "The capital of France"
+    tokens = [AutoTokenizer.from_pretrained(folder, local_files_only=True)(text) for folder in (model, exported)]
+    assert tokens[0]["input_ids"] == tokens[1]["input_ids"]
+
+
 @pytest.mark.parametrize("architecture", ["gemma3_text", "phi3"])
 def test_generation_beyond_the_sliding_window_matches_transformers(tmp_path, architecture):
     import onnxruntime_genai as og

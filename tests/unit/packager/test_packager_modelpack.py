@@ -14,6 +14,7 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.manifest import DATASET, DOC, MODEL_CONFIG, MODEL_MANIFEST, WEIGHT, WEIGHT_CONFIG, Manifest
+from slmops.packager.evidence import Evidence, family_of
 from slmops.packager.modelcard import model_card
 from slmops.packager.modelpack import CARD_PATH, build
 
@@ -87,7 +88,9 @@ def test_the_manifest_is_an_oci_manifest_of_a_model() -> None:
     assert raw["annotations"]["org.opencontainers.image.version"] == "1.0.0"
     assert raw["annotations"]["org.opencontainers.image.created"] == "2030-01-01T00:00:00+00:00"
     assert raw["annotations"]["io.slmops.recipe"] == "int4"
-    assert all(layer["annotations"]["org.cncf.model.filepath"] for layer in raw["layers"])
+    for layer in raw["layers"]:  # oras writes a layer under its title
+        named = layer["annotations"]
+        assert named["org.opencontainers.image.title"] == named["org.cncf.model.filepath"]
     assert Manifest.decode(json.dumps(raw).encode()) == build(variant()).manifest
 
 
@@ -95,9 +98,56 @@ def test_the_config_describes_the_model_and_its_layers() -> None:
     pack = build(variant())
     config = json.loads(pack.config)
     assert pack.manifest.config == Descriptor.of(pack.config, MODEL_CONFIG)
-    assert config["descriptor"] == {"name": "smollm2", "version": "1.0.0", "createdAt": "2030-01-01T00:00:00+00:00"}
-    assert config["config"] == {"format": "onnx", "quantization": "int4"}
+    assert config["descriptor"] == {
+        "name": "smollm2",
+        "version": "1.0.0",
+        "title": "smollm2 1.0.0",
+        "description": "int4 variant for edge-small",
+        "createdAt": "2030-01-01T00:00:00+00:00",
+    }
+    assert config["config"] == {
+        "architecture": "transformer",
+        "format": "onnx",
+        "quantization": "int4",
+        "capabilities": {"inputTypes": ["text"], "outputTypes": ["text"]},
+    }
     assert config["modelfs"] == {"type": "layers", "diffIds": [layer.digest for layer in pack.manifest.layers]}
+
+
+def recipe(*passes: dict[str, object]) -> dict[str, object]:
+    return {"name": "mine", "passes": list(passes)}
+
+
+@pytest.mark.parametrize(
+    ("passes", "precision"),
+    [
+        ([{"pass": "quantize", "params": {"bits": 8}}, {"pass": "pack"}], "int8"),
+        ([{"pass": "quantize", "params": {"bits": 4, "upgraded_share": 0.17}}, {"pass": "pack"}], "mixed"),
+        ([{"pass": "build", "params": {"precision": "int4"}}], "int4"),
+        ([{"pass": "build", "params": {"options": {"matmul_mixed_precision": "x"}}}], "mixed"),
+        ([{"pass": "pack"}], None),
+    ],
+)
+def test_the_config_names_architecture_precision_and_licence(passes: list[dict[str, object]], precision: str) -> None:
+    evidence = Evidence(recipe=recipe(*passes), licence="apache-2.0", family="llama")
+    pack = build(variant(), evidence)
+    config = json.loads(pack.config)
+    assert config["config"].get("precision") == precision
+    assert (config["descriptor"]["family"], config["descriptor"]["licenses"]) == ("llama", ["Apache-2.0"])
+    assert pack.manifest.annotations["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+def test_a_licence_unknown_to_spdx_is_a_reference() -> None:
+    config = json.loads(build(variant(), Evidence(licence="llama3.2")).config)
+    assert config["descriptor"]["licenses"] == ["LicenseRef-llama3.2"]
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [(b'{"model_type": "llama"}', "llama"), (b"[]", None), (b"{", None), (b'{"model_type": "a b"}', None)],
+)
+def test_the_family_is_the_model_type(config: bytes, family: str | None) -> None:
+    assert family_of(config) == family
 
 
 def test_a_variant_with_its_own_model_card_keeps_it() -> None:
@@ -108,7 +158,16 @@ def test_a_variant_with_its_own_model_card_keeps_it() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["manifest.json", "model.sig", "golden.jsonl", "evaluation.json", "bom.cdx.json", "provenance.json", "model.sig/x"],
+    [
+        "manifest.json",
+        "model.sig",
+        "golden.jsonl",
+        "evaluation.json",
+        "bom.cdx.json",
+        "provenance.json",
+        "model.sig/x",
+        "Model.Sig",
+    ],
 )
 def test_a_variant_cannot_contain_a_file_that_the_package_writes(path: str) -> None:
     with pytest.raises(InvalidMessage, match=path):
@@ -118,6 +177,8 @@ def test_a_variant_cannot_contain_a_file_that_the_package_writes(path: str) -> N
 def test_files_with_conflicting_paths_are_refused() -> None:
     with pytest.raises(InvalidMessage, match="folder"):
         build(variant({"a": b"1", "a/b": b"2"}))
+    with pytest.raises(InvalidMessage, match="same name"):
+        build(variant({"a": b"1", "A": b"2"}))
     twice = variant()
     with pytest.raises(InvalidMessage):
         build(twice.model_copy(update={"files": (*twice.files, twice.files[0])}))

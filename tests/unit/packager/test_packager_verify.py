@@ -236,7 +236,20 @@ def test_an_oversized_manifest_or_signature_is_refused_unread(package: Path, key
         assert refusal.value.where in (MANIFEST_PATH, SIGNATURE_PATH)
 
 
-@pytest.mark.parametrize("path", ["../escaped", "/etc/passwd", MANIFEST_PATH, SIGNATURE_PATH, "model.onnx", None])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../escaped",
+        "/etc/passwd",
+        MANIFEST_PATH,
+        SIGNATURE_PATH,
+        "model.onnx",
+        "MODEL.onnx",
+        "Manifest.json",
+        "a\nb",
+        None,
+    ],
+)
 def test_a_layer_without_a_valid_path_of_its_own_is_refused(path: str | None, package: Path, keys: Keys) -> None:
     manifest = Manifest.decode((package / MANIFEST_PATH).read_bytes())
     layer = Descriptor.of(b"x", WEIGHT, **({FILE_PATH: path} if path else {}))

@@ -93,7 +93,7 @@ def test_golden_prompts_alone_are_not_a_model() -> None:
         register(EMPTY, pushed("1.0.0", golden=GOLDEN).model_copy(update={"files": (GOLDEN,)}), T0)
 
 
-@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b/c", "a"), ("a/b", "a//b")])
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b/c", "a"), ("a/b", "a//b"), ("A", "a"), ("A/b", "a")])
 def test_files_that_cannot_be_in_one_folder_are_rejected(paths: tuple[str, str]) -> None:
     with pytest.raises(InvalidMessage):
         check_files([file(path, path) for path in paths])

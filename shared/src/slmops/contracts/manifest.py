@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage
-from slmops.contracts.model import FilePath
+from slmops.contracts.model import FilePath, collision
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 MODEL_MANIFEST: Final = "application/vnd.cncf.model.manifest.v1+json"
@@ -24,6 +24,8 @@ JOB_REPORT = "application/vnd.slmops.optimization.v1+json"
 SIGNATURE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 DELTA = "application/vnd.slmops.delta.v1"
 FILE_PATH = "org.cncf.model.filepath"
+TITLE = "org.opencontainers.image.title"
+"""The name under which OCI tools such as oras write a layer to disk. It repeats `FILE_PATH`; only that one counts."""
 
 MANIFEST_LIMIT_BYTES: Final = 4 << 20
 """The limit of OCI registries. It also applies to a signature."""
@@ -85,7 +87,7 @@ class PackageFile(BaseModel):
 
 
 def layers_by_path(manifest: Manifest) -> dict[str, Descriptor]:
-    """Returns the layers by path. Raises `InvalidMessage` for a path that leaves the package or occurs twice."""
+    """Returns the layers by path. Raises `InvalidMessage` for a path outside the package and for two that collide."""
     found: dict[str, Descriptor] = {}
     for layer in manifest.layers:
         try:
@@ -95,4 +97,6 @@ def layers_by_path(manifest: Manifest) -> dict[str, Descriptor]:
         if path in (MANIFEST_PATH, SIGNATURE_PATH, *found):
             raise InvalidMessage(f"the manifest names {path} twice", where=path)
         found[path] = layer
+    if both := collision((MANIFEST_PATH, SIGNATURE_PATH, *found)):
+        raise InvalidMessage(f"the manifest names {both[0]} and {both[1]}, which collide", where=both[1])
     return found

@@ -5,13 +5,14 @@
 `index.json` names the package by its version, and the attachment: a manifest whose subject is the package's manifest
 and whose only layer is the OMS bundle. The attachment has a name, too (`sha256-<hex>.oms`), so the command that copies
 the package copies the signature, also to a registry without the referrers API.
+Names are not signed, and copying tools change them. So a layout is accepted under any names or none: what a manifest is
+follows from its content, and the version of a package is the signed one.
 Formats: OCI image-spec v1.1 (image-layout.md; manifest.md, "subject").
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -33,7 +34,6 @@ from slmops.kit.signature import signed_files
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 LAYOUT_PATH, INDEX_PATH = "oci-layout", "index.json"
 REF_NAME = "org.opencontainers.image.ref.name"
-VERSION = "org.opencontainers.image.version"
 _EMPTY = b"{}"
 _EMPTY_CONFIG = Descriptor.of(_EMPTY, "application/vnd.oci.empty.v1+json")
 _MARKERS = (b'{"imageLayoutVersion":"1.0.0"}', b'{"imageLayoutVersion": "1.0.0"}')  # our form, and skopeo's
@@ -72,16 +72,22 @@ def signature_tag(manifest: Digest) -> str:
 
 def layout_files(manifest: Descriptor, version: str, signature: Descriptor) -> dict[str, bytes]:
     """Returns the files of a layout except the package's own blobs, by path. `index.json` is last and completes it."""
-    subject = Descriptor(media_type=OCI_MANIFEST, digest=manifest.digest, size=manifest.size)
-    bundle = Descriptor(media_type=SIGNATURE, digest=signature.digest, size=signature.size)
-    attached = _dump(Attachment(layers=(bundle,), subject=subject))
-    named = subject.model_copy(update={"annotations": {REF_NAME: version}})
+    attached = _attachment(manifest, signature)
+    named = Descriptor(
+        media_type=OCI_MANIFEST, digest=manifest.digest, size=manifest.size, annotations={REF_NAME: version}
+    )
     beside = Descriptor.of(attached, OCI_MANIFEST, **{REF_NAME: signature_tag(manifest.digest)})
     return {
         **{blob_key(digest_of(data)): data for data in (_EMPTY, attached)},
         LAYOUT_PATH: _MARKERS[0],
         INDEX_PATH: _dump(Index(media_type=OCI_INDEX, manifests=(named, beside))),
     }
+
+
+def _attachment(package: Descriptor, signature: Descriptor) -> bytes:
+    subject = Descriptor(media_type=OCI_MANIFEST, digest=package.digest, size=package.size)
+    bundle = Descriptor(media_type=SIGNATURE, digest=signature.digest, size=signature.size)
+    return _dump(Attachment(layers=(bundle,), subject=subject))
 
 
 def is_layout(directory: Path) -> bool:
@@ -108,13 +114,14 @@ def verify_layout(directory: Path, public_key: Path, manifest_digest: Digest | N
     if manifest_digest not in (None, package.digest):
         raise DigestMismatch(f"the layout holds {package.digest}, not {manifest_digest}", where=INDEX_PATH)
     manifest = Manifest.decode(_blob(directory, package))
-    _check_name(package, manifest)
-    signature = _parsed(Attachment, _blob(directory, attached), blob_key(attached.digest)).layers[0]
+    signature = parse_attachment(_blob(directory, attached), blob_key(attached.digest)).layers[0]
     blobs = [manifest.config, *manifest.layers, signature]
     named = {blob_key(blob.digest): blob for blob in blobs}
-    written = layout_files(package, manifest.annotations[VERSION], signature)
-    check_same_files(files, {*named, *written, blob_key(package.digest)})
-    _check_written(directory, written)
+    written = {blob_key(digest_of(data)): data for data in (_EMPTY, _attachment(package, signature))}
+    check_same_files(files, {*named, *written, blob_key(package.digest), LAYOUT_PATH, INDEX_PATH})
+    for path, data in written.items():
+        if _read(directory, path) != data:
+            raise DigestMismatch(f"{path} does not match this package", where=path)
     for path, blob in named.items():
         check_content(directory / path, path, blob)
     signed = signed_files(directory / blob_key(signature.digest), public_key)
@@ -123,49 +130,48 @@ def verify_layout(directory: Path, public_key: Path, manifest_digest: Digest | N
     return manifest
 
 
+def parse_attachment(data: bytes, where: str) -> Attachment:
+    """Parses the manifest of a signature. Raises `InvalidMessage`."""
+    return _parsed(Attachment, data, where)
+
+
 class _Entries(NamedTuple):
     package: Descriptor
     attached: Descriptor
 
 
 def _entries(directory: Path) -> _Entries:
-    """Returns the entries of `index.json`. The file is not signed, so any deviation from our form is rejected."""
-    index = _parsed(Index, _read(directory, INDEX_PATH), INDEX_PATH)
-    for entry in index.manifests:
-        if (entry.media_type, entry.artifact_type, {*entry.annotations}) != (OCI_MANIFEST, None, {REF_NAME}):
+    """Returns the package and its signature that `index.json` names, each under any number of names or none.
+
+    The file is not signed, so any other deviation from our form is rejected.
+    """
+    found: dict[Digest, Descriptor] = {}
+    for entry in _parsed(Index, _read(directory, INDEX_PATH), INDEX_PATH).manifests:
+        if (entry.media_type, entry.artifact_type) != (OCI_MANIFEST, None) or {*entry.annotations} - {REF_NAME}:
             raise InvalidMessage(f"the index has unexpected fields for {entry.digest}", where=INDEX_PATH)
-    by_name = {entry.annotations[REF_NAME]: entry for entry in index.manifests}
-    packages = [entry for name, entry in by_name.items() if not name.startswith("sha256-")]
-    if len(packages) != 1 or len(index.manifests) > 2:
+        if found.setdefault(entry.digest, entry).size != entry.size:
+            raise InvalidMessage(f"the index names two sizes of {entry.digest}", where=INDEX_PATH)
+    attached = [entry for entry in found.values() if _is_attachment(_blob(directory, entry))]
+    packages = [entry for entry in found.values() if entry not in attached]
+    if len(packages) != 1:
         raise InvalidMessage(
             "the layout does not contain exactly one package",
             where=INDEX_PATH,
             fix="Copy each package to a separate layout.",
         )
-    tag = signature_tag(packages[0].digest)
-    if tag not in by_name:
-        fix = f"Copy it too: skopeo copy oci:LAYOUT:{tag} oci:{directory}:{tag}"
-        raise SignatureInvalid("the layout has no signature of this package", where=INDEX_PATH, fix=fix)
-    return _Entries(packages[0], by_name[tag])
+    if len(attached) != 1:
+        tag, count = signature_tag(packages[0].digest), len(attached) or "no"
+        fix = f"Copy its signature, and nothing else: skopeo copy oci:LAYOUT:{tag} oci:{directory}:{tag}"
+        raise SignatureInvalid(f"the layout has {count} signatures of this package", where=INDEX_PATH, fix=fix)
+    return _Entries(packages[0], attached[0])
 
 
-def _check_name(package: Descriptor, manifest: Manifest) -> None:
-    version = manifest.annotations.get(VERSION)
-    if version is None or package.annotations[REF_NAME] != version:
-        named = package.annotations[REF_NAME]
-        raise InvalidMessage(
-            f"the layout names version {version} {named!r}",
-            where=INDEX_PATH,
-            fix="Copy the package under its version.",
-        )
-
-
-def _check_written(directory: Path, written: Mapping[str, bytes]) -> None:
-    """Checks the bytes that follow from package and signature. `index.json` is rewritten by copying tools and checked
-    elsewhere."""
-    for path, data in written.items():
-        if path not in (INDEX_PATH, LAYOUT_PATH) and _read(directory, path) != data:
-            raise DigestMismatch(f"{path} does not match this package", where=path)
+def _is_attachment(manifest: bytes) -> bool:
+    try:
+        found = json.loads(manifest)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("artifactType") == SIGNATURE
 
 
 def _blob(directory: Path, descriptor: Descriptor) -> bytes:

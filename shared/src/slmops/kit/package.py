@@ -29,11 +29,7 @@ def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | 
     or the trusted key is not an EC public key.
     """
     files = set(files_below(directory))
-    for path in (MANIFEST_PATH, SIGNATURE_PATH):
-        if path not in files:
-            raise SignatureInvalid(f"the package has no {path}", where=path)
-        if (directory / path).stat().st_size > MANIFEST_LIMIT_BYTES:
-            raise DigestMismatch(f"{path} has more than {MANIFEST_LIMIT_BYTES} bytes", where=path)
+    _check_parsed_files(directory, files)
     signature = directory / SIGNATURE_PATH
     wanted = manifest_digest or signed_manifest(signed_files(signature, public_key))
     manifest = _manifest(directory / MANIFEST_PATH, wanted)
@@ -43,6 +39,28 @@ def verify_package(directory: Path, public_key: Path, manifest_digest: Digest | 
         check_content(directory / path, path, layer)
     check_signed(wanted, layers, signed_files(signature, public_key))
     return manifest
+
+
+def signed_layers(directory: Path, public_key: Path) -> dict[str, Descriptor]:
+    """Returns the layers of a package by path, from its manifest and signature alone. Other files may be missing.
+
+    Raises what `verify_package` raises about these two.
+    """
+    _check_parsed_files(directory, set(files_below(directory)))
+    signed = signed_files(directory / SIGNATURE_PATH, public_key)
+    wanted = signed_manifest(signed)
+    layers = layers_by_path(_manifest(directory / MANIFEST_PATH, wanted))
+    check_signed(wanted, layers, signed)
+    return layers
+
+
+def _check_parsed_files(directory: Path, files: set[str]) -> None:
+    """Raises `SignatureInvalid` or `DigestMismatch` if manifest or signature is missing or too large to be parsed."""
+    for path in (MANIFEST_PATH, SIGNATURE_PATH):
+        if path not in files:
+            raise SignatureInvalid(f"the package has no {path}", where=path)
+        if (directory / path).stat().st_size > MANIFEST_LIMIT_BYTES:
+            raise DigestMismatch(f"{path} has more than {MANIFEST_LIMIT_BYTES} bytes", where=path)
 
 
 def signed_manifest(signed: Mapping[str, Digest]) -> Digest:

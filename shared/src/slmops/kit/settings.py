@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slmops.contracts.errors import InvalidMessage
 
 S = TypeVar("S", bound=BaseSettings)
 _OTLP_TRACES = "/v1/traces"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _level(value: str) -> str:
+    if value.upper() not in _LEVELS:
+        raise ValueError(f"use one of {', '.join(_LEVELS)}")
+    return value.upper()
+
+
+LogLevel = Annotated[str, AfterValidator(_level)]
 
 
 class BusSettings(BaseSettings):
@@ -27,6 +37,9 @@ class BusSettings(BaseSettings):
         default=None,
         description="Credentials of the user that answers commands; None: `<name>-answers.creds` beside `nats_creds`",
     )
+    stream_bytes: int | None = Field(
+        default=None, gt=0, description="Size of all streams of the bus together; None: as specified, 4 to 5 GiB"
+    )
     http_host: str = Field(default="127.0.0.1", description="Where /health and /metrics listen")
     http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
     trace_file: Path | None = Field(default=None, description="Spans as JSON lines; None: not written to a file")
@@ -40,7 +53,7 @@ class BusSettings(BaseSettings):
         validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         description="Whole URL for traces, instead of the base URL",
     )
-    log_level: str = Field(default="INFO")
+    log_level: LogLevel = Field(default="INFO", description="DEBUG, INFO, WARNING, ERROR or CRITICAL")
     data_dir: Path = Field(default=Path("data"), description="The service's own folder")
 
     @property

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from slmops.console.render.tables import printable
 from slmops.local.process import ProcessState
 from slmops.local.signals import cancelled_by_signals
 
@@ -61,17 +63,22 @@ async def _run(system: System, console: Console) -> None:
 async def _until_cancelled(system: System, console: Console) -> None:
     def print_state(state: ProcessState) -> None:
         if not console.is_terminal:
-            console.print(f"{state.name}: {state.status}, pid {state.pid}, restarts {state.restarts}")
+            error = f": {printable(state.last_error)}" if state.last_error else ""
+            line = f"{state.name}: {state.status}, pid {state.pid}, restarts {state.restarts}{error}"
+            console.print(line, markup=False, soft_wrap=True)
 
     try:
         await system.start(print_state)
+        if system.capacity and system.capacity.remark:
+            console.print(system.capacity.remark)
         console.print("Ready. In another terminal: [bold]slmops gateway ls[/], [bold]slmops chat[/]. Ctrl-C stops.")
         await asyncio.Event().wait()
     finally:
         await system.stop()
 
 
-def _table(system: System) -> Table:
+def _table(system: System) -> Group:
+    """Returns the processes, and below them the last errors of those that exited and are not ready again."""
     columns = ("process", "status", "pid", "restarts", "last exit", "since")
     table = Table(*columns, caption=f"Logs: {system.layout.logs}")
     for state in system.states():
@@ -80,4 +87,5 @@ def _table(system: System) -> Table:
         exited = "" if state.last_exit is None else str(state.last_exit)
         pid = str(state.pid or "")
         table.add_row(state.name, f"[{colour}]{state.status}", pid, str(state.restarts), exited, f"{age:.0f} s")
-    return table
+    errors = [Text(f"{state.name}: {printable(state.last_error)}") for state in system.states() if state.last_error]
+    return Group(table, *errors)

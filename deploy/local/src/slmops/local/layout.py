@@ -104,6 +104,11 @@ class Layout:
         """Private key and certificate with which the parts of SeaweedFS authenticate one another, PEM."""
         return self.keys / "weed.pem"
 
+    @property
+    def nats_store(self) -> Path:
+        """JetStream's folder."""
+        return self.home("nats") / "store"
+
     def creds(self, user: str) -> Path:
         return self.keys / f"{user}.creds"
 

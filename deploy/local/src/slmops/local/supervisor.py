@@ -24,7 +24,7 @@ from typing import Any, Final, Self
 
 from slmops.contracts.errors import NotFound, SlmopsError, Unreachable
 from slmops.local.private import write_atomically
-from slmops.local.process import ProcessSpec, ProcessState, kill_group, log_tail, spawn
+from slmops.local.process import ProcessSpec, ProcessState, kill_group, last_message, log_tail, spawn
 
 _POLL: Final = 0.05
 _BACKOFF_FIRST: Final = timedelta(milliseconds=250)
@@ -63,7 +63,9 @@ class _Child:
                 self._set(status="failed", pid=None, last_exit=code)
                 raise self._unreachable(f"it exited with code {code} before it was ready")
             crashes = 0 if datetime.now(UTC) - started > _STABLE_AFTER else crashes
-            self._set(status="restarting", pid=None, last_exit=code, restarts=self.state.restarts + 1)
+            error = last_message(self.spec.log_path)
+            restarts = self.state.restarts + 1
+            self._set(status="restarting", pid=None, last_exit=code, last_error=error, restarts=restarts)
             await asyncio.sleep(min(_BACKOFF_FIRST * 2**crashes, _BACKOFF_LIMIT).total_seconds())
             crashes += 1
 
@@ -91,7 +93,7 @@ class _Child:
     async def _watch_ready(self) -> None:
         while self.spec.ready and not await self.spec.ready():  # noqa: ASYNC110 (another process: nothing to wait on)
             await asyncio.sleep(_POLL)
-        self._set(status="ready")
+        self._set(status="ready", last_error=None)
         self._was_ready.set()
 
     def _unreachable(self, what: str) -> Unreachable:

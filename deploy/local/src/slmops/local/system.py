@@ -15,6 +15,7 @@ from typing import Self
 
 from slmops.contracts.errors import Conflict, Unreachable
 from slmops.kit.cancellation import cancel_and_wait
+from slmops.local.capacity import Capacity, capacity
 from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
@@ -48,6 +49,8 @@ class System:
         self._fixed = dict(fixed_ports or {})
         self._supervisor = Supervisor(self.layout.state_file)
         self._lock_files = ExitStack()
+        self.capacity: Capacity | None = None
+        """What the disk allows; measured by `start`."""
 
     async def start(self, on_event: Callable[[ProcessState], None] | None = None) -> None:
         """Starts everything and returns when all processes are ready. After an error, no process is left running.
@@ -58,13 +61,16 @@ class System:
         self._lock()
         self._supervisor = Supervisor(self.layout.state_file, on_event)
         try:
+            room = self.capacity = capacity(self.layout.root, self.layout.nats_store)
             ports = self._ports(self._port_names())
             await _gather_or_cancel(
-                self._start_server(lambda ports: nats_spec(self.layout, ports["nats"]), ["nats"]),
+                self._start_server(lambda ports: nats_spec(self.layout, ports["nats"], room.store_bytes), ["nats"]),
                 self._start_server(lambda ports: s3_spec(self.layout, ports), S3_PORTS),
             )
             ports = self._ports([])
-            await self._start_all(service_spec(self.layout, ports, service) for service in self._services)
+            await self._start_all(
+                service_spec(self.layout, ports, service, room.stream_bytes) for service in self._services
+            )
             await self._start_all(gateway_spec(self.layout, ports, gateway) for gateway in self._gateways)
             self._write_client_file(ports)
         except BaseException:

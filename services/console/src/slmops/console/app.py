@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from slmops.console.session import plugin_command
+from slmops.console.session import plugin_command, report_errors
 from slmops.contracts.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class _Commands(Mapping[str, "Command"]):
     def __getitem__(self, name: str) -> Command:
         if name not in self._names:
             raise KeyError(name)
-        return self._imported(name)
+        with report_errors():  # a missing module is an error with a fix, not a traceback
+            return self._imported(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -26,11 +26,13 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from slmops.console import settings as where
+from slmops.console.interrupt import as_exception
 from slmops.console.render.tables import problem_text
 from slmops.contracts.errors import Denied, Problem, SlmopsError
 from slmops.contracts.exit_codes import ExitCode
 from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
+from slmops.kit.extras import not_installed
 
 Work = Callable[..., Awaitable[int | None]]
 W = TypeVar("W", bound=Work)
@@ -153,19 +155,29 @@ async def _in_session(
 
 @contextmanager
 def report_errors(*, as_json: bool = False, exit_code: int | None = None) -> Iterator[None]:
-    """Converts an error of the tree to a message and an exit (with its own code or `exit_code`), and Ctrl-C to 130."""
+    """Converts an error of the tree or a missing module to a message and an exit, and Ctrl-C to 130.
+
+    The exit code is the error's, or `exit_code`.
+    """
     try:
-        yield
+        with as_exception():
+            yield
     except SlmopsError as error:
-        problem = Problem.of(error)
-        if as_json:
-            print(problem.model_dump_json(), file=sys.stderr)
-        else:
-            Console(stderr=True, highlight=False).print(problem_text(problem), soft_wrap=True)
-        raise typer.Exit(exit_code or error.exit_code) from error
+        raise _reported(error, as_json, exit_code) from error
+    except ModuleNotFoundError as error:
+        raise _reported(not_installed(error), as_json, exit_code) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         print("Interrupted.", file=sys.stderr)
         raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+def _reported(error: SlmopsError, as_json: bool, exit_code: int | None) -> typer.Exit:
+    problem = Problem.of(error)
+    if as_json:
+        print(problem.model_dump_json(), file=sys.stderr)
+    else:
+        Console(stderr=True, highlight=False).print(problem_text(problem), soft_wrap=True)
+    return typer.Exit(exit_code or error.exit_code)
 
 
 def plugin_command(work: F) -> F:

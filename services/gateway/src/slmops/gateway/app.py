@@ -41,6 +41,7 @@ from slmops.kit.bus.client import BusClient
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.clock import utc_now
 from slmops.kit.logs import log_as_json
+from slmops.kit.main import errors_as_one_line
 from slmops.kit.settings import load
 from slmops.kit.trust.asking import Answers
 
@@ -210,12 +211,10 @@ def _spool(path: Path) -> Spool:
 
 
 def main() -> None:
-    try:
+    with errors_as_one_line():
         settings = load(Settings)
-    except SlmopsError as error:
-        sys.exit(str(error))
-    log_as_json(settings.gateway_id, settings.log_level)
-    provider = tracing.setup("gateway", settings)
+        log_as_json(settings.gateway_id, settings.log_level)
+        provider = tracing.setup("gateway", settings)
     try:
         asyncio.run(_main(settings))
     except PermanentError as error:

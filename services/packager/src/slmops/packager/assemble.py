@@ -19,14 +19,15 @@ from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import DigestMismatch, DiskFull
 from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import DOC, MANIFEST_PATH, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE
+from slmops.contracts.model import ModelFile
 from slmops.kit.objects.store import Objects
 from slmops.kit.tracing import span
-from slmops.packager.evidence import Evidence, licence_name
-from slmops.packager.modelpack import ModelPack, build
+from slmops.packager.evidence import Evidence, family_of, licence_name
+from slmops.packager.modelpack import CONFIG_PATH, ModelPack, build
 from slmops.packager.sign import check_signing_key, sign
 
 _REPORT_LIMIT_BYTES = 4 << 20
-_CARD_LIMIT_BYTES = 1 << 20
+_FACTS_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,16 @@ class Assembler:
 
     async def _evidence(self, variant: VariantOptimized) -> Evidence:
         evidence = Evidence.decode(await self._objects.get_bytes(variant.report.digest, _REPORT_LIMIT_BYTES))
-        if evidence.card is None or evidence.card.size_bytes > _CARD_LIMIT_BYTES:
-            return evidence
-        card = await self._objects.get_bytes(evidence.card.digest, _CARD_LIMIT_BYTES)
-        return evidence.model_copy(update={"licence": licence_name(card.decode(errors="replace"))})
+        card = await self._small(evidence.card)
+        config = await self._small(next((file for file in variant.files if file.path == CONFIG_PATH), None))
+        licence = licence_name(card.decode(errors="replace")) if card else None
+        return evidence.model_copy(update={"licence": licence, "family": family_of(config) if config else None})
+
+    async def _small(self, file: ModelFile | None) -> bytes | None:
+        """Returns the content of a file that only adds facts; None if there is none or it is too large for that."""
+        if file is None or file.size_bytes > _FACTS_LIMIT_BYTES:
+            return None
+        return await self._objects.get_bytes(file.digest, _FACTS_LIMIT_BYTES)
 
     async def _collect(self, pack: ModelPack, directory: Path) -> None:
         """Writes the package into `directory` as a gateway will lay it out, without the signature."""

@@ -16,11 +16,9 @@ from uuid import UUID, uuid5
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.events import VariantOptimized
-from slmops.packager.evidence import Evidence
+from slmops.packager.evidence import Evidence, spdx_id
 
 _NAMESPACE = UUID("5f0c7c39-52a3-4fd4-a1b4-0d9a5c0f7e61")  # of our serial numbers, which are derived from the content
-# SPDX spells these names differently from model cards. Any other name is written unchanged.
-_SPDX = {name.lower(): name for name in ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "MPL-2.0", "CC-BY-4.0")}
 _METRICS = {
     "kl": "KL divergence from full precision, nats per token",
     "top1": "same most likely token as full precision, share",
@@ -77,7 +75,7 @@ def _model(variant: VariantOptimized, evidence: Evidence) -> dict[str, Any]:
         "properties": [{"name": f"io.slmops:{name}", "value": value} for name, value in made.items()],
     }
     if evidence.licence:
-        known = _SPDX.get(evidence.licence.lower())
+        known = spdx_id(evidence.licence)
         found["licenses"] = [{"license": {"id": known} if known else {"name": evidence.licence}}]
     if evidence.reference_files:
         found["pedigree"] = {"ancestors": [_ancestor(variant, evidence)]}

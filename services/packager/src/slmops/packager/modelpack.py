@@ -8,7 +8,7 @@ Formats: https://github.com/modelpack/model-spec (docs/config.md, docs/spec.md) 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import PurePosixPath
@@ -24,16 +24,20 @@ from slmops.contracts.manifest import (
     MANIFEST_PATH,
     MODEL_CONFIG,
     SIGNATURE_PATH,
+    TITLE,
     WEIGHT,
     WEIGHT_CONFIG,
     Manifest,
 )
+from slmops.contracts.model import collision
 from slmops.packager.bom import bill_of_materials
 from slmops.packager.evidence import Evidence, is_licence
 from slmops.packager.modelcard import model_card
 from slmops.packager.provenance import provenance
 
 CARD_PATH = "README.md"
+CONFIG_PATH = "config.json"
+"""The model's architecture in Hugging Face's format, which the optimizer adds to each variant."""
 EVALUATION_PATH = "evaluation.json"
 BOM_PATH = "bom.cdx.json"
 PROVENANCE_PATH = "provenance.json"
@@ -68,7 +72,7 @@ def build(variant: VariantOptimized, evidence: Evidence | None = None) -> ModelP
     layers += [_layer(Descriptor.of(data, DOC), path) for path, data in documents.items()]
     bom = bill_of_materials(variant, evidence, {layer.annotations[FILE_PATH]: layer for layer in layers})
     layers.append(_layer(Descriptor.of(bom, DOC), BOM_PATH))
-    config = _config(variant, layers)
+    config = _config(variant, evidence, layers)
     manifest = Manifest(
         config=Descriptor.of(config, MODEL_CONFIG), layers=tuple(layers), annotations=_annotations(variant, evidence)
     )
@@ -93,14 +97,17 @@ def _stored(variant: VariantOptimized, evidence: Evidence) -> list[Descriptor]:
 def _documents(variant: VariantOptimized, evidence: Evidence) -> dict[str, bytes]:
     """Returns the documents that we write, by path. A variant that has its own model card keeps it."""
     written = {PROVENANCE_PATH: provenance(variant, evidence)}
-    if CARD_PATH not in (file.path for file in variant.files):
+    if CARD_PATH.casefold() not in (file.path.casefold() for file in variant.files):
         written[CARD_PATH] = model_card(variant).encode()
     return written
 
 
 def _layer(content: Descriptor, path: str) -> Descriptor:
     return Descriptor(
-        media_type=content.media_type, digest=content.digest, size=content.size, annotations={FILE_PATH: path}
+        media_type=content.media_type,
+        digest=content.digest,
+        size=content.size,
+        annotations={FILE_PATH: path, TITLE: path},
     )
 
 
@@ -113,39 +120,65 @@ def _media_type(path: str) -> str:
 
 
 def _check_paths(paths: list[str]) -> None:
-    taken: set[PurePosixPath] = set()
-    for path in map(PurePosixPath, paths):
-        if str(path.parts[0]) in _OURS or path in taken:
+    for path in paths:
+        if PurePosixPath(path).parts[0].casefold() in _OURS:
             raise InvalidMessage(
                 f"the variant has a file {path}, which the package itself writes", fix="Rename the file."
             )
-        taken.add(path)
-    folders = {parent for path in taken for parent in path.parents}
-    if both := folders & taken:
-        raise InvalidMessage(f"{min(map(str, both))} is both a file and a folder in the variant", fix="Rename one.")
+    if both := collision(paths):
+        raise InvalidMessage(
+            f"{both[0]} and {both[1]} of the variant cannot be in one folder everywhere: the same name, or a file and "
+            "a folder",
+            fix="Rename one.",
+        )
 
 
-def _config(variant: VariantOptimized, layers: Iterable[Descriptor]) -> bytes:
+def _config(variant: VariantOptimized, evidence: Evidence, layers: Iterable[Descriptor]) -> bytes:
     suffixes = {PurePosixPath(file.path).suffix.lower() for file in variant.files}
-    technical = {"quantization": variant.recipe}
-    if found := next((name for suffix, name in _FORMATS.items() if suffix in suffixes), None):
-        technical["format"] = found
+    described = {
+        "createdAt": _created(variant),
+        "name": variant.model,
+        "version": variant.version,
+        "title": f"{variant.model} {variant.version}",
+        "description": _description(variant),
+        "family": evidence.family,
+        "licenses": [evidence.spdx] if evidence.spdx else None,
+    }
+    technical = {
+        "architecture": "transformer",  # all models that the optimizer accepts are decoders of this kind
+        "format": next((name for suffix, name in _FORMATS.items() if suffix in suffixes), None),
+        "precision": evidence.precision,
+        "quantization": variant.recipe,
+        "capabilities": {"inputTypes": ["text"], "outputTypes": ["text"]},
+    }
     document = {
-        "descriptor": {"createdAt": _created(variant), "name": variant.model, "version": variant.version},
-        "config": technical,
+        "descriptor": _known(described),
+        "config": _known(technical),
         # Layers are not compressed, so the digest of a layer is the digest of its content.
         "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _known(fields: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _description(variant: VariantOptimized) -> str:
+    return f"{variant.recipe} variant for {variant.profile}"
+
+
 def _annotations(variant: VariantOptimized, evidence: Evidence) -> dict[str, str]:
-    origin = {"io.slmops.anchored-on": evidence.anchored_on, "io.slmops.adapter-of": evidence.base}
-    return {name: digest for name, digest in origin.items() if digest} | {
-        "org.opencontainers.image.title": variant.model,
+    optional = {
+        "io.slmops.anchored-on": evidence.anchored_on,
+        "io.slmops.adapter-of": evidence.base,
+        "org.opencontainers.image.licenses": evidence.spdx,
+    }
+    return {name: value for name, value in optional.items() if value} | {
+        TITLE: variant.model,
         "org.opencontainers.image.version": variant.version,
         "org.opencontainers.image.created": _created(variant),
-        "org.opencontainers.image.description": f"{variant.recipe} variant for {variant.profile}",
+        "org.opencontainers.image.description": _description(variant),
         "io.slmops.profile": variant.profile,
         "io.slmops.recipe": variant.recipe,
         "io.slmops.variant": variant.digest,

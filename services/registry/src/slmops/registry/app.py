@@ -9,6 +9,7 @@ from slmops.kit.bus.relay import run_relay
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
+from slmops.kit.main import errors_as_one_line
 from slmops.kit.objects.collecting import Collecting
 from slmops.kit.objects.store import Objects
 from slmops.kit.service import Service
@@ -39,7 +40,8 @@ def build(settings: Settings) -> Service:
 
 
 def main() -> None:
-    build(load(Settings)).run()
+    with errors_as_one_line():
+        build(load(Settings)).run()
 
 
 if __name__ == "__main__":

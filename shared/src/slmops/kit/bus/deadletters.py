@@ -100,6 +100,12 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
         raise problem.error()
 
 
+async def remove(client: BusClient, letter: DeadLetter) -> None:
+    """Removes a dead letter for good; its message is lost. Raises `Unreachable`, `NotReady`."""
+    with _reachable():
+        await client.js.delete_msg(STREAM, letter.sequence)
+
+
 async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
     try:
         answer = await client.connection.request(

@@ -255,13 +255,15 @@ def server_config(
     port: int = -1,
     host: str = "127.0.0.1",
     ports_file_dir: Path | None = None,
+    max_file_store: int | None = None,
 ) -> str:
     """Returns the text of a nats-server configuration.
 
     With `port=-1` the server chooses a free port and writes it to `ports_file_dir`. `sync_interval` is `always` because
     the default (every two minutes) loses acknowledged writes when power fails. There is no monitoring port, because it
-    has no authentication.
+    has no authentication. `max_file_store` is the limit of JetStream in bytes; None: three quarters of the free disk.
     """
+    limit = f", max_file_store: {max_file_store}" if max_file_store else ""
     lines = [
         "server_name: slmops",
         f"listen: {json.dumps(f'{host}:{port}')}",
@@ -271,7 +273,7 @@ def server_config(
         "resolver_preload: {",
         *(f"  {key}: {jwt}" for key, jwt in authority.account_jwts().items()),
         "}",
-        f"jetstream: {{ store_dir: {json.dumps(str(store_dir))}, sync_interval: always }}",
+        f"jetstream: {{ store_dir: {json.dumps(str(store_dir))}, sync_interval: always{limit} }}",
     ]
     if ports_file_dir:
         lines.append(f"ports_file_dir: {json.dumps(str(ports_file_dir))}")

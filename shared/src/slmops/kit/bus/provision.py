@@ -6,8 +6,9 @@ changed configuration of an existing durable consumer. Provisioning is idempoten
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -43,17 +44,29 @@ _BUCKETS = (
 )
 
 
-async def provision(js: JetStreamContext) -> None:
-    """Creates or updates streams and buckets. Raises `Unreachable` if JetStream is not enabled or does not answer."""
+async def provision(js: JetStreamContext, total_bytes: int | None = None) -> None:
+    """Creates or updates streams and buckets.
+
+    `total_bytes` limits the size of all streams together; None: as specified. Raises `Unreachable` if JetStream
+    is not enabled or does not answer.
+    """
     with _answering():
         # Existing streams first: one that gives up a subject frees it for the new stream of that subject.
-        missing = [spec for spec in STREAMS if not await _changed(js, spec)]
+        missing = [spec for spec in sized(STREAMS, total_bytes) if not await _changed(js, spec)]
         for spec in missing:
             await js.add_stream(StreamConfig(name=spec.name, **_wanted(spec)))
         for name, subject in MOVED:
             await _remove_moved(js, name, subject)
         for bucket in _BUCKETS:
             await _bucket(js, bucket)
+
+
+def sized(specs: Sequence[StreamSpec], total_bytes: int | None) -> list[StreamSpec]:
+    """Returns the streams, each reduced by the same factor if they have more than `total_bytes` together."""
+    specified = sum(spec.max_bytes for spec in specs)
+    if total_bytes is None or total_bytes >= specified:
+        return [*specs]
+    return [replace(spec, max_bytes=spec.max_bytes * total_bytes // specified) for spec in specs]
 
 
 @contextmanager

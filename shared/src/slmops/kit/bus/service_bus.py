@@ -230,7 +230,7 @@ class Bus:
         probe = await BusClient.connect(self.settings, name=self.service, patient=False)
         await probe.close()
         self._client = self._delivery.client = BusClient(await self.broker.connect())
-        await provision(self.client.js)
+        await provision(self.client.js, self.settings.stream_bytes)
         for spec in self._consumers:
             await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
         await look_for_gaps(self.client, self.durables)

@@ -39,21 +39,24 @@ def apply(
     place: Place,
     progress: Progress = lambda done, total: None,
     *,
+    limit_bytes: int,
     durable: bool = True,
 ) -> list[Path]:
     """Writes and verifies the wanted target files, each atomically, and returns their paths. Keeps existing files.
 
-    `bases` has the base files by digest; `durable` flushes a file to the disk before it gets its name. Raises
-    `InvalidDelta`, `DigestMismatch` if the base or the result does not match the delta, `NotFound` for a missing base,
-    `DiskFull`.
+    `bases` has the base files by digest. A delta of kilobytes may declare a target of gigabytes, so the caller limits
+    the bytes of the wanted files: `limit_bytes` is checked before the first one is written. `durable` flushes a file to
+    the disk before it gets its name. Raises `InvalidDelta`, `DigestMismatch` if the base or the result does not match
+    the delta, `NotFound` for a missing base, `DiskFull`.
     """
     try:
         with delta.open("rb") as source, ExitStack() as stack:
             header = read_header(source)
             opened = _Bases(header, bases, stack)
+            places = [(file, place(file)) for file in header.target]
+            _check_limit(sum({where: file.size_bytes for file, where in places if where}.values()), limit_bytes)
             total, done, made = sum(file.size_bytes for file in header.target), 0, []
-            for file in header.target:
-                where = place(file)
+            for file, where in places:
                 _file(source, header, opened, file, where, durable)
                 done += file.size_bytes
                 progress(done, total)
@@ -67,6 +70,14 @@ def apply(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFull("no space for the delta's result", where=str(delta), fix="Free disk space.") from error
+
+
+def _check_limit(declared_bytes: int, limit_bytes: int) -> None:
+    if declared_bytes > limit_bytes:
+        raise InvalidDelta(
+            f"the delta makes {declared_bytes:,} bytes, more than the allowed {limit_bytes:,}",
+            fix="Check where the delta comes from. To allow more: slmops delta apply --max-bytes.",
+        )
 
 
 class _Bases:

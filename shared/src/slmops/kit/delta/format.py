@@ -23,11 +23,11 @@ from enum import IntEnum
 from typing import BinaryIO, Final
 
 import zstandard
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InvalidDelta
-from slmops.contracts.model import FilePath
+from slmops.contracts.model import FilePath, collision
 
 MAGIC: Final = b"SLMDELTA"
 VERSION: Final = 1
@@ -76,6 +76,13 @@ class Header(BaseModel):
 
     base: tuple[DeltaFile, ...] = Field(max_length=10_000)
     target: tuple[DeltaFile, ...] = Field(min_length=1, max_length=10_000)
+
+    @field_validator("target")
+    @classmethod
+    def _distinct(cls, target: tuple[DeltaFile, ...]) -> tuple[DeltaFile, ...]:
+        if both := collision(file.path for file in target):
+            raise ValueError(f"{both[0]} and {both[1]} cannot be in one folder everywhere")
+        return target
 
 
 @dataclass(frozen=True)

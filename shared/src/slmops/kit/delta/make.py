@@ -27,6 +27,7 @@ from slmops.kit.delta.format import (
 from slmops.kit.delta.match import Matcher, Origin
 from slmops.kit.delta.stat import Stat
 from slmops.kit.delta.tensors import Part, parts
+from slmops.kit.modelfile.listing import files_below
 
 _LEVEL, _ALONE_LEVEL, _TEXT_LEVEL = 9, 12, 19
 """zstd levels: for differences from a base, which have no repetitions; for tensors without a base; for other data
@@ -50,9 +51,12 @@ def make(base: Path, target: Path, out: Path, progress: Progress = lambda done, 
 
 
 def files_of(path: Path) -> tuple[Path, list[str]]:
-    """Returns a folder and the sorted relative paths of its files. For a file: its folder and only its name."""
+    """Returns a folder and the sorted relative paths of its files. For a file: its folder and only its name.
+
+    Raises `InvalidModel` for a file that cannot be part of a model, such as a link to a file that does not exist.
+    """
     if path.is_dir():
-        return path, sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        return path, files_below(path)
     return path.parent, [path.name]
 
 

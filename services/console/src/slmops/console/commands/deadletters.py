@@ -11,12 +11,16 @@ from rich.console import Group
 from slmops.console.render import fleet as render
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, Problem, SlmopsError
-from slmops.kit.bus.deadletters import DeadLetter, dead_letter, dead_letters, replay
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.deadletters import DeadLetter, dead_letter, dead_letters, remove, replay
 from slmops.kit.clock import utc_now
 
 app = typer.Typer(
-    name="dlq", help="List and replay dead letters: messages that a service gave up on.", no_args_is_help=True
+    name="dlq", help="List, replay and remove dead letters: messages that a service gave up on.", no_args_is_help=True
 )
+
+
+Sequence = Annotated[int | None, typer.Argument(metavar="[SEQ]", help="Sequence number from `dlq ls`.", min=1)]
 
 
 class Row(DeadLetter):
@@ -60,22 +64,39 @@ async def ls(
     session.show(DeadLetters(dead_letters=tuple(rows)), Group(table, *payloads))
 
 
+@command(app, "rm", "slmops dlq rm 17", "slmops dlq rm --all --json")
+async def rm(
+    session: Session,
+    sequence: Sequence = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all current dead letters.")] = False,
+) -> None:
+    """Remove a dead letter for good. Its message is lost: replay it instead if its effect is still wanted."""
+    client, chosen = await _chosen(session, sequence, everything)
+    for letter in chosen:
+        await remove(client, letter)
+    session.show(DeadLetters(dead_letters=tuple(chosen)), render.removed(chosen))
+
+
+async def _chosen(session: Session, sequence: int | None, everything: bool) -> tuple[BusClient, list[DeadLetter]]:
+    if (sequence is None) is not everything:
+        raise InvalidMessage("specify which dead letters", fix="Give one sequence number, or --all.")
+    client = await session.client()
+    if sequence is not None:
+        return client, [await dead_letter(client, sequence)]
+    return client, [letter async for letter in dead_letters(client)]
+
+
 @command(app, "replay", "slmops dlq replay 17", "slmops dlq replay --all")
 async def replay_command(
     session: Session,
-    sequence: Annotated[
-        int | None, typer.Argument(metavar="[SEQ]", help="Sequence number from `dlq ls`.", min=1)
-    ] = None,
+    sequence: Sequence = None,
     everything: Annotated[bool, typer.Option("--all", help="Replay all current dead letters.")] = False,
 ) -> int:
     """Publish a dead letter again on its original subject, and remove it.
 
     It keeps its event id, so consumers that already handled it skip it. If it fails again, it is a new dead letter.
     """
-    if (sequence is None) is not everything:
-        raise InvalidMessage("specify which dead letters to replay", fix="Give one sequence number, or --all.")
-    client = await session.client()
-    chosen = [await dead_letter(client, sequence)] if sequence else [letter async for letter in dead_letters(client)]
+    client, chosen = await _chosen(session, sequence, everything)
     done, code = [], 0
     for letter in chosen:
         problem = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 from slmops.console.render import fleet as render
 from slmops.console.session import Session, command
-from slmops.contracts.commands import ListGateways
+from slmops.contracts.commands import GatewayView, ListGateways
 from slmops.contracts.errors import NotFound
 from slmops.contracts.names import check_name
 from slmops.kit.clock import utc_now
@@ -18,11 +19,26 @@ app = typer.Typer(
 )
 
 
+class GatewayRow(GatewayView):
+    """A gateway with the address of its API, if it is on this machine."""
+
+    api: str | None = None
+
+
+class GatewayRows(BaseModel):
+    gateways: tuple[GatewayRow, ...]
+
+
 @command(app, "ls", "slmops gateway ls", "slmops gateway ls --json")
 async def ls(session: Session) -> None:
-    """List all gateways. A * after the running version means that the plan names another version."""
+    """List all gateways. A * after the running version means that the plan names another version.
+
+    API is the address of the OpenAI API of a gateway on this machine.
+    """
     answer = await (await session.client()).request(ListGateways())
-    session.show(answer, render.gateways(answer.gateways, utc_now(), session.out.width))
+    apis = session.settings.gateways
+    rows = tuple(GatewayRow(**dict(view), api=apis.get(view.gateway_id)) for view in answer.gateways)
+    session.show(GatewayRows(gateways=rows), render.gateways(rows, apis, utc_now(), session.out.width))
 
 
 @command(app, "show", "slmops gateway show gw-1", "slmops gateway show gw-1 --json")

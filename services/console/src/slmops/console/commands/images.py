@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.table import Table
+from rich.console import RenderableType
 
 from slmops.console.commands import blueprints
+from slmops.console.commands.packages import TrustedKey
 from slmops.console.image.buildcontext import Content, source_files, stream, wheels
 from slmops.console.image.factory import Factory, read
 from slmops.console.render.progress import ProgressReporter
@@ -100,7 +101,7 @@ def _view(tag: str, inspected: dict[str, Any], factory: Factory, base: str, push
     )
 
 
-def _table(view: BuiltImage) -> Table:
+def _table(view: BuiltImage) -> RenderableType:
     return pairs(
         [
             ("image", view.tag),
@@ -129,8 +130,13 @@ async def image(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="The package's folder: manifest, signature and files.")
     ],
-    key: Annotated[Path, typer.Option(help="Public key (PEM) that the package must be signed with.")],
-    root: Annotated[Path, typer.Option(help="Root of trust: metadata/1.root.json of the key ceremony (slmops trust).")],
+    key: TrustedKey,
+    root: Annotated[
+        Path,
+        typer.Option(
+            help="Root of trust: metadata/1.root.json of the key ceremony. slmops up: keys/tuf/metadata/1.root.json."
+        ),
+    ],
     blueprint: Annotated[
         str | None,
         typer.Option(

@@ -14,7 +14,7 @@ from slmops.console.poll import poll
 from slmops.console.render import fleet as render
 from slmops.console.render.progress import ProgressReporter
 from slmops.console.session import Session, command
-from slmops.contracts.commands import ListVersions, VariantView, VersionView
+from slmops.contracts.commands import ListVersions, RetireVersion, SetAlias, VariantView, VersionView
 from slmops.contracts.errors import NotFound, OptimizationFailed
 from slmops.contracts.names import check_name, parse_model_ref
 from slmops.kit.bus.client import BusClient
@@ -22,11 +22,14 @@ from slmops.kit.clock import utc_now
 
 __all__ = ["app", "find_versions", "push", "query", "variant_app", "wait_until_packaged"]
 
-app = typer.Typer(name="model", help="Push models and show their state.", no_args_is_help=True)
+app = typer.Typer(name="model", help="Push models, show their state, name and retire versions.", no_args_is_help=True)
 variant_app = typer.Typer(
     name="variant", help="List the variants that the optimizer made of a version.", no_args_is_help=True
 )
 Reference = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A model, or one version of it.")]
+
+
+Version = Annotated[str, typer.Argument(metavar="NAME:VERSION", help="One version of a model.")]
 
 
 class VariantList(BaseModel):
@@ -124,6 +127,34 @@ async def show(session: Session, reference: Reference) -> None:
     """Show one version (default: the newest) with its variants and packages."""
     asked = query(reference)
     view = (await find_versions(await session.client(), asked))[-1]
+    session.show(view, render.version(view, utc_now(), session.out.width))
+
+
+@command(app, "alias", "slmops model alias smollm2:1.0.0 production", "slmops model alias smollm2:1.0.0 stable --json")
+async def alias(
+    session: Session,
+    reference: Version,
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="The moving name, such as production.")],
+) -> None:
+    """Point an alias of a model to one of its versions. The registry keeps the history."""
+    model, version = parse_model_ref(reference)
+    asked = SetAlias(model=model, version=version, alias=check_name(name, "alias"))
+    view = await (await session.client()).request(asked)
+    session.show(view, render.version(view, utc_now(), session.out.width))
+
+
+@command(app, "retire", "slmops model retire smollm2:1.0.0 --reason 'superseded by 1.0.1'")
+async def retire(
+    session: Session,
+    reference: Version,
+    reason: Annotated[str, typer.Option(help="Reason; it is stored with the event.")] = "",
+) -> None:
+    """Retire a version: no alias can point to it, and `slmops storage gc` removes what only it needs.
+
+    Gateways keep their package. This cannot be undone.
+    """
+    model, version = parse_model_ref(reference)
+    view = await (await session.client()).request(RetireVersion(model=model, version=version, reason=reason))
     session.show(view, render.version(view, utc_now(), session.out.width))
 
 

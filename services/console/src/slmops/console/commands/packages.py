@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from slmops.console.commands.export import write_layout
 from slmops.console.commands.models import find_versions, query
+from slmops.console.commands.registry_copy import SCHEME, PackageAddress, copy_from_registry
 from slmops.console.render import package as render
 from slmops.console.render.progress import ProgressReporter
 from slmops.console.session import Session, command
@@ -27,6 +28,13 @@ from slmops.kit.package import verify_package
 app = typer.Typer(name="package", help="List, export, verify and withdraw signed packages.", no_args_is_help=True)
 Reference = Annotated[
     str, typer.Argument(metavar="MODEL:VERSION|DIGEST", help="A version, or the digest of a manifest.")
+]
+TrustedKey = Annotated[
+    Path,
+    typer.Option(
+        metavar="PEM",
+        help="The public half of the key that signs packages. slmops up: keys/package-trusted.pem in the data folder.",
+    ),
 ]
 _DIGEST: TypeAdapter[Digest] = TypeAdapter(Digest)
 Profile = Annotated[str | None, typer.Option(help="Device profile, if there are several.", show_default=False)]
@@ -103,22 +111,34 @@ async def export(
     "verify",
     "slmops package verify smollm2/ --key trusted.pem",
     "slmops package verify sha256:… --key trusted.pem",
+    "slmops package verify docker://registry.example/smollm2:1.0.0 --key trusted.pem",
 )
 async def verify(
     session: Session,
     what: Annotated[
         str,
-        typer.Argument(metavar="FOLDER|DIGEST", help="An OCI layout, a package folder, or the digest of a manifest."),
+        typer.Argument(
+            metavar="FOLDER|DIGEST|docker://…",
+            help="An OCI layout, a package folder, the digest of a manifest, or a package in a registry.",
+        ),
     ],
-    key: Annotated[Path, typer.Option(metavar="FILE", help="The trusted public key (PEM).")],
+    key: TrustedKey,
     digest: Annotated[
         str | None,
         typer.Option(help="Expected digest of the manifest. Default: any signed manifest.", show_default=False),
     ] = None,
+    tls_verify: Annotated[
+        bool, typer.Option("--tls-verify/--no-tls-verify", help="Require HTTPS and a valid certificate of a registry.")
+    ] = True,
 ) -> None:
-    """Check every file against the manifest, and the manifest's signature against your key."""
+    """Check every file against the manifest, and the manifest's signature against your key.
+
+    Names and tags do not count: the version shown is the signed one.
+    """
     wanted = _parse_digest(digest) if digest else None
-    if what.startswith("sha256:"):
+    if what.startswith(SCHEME):
+        view = await _copy_and_verify(PackageAddress.parse(what), key, wanted, tls_verify)
+    elif what.startswith("sha256:"):
         view = await _fetch_and_verify(session, _parse_digest(what), key)
     else:
         view = await asyncio.to_thread(verify_folder, Path(what), key, wanted)
@@ -177,6 +197,12 @@ async def _fetch_and_verify(session: Session, digest: Digest, key: Path) -> Veri
     with tempfile.TemporaryDirectory(prefix="slmops-verify-") as folder, ProgressReporter(session) as progress:
         await write_layout(package, Path(folder), progress.bytes_done)
         return await asyncio.to_thread(verify_folder, Path(folder), key, digest)
+
+
+async def _copy_and_verify(reference: PackageAddress, key: Path, digest: Digest | None, tls_verify: bool) -> Verified:
+    with tempfile.TemporaryDirectory(prefix="slmops-verify-") as folder:
+        found = await copy_from_registry(reference, Path(folder), key, digest, tls_verify=tls_verify)
+        return await asyncio.to_thread(verify_folder, Path(folder), key, found)
 
 
 def _parse_digest(text: str) -> Digest:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
 from slmops.contracts.commands import BeginUpload, RegisterVersion, VersionView
-from slmops.contracts.errors import Denied, DigestMismatch, InvalidMessage, NotFound, Unreachable
+from slmops.contracts.errors import Denied, DigestMismatch, InvalidMessage, InvalidModel, NotFound, Unreachable
 from slmops.contracts.golden import GOLDEN_FILE, parse_golden
-from slmops.contracts.model import ModelFile
+from slmops.contracts.model import FilePath, ModelFile, collision
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
 from slmops.kit.bus.client import BusClient
 from slmops.kit.modelfile import BASE, ModelFacts, adapter_base, inspect, is_adapter
+from slmops.kit.modelfile.listing import check_links
 from slmops.kit.tracing import span
 
 OnProgress = Callable[[str, int, int], None]
@@ -36,6 +38,7 @@ _VERIFIED_BYTES_PER_S = 20_000_000
 _HF_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
 _HF_NAMES = frozenset({"LICENSE", "NOTICE"})
 _ONNX_SUFFIXES = frozenset({".onnx", ".data", ".onnx_data"})
+_PATH: TypeAdapter[str] = TypeAdapter(FilePath)
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,30 @@ def check(path: Path, name: str, version: str, golden: Path | None, base: Path |
                 raise NotFound("there is no such file or directory", where=str(given), fix="Check the path.")
         if golden:
             _check_golden(golden)
-        return inspect(path, base)
+        for given in (path, base):
+            if given and given.is_dir():
+                check_links(given, _is_part(given))
+        facts = inspect(path, base)
+        _check_names(named_files(path, base))
+        return facts
     except PermissionError as error:
         raise Denied(
             "no permission to read the file", where=str(error.filename), fix="Check its permissions."
         ) from error
+
+
+def _check_names(paths: Iterable[str]) -> None:
+    """Raises `InvalidModel` for file names with control characters, and for two that differ only in case."""
+    named = [*paths]
+    for path in named:
+        try:
+            _PATH.validate_python(path)
+        except ValidationError as error:
+            fix = "Rename the file."
+            what = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InvalidModel(f"a file cannot be in a version: {what}", fix=fix) from error
+    if both := collision(named):
+        raise InvalidModel(f"{both[0]} and {both[1]} cannot be in one folder everywhere", fix="Rename one of them.")
 
 
 def _check_golden(path: Path) -> None:
@@ -139,12 +161,13 @@ def model_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    suffixes = _HF_SUFFIXES | (_ONNX_SUFFIXES if (path / "genai_config.json").is_file() else frozenset())
-    return sorted(
-        file
-        for file in path.iterdir()
-        if file.is_file() and not file.name.startswith(".") and (file.suffix in suffixes or file.stem in _HF_NAMES)
-    )
+    is_part = _is_part(path)
+    return sorted(file for file in path.iterdir() if file.is_file() and is_part(file))
+
+
+def _is_part(folder: Path) -> Callable[[Path], bool]:
+    suffixes = _HF_SUFFIXES | (_ONNX_SUFFIXES if (folder / "genai_config.json").is_file() else frozenset())
+    return lambda file: not file.name.startswith(".") and (file.suffix in suffixes or file.stem in _HF_NAMES)
 
 
 async def _hash_files(named: Mapping[str, Path], on_progress: OnProgress) -> list[Source]:

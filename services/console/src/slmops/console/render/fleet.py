@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from slmops.console.render.optimizer import interval
@@ -115,15 +114,14 @@ def _measured(heading: str, cell: Callable[[Evaluation], str], wide: bool = Fals
     return Column(heading, lambda v: cell(v.evaluation) if v.evaluation else "", right=True, wide=wide)
 
 
-def _packages(views: Sequence[PackageView], now: datetime) -> Table:
+def _packages(views: Sequence[PackageView], now: datetime) -> RenderableType:
     columns: list[Column[PackageView]] = [
-        Column("package", lambda p: short(p.manifest.digest)),
-        Column("profile", lambda p: p.profile),
+        Column("package for", lambda p: p.profile),
         Column("recipe", lambda p: p.recipe),
         Column("size", lambda p: size(p.size_bytes), right=True),
         Column("age", lambda p: duration(now - p.at), right=True),
     ]
-    return table(views, columns)
+    return Group(table(views, columns), "", pairs((f"package {p.profile}", p.manifest.digest) for p in views))
 
 
 # ---- blueprints and rollouts ------------------------------------------------------------------------------
@@ -201,13 +199,16 @@ def rollout_line(view: RolloutView) -> str:
 # ---- gateways ---------------------------------------------------------------------------------------------
 
 
-def gateways(views: Sequence[GatewayView], now: datetime, width: int) -> RenderableType:
+def gateways(views: Sequence[GatewayView], apis: Mapping[str, str], now: datetime, width: int) -> RenderableType:
+    """Renders gateways. `apis` maps the ids of those on this machine to the addresses of their APIs."""
     return or_else(
-        table(views, _gateway_columns(now), width), "No gateways yet. A gateway appears here after it has enrolled."
+        table(views, _gateway_columns(now, apis), width),
+        "No gateways yet. A gateway appears here after it has enrolled.",
     )
 
 
-def _gateway_columns(now: datetime) -> list[Column[GatewayView]]:
+def _gateway_columns(now: datetime, apis: Mapping[str, str] | None = None) -> list[Column[GatewayView]]:
+    api = [Column[GatewayView]("API", lambda g: cell(apis.get(g.gateway_id, "")))] if apis else []
     return [
         Column("gateway", lambda g: g.gateway_id),
         Column("blueprint", lambda g: g.blueprint, wide=True),
@@ -216,6 +217,7 @@ def _gateway_columns(now: datetime) -> list[Column[GatewayView]]:
         Column("running", lambda g: f"{g.running_version or 'nothing'}{'' if g.running == g.desired else ' *'}"),
         Column("tok/s", lambda g: figure(g.measured.get("tokens_per_s"), ".0f"), right=True),
         Column("seen", lambda g: duration(now - g.last_seen), right=True),
+        *api,
         Column("problem", lambda g: cell(g.problem.what if g.problem else ""), fold=True),
     ]
 
@@ -230,9 +232,10 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
         ("blueprint", g.blueprint),
         ("labels", _labels(g)),
         ("phase", state(g.phase.value)),
-        ("running", f"{g.running_version or 'nothing'}  {short(g.running)}"),
-        ("target", short(g.target)),
-        ("desired", short(g.desired)),
+        ("running", g.running_version or "nothing"),
+        ("running package", g.running),
+        ("target package", g.target),
+        ("desired package", g.desired),
         *((f"  {field}", because) for field, because in sorted(g.desired_because.items())),
         ("plan", f"generation {g.plan_generation}"),
         *((name, f"{value:.4g}") for name, value in sorted(g.measured.items())),
@@ -291,6 +294,16 @@ def dead_letters(letters: Sequence[DeadLetter], now: datetime, width: int) -> Re
 
 def payload(sequence: int, text: str) -> RenderableType:
     return Group("", Text(f"payload of {sequence}", style="bold"), cell(text))
+
+
+def removed(letters: Sequence[DeadLetter]) -> RenderableType:
+    columns: list[Column[DeadLetter]] = [
+        Column("removed", lambda d: str(d.sequence), right=True),
+        Column("subject", lambda d: cell(d.subject), fold=True),
+        Column("code", lambda d: cell(d.code)),
+        Column("reason", lambda d: cell(d.reason), fold=True),
+    ]
+    return or_else(table(letters, columns), "No dead letters.")
 
 
 def replayed(rows: Sequence[tuple[int, str, Problem | None]]) -> RenderableType:

@@ -20,11 +20,13 @@ def packages(views: Sequence[PackageOfVersion], now: datetime) -> RenderableType
         Column("version", lambda p: f"{p.model}:{p.version}"),
         Column("profile", lambda p: p.profile),
         Column("recipe", lambda p: p.recipe),
-        Column("manifest", lambda p: short(p.manifest.digest)),
         Column("size", lambda p: size(p.size_bytes), right=True),
         Column("age", lambda p: duration(now - p.at), right=True),
     ]
-    return or_else(table(views, columns), "No packages yet. Push a model: slmops model push PATH")
+    made = or_else(table(views, columns), "No packages yet. Push a model: slmops model push PATH")
+    # Whole, because other commands take them; below, because they are too long for a column.
+    digests = pairs((f"{p.model}:{p.version} {p.profile}", p.manifest.digest) for p in views)
+    return Group(made, "", digests) if views else made
 
 
 def package(view: PackageExport, now: datetime) -> RenderableType:

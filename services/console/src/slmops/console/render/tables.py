@@ -12,12 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 from rich.box import SIMPLE_HEAD
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from slmops.contracts.errors import Problem
 
+NARROW = 80
+"""The narrowest terminal in which a digest can be copied."""
 WIDE = 110
 """From this width on, a table also shows its less important columns."""
 
@@ -104,15 +106,24 @@ def table(views: Sequence[V], columns: Sequence[Column[V]], width: int = 0) -> T
     return made
 
 
-def pairs(rows: Iterable[tuple[str, Cell | None]]) -> Table:
-    """Makes a table of names and values without the empty values."""
-    made = Table(box=None, pad_edge=False, show_header=False)
+def pairs(rows: Iterable[tuple[str, Cell | None]]) -> RenderableType:
+    """Makes a table of names and values without the empty values.
+
+    A word that would not fit beside its name in a narrow terminal, such as a digest, is on a line of its own below the
+    table, so that it can be copied in one piece.
+    """
+    shown = [(cell(name), value if isinstance(value, Text) else cell(value)) for name, value in rows if value]
+    room = NARROW - 1 - max((len(name) for name, _ in shown), default=0)
+    made = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
-    for name, value in rows:
-        if value:
-            made.add_row(cell(name), value if isinstance(value, Text) else cell(value))
-    return made
+    below: list[RenderableType] = []
+    for name, value in shown:
+        if len(value) > room and " " not in value.plain:
+            below += [Text(name.plain, style="bold"), Text(value.plain, overflow="ignore", no_wrap=True)]
+        else:
+            made.add_row(name, value)
+    return Group(made, *below) if below else made
 
 
 def or_else(made: Table, nothing: str) -> RenderableType:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from slmops.contracts.errors import OptimizationFailed
 from slmops.optimizer.intake.graph import Graph
 
+CONFIG = "config.json"
 MAX_PARITY_KL = 1e-4
 """Limit in nats per token. Float32 with another order of operations gives 1e-9, int8 weights give 5e-3, and a wrong
 rotary angle gives more. A correct export is far below the limit, a wrong one far above."""
@@ -22,7 +23,7 @@ _LONGEST_WINDOW = 1024  # a longer sliding window is not filled, because its log
 
 
 def export(hf_dir: Path, out: Path) -> Path:
-    """Writes the float32 genai folder `out`: model.onnx, model.onnx.data, genai_config.json and the tokenizer.
+    """Writes the float32 genai folder `out`: graph, genai_config.json, config.json and the tokenizer.
 
     The complete folder is renamed to `out`. The builder prints, changes `sys.path`, and takes several times the model's
     memory. Raises `OptimizationFailed`.
@@ -41,6 +42,7 @@ def build(hf_dir: Path, out: Path, precision: str, options: Mapping[str, str]) -
         parsed = parse_extra_options(*place, [f"{key}={value}" for key, value in options.items()])
         _adapt_config(parsed["hf_details"]["hf_config"])
         create_model(*place, **parsed)
+        shutil.copyfile(hf_dir / CONFIG, scratch / CONFIG)  # with it, transformers' tools read the package
     except Exception as error:
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise  # a problem of the machine, not of the model

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import reduce
-from pathlib import PurePosixPath
 
 from slmops.contracts.commands import RegisterVersion, RetireVersion, SetAlias
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import AlreadyExists, IllegalTransition, InternalError, InvalidMessage, NotFound
 from slmops.contracts.events import Event, ModelAliasMoved, ModelVersionRegistered, ModelVersionRetired
 from slmops.contracts.manifest import DATASET
-from slmops.contracts.model import ModelFile, files_digest
+from slmops.contracts.model import ModelFile, collision, files_digest
 from slmops.registry.domain.lifecycle import State, Trigger, next_state
 
 
@@ -75,15 +74,13 @@ def evolve(model: Model, event: Event) -> Model:
 
 
 def check_files(files: Iterable[ModelFile]) -> None:
-    """Raises `InvalidMessage` for files that cannot be in one folder."""
-    seen: set[str] = set()
-    for file in files:
-        if file.path in seen:
-            raise InvalidMessage(f"the file {file.path} is named twice", fix="Name every file once.")
-        seen.add(file.path)
-    for path in sorted(seen):
-        if both := seen & {str(parent) for parent in PurePosixPath(path).parents}:
-            raise InvalidMessage(f"{min(both)} is both a file and a folder", fix="Rename one of them.")
+    """Raises `InvalidMessage` for files that cannot be in one folder, also one that ignores case."""
+    both = collision(file.path for file in files)
+    if both is None:
+        return
+    if both[0] == both[1]:
+        raise InvalidMessage(f"the file {both[0]} is named twice", fix="Name every file once.")
+    raise InvalidMessage(f"{both[0]} and {both[1]} cannot be in one folder everywhere", fix="Rename one of them.")
 
 
 def holds(model: Model, version: str, files: Iterable[ModelFile]) -> bool:
