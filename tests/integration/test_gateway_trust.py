@@ -32,6 +32,7 @@ from slmops.packager.app import build
 from slmops.packager.settings import Settings
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
     from servers import S3, NatsServer
 
 
@@ -220,3 +221,41 @@ async def test_a_plan_whose_key_was_revoked_since_installs_nothing(site: Site) -
         return None
 
     assert await eventually(refused) == Attack.WRONG_KEY
+
+
+async def revoke_plan_key(site: Site) -> CryptoSigner:
+    """Replaces the key that signs plans and returns the old one, once the packager's metadata no longer names it."""
+    old = read_key(site.folder.plan_key)
+    ceremony.rotate(site.folder, "rollout", site.holders(), utc_now()).apply()
+    ceremony.revoke(site.folder, old.public_key.keyid, site.holders(), utc_now()).apply()
+    observer = Trust(IDENTITY, lambda: site.bus, site.home / "observer", site.folder.first_root, utc_now)
+
+    async def revoked() -> bool | None:
+        await observer.refresh(site.bus)
+        keys = observer._state.rollout_keys()
+        return (keys is not None and old.public_key.keyid not in {key.keyid for key in keys.keys}) or None
+
+    await eventually(revoked)
+    return old
+
+
+async def test_a_new_plan_of_a_revoked_key_is_not_followed_although_the_stored_metadata_names_the_key(
+    site: Site,
+) -> None:
+    """Nothing was installed meanwhile, so nothing had refreshed the metadata: the plan was followed."""
+    await site.trust.plan(signed(site, 5))
+    old = await revoke_plan_key(site)
+    assert await refused_plan(site, signed(site, 6, signer=old)) == Attack.WRONG_KEY
+    assert await refused_plan(site, signed(site, 5, signer=old)) == Attack.WRONG_KEY  # nor the one that was followed
+
+
+async def test_without_a_packager_a_new_plan_is_followed_until_the_timestamp_expires(site: Site) -> None:
+    """A fleet can roll back while the packager is down, and a thief of a key cannot use that for ever."""
+    await site.trust.plan(signed(site, 5))
+    await site.packager.aclose()
+    assert (await site.trust.plan(signed(site, 6))).generation == 6
+    days_later = utc_now() + timedelta(days=2)
+    later = Trust(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, lambda: days_later)
+    with pytest.raises(Unreachable):
+        await later.plan(signed(site, 7))
+    assert (await later.plan(signed(site, 6))).generation == 6  # it was accepted before, signed again or not

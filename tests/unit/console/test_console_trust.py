@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from unit.console.console_examples import nothing_set_up, slmops
 from slmops.contracts.errors import InvalidMessage, TrustRefused
 from slmops.contracts.plan import Plan
 from slmops.contracts.tuf_names import Attack
+from slmops.kit.clock import utc_now
+from slmops.kit.trust import ceremony as engine
 from slmops.kit.trust.folder import Folder
 from slmops.kit.trust.keys import read_key
 from slmops.kit.trust.plans import open_plan, sign_plan
@@ -260,3 +263,29 @@ def test_a_locked_key_signs_only_with_its_passphrase(folder: Folder, world: Trus
         read_key(keys[0])
     assert slmops("trust", "lock", str(keys[1]), stdin="one\ntwo\n").exit_code != 0
     assert read_key(keys[1])
+
+
+@pytest.mark.parametrize(
+    ("signed_days_ago", "validity", "says"),
+    [(300, "valid", ""), (310, "expires soon", "in 5"), (366, "expired", "expired on")],
+)
+def test_show_warns_sixty_days_before_root_and_targets_expire(
+    tmp_path: Path, signed_days_ago: int, validity: str, says: str
+) -> None:
+    folder = Folder(tmp_path / "old")
+    engine.ceremony(folder, utc_now() - timedelta(days=signed_days_ago)).apply()
+    shown = trust("show", folder)
+    assert [role["validity"] for role in shown["roles"][:2]] == [validity, validity]
+    assert [text.split()[0] for text in shown["warnings"]] == (["root", "targets"] if says else [])
+    text = slmops("trust", "show", "--folder", str(folder.root))
+    assert ("Warning: root" in text.stderr) is bool(says)
+    assert says in text.stderr
+    trust("rotate", folder, "root", "--keep-keys")
+    trust("rotate", folder, "targets", "--keep-keys")
+    assert trust("show", folder)["warnings"] == []
+
+
+def test_show_lists_the_role_of_revocations(folder: Folder) -> None:
+    trust("revoke", folder, "smollm2")
+    [revoked] = [role for role in trust("show", folder)["roles"] if role["role"] == "revoked"]
+    assert (revoked["validity"], revoked["threshold"], len(revoked["keys"])) == ("valid", 2, 3)

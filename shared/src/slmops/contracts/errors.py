@@ -6,6 +6,7 @@
     │   │   └── CredentialsRefused   NATS answers and rejects our credentials
     │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
+    │   ├── Throttled                the caller sent too many requests that were rejected
     │   └── DiskFull                 not enough disk space for a write
     └── PermanentError               retrying changes nothing: reject, dead-letter, tell the user
         ├── InvalidMessage           an event, command or configuration that does not validate
@@ -74,6 +75,7 @@ class TemporaryError(SlmopsError):
 
     code = "temporary"
     exit_code = ExitCode.TEMPORARY
+    default_delay: ClassVar[timedelta] = timedelta(seconds=2)
 
     def __init__(
         self,
@@ -81,10 +83,10 @@ class TemporaryError(SlmopsError):
         *,
         where: str | None = None,
         fix: str | None = None,
-        delay: timedelta = timedelta(seconds=2),
+        delay: timedelta | None = None,
     ) -> None:
         super().__init__(what, where=where, fix=fix)
-        self.delay = delay
+        self.delay = self.default_delay if delay is None else delay
 
 
 class Unreachable(TemporaryError):
@@ -101,6 +103,11 @@ class Conflict(TemporaryError):
 
 class NotReady(TemporaryError):
     code = "not_ready"
+
+
+class Throttled(TemporaryError):
+    code = "throttled"
+    default_delay = timedelta(seconds=30)
 
 
 class DiskFull(TemporaryError):

@@ -16,6 +16,8 @@ DELEGATED: Final = timedelta(days=90)
 """Targets of one model."""
 KEYHOLDERS: Final = timedelta(days=365)
 """Root and targets, which people sign with keys that are kept offline."""
+WARN_AHEAD: Final = timedelta(days=60)
+"""How long before their expiry root and targets are reported as about to expire."""
 PLAN: Final = timedelta(days=7)
 MAX_GRACE: Final = timedelta(days=90)
 """The longest time after expiry for which a gateway without a network may be configured to accept a bundle."""

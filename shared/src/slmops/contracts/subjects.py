@@ -8,6 +8,8 @@ from datetime import timedelta
 DESIRED_BUCKET = "desired"
 JOB_BUCKET = "jobs"
 DEAD_LETTER_PREFIX = "dlq."
+CONFIDENTIAL_PREFIX = "confidential."
+"""Follows `DEAD_LETTER_PREFIX` for messages whose payload is secret and not kept."""
 MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
 INBOX = "_INBOX"
 OPERATOR = "console"
@@ -62,9 +64,14 @@ STREAMS = (
     # which names the gateway, keeps its newest 10,000, so one gateway's letters of up to 50 kB cannot displace others.
     StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90), max_bytes=512 * MiB, per_subject=10_000),
 )
-MOVED = (("EVENTS", "slmops.cohort.>"),)
-"""Streams and subjects that an earlier release stored there and that now have another stream. Their messages are
-removed from the old stream, because they would fill a stream that refuses."""
+MOVED = (
+    # They would fill a stream that refuses; they have a stream of their own now.
+    ("EVENTS", "slmops.cohort.>"),
+    # Earlier releases kept the enrolment token in the dead letters of malformed requests.
+    ("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),
+)
+"""Streams and subjects that an earlier release stored there and this one does not. Provisioning removes the
+messages."""
 
 
 def spec_of(stream: str) -> StreamSpec | None:
@@ -132,8 +139,8 @@ def inbox(user: str) -> str:
     return INBOX if user == OPERATOR else f"{INBOX}_{user}"
 
 
-def dead_letter(subject: str) -> str:
-    return DEAD_LETTER_PREFIX + subject
+def dead_letter(subject: str, *, confidential: bool = False) -> str:
+    return DEAD_LETTER_PREFIX + (CONFIDENTIAL_PREFIX if confidential else "") + subject
 
 
 def template(subject: str) -> str:

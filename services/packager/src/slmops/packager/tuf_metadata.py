@@ -11,20 +11,22 @@ import base64
 import logging
 import re
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from securesystemslib.signer import CryptoSigner
+from sqlalchemy import Connection
 from tuf.api.metadata import Metadata, Targets
 
 from slmops.contracts.commands import FetchMetadata, MetadataFile
 from slmops.contracts.errors import InvalidMessage, NotFound, SlmopsError, TemporaryError
 from slmops.contracts.events import PackagePublished
-from slmops.contracts.tuf_names import METADATA_NAME_PATTERN, RolloutKeys
+from slmops.contracts.tuf_names import METADATA_NAME_PATTERN, PACKAGES_ROLE, RolloutKeys
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.kit.trust.ceremony import rollout_file, rollout_keys
-from slmops.kit.trust.folder import numbered
+from slmops.kit.trust.ceremony import ONLINE_ROLES, rollout_file, rollout_keys
+from slmops.kit.trust.expiry import ExpiryWatch
+from slmops.kit.trust.folder import OFFLINE_ROLES, numbered
 from slmops.kit.trust.keys import read_keys
 from slmops.packager import store
 from slmops.packager.repository import Offline, Repository
@@ -47,6 +49,7 @@ class TufMetadata:
         self._metadata = metadata
         self._clock = clock
         self._renew_every = renew_every
+        self._expiry = ExpiryWatch()
 
     async def open(self) -> None:
         """Takes over the ceremony's files and adds all published packages. Raises `InvalidMessage`, `NotReady`."""
@@ -69,6 +72,7 @@ class TufMetadata:
                 log.warning("could not update the trust metadata, will retry: %s", error)
             except SlmopsError as error:
                 log.error("could not update the trust metadata: %s", error)
+        self._expiry.note(await self._journal.read(_expiries), self._clock())
 
     def add(self, unit: UnitOfWork, package: PackagePublished) -> None:
         """Lets gateways install the package, as soon as `unit` commits."""
@@ -137,6 +141,13 @@ class TufMetadata:
             targets=targets[max(targets)].read_bytes(),
             revoked=revoked[max(revoked)].read_bytes() if revoked else None,
         )
+
+
+def _expiries(connection: Connection) -> dict[str, datetime]:
+    """Returns when the published metadata expires, by role."""
+    roles = (*OFFLINE_ROLES, PACKAGES_ROLE, *ONLINE_ROLES)
+    found = {role: data for role in roles if (data := store.metadata(connection, role, None)) is not None}
+    return {role: Metadata.from_bytes(data).signed.expires for role, data in found.items()}
 
 
 def _require_keys(paths: Iterable[Path], where: Path) -> list[Path]:

@@ -34,6 +34,7 @@ from slmops.contracts.events import (
     UpdatePhase,
 )
 from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.throttle import Throttle
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import enrolment, store
@@ -211,7 +212,8 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.serve(ResumeRollout, handlers.resume_rollout)
     bus.serve(AbortRollout, handlers.abort_rollout)
     bus.serve(RollbackRollout, handlers.rollback_rollout)
-    bus.serve(EnrolGateway, handlers.enrol)
+    # All new gateways share one user, so a wrong token is limited by the sender's address.
+    bus.serve(EnrolGateway, handlers.enrol, Throttle())
     bus.serve(ListRollouts, handlers.list_rollouts)
     bus.serve(ListBlueprints, handlers.list_blueprints)
     bus.serve(ListGateways, handlers.list_gateways)

@@ -16,13 +16,17 @@ class Result(BaseModel):
 
 
 class Command(BaseModel, Generic[R]):
-    """A request. `service` is the service that answers it; `name` is the last part of its subject."""
+    """A request. `service` is the service that answers it; `name` is the last part of its subject.
+
+    `confidential`: the payload contains a secret. It is not stored anywhere, also not as a dead letter.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     service: ClassVar[str] = ""
     name: ClassVar[str] = ""
     per_gateway: ClassVar[bool] = False
+    confidential: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

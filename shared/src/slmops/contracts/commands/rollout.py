@@ -29,6 +29,7 @@ class EnrolGateway(Command[Enrolment]):
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "enrol"
+    confidential: ClassVar[bool] = True
     gateway_id: Name
     blueprint: Name
     labels: dict[str, str] = Field(default_factory=dict)

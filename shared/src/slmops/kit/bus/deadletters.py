@@ -39,7 +39,11 @@ class DeadLetter(BaseModel):
     reason: str
     at: AwareDatetime = Field(description="When the consumer gave up")
     size_bytes: int = Field(description="Size of the original payload")
-    whole: bool = Field(default=True, description="False: it was too large; its headers and its end are missing")
+    whole: bool = Field(
+        default=True,
+        description="False: it was too large, and its headers and its end are missing; or it is confidential, and its "
+        "headers and payload are missing",
+    )
     # A payload may be private, so it is excluded from output unless a caller requests the field.
     payload: bytes = Field(repr=False, exclude=True)
     headers: Mapping[str, str] = Field(repr=False, exclude=True)
@@ -84,7 +88,7 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
     """
     if not letter.whole:
         raise PermanentError(
-            "the message is incomplete because it was too large for the dead letter queue",
+            "the message is incomplete because it was too large for the dead letter queue, or confidential",
             where=letter.subject,
             fix="Send it again from its source.",
         )

@@ -8,7 +8,8 @@
   message is dead-lettered and not handled again
 
 A dead letter is stored under `dlq.<subject>` with the original payload and headers and the reason. If it cannot be
-stored, the message stays in its stream.
+stored, the message stays in its stream. The letter of a confidential command has neither payload nor headers, because
+even a malformed one may contain the secret.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pydantic import ValidationError
 
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
+from slmops.contracts.commands import COMMANDS
 from slmops.contracts.errors import InternalError, InvalidMessage, PermanentError, Problem, TemporaryError
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.deadletters import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SIZE_HEADER, SUBJECT_HEADER
@@ -46,6 +48,8 @@ SECONDS = Histogram("slmops_message_seconds", "Time to handle a message", ["serv
 async def dead_letter(client: BusClient, message: Msg, consumer: str, error: BaseException) -> None:
     """Stores a message that `consumer` gave up on, once per message and consumer."""
     problem = Problem.of(error)
+    kind = COMMANDS.get(subjects.template(message.subject))
+    secret = kind is not None and kind.confidential
     original = {
         str(k): str(v) for k, v in (message.headers or {}).items() if str(k).lower() != MESSAGE_ID_HEADER.lower()
     }
@@ -58,11 +62,13 @@ async def dead_letter(client: BusClient, message: Msg, consumer: str, error: Bas
     }
     payload, headers = bytes(message.data), original | ours
     limit, header_bytes = client.connection.max_payload, _wire_bytes(headers)
-    if (
+    if secret:
+        payload, headers = b"", ours | {SIZE_HEADER: str(len(payload))}
+    elif (
         header_bytes > _HEADER_LIMIT_BYTES or len(payload) + header_bytes > limit
     ):  # the server would close the connection
         payload, headers = payload[: limit // 2], ours | {SIZE_HEADER: str(len(payload))}
-    await client.store(subjects.dead_letter(message.subject), payload, headers)
+    await client.store(subjects.dead_letter(message.subject, confidential=secret), payload, headers)
     log.error("dead-lettered %s for %s: %s", subjects.template(message.subject), consumer, problem.what)
 
 
@@ -161,12 +167,17 @@ def _parent(headers: Mapping[str, Any] | None) -> str | None:
     return next((str(v) for k, v in (headers or {}).items() if str(k).lower() == "traceparent"), None)
 
 
-def not_json(error: Exception) -> InvalidMessage:
-    return InvalidMessage(f"the payload does not validate: {_summary(error)}")
+def not_json(error: Exception, *, confidential: bool = False) -> InvalidMessage:
+    return InvalidMessage(f"the payload does not validate: {_summary(error, confidential)}")
 
 
-def _summary(error: Exception) -> str:
-    """Returns the names of invalid fields, without their values, which may be private."""
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'payload'}: {e['msg']}" for e in error.errors()[:5])
-    return type(error).__name__
+def _summary(error: Exception, confidential: bool) -> str:
+    """Returns the names of invalid fields, without their values, which may be private.
+
+    The name of a nested field may be a key that the sender chose, so a confidential payload's nested names are left
+    out, too.
+    """
+    if not isinstance(error, ValidationError):
+        return type(error).__name__
+    depth = 1 if confidential else None
+    return "; ".join(f"{'.'.join(map(str, e['loc'][:depth])) or 'payload'}: {e['msg']}" for e in error.errors()[:5])

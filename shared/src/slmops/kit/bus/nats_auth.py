@@ -235,12 +235,14 @@ class Authority:
                 self._account_jwt("SYS", self.system, {}),
                 self._account_jwt("slmops", self.account, slmops),
                 self._account_jwt("edge", self.edge, {"signing_keys": [scope], "imports": self._imports(edge)}),
-                self._account_jwt("enrolment", self.enrolment, {"imports": self._imports(enrolment)}),
+                # Shared: the server tells the service the sender's address, by which wrong tokens are limited.
+                self._account_jwt("enrolment", self.enrolment, {"imports": self._imports(enrolment, share=True)}),
             )
         )
 
-    def _imports(self, exports: list[dict[str, str]]) -> list[dict[str, str]]:
-        return [{**export, "account": public_key(self.account)} for export in exports]
+    def _imports(self, exports: list[dict[str, str]], *, share: bool = False) -> list[dict[str, Any]]:
+        shared = {"share": True} if share else {}
+        return [{**export, "account": public_key(self.account), **shared} for export in exports]
 
     def _account_jwt(self, name: str, seed: str, claims: dict[str, Any]) -> tuple[str, str]:
         common = {"default_permissions": {"pub": {}, "sub": {}}, "limits": _ACCOUNT_LIMITS, "version": 2}

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import Denied, InvalidMessage, PermanentError, Problem, SlmopsError
+from slmops.contracts.errors import Denied, InvalidMessage, PermanentError, Problem, SlmopsError, Throttled
 from slmops.contracts.events import Event
 from slmops.contracts.permissions import answering_user, may_be_answered
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
@@ -39,6 +39,7 @@ from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer, provision
 from slmops.kit.bus.stream_watch import look_for_gaps
+from slmops.kit.bus.throttle import THROTTLED, Throttle, source_of
 from slmops.kit.settings import BusSettings
 
 log = logging.getLogger("slmops.bus")
@@ -176,10 +177,13 @@ class Bus:
             title=f"{subject}:{self.service}",
         )(handle)
 
-    def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]]) -> None:
+    def serve(
+        self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]], throttle: Throttle | None = None
+    ) -> None:
         """Answers a command. Several processes of a service share the work; an error is returned as a `Problem`.
 
         A request is dead-lettered and not carried out if its reply subject is not the inbox of a user who may send it.
+        `throttle` limits the rejected requests of each source; a request beyond the limit is not looked at.
         """
         template = kind.subject_template()
         subject = template.replace("{gateway_id}", "*")
@@ -191,16 +195,26 @@ class Bus:
         async def handle(message: bytes) -> None:
             raw = _current.get()
             reply = raw.raw_message.reply
-            if not may_be_answered(subject, reply):
+            answerable = may_be_answered(subject, reply)
+            source = source_of(raw.raw_message.headers)
+            if throttle is not None and not throttle.take(source):
+                await self._throttled(kind, reply if answerable else None)
+                return
+            if not answerable:
                 refused = Denied(
                     "the reply subject is not the inbox of a user who may send this command", where=template
                 )
                 await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", refused)
                 raise refused
+            rejected = False
             try:
                 await self._answer(reply, await handler(_command(kind, message, raw)))
             except Exception as error:
+                rejected = isinstance(error, PermanentError)
                 await self._answer(reply, await self._refuse(template, raw, error))
+            finally:
+                if throttle is not None:
+                    throttle.settle(source, rejected=rejected)
 
         describe(handle, kind.name, message=bytes)
         self.answering.subscriber(
@@ -211,6 +225,14 @@ class Bus:
             title=f"{template}:{self.service}",
             description=kind.__doc__,
         )(handle)
+
+    async def _throttled(self, kind: type[Command[Any]], reply: str | None) -> None:
+        THROTTLED.labels(self.service, kind.name).inc()
+        if reply is not None:
+            error = Throttled(
+                "too many requests from this address were rejected", where=kind.subject_template(), fix="Wait a minute."
+            )
+            await self._answer(reply, Problem.of(error))
 
     async def _answer(self, reply: str, answer: BaseModel) -> None:
         headers = _JSON | ({PROBLEM_HEADER: answer.code} if isinstance(answer, Problem) else {})
@@ -296,7 +318,7 @@ def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Comm
     try:
         command = kind.model_validate_json(payload)
     except (ValidationError, ValueError) as error:
-        raise not_json(error) from error
+        raise not_json(error, confidential=kind.confidential) from error
     if command.subject != raw.raw_message.subject:
         # Permissions restrict a gateway to its own subject; the body must not name another gateway.
         raise PermanentError("the command names another gateway than its subject", where=raw.raw_message.subject)

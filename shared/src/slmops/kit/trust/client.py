@@ -18,7 +18,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -79,6 +79,11 @@ class TrustedState:
             return RolloutKeys.model_validate_json((self.folder / _ROLLOUT).read_bytes())
         except FileNotFoundError:
             return None
+
+    def valid_until(self) -> datetime | None:
+        """Returns when the stored timestamp expires; None before the first refresh."""
+        file = self.folder / "timestamp.json"
+        return Metadata[Timestamp].from_file(str(file)).signed.expires if file.exists() else None
 
     def refresh(
         self, fetcher: FetcherInterface, path: str | None = None, grace: timedelta = timedelta()

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from slmops.contracts.tuf_names import PACKAGES_ROLE, REVOKED_ROLE
 from slmops.kit.trust.ceremony import ONLINE_ROLES, rollout_keys, waiting
-from slmops.kit.trust.folder import Folder
+from slmops.kit.trust.expiry import Validity, validity, warning
+from slmops.kit.trust.folder import OFFLINE_ROLES, Folder
 
 
 class RoleView(BaseModel):
@@ -18,6 +19,7 @@ class RoleView(BaseModel):
     role: str
     version: int | None = None
     expires: datetime | None = None
+    validity: Validity | None = None
     threshold: int
     keys: tuple[str, ...]
 
@@ -37,24 +39,29 @@ class TrustView(BaseModel):
     revoked: tuple[str, ...]
     """Patterns of revoked targets."""
     waiting: tuple[WaitingView, ...]
+    warnings: tuple[str, ...] = ()
+    """About metadata that has expired or will expire within `freshness.WARN_AHEAD`."""
 
 
-def overview(folder: Folder) -> TrustView:
+def overview(folder: Folder, now: datetime) -> TrustView:
     """Returns the overview. Raises `NotFound` without a ceremony, `InvalidMessage` for unreadable metadata."""
     folder.check()
-    newest = {role: metadata.signed for role in ("root", "targets") if (metadata := folder.newest(role))}
+    newest = {role: metadata.signed for role in OFFLINE_ROLES if (metadata := folder.newest(role))}
     root, targets = newest["root"], newest["targets"]
     delegated = dict(targets.delegations.roles)
-    roles = [
-        RoleView(
-            role=role,
-            version=newest[role].version,
-            expires=newest[role].expires,
-            threshold=root.roles[role].threshold,
-            keys=tuple(root.roles[role].keyids),
+    roles = []
+    for role, signed in newest.items():
+        named = delegated[role] if role == REVOKED_ROLE else root.roles[role]
+        roles.append(
+            RoleView(
+                role=role,
+                version=signed.version,
+                expires=signed.expires,
+                validity=validity(signed.expires, now),
+                threshold=named.threshold,
+                keys=tuple(named.keyids),
+            )
         )
-        for role in newest
-    ]
     for role, named in [
         *((role, root.roles[role]) for role in ONLINE_ROLES),
         (PACKAGES_ROLE, delegated[PACKAGES_ROLE]),
@@ -69,4 +76,5 @@ def overview(folder: Folder) -> TrustView:
             WaitingView(role=role, version=draft.signed.version, missing=missing, keys=keys)
             for role, (draft, missing, keys) in waiting(folder).items()
         ),
+        warnings=tuple(text for role, signed in newest.items() if (text := warning(role, signed.expires, now))),
     )

@@ -132,8 +132,10 @@ async def show(session: Session, folder: FolderOption = None) -> None:
     """Show roles, keys, expiry dates, revocations, and metadata that waits for signatures."""
     from slmops.kit.trust.overview import overview
 
-    view = overview(_folder(session, folder))
+    view = overview(_folder(session, folder), utc_now())
     session.show(view, _roles(view, session.out.width))
+    for text in view.warnings:
+        session.remark(f"Warning: {text}")
     session.remark(f"Plans are signed by: {_short(view.rollout_keys)}")
     if view.revoked:
         session.remark(f"Revoked: {', '.join(view.revoked)}")
@@ -147,6 +149,7 @@ def _roles(view: TrustView, width: int) -> RenderableType:
         Column("role", lambda r: r.role),
         Column("version", lambda r: str(r.version) if r.version else "the packager's", right=True),
         Column("until", lambda r: f"{r.expires:%Y-%m-%d}" if r.expires else "-"),
+        Column("state", lambda r: r.validity or "-"),
         Column("needs", lambda r: f"{r.threshold} of {len(r.keys)}"),
         Column("keys", lambda r: cell(_short(r.keys)), fold=True),
     ]

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from slmops.contracts.errors import NotReady, TemporaryError, TrustRefused
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import NotReady, SlmopsError, TemporaryError, TrustRefused
 from slmops.contracts.plan import Identity, Plan, Release
 from slmops.contracts.signed import PlanStatement
 from slmops.contracts.tuf_names import Attack, RolloutKeys, package_target, refused
@@ -38,12 +39,18 @@ ClientSource = Callable[[], Answers | None]
 
 
 class _Accepted(BaseModel):
-    """The content of plan.json: generation and signing key of the newest accepted plan."""
+    """The content of plan.json: generation, signing key and digest of the newest accepted plan."""
 
     model_config = ConfigDict(frozen=True)
 
     keyid: str
     generation: int
+    digest: str = ""
+
+    @classmethod
+    def of(cls, plan: Plan, keyid: str) -> _Accepted:
+        digest = digest_of(plan.model_dump_json(by_alias=True).encode())
+        return cls(keyid=keyid, generation=plan.generation, digest=digest)
 
 
 class Authorization:
@@ -77,21 +84,42 @@ class Authorization:
     async def plan(self, data: bytes, source: Answers | None = None) -> Plan:
         """Verifies a signed envelope and returns its plan. `source` is where it came from (default: the current one).
 
+        The metadata is refreshed first, because the key may have been added or revoked since the last refresh. If that
+        fails, the stored metadata is enough for a plan that was accepted before. If the repository does not answer, it
+        is also enough for a new plan until the stored timestamp expires, so that a fleet can roll back meanwhile.
+
         Raises `TrustRefused`, and what fetching raises.
         """
         source = source or self._client()
-        keys = await asyncio.to_thread(lambda: self._state.rollout_keys())  # in a thread: the first call imports `tuf`
+        outdated = await self._try_refresh(source)
+        keys = await asyncio.to_thread(lambda: self._state.rollout_keys())
         try:
             statement, keyid = self._open(data, keys, source)
-        except TrustRefused:
-            # Its key may have been added to the repository since the last refresh.
-            await self._refreshed(source)
-            keys = self._state.rollout_keys()
-            statement, keyid = self._open(data, keys, source)
+        except TrustRefused as error:
+            raise outdated or error from error
+        accepted = _Accepted.of(statement.plan, keyid)
+        if outdated is not None and accepted != self._accepted():
+            await asyncio.to_thread(self._check_in_time, outdated, source)
         self._check_newest(statement.plan, keyid, keys)
-        self._remember(_Accepted(keyid=keyid, generation=statement.plan.generation))
+        self._remember(accepted)
         self._plan = data
         return statement.plan
+
+    async def _try_refresh(self, source: Answers | None) -> SlmopsError | None:
+        """Updates the trusted metadata. Returns the error if it could not."""
+        try:
+            await self._refreshed(source)
+        except SlmopsError as error:
+            return error
+        return None
+
+    def _check_in_time(self, outdated: SlmopsError, source: Answers | None) -> None:
+        """Raises `outdated` unless the repository just did not answer and the stored timestamp is still valid."""
+        until = self._state.valid_until()
+        late = until is None or until + self._grace_of(source) <= self._clock()
+        if late or not isinstance(outdated, TemporaryError):
+            raise outdated
+        log.warning("following a plan by metadata that could not be refreshed: %s", outdated)
 
     async def check(self, release: Release, *, installed: bool = False) -> None:
         """Checks that the repository, as of now, and the plan both name the release.
