@@ -1,5 +1,6 @@
 """Stop strings over pieces of text: the result does not depend on how the text is split."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from hypothesis import given
@@ -26,7 +27,7 @@ def reference(text: str, words: tuple[str, ...]) -> tuple[str, bool]:
 
 def split(text: str, cuts: list[int]) -> list[str]:
     bounds = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(bounds)]
 
 
 def test_a_stop_string_across_pieces_is_never_shown() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 
-from slmops.contracts.errors import InferenceFailed, PromptRefused
+from slmops.contracts.errors import ContextLengthExceeded, InferenceFailed, PromptRefused
 from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest
 from slmops.gateway.serving.stopwords import StopWords
@@ -43,7 +43,8 @@ class LoadedModel:
     def encode(self, request: InferenceRequest) -> list[int]:
         """Returns the prompt's tokens.
 
-        Raises `PromptRefused` if the prompt is empty or too long, or if the chat template rejects the messages.
+        Raises `PromptRefused` if the prompt is empty or if the chat template rejects the messages, and
+        `ContextLengthExceeded` if the prompt leaves no room for an answer.
         """
         try:
             tokens = [int(token) for token in self.tokenizer.encode(self._prompt(request))]
@@ -53,17 +54,21 @@ class LoadedModel:
         if not tokens:
             raise PromptRefused("the prompt is empty")
         if len(tokens) >= self.context_tokens:
-            raise PromptRefused(
-                f"the prompt has {len(tokens)} tokens, but prompt and answer together may have {self.context_tokens}",
-                fix="Send a shorter prompt.",
+            # OpenAI's wording, by which clients recognize that they must shorten the conversation.
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.context_tokens} tokens, prompt and answer together. "
+                f"However, your messages resulted in {len(tokens)} tokens",
+                fix="Please reduce the length of the messages.",
             )
         return tokens
 
     def _prompt(self, request: InferenceRequest) -> str:
         if request.messages is None:
             return request.prompt or ""
-        messages = json.dumps([message.model_dump() for message in request.messages], ensure_ascii=False)
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        return str(
+            self.tokenizer.apply_chat_template(json.dumps(messages, ensure_ascii=False), add_generation_prompt=True)
+        )
 
 
 def _session(threads: int) -> dict[str, object]:
