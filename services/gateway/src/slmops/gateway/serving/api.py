@@ -19,9 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmops.contracts.errors import NotFound, SlmopsError
+from slmops.gateway.serving.access import Access, guarded
 from slmops.gateway.serving.chat import ChatRequest, Reply
 from slmops.gateway.serving.inference import Done, Release, Token
 from slmops.gateway.serving.metrics import GenAiMetrics
@@ -45,8 +46,12 @@ class ApiLimits:
 
 
 def create_api(
-    serving: Serving, *, registry: CollectorRegistry | None = None, limits: ApiLimits | None = None
-) -> Starlette:
+    serving: Serving,
+    *,
+    registry: CollectorRegistry | None = None,
+    limits: ApiLimits | None = None,
+    access: Access | None = None,
+) -> ASGIApp:
     """Returns the API's application. `/metrics` shows `registry`, to which the GenAI metrics are added."""
     registry = registry or CollectorRegistry()
     chat = _Chat(serving, GenAiMetrics(registry), limits or ApiLimits())
@@ -64,7 +69,7 @@ def create_api(
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", models),
@@ -74,6 +79,7 @@ def create_api(
         ],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
     )
+    return guarded(app, access or Access())
 
 
 def _card(serving: Serving) -> dict[str, Any] | None:
