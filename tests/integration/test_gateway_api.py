@@ -39,6 +39,19 @@ async def api(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
         await running
 
 
+@asynccontextmanager
+async def serving_api(runner: ProcessRunner) -> AsyncIterator[httpx.AsyncClient]:
+    """The API of a gateway that serves this runner."""
+    serving = Serving(ServingLimits(drain=timedelta(seconds=5)))
+    await runner.start()
+    await serving.swap(runner)
+    try:
+        async with api(serving) as client:
+            yield client
+    finally:
+        await serving.stop()
+
+
 @pytest_asyncio.fixture
 async def serving(make_runner: MakeRunner) -> AsyncIterator[Serving]:
     serving, runner = Serving(ServingLimits(drain=timedelta(seconds=5))), make_runner(parallel=1, context_tokens=512)
@@ -137,8 +150,59 @@ async def test_a_prompt_longer_than_the_context_is_a_400_streamed_or_not(client:
     long = {**ASK, "messages": [{"role": "user", "content": "word " * 1000}]}
     for stream in (False, True):
         response = await client.post(URL, json={**long, "stream": stream})
-        assert (response.status_code, response.json()["error"]["code"]) == (400, "prompt_refused")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            400,
+            "context_length_exceeded",
+        )
+        assert "maximum context length is 512 tokens" in response.json()["error"]["message"]
     assert (await client.post(URL, json=ASK)).status_code == 200
+
+
+async def test_an_answer_longer_than_the_limit_is_refused_and_not_cut_without_a_word(make_runner: MakeRunner) -> None:
+    async with serving_api(make_runner(max_tokens=20)) as client:
+        for name in ("max_tokens", "max_completion_tokens"):
+            asked = {"messages": ASK["messages"], "temperature": 0, name: 21}
+            error = (await client.post(URL, json=asked)).json()["error"]
+            assert (error["code"], error["param"]) == ("invalid_value", name)
+            assert "at most 20 completion tokens" in error["message"]
+            assert (await client.post(URL, json={**asked, name: 20})).status_code == 200
+
+
+async def test_without_a_limit_an_answer_may_be_as_long_as_the_release_allows(make_runner: MakeRunner) -> None:
+    async with serving_api(make_runner(context_tokens=512, max_tokens=300)) as client:
+        asked = {"messages": ASK["messages"], "temperature": 0, "logit_bias": None}
+        body = (await client.post(URL, json=asked)).raise_for_status().json()
+        assert body["choices"][0]["finish_reason"] == "length"
+        assert body["usage"]["completion_tokens"] == 300
+
+
+async def test_an_answer_that_the_context_cuts_says_so(make_runner: MakeRunner) -> None:
+    async with serving_api(make_runner(context_tokens=64, max_tokens=60)) as client:
+        body = (await client.post(URL, json={**ASK, "max_tokens": 60})).raise_for_status().json()
+        assert body["choices"][0]["finish_reason"] == "length"
+        assert body["usage"]["total_tokens"] == 64
+
+
+async def test_the_model_tells_its_limits(make_runner: MakeRunner) -> None:
+    for configured, told in ((512, 512), (10_000, 2048)):  # the tiny model was trained for 2048
+        async with serving_api(make_runner(context_tokens=configured, max_tokens=100)) as client:
+            [card] = (await client.get("/v1/models")).json()["data"]
+            assert (card["max_model_len"], card["max_completion_tokens"]) == (told, 100)
+
+
+async def test_what_official_clients_send_for_unset_fields_and_after_tools_is_answered(
+    client: httpx.AsyncClient,
+) -> None:
+    plain = (await client.post(URL, json=ASK)).json()["choices"]
+    unset = {"model": None, "stop": None, "seed": None, "tools": None, "response_format": None, "stream_options": None}
+    assert (await client.post(URL, json={**ASK, **unset})).json()["choices"] == plain
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        *ASK["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "Paris"},
+    ]
+    assert (await client.post(URL, json={**ASK, "messages": messages})).status_code == 200
 
 
 async def test_another_model_is_a_404_and_its_version_may_be_named(client: httpx.AsyncClient) -> None:

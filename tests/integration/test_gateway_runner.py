@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied
+from slmops.contracts.errors import ContextLengthExceeded, InferenceFailed, NotReady, PromptRefused, RunnerDied
 from slmops.contracts.golden import GoldenPrompt
 from slmops.gateway.install.probe import ProbeBudget, probe
 from slmops.gateway.serving.generation import LoadedModel
@@ -101,7 +101,7 @@ async def test_a_stop_string_ends_the_answer_before_it(make_runner: MakeRunner) 
 async def test_a_prompt_longer_than_the_context_is_refused_and_the_runner_goes_on(make_runner: MakeRunner) -> None:
     runner = make_runner(context_tokens=100)
     await runner.start()
-    with pytest.raises(PromptRefused, match="together may have 100"):
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 100 tokens"):
         await answer(runner, ask("word " * 300))
     with pytest.raises(PromptRefused, match="empty"):
         await answer(runner, InferenceRequest(prompt=""))

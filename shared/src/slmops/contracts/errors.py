@@ -33,6 +33,7 @@
         ├── NotEnoughMemory          the work needs more than the host or its limit has
         ├── InferenceFailed          a model could not be loaded or run
         │   ├── PromptRefused        this request cannot be answered; the runner continues
+        │   │   └── ContextLengthExceeded  the prompt leaves no room for an answer within the model's context
         │   └── RunnerDied           the runner's process ended; another or a restarted one may answer
         └── InternalError            a defect of slmops; the log has the traceback
 
@@ -232,6 +233,10 @@ class InferenceFailed(PermanentError):
 
 class PromptRefused(InferenceFailed):
     code = "prompt_refused"
+
+
+class ContextLengthExceeded(PromptRefused):
+    code = "context_length_exceeded"
 
 
 class RunnerDied(InferenceFailed):

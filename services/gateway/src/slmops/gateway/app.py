@@ -31,6 +31,7 @@ from slmops.gateway.install.updater import Updater
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.sealed import Results
 from slmops.gateway.report.spool import Spool
+from slmops.gateway.serving.access import Access
 from slmops.gateway.serving.api import create_api
 from slmops.gateway.serving.listen import ApiServer, listen
 from slmops.gateway.serving.releases import Serving
@@ -72,7 +73,7 @@ class Gateway:
     async def run(self) -> None:
         """Runs until SIGTERM or Ctrl-C. Raises the error that stopped it, for example `PortTaken` or `Denied`."""
         settings = self.settings
-        api = ApiServer(create_api(self.serving, registry=REGISTRY))
+        api = ApiServer(create_api(self.serving, registry=REGISTRY, access=Access.of(settings)))
         health = ApiServer(self._health())
         sockets = [listen(settings.api_host, settings.api_port), listen(settings.http_host, settings.http_port)]
         self.servers = [api, health]

@@ -43,6 +43,19 @@ class Settings(BusSettings):
     )
     api_host: str = Field(default="127.0.0.1", description="Address on which the OpenAI-compatible API listens")
     api_port: int = Field(default=8080, ge=0, le=65535)
+    api_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Host names under which clients reach the API, beside IP addresses, localhost, the gateway's id "
+        "and the device's host name; * for any name",
+    )
+    api_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins of web pages that may use the API, such as https://app.example; * for any. Default: none",
+    )
+    api_keys: Path | None = Field(
+        default=None,
+        description="File with the API's keys, one per line, read at start; None: the API requires no key",
+    )
     report_every: timedelta = Field(default=timedelta(seconds=30), description="Longest time between two reports")
     refresh_every: timedelta = Field(
         default=timedelta(seconds=60),

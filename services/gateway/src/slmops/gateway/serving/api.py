@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -20,12 +19,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from slmops.contracts.errors import InternalError, NotFound, NotReady, PromptRefused, SlmopsError
+from slmops.contracts.errors import NotFound, SlmopsError
+from slmops.gateway.serving.access import Access, guarded
 from slmops.gateway.serving.chat import ChatRequest, Reply
 from slmops.gateway.serving.inference import Done, Release, Token
 from slmops.gateway.serving.metrics import GenAiMetrics
+from slmops.gateway.serving.refusals import (
+    error_body,
+    error_response,
+    http_error,
+    internal_error,
+    invalid_request,
+    refusal,
+    too_large_answer,
+)
 from slmops.gateway.serving.releases import Serving
 
 Items = AsyncGenerator[tuple[Release, Token | Done], None]
@@ -34,20 +43,21 @@ Items = AsyncGenerator[tuple[Release, Token | Done], None]
 @dataclass(frozen=True, slots=True)
 class ApiLimits:
     max_body_bytes: int = 2**20
-    default_max_tokens: int = 256
-    """For a request without a limit."""
 
 
 def create_api(
-    serving: Serving, *, registry: CollectorRegistry | None = None, limits: ApiLimits | None = None
-) -> Starlette:
+    serving: Serving,
+    *,
+    registry: CollectorRegistry | None = None,
+    limits: ApiLimits | None = None,
+    access: Access | None = None,
+) -> ASGIApp:
     """Returns the API's application. `/metrics` shows `registry`, to which the GenAI metrics are added."""
     registry = registry or CollectorRegistry()
     chat = _Chat(serving, GenAiMetrics(registry), limits or ApiLimits())
 
     async def models(request: Request) -> Response:
-        release = serving.release
-        card = release and {"id": release.model, "object": "model", "created": 0, "owned_by": "slmops"}
+        card = _card(serving)
         return JSONResponse({"object": "list", "data": [card] if card else []})
 
     async def healthz(request: Request) -> Response:
@@ -59,7 +69,7 @@ def create_api(
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", models),
@@ -67,8 +77,18 @@ def create_api(
             Route("/readyz", readyz),
             Route("/metrics", metrics),
         ],
-        exception_handlers={HTTPException: _http_error, Exception: _internal_error},
+        exception_handlers={HTTPException: http_error, Exception: internal_error},
     )
+    return guarded(app, access or Access())
+
+
+def _card(serving: Serving) -> dict[str, Any] | None:
+    """Describes the model that is served, with its limits under the names that vLLM and Groq use."""
+    release, limits = serving.release, serving.limits
+    if release is None or limits is None:
+        return None
+    known = {"id": release.model, "object": "model", "created": 0, "owned_by": "slmops"}
+    return {**known, "max_model_len": limits.context, "max_completion_tokens": limits.answer}
 
 
 class _Chat:
@@ -84,7 +104,9 @@ class _Chat:
         except ClientDisconnect:
             return
         if body is None:
-            response: Response | None = _error(413, f"the body is larger than {limit_bytes} bytes", "body_too_large")
+            response: Response | None = error_response(
+                413, f"the body is larger than {limit_bytes} bytes", "body_too_large"
+            )
         else:
             response = await _unless_disconnected(request, self._respond(body))
         if response:
@@ -94,16 +116,17 @@ class _Chat:
         try:
             asked = ChatRequest.model_validate_json(body)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "invalid_request")
-        started = time.monotonic()
-        items = self._measured(self._serving.generate(asked.inference(self._limits.default_max_tokens)), started)
+            return invalid_request(error)
+        started, limits = time.monotonic(), self._serving.limits
+        if limits and (too_large := asked.beyond(limits)):
+            return too_large_answer(*too_large, limits)
+        items = self._measured(self._serving.generate(asked.inference(limits)), started)
         try:
             self._check_model(asked)
             release, first_item = await anext(items)  # a failure up to here still becomes an HTTP status
         except SlmopsError as error:
             await items.aclose()
-            return _refusal(error)
+            return refusal(error)
         reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), release)
         if isinstance(first_item, Done) and not asked.stream:
             await items.aclose()
@@ -153,7 +176,7 @@ async def _events(reply: Reply, first: Token | Done, items: Items, include_usage
                 if include_usage:
                     yield _event(reply.usage_chunk(item))
     except SlmopsError as error:
-        yield _event(_error_body(error.what, error.code))  # too late for an HTTP status
+        yield _event(error_body(error.what, error.code))  # too late for an HTTP status
     yield "data: [DONE]\n\n"
 
 
@@ -189,31 +212,3 @@ async def _body(request: Request, limit_bytes: int) -> bytes | None:
 
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-
-def _error_body(message: str, code: str, kind: str = "server_error") -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse(_error_body(message, code, kind), status_code=status, headers=headers)
-
-
-def _refusal(error: SlmopsError) -> JSONResponse:
-    message = f"{error.what}. {error.fix}" if error.fix else error.what
-    if isinstance(error, NotReady):
-        retry_after = {"Retry-After": str(math.ceil(error.delay.total_seconds()))}
-        return _error(503, message, error.code, retry_after)
-    status = 400 if isinstance(error, PromptRefused) else 404 if isinstance(error, NotFound) else 500
-    return _error(status, message, error.code)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Answers a request for an unknown path or method."""
-    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
-    return _error(status, detail, "no_such_route")
-
-
-async def _internal_error(request: Request, error: Exception) -> Response:
-    return _error(500, "unexpected error; see the gateway's log", InternalError.code)

@@ -2,71 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest, Release
+from slmops.gateway.serving.body import Body, RequestBody
+from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest, Release, TokenLimits
+
+_Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+# "developer" and "function" are OpenAI's other names for "system" and "tool", the ones that chat templates know.
+_TEMPLATE_ROLE: dict[str, str] = {"developer": "system", "function": "tool"}
 
 
-class _Part(BaseModel):
-    type: Literal["text"]
-    text: str
+def _text(content: Any) -> Any:
+    """Joins content that came in parts. Other parts than texts raise `ValueError`, because a model cannot see them."""
+    if not isinstance(content, list):
+        return content
+    return "".join(_part_text(part) for part in content)
 
 
-class _Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+def _part_text(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get(kind) if kind in ("text", "refusal") else None
+    if not isinstance(text, str):
+        raise ValueError("a part of the content must have the type 'text' and a text")
+    return text
+
+
+class _Function(Body):
+    name: str
+    arguments: str = "{}"
+
+
+class _ToolCall(Body):
+    """A call that an earlier answer asked for."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: _Function
+
+    def plain(self) -> dict[str, Any]:
+        arguments: Any = self.function.arguments
+        with suppress(ValueError):  # chat templates expect an object, which OpenAI's clients send as a text
+            arguments = json.loads(arguments)
+        return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
+
+
+class _Message(Body):
+    """A message of the conversation. Fields that no chat template uses, such as `audio`, are ignored."""
+
+    role: _Role
+    content: Annotated[str | None, BeforeValidator(_text)] = None
+    name: str | None = None
+    tool_calls: tuple[_ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> _Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content is missing; only an assistant's message may have none")
+        return self
 
     def plain(self) -> ChatMessage:
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        # "developer" is OpenAI's newer name for "system". Chat templates only know "system".
-        return ChatMessage(role="system" if self.role == "developer" else self.role, content=content)
+        return ChatMessage(
+            role=_TEMPLATE_ROLE.get(self.role, self.role),
+            content=self.content or "",
+            name=self.name,
+            tool_calls=tuple(call.plain() for call in self.tool_calls) or None,
+            tool_call_id=self.tool_call_id,
+        )
 
 
-class _StreamOptions(BaseModel):
-    include_usage: bool = False
+class ChatRequest(RequestBody):
+    """A chat completion request."""
 
-
-class ChatRequest(BaseModel):
-    """A chat completion request. Ignores unknown fields, as OpenAI's clients expect.
-
-    Rejects fields that would change the meaning of the answer and are not supported.
-    """
-
-    model: str | None = None
     messages: list[_Message] = Field(min_length=1, max_length=1000)
-    max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = None
-    stop: list[str] = Field(default_factory=list, max_length=4)
-    stream: bool = False
-    stream_options: _StreamOptions | None = None
-    n: Literal[1] | None = None
-    tools: list[Any] | None = Field(default=None, max_length=0)
-    logprobs: Literal[False] | None = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [] if value is None else [value] if isinstance(value, str) else value
 
     @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+    def limit(self) -> tuple[str, int] | None:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().limit
 
-    def inference(self, default_max_tokens: int) -> InferenceRequest:
-        return InferenceRequest(
-            messages=tuple(message.plain() for message in self.messages),
-            max_tokens=self.max_completion_tokens or self.max_tokens or default_max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=tuple(self.stop),
-            stream=self.stream,
-        )
+    def inference(self, limits: TokenLimits | None) -> InferenceRequest:
+        return InferenceRequest(messages=tuple(message.plain() for message in self.messages), **self.options(limits))
 
 
 def usage(done: Done) -> dict[str, int]:
@@ -85,7 +107,7 @@ class Reply:
         self._head = {"id": reply_id, "created": created, "model": release.model, "system_fingerprint": release.digest}
 
     def whole(self, done: Done) -> dict[str, Any]:
-        message = {"role": "assistant", "content": done.text}
+        message = {"role": "assistant", "content": done.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": done.finish_reason}
         return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(done)}
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 
-from slmops.contracts.errors import InferenceFailed, PromptRefused
+from slmops.contracts.errors import ContextLengthExceeded, InferenceFailed
 from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest
+from slmops.gateway.serving.prompts import PromptEncoder
 from slmops.gateway.serving.stopwords import StopWords
 
 # A long prompt is read in chunks between the tokens of other answers. The result is the same, bit for bit.
@@ -31,11 +32,12 @@ class LoadedModel:
             config.overlay(json.dumps(_session(threads or len(os.sched_getaffinity(0)))))
             self.model = og.Model(config)
             self.tokenizer = og.Tokenizer(self.model)
+            self._prompts = PromptEncoder(self.tokenizer, folder)
             self.adapters = og.Adapters(self.model) if (folder / ADAPTER_PATH).exists() else None
             if self.adapters:
                 self.adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
             trained = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
+        except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise InferenceFailed(f"the model could not be loaded: {error}", where=folder.name) from error
         self.context_tokens = min(context_tokens, trained)
         self.end_tokens = frozenset(int(token) for token in self.tokenizer.eos_token_ids)
@@ -43,27 +45,18 @@ class LoadedModel:
     def encode(self, request: InferenceRequest) -> list[int]:
         """Returns the prompt's tokens.
 
-        Raises `PromptRefused` if the prompt is empty or too long, or if the chat template rejects the messages.
+        Raises `PromptRefused` if the prompt is empty or if the chat template rejects the messages, and
+        `ContextLengthExceeded` if the prompt leaves no room for an answer.
         """
-        try:
-            tokens = [int(token) for token in self.tokenizer.encode(self._prompt(request))]
-        except RuntimeError:
-            # The library's message may quote the prompt.
-            raise PromptRefused("the model's chat template rejected these messages") from None
-        if not tokens:
-            raise PromptRefused("the prompt is empty")
+        tokens = self._prompts.encode(request)
         if len(tokens) >= self.context_tokens:
-            raise PromptRefused(
-                f"the prompt has {len(tokens)} tokens, but prompt and answer together may have {self.context_tokens}",
-                fix="Send a shorter prompt.",
+            # OpenAI's wording, by which clients recognize that they must shorten the conversation.
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.context_tokens} tokens, prompt and answer together. "
+                f"However, your messages resulted in {len(tokens)} tokens",
+                fix="Please reduce the length of the messages.",
             )
         return tokens
-
-    def _prompt(self, request: InferenceRequest) -> str:
-        if request.messages is None:
-            return request.prompt or ""
-        messages = json.dumps([message.model_dump() for message in request.messages], ensure_ascii=False)
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
 
 
 def _session(threads: int) -> dict[str, object]:

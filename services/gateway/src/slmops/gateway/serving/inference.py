@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,10 +22,15 @@ class Release:
 
 
 class ChatMessage(BaseModel):
+    """A message for the chat template. The fields after `content` are for templates that know tools."""
+
     model_config = ConfigDict(frozen=True)
 
     role: str
     content: str
+    name: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] | None = None
+    tool_call_id: str | None = None
 
 
 class InferenceRequest(BaseModel):
@@ -71,3 +76,15 @@ class Ready:
     rss_bytes: int
     model: str
     """The architecture that the runtime names, for example `llama`."""
+    context_tokens: int
+    """Limit of prompt and answer together: the configured one, or what the model was trained for if that is less."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """The limits of one request, in tokens."""
+
+    context: int
+    """Prompt and answer together."""
+    answer: int
+    """At most `context`."""

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied
-from slmops.gateway.serving.inference import Done, InferenceRequest, Release, Token
+from slmops.gateway.serving.inference import Done, InferenceRequest, Release, Token, TokenLimits
 from slmops.gateway.serving.measurements import Measurements, ReleaseMeasurement
 from slmops.gateway.serving.runner import Runner
 from slmops.kit.cancellation import cancel_and_wait
@@ -55,6 +55,11 @@ class Serving:
     def release(self) -> Release | None:
         """The release that answers new requests."""
         return self._active.release if self._active else None
+
+    @property
+    def limits(self) -> TokenLimits | None:
+        """The limits of one request to the release that answers new requests."""
+        return self._active.limits if self._active else None
 
     @property
     def ready(self) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmops.contracts.errors import InferenceFailed, Problem, RunnerDied
-from slmops.gateway.serving.inference import Done, InferenceRequest, Ready, Release, Token
+from slmops.gateway.serving.inference import Done, InferenceRequest, Ready, Release, Token, TokenLimits
 from slmops.gateway.serving.memory import peak_rss_bytes
 
 _LINE_LIMIT_BYTES = 16 * 2**20  # a `done` line repeats the whole answer
@@ -30,6 +30,10 @@ class Runner(Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+    @property
+    def limits(self) -> TokenLimits:
+        """The limits of one request. Known after the first start."""
 
     async def start(self) -> Ready:
         """Loads the model; may be called again after the runner died. Raises `InferenceFailed`."""
@@ -55,7 +59,7 @@ class RunnerOptions:
     context_tokens: int = 2048
     """Prompt and answer together; bounds the key-value cache of one request."""
     max_tokens: int = 256
-    """Upper limit for one answer, whatever the request asks for."""
+    """Upper limit for one answer, whatever the request asks for. The API refuses a request for more."""
     parallel: int = 4
     """Answers that are generated in turns; further requests wait. Bounds the number of key-value caches."""
     threads: int | None = None
@@ -77,6 +81,7 @@ class ProcessRunner:
         self._idle.set()
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._context_tokens = self._options.context_tokens
         self._peak = 0
 
     @property
@@ -86,6 +91,10 @@ class ProcessRunner:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def limits(self) -> TokenLimits:
+        return TokenLimits(self._context_tokens, min(self._options.max_tokens, self._context_tokens))
 
     async def start(self) -> Ready:
         self._process = await asyncio.create_subprocess_exec(
@@ -100,6 +109,7 @@ class ProcessRunner:
         except BaseException:
             await self.kill()
             raise
+        self._context_tokens = ready.context_tokens
         self._reading = asyncio.create_task(self._dispatch(self._process), name=f"runner {self._process.pid}")
         return ready
 

@@ -139,7 +139,12 @@ def main() -> int:
     except InferenceFailed as error:
         answer({"event": "error", "problem": Problem.of(error).model_dump()})
         return 1
-    ready = Ready(load_s=time.perf_counter() - started, rss_bytes=rss_bytes(os.getpid()), model=str(model.model.type))
+    ready = Ready(
+        load_s=time.perf_counter() - started,
+        rss_bytes=rss_bytes(os.getpid()),
+        model=str(model.model.type),
+        context_tokens=model.context_tokens,
+    )
     answer({"event": "ready", **asdict(ready)})
     queue: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
     threading.Thread(target=_messages, args=(sys.stdin, queue), daemon=True).start()

@@ -1,0 +1,127 @@
+"""What the request bodies of OpenAI's API have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from slmops.gateway.serving.inference import TokenLimits
+
+UNSUPPORTED = "unsupported_parameter"
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+"""Hints and bookkeeping: the answer is the right one without them."""
+
+_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False, 0),
+    "min_p": (0,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Parameters that would change the answer and are not supported, with the values that change nothing."""
+
+
+class Body(BaseModel):
+    """A JSON object in a request. A field that is `null` counts as absent: clients send every field that they know."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class RequestBody(Body):
+    """The fields of every request. A parameter that would change the answer and is not supported is refused by name.
+
+    An unknown parameter is refused, too, because it may be such a one. OpenAI's API does the same.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=1.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = None
+    stop: list[str] = Field(default_factory=list, max_length=4)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        for name, neutral in _unsupported(cls).items():
+            value = body.get(name)
+            if value is not None and value not in neutral:
+                raise PydanticCustomError(UNSUPPORTED, "{reason}", {"param": name, "reason": _reason(name, neutral)})
+        left_out = _WITHOUT_EFFECT | _unsupported(cls).keys()
+        return {name: value for name, value in body.items() if name not in left_out}
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options.include_usage
+
+    @property
+    def limit(self) -> tuple[str, int] | None:
+        """The parameter that limits the answer and its value in tokens; None if the client set no limit."""
+        return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+
+    def beyond(self, limits: TokenLimits) -> tuple[str, int] | None:
+        """Returns `limit` if it is larger than the model supports."""
+        return self.limit if self.limit and self.limit[1] > limits.answer else None
+
+    def options(self, limits: TokenLimits | None) -> dict[str, Any]:
+        """Returns the fields of an `InferenceRequest` other than the prompt. Without a limit of the client, the answer
+        may be as long as `limits` allows; without `limits`, no model is served that could answer."""
+        options = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "stop", "stream")}
+        return {**options, "max_tokens": self.limit[1] if self.limit else limits.answer if limits else 1}
+
+
+def _unsupported(kind: type[RequestBody]) -> dict[str, tuple[Any, ...]]:
+    return {name: neutral for name, neutral in _ONLY.items() if name not in kind.model_fields}
+
+
+def _reason(name: str, neutral: tuple[Any, ...]) -> str:
+    only = json.dumps(neutral[0]) if neutral and neutral[0] else ""
+    return f"this gateway does not support '{name}'" + (f" other than {only}" if only else "")

@@ -1,0 +1,143 @@
+"""Who may use the gateway's API: pages of strangers may not, over a real socket and without a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from slmops.contracts.errors import InvalidMessage
+from slmops.gateway.serving.access import Access
+from slmops.gateway.serving.api import create_api
+from slmops.gateway.serving.listen import ApiServer, listen
+from slmops.gateway.serving.releases import Serving
+from slmops.gateway.settings import Settings
+
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+EVERYWHERE = (MODELS, "/healthz", "/metrics", "/nothing")
+PAGE = "https://app.example"
+
+
+@asynccontextmanager
+async def api(access: Access | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    server, socket = ApiServer(create_api(Serving(), access=access)), listen()
+    host, port = socket.getsockname()
+    running = asyncio.create_task(server.serve([socket]))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        await running
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def settings(tmp_path: Path, **fields: object) -> Settings:
+    needed = ("enrol_creds", "enrolment_token", "trusted_key", "trusted_root")
+    paths = {name: tmp_path / name for name in needed}
+    return Settings.model_validate({"gateway_id": "gw-1", "blueprint": "edge", **paths, **fields})
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil", "", "2130706433"]
+)
+async def test_a_name_that_somebody_resolves_to_this_device_reaches_nothing(host: str) -> None:
+    async with api() as client:
+        for path in EVERYWHERE:
+            assert code(await client.get(path, headers={"Host": host})) == (403, "host_refused")
+        assert code(await client.post(CHAT, headers={"Host": host}, json={})) == (403, "host_refused")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:8080",
+        "localhost.",
+        "model.localhost",
+        "127.0.0.1:1",
+        "192.168.1.7",
+        "[::1]:8080",
+        "[fe80::1]",
+    ],
+)
+async def test_local_names_and_ip_addresses_reach_the_api(host: str) -> None:
+    async with api() as client:
+        assert (await client.get(MODELS, headers={"Host": host})).status_code == 200
+
+
+async def test_the_gateways_own_names_and_configured_ones_reach_the_api(tmp_path: Path) -> None:
+    async with api(Access.of(settings(tmp_path, api_hosts=("Models.Example",)))) as client:
+        for host in ("gw-1:8080", "models.example"):
+            assert (await client.get(MODELS, headers={"Host": host})).status_code == 200
+        assert (await client.get(MODELS, headers={"Host": "other.example"})).status_code == 403
+    async with api(Access.of(settings(tmp_path, api_hosts=("*",)))) as client:
+        assert (await client.get(MODELS, headers={"Host": "other.example"})).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:3000", "null", "http://127.0.0.1"])
+async def test_a_page_of_any_origin_is_refused_unless_it_is_allowed(origin: str) -> None:
+    async with api() as client:
+        for path in EVERYWHERE:
+            assert code(await client.get(path, headers={"Origin": origin})) == (403, "origin_refused")
+        refused = await client.post(CHAT, headers={"Origin": origin, "Content-Type": "text/plain"}, content="{}")
+        assert code(refused) == (403, "origin_refused")
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        preflight = await client.options(CHAT, headers=asked)
+        assert preflight.status_code == 403
+        assert not [name for name in preflight.headers if name.startswith("access-control-allow")]
+
+
+async def test_an_allowed_page_gets_what_its_browser_asks_for(tmp_path: Path) -> None:
+    async with api(Access.of(settings(tmp_path, api_origins=(f"{PAGE}/",)))) as client:
+        asked = {
+            "Origin": PAGE,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+            "Access-Control-Request-Private-Network": "true",
+        }
+        preflight = await client.options(CHAT, headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == PAGE
+        assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
+        assert preflight.headers["access-control-allow-private-network"] == "true"
+        answer = await client.get(MODELS, headers={"Origin": PAGE})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+        assert code(await client.get(MODELS, headers={"Origin": f"{PAGE}.evil"})) == (403, "origin_refused")
+
+
+async def test_with_keys_only_their_holders_use_the_model(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("first-key\n\n second-key \n")
+    access = Access.of(settings(tmp_path, api_keys=tmp_path / "keys", api_origins=(PAGE,)))
+    async with api(access) as client:
+        for shown in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "first-key"},
+            {"Authorization": "Bearer"},
+        ):
+            for path in (MODELS, f"{MODELS}/tiny", "/v1/nothing"):
+                assert code(await client.get(path, headers=shown)) == (401, "invalid_api_key")
+            assert code(await client.post(CHAT, headers=shown, json={})) == (401, "invalid_api_key")
+        for key in ("first-key", "second-key"):
+            assert (await client.get(MODELS, headers={"Authorization": f"Bearer {key}"})).status_code == 200
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+        refused = await client.get(MODELS, headers={"Origin": PAGE})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, PAGE)
+        asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+        assert (await client.options(CHAT, headers=asked)).status_code == 200, "a preflight cannot show a key"
+
+
+def test_keys_that_cannot_be_read_are_an_error_and_not_an_open_api(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    for name in ("missing", "empty"):
+        with pytest.raises(InvalidMessage, match="keys"):
+            Access.of(settings(tmp_path, api_keys=tmp_path / name))
