@@ -16,7 +16,7 @@ import httpx
 
 from slmops.contracts.commands import BeginUpload, RegisterVersion, VersionView
 from slmops.contracts.errors import Denied, DigestMismatch, InvalidMessage, NotFound, Unreachable
-from slmops.contracts.golden import GOLDEN_FILE, parse_golden
+from slmops.contracts.golden import GOLDEN_FILE, check_golden
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
@@ -111,7 +111,7 @@ def check(path: Path, name: str, version: str, golden: Path | None, base: Path |
 
 def _check_golden(path: Path) -> None:
     try:
-        prompts = parse_golden(path.read_text(encoding="utf-8"))
+        prompts = check_golden(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFound("there is no such file", where=str(path), fix="Check the path given to --golden.") from error
     except UnicodeDecodeError as error:
