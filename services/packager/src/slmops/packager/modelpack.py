@@ -28,6 +28,7 @@ from slmops.contracts.manifest import (
     WEIGHT_CONFIG,
     Manifest,
 )
+from slmops.contracts.prompt_format import PROMPT_FORMAT
 from slmops.packager.bom import bill_of_materials
 from slmops.packager.evidence import Evidence, is_licence
 from slmops.packager.modelcard import model_card
@@ -140,8 +141,12 @@ def _config(variant: VariantOptimized, layers: Iterable[Descriptor]) -> bytes:
 
 
 def _annotations(variant: VariantOptimized, evidence: Evidence) -> dict[str, str]:
-    origin = {"io.slmops.anchored-on": evidence.anchored_on, "io.slmops.adapter-of": evidence.base}
-    return {name: digest for name, digest in origin.items() if digest} | {
+    known = {
+        "io.slmops.anchored-on": evidence.anchored_on,
+        "io.slmops.adapter-of": evidence.base,
+        PROMPT_FORMAT: evidence.prompt_format,
+    }
+    return {name: value for name, value in known.items() if value} | {
         "org.opencontainers.image.title": variant.model,
         "org.opencontainers.image.version": variant.version,
         "org.opencontainers.image.created": _created(variant),

@@ -13,6 +13,7 @@ from slmops.contracts.errors import InferenceFailed, PromptRefused
 from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest
 from slmops.gateway.serving.stopwords import StopWords
+from slmops.kit.prompt_tokens import PromptTokenizer
 
 # A long prompt is read in chunks between the tokens of other answers. The result is the same, bit for bit.
 PREFILL_CHUNK_TOKENS = 64
@@ -31,6 +32,7 @@ class LoadedModel:
             config.overlay(json.dumps(_session(threads or len(os.sched_getaffinity(0)))))
             self.model = og.Model(config)
             self.tokenizer = og.Tokenizer(self.model)
+            self.prompts = PromptTokenizer(self.tokenizer, folder)
             self.adapters = og.Adapters(self.model) if (folder / ADAPTER_PATH).exists() else None
             if self.adapters:
                 self.adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
@@ -46,7 +48,7 @@ class LoadedModel:
         Raises `PromptRefused` if the prompt is empty or too long, or if the chat template rejects the messages.
         """
         try:
-            tokens = [int(token) for token in self.tokenizer.encode(self._prompt(request))]
+            tokens = self._tokens(request)
         except RuntimeError:
             # The library's message may quote the prompt.
             raise PromptRefused("the model's chat template rejected these messages") from None
@@ -59,11 +61,10 @@ class LoadedModel:
             )
         return tokens
 
-    def _prompt(self, request: InferenceRequest) -> str:
+    def _tokens(self, request: InferenceRequest) -> list[int]:
         if request.messages is None:
-            return request.prompt or ""
-        messages = json.dumps([message.model_dump() for message in request.messages], ensure_ascii=False)
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+            return self.prompts.text(request.prompt) if request.prompt else []
+        return self.prompts.chat([message.model_dump() for message in request.messages])
 
 
 def _session(threads: int) -> dict[str, object]:
