@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 from integration.console_cli import Cli
 from integration.kit_world import World, world_on
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from slmops.console.commands.chat import ask
 from slmops.contracts.errors import InvalidMessage, NotReady, PermanentError
@@ -34,7 +38,12 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
 
 
 async def serve(serving: Serving) -> AsyncIterator[str]:
-    server, socket = ApiServer(create_api(serving)), listen()
+    async for address in serve_app(create_api(serving)):
+        yield address
+
+
+async def serve_app(app: Starlette) -> AsyncIterator[str]:
+    server, socket = ApiServer(app), listen()
     host, port = socket.getsockname()
     serving_api = asyncio.create_task(server.serve([socket]))
     yield f"http://{host}:{port}"
@@ -57,6 +66,21 @@ async def empty_url() -> AsyncIterator[str]:
     """A gateway that has no release yet."""
     async for address in serve(Serving(ServingLimits())):
         yield address
+
+
+async def test_a_line_separator_in_an_answer_does_not_end_an_event() -> None:
+    """The gateway does not escape U+2028, and neither do others."""
+    text = "one\u2028two\x85three"
+    chunk = json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=False)
+    events = f"data: {chunk}\r\n\r\ndata: [DONE]\n\n".encode()
+    pieces = [events[at : at + 7] for at in range(0, len(events), 7)]  # characters are torn, too
+
+    async def answer(request: Request) -> Response:
+        return StreamingResponse(iter(pieces), media_type="text/event-stream")
+
+    app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+    async for address in serve_app(app):
+        assert (await ask(address, "?")).text == text
 
 
 async def test_an_answer_comes_whole_and_in_pieces_and_with_its_figures(world: World, url: str, tmp_path: Path) -> None:

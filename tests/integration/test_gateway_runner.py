@@ -21,6 +21,7 @@ import pytest
 
 from slmops.contracts.errors import ContextLengthExceeded, InferenceFailed, NotReady, PromptRefused, RunnerDied
 from slmops.contracts.golden import GoldenPrompt
+from slmops.gateway.install.golden import GoldenPrompts
 from slmops.gateway.install.probe import ProbeBudget, probe
 from slmops.gateway.serving.generation import LoadedModel
 from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest, Token
@@ -340,10 +341,10 @@ async def test_the_probe_passes_what_answers_and_stops_what_talks_nonsense(make_
     _, done = await answer(runner, InferenceRequest(messages=(ChatMessage(role="user", content="?"),), max_tokens=32))
     right = GoldenPrompt(prompt="?", expect=(done.text[:10],))
     wrong = GoldenPrompt(prompt="?", expect=("Paris",))
-    report = await probe(runner, [right], ANYTHING_GOES)
+    report = await probe(runner, GoldenPrompts((right,)), ANYTHING_GOES)
     assert (report.passed, report.reasons) == (True, ())
     assert report.peak_rss_bytes > 10**7
-    report = await probe(runner, [right, wrong], ANYTHING_GOES)
+    report = await probe(runner, GoldenPrompts((right, wrong)), ANYTHING_GOES)
     assert not report.passed
     assert [result.passed for result in report.results] == [True, False]
 
@@ -352,7 +353,7 @@ async def test_a_runner_that_dies_or_hangs_under_the_probe_is_a_report(make_runn
     runner = make_runner()
     await runner.start()
     assert runner.pid
-    golden = [GoldenPrompt(prompt="?", expect=("x",))]
+    golden = GoldenPrompts((GoldenPrompt(prompt="?", expect=("x",)),))
     os.kill(runner.pid, signal.SIGSTOP)
     budget = ProbeBudget(min_tokens_per_s=0, max_ttft_s=9, max_rss_bytes=10**12, timeout=timedelta(seconds=0.3))
     report = await probe(runner, golden, budget)

@@ -228,7 +228,7 @@ async def revoke_plan_key(site: Site) -> CryptoSigner:
     old = read_key(site.folder.plan_key)
     ceremony.rotate(site.folder, "rollout", site.holders(), utc_now()).apply()
     ceremony.revoke(site.folder, old.public_key.keyid, site.holders(), utc_now()).apply()
-    observer = Trust(IDENTITY, lambda: site.bus, site.home / "observer", site.folder.first_root, utc_now)
+    observer = Authorization(IDENTITY, lambda: site.bus, site.home / "observer", site.folder.first_root, utc_now)
 
     async def revoked() -> bool | None:
         await observer.refresh(site.bus)
@@ -255,7 +255,7 @@ async def test_without_a_packager_a_new_plan_is_followed_until_the_timestamp_exp
     await site.packager.aclose()
     assert (await site.trust.plan(signed(site, 6))).generation == 6
     days_later = utc_now() + timedelta(days=2)
-    later = Trust(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, lambda: days_later)
+    later = Authorization(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, lambda: days_later)
     with pytest.raises(Unreachable):
         await later.plan(signed(site, 7))
     assert (await later.plan(signed(site, 6))).generation == 6  # it was accepted before, signed again or not

@@ -14,6 +14,7 @@ from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.expiry import ExpiryWatch, Validity, validity, warning
 from slmops.kit.trust.folder import Folder
 from slmops.packager.store import project, schema
+from slmops.packager.tuf_metadata import TufMetadata
 
 SIGNED = datetime(2026, 1, 1, tzinfo=UTC)
 EXPIRES = SIGNED + timedelta(days=365)
@@ -72,7 +73,7 @@ async def test_the_packager_reports_the_dates_that_the_fleet_sees(
 ) -> None:
     folder, clock = Folder(tmp_path / "tuf"), Clock()
     ceremony(folder, SIGNED).apply()
-    trust = Trust(journal, folder.online, folder.metadata, clock, timedelta(seconds=30))
+    trust = TufMetadata(journal, folder.online, folder.metadata, clock, timedelta(seconds=30))
     await trust.open()
     assert [record for record in caplog.records if "expire" in record.getMessage()] == []
     clock.now = EXPIRES - timedelta(days=59)

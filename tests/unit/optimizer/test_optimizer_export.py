@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_model import ARCHITECTURES, make_tiny
 
 from slmops.contracts.errors import OptimizationFailed
+from slmops.kit.modelfile import inspect
 from slmops.optimizer.intake import materialize
 from slmops.optimizer.intake.export import MAX_PARITY_KL, build, check_parity, export, parity
 from slmops.optimizer.intake.graph import Graph
@@ -70,6 +71,14 @@ def test_llama_3_positions_are_exported(tmp_path):
     scaled = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0}
     scaled |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     model = make_tiny(tmp_path / "hf", "llama", rope_parameters=scaled)
+    assert check_parity(model, export(model, tmp_path / "exported")) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_linearly_scaled_positions_are_exported(tmp_path, architecture):
+    scaled = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+    model = make_tiny(tmp_path / "hf", architecture, rope_parameters=scaled)
+    assert inspect(model).architecture == architecture
     assert check_parity(model, export(model, tmp_path / "exported")) < 1e-4
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 from tiny_model import make_tiny_llama
 
 from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompt_format import PromptFormat
 from slmops.optimizer.intake.export import export
 from slmops.optimizer.measure.genai import GenaiModel
 from slmops.optimizer.measure.golden import golden_passed
@@ -23,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(make_tiny_llama(folder / "hf"), folder / "fp32")
 
 
-def answered(model: GenaiModel, prompt: str, tokens: int = 12) -> str:
+def answered(model: GenaiModel, prompt: list[int], tokens: int = 12) -> str:
     return list(model.answer(prompt, tokens))[-1]
 
 
@@ -39,16 +38,12 @@ def test_a_prompt_passes_if_the_answer_contains_the_expected_text_within_max_tok
     assert golden_passed(model, []) == 0
 
 
-def test_the_chat_template_is_used_if_there_is_one(folder: Path, tmp_path: Path) -> None:
+def test_prompts_are_asked_in_the_format_of_the_version(folder: Path) -> None:
     model = GenaiModel(folder)
-    assert model.chat(QUESTION) == f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    plain = Path(shutil.copytree(folder, tmp_path / "plain"))
-    (plain / "chat_template.jinja").unlink()
-    settings = json.loads((plain / "tokenizer_config.json").read_text())
-    (plain / "tokenizer_config.json").write_text(
-        json.dumps({k: v for k, v in settings.items() if k != "chat_template"})
-    )
-    without = GenaiModel(plain)
-    assert without.chat(QUESTION) == QUESTION
-    assert answered(model, model.chat(QUESTION)) != answered(model, QUESTION)
-    assert golden_passed(without, [expecting(answered(model, QUESTION))]) == 1
+    template = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    assert model.chat(QUESTION) == model.encode(template)
+    in_chat, as_text = answered(model, model.chat(QUESTION)), answered(model, model.encode(QUESTION))
+    assert in_chat != as_text
+    assert golden_passed(model, [expecting(in_chat)], PromptFormat.CHAT) == 1
+    assert golden_passed(model, [expecting(as_text)], PromptFormat.CHAT) == 0
+    assert golden_passed(model, [expecting(as_text)], PromptFormat.TEXT) == 1

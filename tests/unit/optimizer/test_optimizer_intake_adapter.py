@@ -161,6 +161,22 @@ def without(part: str) -> Change:
     return change
 
 
+def named(wanted: str, found: str) -> Change:
+    """Writes hub ids: of the base that the adapter was trained on, and of the base that is there."""
+
+    def change(adapter: Path) -> None:
+        config(base_model_name_or_path=wanted)(adapter)
+        path = adapter / "base" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"_name_or_path": found}))
+
+    return change
+
+
+def repeat_key(path: Path, key: str) -> None:
+    text = path.read_text().rstrip().removesuffix("}")
+    path.write_text(f'{text}, "{key}": 64}}')
+
+
 def other_base(**settings: object) -> Change:
     def change(adapter: Path) -> None:
         shutil.rmtree(adapter / "base")
@@ -185,6 +201,14 @@ def other_base(**settings: object) -> Change:
         (without("lora"), InvalidModel, "has no matrices"),
         (other_base(hidden_size=96), InvalidModel, "the base's has"),
         (other_base(num_hidden_layers=1), InvalidModel, "the base does not have this weight"),
+        (config(auto_mapping={"base_model_class": "Qwen2ForCausalLM"}), InvalidModel, "trained on a Qwen2ForCausalLM"),
+        (
+            named("one/smol-instruct", "one/smol"),
+            InvalidModel,
+            "trained on one/smol-instruct, but its base is one/smol",
+        ),
+        (config(task_type="SEQ_CLS"), UnsupportedArchitecture, "SEQ_CLS"),
+        (lambda adapter: repeat_key(adapter / "adapter_config.json", "r"), InvalidModel, "'r' occurs twice"),
         (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), InvalidModel, "adapter_model.safetensors"),
         (lambda adapter: (adapter / "base" / "tokenizer.json").unlink(), InvalidModel, "tokenizer.json"),
         (lambda adapter: shutil.rmtree(adapter / "base"), InvalidModel, "base is missing"),
@@ -196,6 +220,19 @@ def test_a_mismatched_adapter_is_refused_before_it_is_loaded(adapter, change, er
     with pytest.raises(error, match=match) as caught:
         inspect(adapter)
     assert caught.value.where and caught.value.fix
+
+
+def test_a_base_of_another_architecture_with_the_same_shapes_is_refused(adapter):
+    shutil.rmtree(adapter / "base")
+    make_tiny(adapter / "base", "qwen2", tie_word_embeddings=False)
+    with pytest.raises(InvalidModel, match="trained on a LlamaForCausalLM, but its base is a Qwen2ForCausalLM"):
+        inspect(adapter)
+
+
+@pytest.mark.parametrize("wanted", ["two/Smol", "./smol", "/models/smol", "smol", None])
+def test_a_base_by_another_owner_or_from_a_folder_is_accepted(adapter, wanted):
+    named(wanted, "one/smol")(adapter)
+    assert inspect(adapter).format == "adapter"
 
 
 def test_cut_weights_are_truncated(adapter):
@@ -214,7 +251,8 @@ def test_unexpected_matrices_are_refused_not_dropped(tmp_path, adapter):
 def test_a_configuration_cannot_make_peft_import_or_download(tmp_path, adapter):
     expected = peft_logits(adapter)
     config(megatron_config={"a": 1}, megatron_core="no.such.module", base_model_name_or_path="nobody/nothing")(adapter)
-    config(auto_mapping={"parent_library": "no.such.module", "base_model_class": "X"}, init_lora_weights="pissa")(
-        adapter
-    )
+    config(
+        auto_mapping={"parent_library": "no.such.module", "base_model_class": "LlamaForCausalLM"},
+        init_lora_weights="pissa",
+    )(adapter)
     np.testing.assert_allclose(logits(materialize(adapter, tmp_path / "merged")), expected, atol=1e-4)

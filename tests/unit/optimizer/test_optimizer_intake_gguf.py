@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,68 @@ def test_llama_3_positions_are_reconstructed(tmp_path):
     assert json.loads((target / "config.json").read_bytes())["rope_parameters"] == LLAMA3
 
 
+@pytest.mark.parametrize("metadata", [
+    {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+    {"llama.rope.scale_linear": 4.0},
+])  # fmt: skip
+def test_linearly_scaled_positions_are_read(tmp_path, metadata):
+    linear = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+    origin = make_tiny(tmp_path / "origin", "llama", rope_parameters=linear)
+    write_gguf(tmp_path / "m.gguf", origin, scaled=metadata)
+    found = logits(materialize(tmp_path / "m.gguf", tmp_path / "hf"))
+    np.testing.assert_allclose(found, logits(origin), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> bytes:
+    folder = tmp_path_factory.mktemp("plain")
+    write_gguf(folder / "m.gguf", make_tiny(folder / "hf", "llama"))
+    return (folder / "m.gguf").read_bytes()
+
+
+def moved(data: bytes, by: int) -> bytes:
+    """Changes the offset of the second tensor: `by` 0 puts it where the first one is."""
+    at = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 2 * 8 + 4
+    offset = struct.unpack_from("<Q", data, at)[0] if by else 0
+    return data[:at] + struct.pack("<Q", offset + by) + data[at + 8 :]
+
+
+def doubled(data: bytes, key: bytes) -> bytes:
+    """Adds a metadata key again with another value."""
+    pair = struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, 16)
+    count = struct.unpack_from("<Q", data, 16)[0]
+    return data[:16] + struct.pack("<Q", count + 1) + pair + data[24:]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda data: data[:4] + data[4:8][::-1] + data[8:], "big-endian"),
+        (lambda data: doubled(data, b"llama.context_length"), r"'llama\.context_length' occurs twice"),
+        (lambda data: moved(data, 0), r"overlap"),
+        (lambda data: moved(data, 4), r"'blk\.0\.attn_q\.weight' does not begin at a multiple of 32 bytes"),
+        (lambda data: data.replace(b"token_embd.weight" + struct.pack("<IQQ", 2, 64, 320),
+                                   b"token_embd.weight" + struct.pack("<IQQ", 2, 64, 300)),
+         "320 tokens, but the embedding has 300 rows"),
+    ],
+    ids=["big-endian", "key twice", "overlap", "unaligned", "tokens"],
+)  # fmt: skip
+def test_a_header_that_readers_understand_differently_is_refused(tmp_path, plain, change, match):
+    (tmp_path / "m.gguf").write_bytes(change(plain))
+    with pytest.raises(InvalidModel, match=match):
+        inspect(tmp_path / "m.gguf")
+
+
+def test_nan_weights_of_a_file_are_named(tmp_path):
+    origin = make_tiny(tmp_path / "origin", "llama")
+    weights = load_file(origin / "model.safetensors")
+    weights["model.norm.weight"][3] = np.nan
+    save_file(weights, origin / "model.safetensors")
+    write_gguf(tmp_path / "m.gguf", origin)
+    with pytest.raises(InvalidModel, match=r"model\.norm\.weight has 1 values that are NaN"):
+        materialize(tmp_path / "m.gguf", tmp_path / "hf")
+
+
 def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path):
     strange = LLAMA3 | {"high_freq_factor": 2.0}
     write_gguf(tmp_path / "m.gguf", make_tiny(tmp_path / "origin", "llama", rope_parameters=strange, head_dim=64))
@@ -98,6 +161,7 @@ def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path):
         ({"llama.context_length": 2**30}, InvalidModel, "context length is 1073741824"),
         ({"split.count": 3}, InvalidModel, "one of 3 parts"),
         ({"general.type": "adapter"}, InvalidModel, "'adapter'"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -4.0}, InvalidModel, "factor = -4.0"),
     ],
 )
 def test_unsupported_metadata_is_refused_before_weights_are_read(tmp_path, metadata, error, match):

@@ -44,8 +44,10 @@ def recipe(name: str, **params: object) -> Recipe:
 
 
 INT8, INT4 = recipe("int8", bits=8), recipe("int4")
-TOO_WIDE = recipe("block-128", block=128)  # the model has 64 columns
-SPEC = JobSpec(recipes=(INT8, INT4, TOO_WIDE))
+FAILING = Recipe(  # special tokens and bytes are more than one token
+    name="tiny-vocabulary", passes=(PassSpec(pass_="prune-vocabulary", params={"size": 1}), *INT4.passes)
+)
+SPEC = JobSpec(recipes=(INT8, INT4, FAILING))
 ONE = JobSpec(recipes=(INT4,))
 
 
@@ -78,7 +80,7 @@ def test_a_job_makes_measures_and_chooses(finished):
         *("read", "export", "reference"),
         *("int8: quantize", "int8: pack", "int8: evaluate"),
         *("int4: quantize", "int4: pack", "int4: evaluate"),
-        "block-128: quantize",
+        "tiny-vocabulary: prune-vocabulary",
     ]
     int8, int4, _ = result.variants
     assert 0 < int8.evaluation.kl < int4.evaluation.kl < EDGE_SMALL.max_kl
@@ -96,9 +98,7 @@ def test_a_job_makes_measures_and_chooses(finished):
 def test_a_recipe_that_fails_is_a_refused_variant_with_its_reason(finished):
     failed = finished[1].variants[2]
     assert (failed.evaluation, failed.path) == (None, None)
-    assert failed.verdict.reasons == (
-        "a matrix with 64 columns cannot be divided into blocks of 128. Use a smaller block.",
-    )
+    assert failed.verdict.reasons == ("259 special tokens and bytes must stay, but size is 1. Use a larger size.",)
 
 
 def test_the_memory_is_the_variants_and_not_the_jobs(finished):

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_model import ARCHITECTURES, make_tiny
 
-from slmops.contracts.errors import InvalidModel, TruncatedModel, UnsupportedArchitecture
+from slmops.contracts.errors import InvalidModel, NotAModel, TruncatedModel, UnsupportedArchitecture
 from slmops.kit.modelfile import inspect
 from slmops.optimizer.intake import materialize
 
@@ -81,6 +81,63 @@ def placed(file: str, tensor: str = "lm_head.weight") -> Change:
     return lambda folder: split(folder, {tensor: file})
 
 
+def added(name: str, *shape: int) -> Change:
+    """Adds a tensor, or one per layer if the name has a place for its number."""
+    names = sorted({name.format(layer) for layer in range(2)})
+    return lambda folder: rewrite(folder, lambda w: w.update({name: np.ones(shape, np.float32) for name in names}))
+
+
+def only(*names: str) -> Change:
+    """Replaces all files by empty ones."""
+
+    def change(folder: Path) -> None:
+        shutil.rmtree(folder)
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+    return change
+
+
+def rope(**scaling: object) -> Change:
+    return config(rope_parameters={"rope_type": "default", "rope_theta": 10_000.0} | scaling)
+
+
+def twice(file: str, key: str, value: object) -> Change:
+    def change(folder: Path) -> None:
+        text = (folder / file).read_text().rstrip().removesuffix("}")
+        (folder / file).write_text(f"{text}, {json.dumps(key)}: {json.dumps(value)}}}")
+
+    return change
+
+
+def token(content: str, number: int) -> Change:
+    """Adds a token to the tokenizer and to the chat template."""
+
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_bytes())
+        tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": number, "content": content})
+        path.write_text(json.dumps(tokenizer))
+        template = folder / "chat_template.jinja"
+        template.write_text(content + template.read_text())
+
+    return change
+
+
+def vocabulary(start: int) -> Change:
+    """Moves the ids of most tokens, as in the tokenizer of a larger model."""
+
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_bytes())
+        words = tokenizer["model"]["vocab"]
+        tokenizer["model"]["vocab"] = {word: n if n < 100 else n + start for word, n in words.items()}
+        path.write_text(json.dumps(tokenizer))
+
+    return change
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_known(tmp_path, architecture):
     assert inspect(make_tiny(tmp_path / "hf", architecture)).architecture == architecture
@@ -125,6 +182,31 @@ def test_weights_in_two_files_are_one_model(tmp_path, llama, directory):
         (placed("../hf/model-00001-of-00002.safetensors"), InvalidModel, "not a file name in its folder"),
         (placed("pytorch_model.bin"), InvalidModel, "pytorch_model.bin"),
         (placed("model-00001-of-00002.safetensors", "more"), InvalidModel, "does not contain 'more'"),
+        (added("model.layers.{}.self_attn.q_proj.bias", 64), UnsupportedArchitecture, r"q_proj\.bias and 1 other"),
+        (added("score.weight", 2, 64), UnsupportedArchitecture, r"score\.weight and 0 other tensors are not part"),
+        (config(architectures=["LlamaForTokenClassification"]), UnsupportedArchitecture, "TokenClassification, which"),
+        (config(architectures=["LlamaModel"]), UnsupportedArchitecture, "LlamaModel, which does not generate"),
+        (config(model_type="t5"), UnsupportedArchitecture, "t5 is an encoder-decoder"),
+        (config(model_type="odd", is_encoder_decoder=True), UnsupportedArchitecture, "odd is an encoder-decoder"),
+        (only("encoder_model.onnx", "decoder_model.onnx"), UnsupportedArchitecture, "export of an encoder-decoder"),
+        (only("snapshots/abc/config.json"), NotAModel, "cache of a download"),
+        (rope(rope_type="yarn", factor=4.0), UnsupportedArchitecture, "rotary scaling 'yarn'"),
+        (rope(rope_type="dynamic", factor=4.0), UnsupportedArchitecture, "rotary scaling 'dynamic'"),
+        (rope(rope_type="magic"), UnsupportedArchitecture, "rotary scaling 'magic'"),
+        (rope(rope_type="linear"), InvalidModel, "'linear' has factor = None"),
+        (rope(rope_type="linear", factor=0), InvalidModel, "'linear' has factor = 0"),
+        (rope(rope_type="llama3", factor=8.0), InvalidModel, "low_freq_factor = None"),
+        (rope(rope_theta=0), InvalidModel, "rope_theta = 0"),
+        (config(rope_scaling={"type": "yarn", "factor": 4.0}), UnsupportedArchitecture, "'yarn'"),
+        (config(num_attention_heads=0), InvalidModel, "0 attention heads"),
+        (config(num_key_value_heads=3), InvalidModel, "4 attention heads and 3 key-value heads"),
+        (config(num_attention_heads=8), InvalidModel, "q_proj has 64 rows, but config.json requires 8 heads of 16"),
+        (config(rms_norm_eps=float("nan")), InvalidModel, "NaN is not a JSON number"),
+        (twice("config.json", "hidden_size", 128), InvalidModel, "'hidden_size' occurs twice"),
+        (header(lambda table: [entry.update(dtype="F8_E4M3") for entry in table.values()]), UnsupportedArchitecture,
+         "already quantized to F8_E4M3"),
+        (token("<|tool|>", 1500), InvalidModel, r"'<\|tool\|>' with id 1,500, but the embedding has 320 rows"),
+        (vocabulary(700), InvalidModel, "with id 800, but the embedding has 320 rows"),
     ],
 )  # fmt: skip
 def test_inconsistent_headers_are_refused(directory, change, error, match):
@@ -132,6 +214,40 @@ def test_inconsistent_headers_are_refused(directory, change, error, match):
     with pytest.raises(error, match=match) as caught:
         inspect(directory)
     assert caught.value.where and caught.value.fix
+
+
+@pytest.mark.parametrize("settings", [{"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}])
+def test_biases_that_the_configuration_names_and_a_tied_head_are_accepted(tmp_path, settings):
+    assert inspect(make_tiny(tmp_path / "hf", "llama", **settings)).architecture == "llama"
+
+
+def test_buffers_of_old_checkpoints_are_ignored(tmp_path, llama, directory):
+    added("model.layers.{}.self_attn.rotary_emb.inv_freq", 8)(directory)
+    assert (materialize(directory, tmp_path / "out") / WEIGHTS).stat().st_size == (llama / WEIGHTS).stat().st_size
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, directory, value):
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(directory, lambda weights: weights[name].__setitem__((3, 3), value))
+    with pytest.raises(InvalidModel, match=r"model\.layers\.1\.mlp\.up_proj\.weight has 1 values that are NaN"):
+        materialize(directory, tmp_path / "out")
+
+
+def test_an_image_token_beyond_the_embedding_is_removed(tmp_path, directory):
+    """The text models of Gemma 3 have one. The runtime would fail on a text that contains it."""
+    from transformers import AutoTokenizer
+
+    template = (directory / "chat_template.jinja").read_text()
+    token("<image>", 320)(directory)
+    (directory / "chat_template.jinja").write_text(template)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_token": "<image>"}))
+    assert 320 in AutoTokenizer.from_pretrained(directory)("an <image>")["input_ids"]
+    found = AutoTokenizer.from_pretrained(materialize(directory, tmp_path / "out"))
+    assert max(found("an <image>")["input_ids"]) < 320
+    assert found.decode(found("an <image>")["input_ids"]) == "an <image>"
+    assert len(found) <= 320
 
 
 def test_bytes_after_the_weights_are_refused(directory):

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import VOCABULARY, make_tiny_llama
+from tiny_model import VOCABULARY, make_tiny, make_tiny_llama
 
 from slmops.contracts.errors import OptimizationFailed
 from slmops.optimizer.intake.export import export
 from slmops.optimizer.intake.graph import Graph
 from slmops.optimizer.passes import Context, pack
 from slmops.optimizer.passes import quantize as quantizing
-from slmops.optimizer.passes.quantize import Quantize, most_sensitive
+from slmops.optimizer.passes.quantize import Quantize, fitting_block, most_sensitive
+from slmops.optimizer.recipes.library import check, recipe_named
 from slmops.optimizer.weights import codes, decoder
 from slmops.optimizer.weights.codes import Coded
 from slmops.optimizer.weights.gptq import gptq
@@ -167,9 +168,47 @@ def test_quantizing_twice_gives_the_same_bytes(llama, tmp_path, context):
     assert (first / codes.CODES_FILE).read_bytes() == (second / codes.CODES_FILE).read_bytes()
 
 
-def test_columns_that_the_block_does_not_divide_are_refused(llama, tmp_path, context):
-    with pytest.raises(OptimizationFailed, match="64 columns cannot be divided into blocks of 128"):
-        quantized(llama, tmp_path / "coded", context, block=128)
+@pytest.mark.parametrize(
+    ("columns", "largest", "expected"), [(576, 32, 32), (576, 128, 64), (80, 32, 16), (200, 32, None), (64, 16, 16)]
+)
+def test_the_largest_block_that_fits_is_chosen(columns, largest, expected):
+    if expected is None:
+        with pytest.raises(OptimizationFailed, match="200 columns cannot be divided into blocks of 16"):
+            fitting_block(columns, largest)
+    else:
+        assert fitting_block(columns, largest) == expected
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_default_recipes_take_a_hidden_size_that_32_does_not_divide(tmp_path, name):
+    """Blocks of 16 for 80 columns, and of 32 for 192."""
+    shape = {"hidden_size": 80, "intermediate_size": 192, "head_dim": 16, "num_attention_heads": 5}
+    model = make_tiny(tmp_path / "hf", "llama", **shape, num_key_value_heads=5)
+    graph = export(model, tmp_path / "fp32")
+    context = Context(model, lambda given: graph, lambda: TOKENS, 0, lambda what, share: None)
+    quantize, packing = check(recipe_named(name))
+    quantizing.run(model, tmp_path / "coded", quantize.params, context)
+    packing.kind.run(tmp_path / "coded", tmp_path / "variant", packing.params, context)
+    assert {c.codes.shape[1]: c.block for c in codes.load(tmp_path / "coded").values()} == {80: 16, 192: 32}
+    whole, found = Graph(graph)(TOKENS[0]), Graph(tmp_path / "variant")(TOKENS[0])
+    assert np.corrcoef(whole.ravel(), found.ravel())[0, 1] > 0.95
+
+
+def test_every_rotary_table_is_stored_in_half_precision(tmp_path):
+    """Gemma has two pairs: 67 of 319 MB."""
+    import onnx_ir as ir
+
+    model = make_tiny(tmp_path / "hf", "gemma3_text")
+    graph = export(model, tmp_path / "fp32")
+    context = Context(model, lambda given: graph, lambda: TOKENS, 0, lambda what, share: None)
+    coded = quantized(model, tmp_path / "coded", context, bits=8)
+    pack.run(coded, tmp_path / "variant", pack.Pack(), context)
+    initializers = ir.load(tmp_path / "variant" / "model.onnx").graph.initializers
+    tables = {name: value.dtype for name, value in initializers.items() if pack.is_rotation(name)}
+    pairs = {f"{x}_cache_{kind}_narrow" for x in ("cos", "sin") for kind in ("global", "local")}
+    assert tables == dict.fromkeys(pairs, ir.DataType.FLOAT16)
+    whole, found = Graph(graph)(TOKENS[0]), Graph(tmp_path / "variant")(TOKENS[0])
+    assert np.corrcoef(whole.ravel(), found.ravel())[0, 1] > 0.95
 
 
 def test_contradictory_parameters_are_refused():

@@ -63,7 +63,7 @@ def ending(folder: Path, copy: Path) -> tuple[GenaiModel, str]:
     """Changes the model to end its greedy answer instead of continuing with letters; returns it and the prompt."""
     model = GenaiModel(folder)
     for prompt in ("Hello", "lazy dog", "fox"):
-        tokens, texts = list(model.tokens(model.encode(prompt), 16)), list(model.answer(prompt, 16))
+        tokens, texts = list(model.tokens(model.encode(prompt), 16)), list(model.answer(model.encode(prompt), 16))
         for place in range(2, 12):
             goes_on = texts[place + 3][len(texts[place - 1]) :]
             if tokens[place] not in tokens[:place] and any(map(str.isalnum, goes_on)):
@@ -79,7 +79,7 @@ def test_an_exact_match_ignores_case_spacing_and_outer_punctuation(
     model: tuple[Path, GenaiModel], tmp_path: Path
 ) -> None:
     short, prompt = ending(model[0].parent / "fp32", tmp_path / "short")
-    *_, answer = short.answer(prompt, 16)
+    *_, answer = short.answer(short.encode(prompt), 16)
     assert answer.strip() == answer.strip().partition("\n")[0]
     right = {"prompt": prompt, "answer": f"  {answer.strip().upper()}."}
     assert accuracy(short, task(right)) == 1
@@ -89,7 +89,7 @@ def test_an_exact_match_ignores_case_spacing_and_outer_punctuation(
 
 def test_a_question_longer_than_the_context_gives_nan(model: tuple[Path, GenaiModel]) -> None:
     assert math.isnan(accuracy(model[1], task({**CHOICE, "question": "fox " * 2000})))
-    assert list(model[1].answer("fox " * 2000, 4)) == []
+    assert list(model[1].answer(model[1].encode("fox " * 2000), 4)) == []
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,21 @@ def test_a_question_longer_than_the_context_gives_nan(model: tuple[Path, GenaiMo
         '{"question": "", "choices": ["a", "b"], "answer": 0}',
         '{"prompt": "p"}',
         '{"prompt": "p", "answer": ""}',
+        '{"prompt": "p", "answer": "a", "answer": "b"}',
+        "[" * 100_000,
     ],
 )
 def test_a_bad_line_is_named(line: str) -> None:
     with pytest.raises(InvalidMessage) as caught:
         parse_task("mine", f"{json.dumps(CHOICE)}\n\n{line}\n{json.dumps(EXACT)}")
     assert caught.value.where == "mine line 3"
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    """`str.splitlines` also splits at these characters, which a JSON string may contain."""
+    text = "one\u2028two\u2029three\x85four"
+    found = parse_task("mine", json.dumps({"prompt": text, "answer": "a"}, ensure_ascii=False) + "\r\n")
+    assert [question.prompt for question in found.questions] == [text]  # type: ignore[union-attr]
 
 
 def test_a_task_is_named_after_its_file(tmp_path: Path) -> None:

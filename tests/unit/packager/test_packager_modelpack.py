@@ -14,6 +14,7 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.manifest import DATASET, DOC, MODEL_CONFIG, MODEL_MANIFEST, WEIGHT, WEIGHT_CONFIG, Manifest
+from slmops.contracts.prompt_format import PROMPT_FORMAT, PromptFormat, prompt_format
 from slmops.packager.evidence import Evidence, family_of
 from slmops.packager.modelcard import model_card
 from slmops.packager.modelpack import CARD_PATH, build
@@ -92,6 +93,14 @@ def test_the_manifest_is_an_oci_manifest_of_a_model() -> None:
         named = layer["annotations"]
         assert named["org.opencontainers.image.title"] == named["org.cncf.model.filepath"]
     assert Manifest.decode(json.dumps(raw).encode()) == build(variant()).manifest
+
+
+def test_the_manifest_names_the_format_of_prompts_that_the_report_names() -> None:
+    evidence = Evidence.decode(b'{"prompt_format": "text"}')
+    assert prompt_format(build(variant(), evidence).manifest.annotations) is PromptFormat.TEXT
+    before = build(variant(), Evidence.decode(b"{}")).manifest.annotations
+    assert PROMPT_FORMAT not in before
+    assert prompt_format(before) is PromptFormat.CHAT
 
 
 def test_the_config_describes_the_model_and_its_layers() -> None:

@@ -57,6 +57,7 @@ class Evidence(BaseModel):
     calibration_text: Text | None = None
     tasks: tuple[Text, ...] = ()
     seed: int | None = None
+    prompt_format: str | None = Field(default=None, description="How the model is asked; see `PromptFormat`")
     tools: dict[str, str] = Field(default_factory=dict)
     licence: str | None = Field(default=None, exclude=True, description="Licence named by the version's model card")
     family: str | None = Field(default=None, exclude=True, description="`model_type` of the variant's config.json")

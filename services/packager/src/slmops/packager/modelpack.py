@@ -30,6 +30,7 @@ from slmops.contracts.manifest import (
     Manifest,
 )
 from slmops.contracts.model import collision
+from slmops.contracts.prompt_format import PROMPT_FORMAT
 from slmops.packager.bom import bill_of_materials
 from slmops.packager.evidence import Evidence, is_licence
 from slmops.packager.modelcard import model_card
@@ -172,6 +173,7 @@ def _annotations(variant: VariantOptimized, evidence: Evidence) -> dict[str, str
     optional = {
         "io.slmops.anchored-on": evidence.anchored_on,
         "io.slmops.adapter-of": evidence.base,
+        PROMPT_FORMAT: evidence.prompt_format,
         "org.opencontainers.image.licenses": evidence.spdx,
     }
     return {name: value for name, value in optional.items() if value} | {

@@ -21,7 +21,7 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.events import Event, VariantProgressed, VariantStarted
-from slmops.contracts.golden import GOLDEN_FILE, parse_golden
+from slmops.contracts.golden import GOLDEN_FILE, check_golden
 from slmops.contracts.model import ModelFile
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -156,7 +156,7 @@ class Handlers:
             text = (await self._objects.get_bytes(golden.digest, GOLDEN_LIMIT_BYTES)).decode()
         except UnicodeDecodeError as error:
             raise InvalidMessage("golden prompts are not UTF-8 text", where=golden.path) from error
-        if not parse_golden(text):
+        if not check_golden(text):
             raise InvalidMessage(f"{GOLDEN_FILE} contains no prompt", where=golden.path, fix="Write at least one.")
 
 

@@ -12,12 +12,22 @@ from pathlib import Path
 
 from slmops.contracts.errors import InvalidModel, NotAModel
 from slmops.kit.modelfile.adapter import BASE, adapter_base, adapter_facts, is_adapter
-from slmops.kit.modelfile.facts import Facts, Format, ModelFacts
+from slmops.kit.modelfile.facts import Facts, Format, ModelFacts, chat_template
 from slmops.kit.modelfile.gguf import GgufTensor, gguf_facts, read_gguf
 from slmops.kit.modelfile.huggingface import hf_facts
 from slmops.kit.modelfile.onnx import onnx_facts
 
-__all__ = ["BASE", "Format", "GgufTensor", "ModelFacts", "adapter_base", "inspect", "is_adapter", "read_gguf"]
+__all__ = [
+    "BASE",
+    "Format",
+    "GgufTensor",
+    "ModelFacts",
+    "adapter_base",
+    "chat_template",
+    "inspect",
+    "is_adapter",
+    "read_gguf",
+]
 
 
 def inspect(source: Path, base: Path | None = None) -> ModelFacts:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmops.contracts.errors import UnsupportedArchitecture
-from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, damaged, json_object, value
+from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, damaged, hub_ids, json_object, value
 from slmops.kit.modelfile.safetensors import read_shapes
 
 BASE = "base"
@@ -67,11 +67,43 @@ def adapter_facts(folder: Path, path: Path, base: Facts) -> Facts:
         )
     if not (folder / WEIGHTS).is_file():
         raise damaged(f"the directory has no {WEIGHTS}", folder, "Save the adapter again as safetensors.")
+    _check_base(config, base, folder / CONFIG)
     _check_config(config, base.shapes, folder / CONFIG)
     _check_matrices(read_shapes(folder / WEIGHTS), config, base.shapes, folder)
     own = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS))
     model = ModelFacts(base.model.architecture, base.model.parameters, own + base.model.size_bytes, "adapter")
     return Facts(model, base.shapes)
+
+
+def _check_base(config: Mapping[str, Any], base: Facts, where: Path) -> None:
+    """Checks that the adapter was trained on this base, as far as both say what they are.
+
+    Matrices of another model may have the same shapes; the sum then computes nonsense. Owners are not compared, because
+    the same weights are published under several.
+    """
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise UnsupportedArchitecture(
+            f"the adapter is for the task {config['task_type']}, not for CAUSAL_LM", where=str(where), fix=_MERGE
+        )
+    mapping = config.get("auto_mapping")
+    wanted = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if wanted and base.classes and wanted not in base.classes:
+        raise damaged(
+            f"the adapter was trained on a {wanted}, but its base is a {min(base.classes)}",
+            where,
+            "Give the right base.",
+        )
+    named = {_model_name(name) for name in hub_ids([config.get("base_model_name_or_path")])}
+    if named and base.names and named.isdisjoint(map(_model_name, base.names)):
+        raise damaged(
+            f"the adapter was trained on {config['base_model_name_or_path']}, but its base is {min(base.names)}",
+            where,
+            "Give the right base. If both are the same weights, correct base_model_name_or_path.",
+        )
+
+
+def _model_name(hub_id: str) -> str:
+    return hub_id.rpartition("/")[2].casefold()
 
 
 def _check_config(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:

@@ -15,10 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from slmops.contracts.errors import InvalidModel, NotAModel, TruncatedModel, UnsupportedArchitecture
-from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, check_positions, damaged, supported
+from slmops.kit.modelfile.facts import Facts, ModelFacts, Shape, check_positions, damaged, hub_ids, supported
+from slmops.kit.modelfile.rope import check_scaling
 
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3", "phi3"})
 """Values of `general.architecture` that the optimizer can read and build."""
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+_PAGES = ("general.repo_url", "general.source.repo_url")
+"""Keys with the page of the model that the file was converted from."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -71,11 +82,13 @@ def gguf_facts(path: Path) -> Facts:
     metadata, tensors = read_gguf(path)
     architecture = supported(metadata.get("general.architecture"), ARCHITECTURES, path)
     _check_whole(metadata, path)
-    _check_positions(architecture, metadata, path)
+    check_scaling(hf_architecture(architecture), rope_scaling(architecture, metadata), path)
     check_positions(metadata.get(f"{architecture}.context_length"), path)
     shapes = _shapes(architecture, metadata, tensors, path)
     facts = ModelFacts(architecture, sum(math.prod(t.shape) for t in tensors), path.stat().st_size, "gguf")
-    return Facts(facts, shapes)
+    pages = (str(metadata.get(key, "")) for key in _PAGES)
+    names = hub_ids(page.removeprefix("https://huggingface.co/") for page in pages)
+    return Facts(facts, shapes, classes=frozenset({_CLASSES[architecture]}), names=frozenset(names))
 
 
 def _check_whole(metadata: Mapping[str, Any], path: Path) -> None:
@@ -93,14 +106,20 @@ def _check_whole(metadata: Mapping[str, Any], path: Path) -> None:
         raise damaged("the file has no tokenizer", path, "Convert the model again with its vocabulary.")
 
 
-def _check_positions(architecture: str, metadata: Mapping[str, Any], path: Path) -> None:
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UnsupportedArchitecture(
-            f"the model scales its positions ({scaling}), which cannot be read from GGUF",
-            where=str(path),
-            fix="Give the model's Hugging Face directory.",
-        )
+def rope_scaling(architecture: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the kind of a file's rotary scaling and its factor, as in `rope_parameters` of a config.json."""
+    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    factor = metadata.get(f"{architecture}.rope.scaling.factor", metadata.get(f"{architecture}.rope.scale_linear"))
+    if kind == "none" and f"{architecture}.rope.scale_linear" in metadata:  # files from before 2024
+        kind = "linear"
+    if kind in ("none", "linear") and factor in (None, 0, 1):
+        return {"rope_type": "default"}
+    return {"rope_type": "default" if kind == "none" else kind, "factor": factor}
+
+
+def hf_architecture(architecture: str) -> str:
+    """Returns the `model_type` of config.json for a `general.architecture`."""
+    return "gemma3_text" if architecture == "gemma3" else architecture
 
 
 def hf_names(architecture: str, layers: int) -> dict[str, str]:
@@ -134,8 +153,13 @@ def _shapes(
             where=str(path),
             fix="Give the model's Hugging Face directory, or another model.",
         )
-    if present.get("token_embd.weight", (0,))[0] != width:
+    embedding = present.get("token_embd.weight", (0, 0))
+    if embedding[0] != width:
         raise damaged(f"the file has no embedding with {width} values per token", path)
+    if (tokens := metadata["tokenizer.ggml.tokens"]) > math.prod(embedding[1:]):
+        raise damaged(
+            f"the tokenizer has {tokens:,} tokens, but the embedding has {math.prod(embedding[1:]):,} rows", path
+        )
     return {known[name]: tuple(reversed(shape)) for name, shape in present.items() if name in known}
 
 
@@ -163,12 +187,20 @@ class _Header:
 
     def read(self) -> tuple[dict[str, Any], list[GgufTensor]]:
         version = self.scalar("<I")
+        if version in (2 << 24, 3 << 24):
+            raise damaged(
+                "the file is big-endian, and only little-endian GGUF files can be read",
+                self.path,
+                "Convert it: gguf-convert-endian FILE little.",
+            )
         if version not in (2, 3):
             raise damaged(f"GGUF version {version} is not supported", self.path, "Convert it to version 3.")
         tensor_count, metadata_count = self.scalar("<Q"), self.scalar("<Q")
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for _ in range(metadata_count):
             key = self.string()
+            if key in metadata:
+                raise self.invalid(f"the key {key!r} occurs twice")
             metadata[key] = self.value(self.scalar("<I"))
         table = [self.tensor() for _ in range(tensor_count)]
         if len({row[0] for row in table}) < len(table):
@@ -177,7 +209,19 @@ class _Header:
         if not isinstance(alignment, int) or alignment < 1:
             raise self.invalid(f"the alignment is {alignment!r}")
         start = -(-self.position // alignment) * alignment
-        return metadata, [self.placed(start, *row) for row in table]
+        tensors = [self.placed(start, *row) for row in table]
+        self.check_places(tensors, start, alignment)
+        return metadata, tensors
+
+    def check_places(self, tensors: Sequence[GgufTensor], start: int, alignment: int) -> None:
+        """Checks that every tensor begins at a multiple of the alignment, after the one before it."""
+        end, before = start, ""
+        for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+            if (tensor.offset - start) % alignment:
+                raise self.invalid(f"tensor {tensor.name!r} does not begin at a multiple of {alignment} bytes")
+            if tensor.offset < end:
+                raise self.invalid(f"tensors {before!r} and {tensor.name!r} overlap")
+            end, before = tensor.offset + tensor.size_bytes, tensor.name
 
     def invalid(self, what: str) -> InvalidModel:
         return damaged(f"the GGUF header is damaged: {what}", self.path, "Download the file again.")

@@ -26,7 +26,7 @@ def summarize(folder: Path, trace_id: str) -> TraceSummary:
 def spans(folder: Path) -> Iterable[dict[str, Any]]:
     """Yields every span of every file. Skips incomplete lines, which a killed process may leave."""
     for file in sorted(folder.glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").split("\n"):
             try:
                 yield json.loads(line)
             except ValueError:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from slmops.console.render import fleet as render
 from slmops.console.session import Session, command
+from slmops.console.yaml_document import load
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.commands import ApplyBlueprint, ListBlueprints
 from slmops.contracts.errors import Denied, InvalidMessage, NotFound
@@ -24,11 +25,11 @@ STDIN = "-"
 def parse(text: str, where: str) -> Blueprint:
     """Parses YAML, or JSON as a subset of YAML. Raises `InvalidMessage`, which names every wrong field."""
     try:
-        return Blueprint.model_validate(yaml.safe_load(text), extra="forbid")  # reject misspelt fields
+        return Blueprint.model_validate(load(text), extra="forbid")  # reject misspelt fields
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        problem = getattr(error, "problem", None) or str(error) or "it cannot be parsed"
         raise InvalidMessage(
             f"this is neither YAML nor JSON: {problem}",
             where=where + line,

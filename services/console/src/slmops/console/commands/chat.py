@@ -74,13 +74,23 @@ async def _chunks(url: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, 
         async with httpx.AsyncClient(timeout=_TIMEOUT) as http, http.stream("POST", url, json=body) as answer:
             if not answer.is_success:
                 raise _refusal(url, answer.status_code, await answer.aread())
-            async for line in answer.aiter_lines():
+            async for line in _lines(answer.aiter_text()):
                 if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
                     yield _chunk(url, data)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise Unreachable(
             f"the gateway does not answer: {type(error).__name__}", where=url, fix="See slmops gateway ls."
         ) from error
+
+
+async def _lines(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yields the lines of a stream of events. httpx's own lines also end at U+2028, which an answer may contain."""
+    rest = ""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _chunk(url: str, data: str) -> dict[str, Any]:

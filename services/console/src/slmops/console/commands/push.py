@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slmops.contracts.commands import BeginUpload, RegisterVersion, VersionView
 from slmops.contracts.errors import Denied, DigestMismatch, InvalidMessage, InvalidModel, NotFound, Unreachable
-from slmops.contracts.golden import GOLDEN_FILE, parse_golden
+from slmops.contracts.golden import GOLDEN_FILE, check_golden
 from slmops.contracts.model import FilePath, ModelFile, collision
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
@@ -133,7 +133,7 @@ def _check_names(paths: Iterable[str]) -> None:
 
 def _check_golden(path: Path) -> None:
     try:
-        prompts = parse_golden(path.read_text(encoding="utf-8"))
+        prompts = check_golden(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFound("there is no such file", where=str(path), fix="Check the path given to --golden.") from error
     except UnicodeDecodeError as error:

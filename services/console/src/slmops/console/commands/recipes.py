@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from slmops.console.render import optimizer as render
 from slmops.console.session import Session, command
+from slmops.console.yaml_document import load
 from slmops.contracts.commands import ListRecipes, PassView
 from slmops.contracts.errors import Denied, InvalidRecipe, NotFound
 from slmops.contracts.names import check_name
@@ -35,7 +36,7 @@ def read_recipe(path: Path) -> Recipe:
     Whether the passes exist and fit together is checked by the optimizer.
     """
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), extra="forbid")
+        return Recipe.model_validate(load(path.read_text(encoding="utf-8")), extra="forbid")
     except FileNotFoundError as error:
         raise NotFound("there is no such file", where=str(path), fix="Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

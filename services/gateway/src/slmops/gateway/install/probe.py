@@ -11,7 +11,8 @@ from statistics import median
 
 from slmops.contracts.errors import InferenceFailed
 from slmops.contracts.golden import GoldenPrompt
-from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest
+from slmops.gateway.install.golden import GoldenPrompts
+from slmops.gateway.serving.inference import Done, InferenceRequest
 from slmops.gateway.serving.runner import Runner
 
 
@@ -48,19 +49,19 @@ class ProbeReport:
     results: tuple[ProbeResult, ...]
 
 
-async def probe(runner: Runner, golden: Sequence[GoldenPrompt], budget: ProbeBudget) -> ProbeReport:
+async def probe(runner: Runner, golden: GoldenPrompts, budget: ProbeBudget) -> ProbeReport:
     """Runs every golden prompt in order with greedy decoding. A bad model raises nothing; the report says so."""
     done: list[Done] = []
     broken = None
     try:
         async with asyncio.timeout(budget.timeout.total_seconds()):
-            for prompt in golden:
-                done.append(await _ask(runner, prompt))
+            for prompt in golden.prompts:
+                done.append(await _ask(runner, golden.request(prompt)))
     except InferenceFailed as error:
         broken = f"prompt {len(done)} failed: {error.what}"
     except TimeoutError:
         broken = f"prompt {len(done)} was not answered within {budget.timeout.total_seconds():g} s for all"
-    return judge(golden, done, budget, peak_rss_bytes=runner.peak_rss_bytes(), broken=broken)
+    return judge(golden.prompts, done, budget, peak_rss_bytes=runner.peak_rss_bytes(), broken=broken)
 
 
 def judge(
@@ -100,10 +101,7 @@ def judge(
     return ProbeReport(not reasons, reasons, tokens_per_s, ttft_s, peak_rss_bytes, results)
 
 
-async def _ask(runner: Runner, prompt: GoldenPrompt) -> Done:
-    request = InferenceRequest(
-        messages=(ChatMessage(role="user", content=prompt.prompt),), max_tokens=prompt.max_tokens, stream=False
-    )
+async def _ask(runner: Runner, request: InferenceRequest) -> Done:
     async with aclosing(runner.generate(request)) as items:
         async for item in items:
             if isinstance(item, Done):

@@ -16,16 +16,15 @@ from pathlib import Path
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InferenceFailed, PermanentError, Problem, SlmopsError, TemporaryError
-from slmops.contracts.golden import GoldenPrompt, parse_golden
-from slmops.contracts.manifest import GOLDEN_PATH
 from slmops.contracts.plan import Release
 from slmops.gateway.disk_full import raise_disk_full
 from slmops.gateway.domain import MAX_ATTEMPTS, Event, Phase, next_phase
 from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.golden import GoldenPrompts, read_golden
 from slmops.gateway.install.probe import ProbeBudget, ProbeReport, probe
 from slmops.gateway.install.slots import Slots
 from slmops.gateway.report.reporter import Golden
-from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest
+from slmops.gateway.serving.inference import Done, InferenceRequest
 from slmops.gateway.serving.inference import Release as ServedRelease
 from slmops.gateway.serving.releases import Serving
 from slmops.gateway.serving.runner import ProcessRunner, RunnerOptions
@@ -79,16 +78,16 @@ class Updater:
             runner = _runner(release, slot.path)
             await runner.start()
             await self._serving.swap(runner)
-            await self._measure_settings(release, _golden(slot.path))
+            await self._measure_settings(release, read_golden(slot.path))
 
-    async def _measure_settings(self, release: Release, golden: tuple[GoldenPrompt, ...]) -> None:
+    async def _measure_settings(self, release: Release, golden: GoldenPrompts) -> None:
         """Asks each golden prompt once with new settings. Otherwise an idle gateway would measure nothing in its stage.
 
         Wrong answers are only counted: the settings serve already, and the fleet's gate decides about them.
         """
-        for prompt in golden:
+        for prompt in golden.prompts:
             try:
-                right = prompt.passes(await self._answer(prompt))
+                right = prompt.passes(await self._answer(golden.request(prompt)))
             except TemporaryError:  # too busy: then users' requests are measured
                 continue
             self._count(release.manifest.digest, right)
@@ -126,8 +125,8 @@ class Updater:
             with span("load"):
                 await candidate.start()
             self._step(Event.LOAD_SUCCEEDED)
-            golden = _golden(slot.path)
-            with span("probe", prompts=len(golden)):
+            golden = read_golden(slot.path)
+            with span("probe", prompts=len(golden.prompts)):
                 await self._probe(candidate, golden, release)
             self._step(Event.PROBE_PASSED)
             self._slots.activate()
@@ -145,7 +144,7 @@ class Updater:
             await asyncio.shield(self._withdraw(candidate))
             raise
 
-    async def _probe(self, candidate: ProcessRunner, golden: tuple[GoldenPrompt, ...], release: Release) -> None:
+    async def _probe(self, candidate: ProcessRunner, golden: GoldenPrompts, release: Release) -> None:
         budget = ProbeBudget(
             min_tokens_per_s=release.min_tokens_per_s,
             max_ttft_s=release.probe.max_ttft_s,
@@ -160,12 +159,12 @@ class Updater:
                 fix="Check what changed in the model; the gateway keeps its previous release.",
             )
 
-    async def _soak(self, candidate: ProcessRunner, golden: tuple[GoldenPrompt, ...], release: Release) -> None:
+    async def _soak(self, candidate: ProcessRunner, golden: GoldenPrompts, release: Release) -> None:
         """Runs golden prompts on the serving path, beside users' requests, for the time that the blueprint sets."""
         loop = asyncio.get_running_loop()
         until = loop.time() + release.soak.seconds
-        for prompt in itertools.cycle(golden):
-            right = prompt.passes(await self._answer(prompt))
+        for prompt in itertools.cycle(golden.prompts):
+            right = prompt.passes(await self._answer(golden.request(prompt)))
             self._count(release.manifest.digest, right)
             if not right:
                 raise InferenceFailed("a golden prompt failed while soaking")
@@ -175,10 +174,7 @@ class Updater:
                 return
             await asyncio.sleep(min(release.soak.golden_every_s, max(0.0, until - loop.time())))
 
-    async def _answer(self, prompt: GoldenPrompt) -> str:
-        request = InferenceRequest(
-            messages=(ChatMessage(role="user", content=prompt.prompt),), max_tokens=prompt.max_tokens, stream=False
-        )
+    async def _answer(self, request: InferenceRequest) -> str:
         async with aclosing(self._serving.generate(request)) as items:
             async for _, item in items:
                 if isinstance(item, Done):
@@ -260,11 +256,6 @@ def _runner(release: Release, path: Path) -> ProcessRunner:
 
 def _options(release: Release) -> RunnerOptions:
     return RunnerOptions(context_tokens=release.runtime.context_tokens, max_tokens=release.runtime.max_tokens)
-
-
-def _golden(path: Path) -> tuple[GoldenPrompt, ...]:
-    file = path / GOLDEN_PATH
-    return parse_golden(file.read_text()) if file.exists() else ()
 
 
 def _figures(report: ProbeReport) -> dict[str, float]:

@@ -14,6 +14,7 @@ from slmops.contracts.manifest import ADAPTER_PATH
 from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest
 from slmops.gateway.serving.prompts import PromptEncoder
 from slmops.gateway.serving.stopwords import StopWords
+from slmops.kit.prompt_tokens import PromptTokenizer
 
 # A long prompt is read in chunks between the tokens of other answers. The result is the same, bit for bit.
 PREFILL_CHUNK_TOKENS = 64
@@ -32,7 +33,7 @@ class LoadedModel:
             config.overlay(json.dumps(_session(threads or len(os.sched_getaffinity(0)))))
             self.model = og.Model(config)
             self.tokenizer = og.Tokenizer(self.model)
-            self._prompts = PromptEncoder(self.tokenizer, folder)
+            self._prompts = PromptEncoder(PromptTokenizer(self.tokenizer, folder), folder)
             self.adapters = og.Adapters(self.model) if (folder / ADAPTER_PATH).exists() else None
             if self.adapters:
                 self.adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)

@@ -11,26 +11,19 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from slmops.contracts.errors import PromptRefused
 from slmops.gateway.serving.inference import ChatMessage, InferenceRequest
-
-
-class Tokenizer(Protocol):
-    """The part of the runtime's tokenizer that makes a prompt."""
-
-    def encode(self, text: str, /) -> Sequence[int]: ...
-
-    def apply_chat_template(self, messages: str, /, *, add_generation_prompt: bool) -> str: ...
+from slmops.kit.prompt_tokens import PromptTokenizer
 
 
 class PromptEncoder:
     """Makes the tokens of requests. Raises `OSError` or `ValueError` if the files of the model's folder are damaged."""
 
-    def __init__(self, tokenizer: Tokenizer, folder: Path) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, folder: Path) -> None:
         self._tokenizer = tokenizer
         tokens, template = _added_tokens(folder), _chat_template(folder)
         special = {text for text, is_special in tokens.items() if is_special}
@@ -39,16 +32,15 @@ class PromptEncoder:
         self._cuts = _pattern(special | named)
         # An assistant's message is an earlier answer, from which templates remove the reasoning by its tags.
         self._cuts_of_answers = _pattern(special)
-        self._added = [int(token) for token in tokenizer.encode("")]
 
     def encode(self, request: InferenceRequest) -> list[int]:
         """Raises `PromptRefused` if the prompt is empty or the chat template rejects the messages."""
         mark = secrets.token_hex(16)  # nobody can guess it, and templates and JSON leave letters and digits unchanged
         try:
             first, *others = self._text(request, mark).split(mark)
-            tokens = [int(token) for token in self._tokenizer.encode(first)]
-            for piece in others:
-                tokens += self._continuation(piece)
+            # A chat template writes the BOS token itself; before a text without a template, the tokenizer does.
+            begin = self._tokenizer.text if request.messages is None and first else self._tokenizer.part
+            tokens = [*begin(first), *(token for piece in others for token in self._tokenizer.part(piece))]
         except RuntimeError:
             # The library's message may quote the prompt.
             raise PromptRefused("the model's chat template rejected these messages") from None
@@ -59,20 +51,13 @@ class PromptEncoder:
     def _text(self, request: InferenceRequest, mark: str) -> str:
         """Returns the text of the prompt, with `mark` wherever it is cut."""
         if request.messages is None:
-            return _cut(request.prompt or "", self._cuts, mark)
-        messages = json.dumps([self._message(message, mark) for message in request.messages], ensure_ascii=False)
-        return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+            return str(_cut(request.prompt or "", self._cuts, mark))
+        return self._tokenizer.render([self._message(message, mark) for message in request.messages])
 
     def _message(self, message: ChatMessage, mark: str) -> dict[str, Any]:
         cuts = self._cuts_of_answers if message.role == "assistant" else self._cuts
         fields = message.model_dump(exclude_none=True, exclude={"role"})
         return {"role": message.role, **_cut(fields, cuts, mark)}
-
-    def _continuation(self, text: str) -> list[int]:
-        """Returns the tokens of a later piece, without the token that the tokenizer may put before every text."""
-        tokens = [int(token) for token in self._tokenizer.encode(text)] if text else []
-        start = len(self._added)
-        return tokens[start:] if tokens[:start] == self._added else tokens
 
 
 def _cut(value: Any, cuts: re.Pattern[str] | None, mark: str) -> Any:

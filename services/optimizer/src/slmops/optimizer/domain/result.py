@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from slmops.contracts.prompt_format import PromptFormat
 from slmops.optimizer.domain.candidate import Variant
 from slmops.optimizer.domain.choice import Choice
 from slmops.optimizer.domain.front import Front
@@ -25,6 +26,7 @@ class ReferenceFigures(BaseModel):
     ppl: float
     windows: int
     window_tokens: int
+    prompt_format: PromptFormat = PromptFormat.CHAT
 
 
 class JobResult(BaseModel):

@@ -13,20 +13,23 @@ import numpy.typing as npt
 
 from slmops.contracts.errors import OptimizationFailed
 from slmops.optimizer.intake.graph import Graph
+from slmops.optimizer.intake.tokens import adapt_tokenizer
 
 CONFIG = "config.json"
 MAX_PARITY_KL = 1e-4
 """Limit in nats per token. Float32 with another order of operations gives 1e-9, int8 weights give 5e-3, and a wrong
 rotary angle gives more. A correct export is far below the limit, a wrong one far above."""
 _POSITIONS, _COMPARED = 256, 64
+_EVERY_ANGLE = {"rope_type": "llama3", "low_freq_factor": 1e12, "high_freq_factor": 2e12}
 _LONGEST_WINDOW = 1024  # a longer sliding window is not filled, because its logits would take gigabytes
 
 
 def export(hf_dir: Path, out: Path) -> Path:
     """Writes the float32 genai folder `out`: graph, genai_config.json, config.json and the tokenizer.
 
-    The complete folder is renamed to `out`. The builder prints, changes `sys.path`, and takes several times the model's
-    memory. Raises `OptimizationFailed`.
+    The complete folder is renamed to `out`; its tokenizer makes the same tokens as that of `hf_dir`. The builder
+    prints, changes `sys.path`, and takes several times the model's memory. Raises `OptimizationFailed`, and
+    `InvalidModel` for a chat template that fails.
     """
     return build(hf_dir, out, "fp32", {})
 
@@ -53,12 +56,16 @@ def build(hf_dir: Path, out: Path, precision: str, options: Mapping[str, str]) -
         ) from error
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+    adapt_tokenizer(hf_dir, scratch)
     os.replace(scratch, out)
     return out
 
 
 def _adapt_config(config: Any) -> None:
-    """Adapts two configurations to builder 0.18, which expects the format of transformers before version 5."""
+    """Adapts configurations to builder 0.18, which expects the format of transformers before version 5."""
+    if config.model_type == "llama" and config.rope_parameters["rope_type"] == "linear":
+        # Otherwise the builder ignores the factor. Llama 3's scaling with these limits divides every angle by it.
+        config.rope_parameters = dict(config.rope_parameters) | _EVERY_ANGLE
     if config.model_type == "gemma3_text":  # one table of rotary parameters per kind of layer
         full, sliding = (config.rope_parameters[kind] for kind in ("full_attention", "sliding_attention"))
         config.rope_parameters, config.rope_local_base_freq = dict(full), sliding["rope_theta"]

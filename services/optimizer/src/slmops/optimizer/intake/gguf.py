@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from slmops.contracts.errors import UnsupportedArchitecture
-from slmops.kit.modelfile.gguf import ROPE_FREQS, GgufTensor, hf_names, read_gguf
+from slmops.kit.modelfile.gguf import ROPE_FREQS, GgufTensor, hf_architecture, hf_names, read_gguf, rope_scaling
 from slmops.optimizer.intake import angles
 from slmops.optimizer.intake.huggingface import Matrix, write_tensors
 
@@ -75,13 +75,13 @@ def _config(architecture: str, metadata: Mapping[str, Any], read: Mapping[str, M
         "max_position_embeddings": facts["context_length"],
         "rms_norm_eps": float(f"{facts['attention.layer_norm_rms_epsilon']:.6g}"),
         "tie_word_embeddings": "output.weight" not in read,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_parameters": {"rope_theta": theta, **rope_scaling(architecture, metadata)},
         **{f"{x}_token_id": facts.get(f"tokenizer.ggml.{key}_token_id") for x, key in _TOKENS.items()},
     }
     if factors is not None:
         settings["rope_parameters"] = angles.parameters(angles.default(theta, head_dim) / factors, theta)
     settings |= _architecture_settings(architecture, facts, settings)
-    return CONFIG_MAPPING["gemma3_text" if architecture == "gemma3" else architecture](**settings)
+    return CONFIG_MAPPING[hf_architecture(architecture)](**settings)
 
 
 _TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}

@@ -105,6 +105,7 @@ class Job:
             ppl=against.ppl,
             windows=len(against.tokens),
             window_tokens=against.tokens.shape[1],
+            prompt_format=self.pipeline.prompt_format,
         )
 
     def _variant(self, recipe: Recipe) -> Variant:
@@ -134,7 +135,14 @@ class Job:
         measured = self._evaluations / f"{folder.name}.json"
         if not measured.exists():
             measured.parent.mkdir(parents=True, exist_ok=True)
-            found = evaluate(folder, self.against, golden=self.spec.golden, tasks=self.tasks, seed=self.spec.seed)
+            found = evaluate(
+                folder,
+                self.against,
+                golden=self.spec.golden,
+                tasks=self.tasks,
+                seed=self.spec.seed,
+                prompt_format=self.pipeline.prompt_format,
+            )
             write_atomically(measured, found.model_dump_json())
         return Evaluation.model_validate_json(measured.read_bytes())
 

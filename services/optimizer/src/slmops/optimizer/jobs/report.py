@@ -13,6 +13,7 @@ from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.golden import GoldenPrompt, dump_golden
 from slmops.contracts.model import ModelFile
+from slmops.contracts.prompt_format import PromptFormat
 from slmops.contracts.recipe import Recipe
 from slmops.kit.objects.store import digest_of_path
 from slmops.optimizer.measure.bootstrap import METHOD
@@ -53,6 +54,8 @@ class Report(BaseModel):
     golden: Digest | None
     seed: int
     """The random seed of the passes and of the intervals."""
+    prompt_format: PromptFormat = PromptFormat.CHAT
+    """How the golden prompts were asked, and how gateways must ask them."""
     intervals: str = METHOD
     tools: dict[str, str]
     """The versions of the tools, by distribution."""
@@ -69,6 +72,7 @@ def report(
     tasks: Sequence[Task],
     golden: Sequence[GoldenPrompt],
     seed: int,
+    prompt_format: PromptFormat = PromptFormat.CHAT,
 ) -> Report:
     """Builds a report; reads the folder `variant` to compute digests.
 
@@ -86,6 +90,7 @@ def report(
         tasks=tuple(map(_source, tasks)),
         golden=digest_of(dump_golden(tuple(golden)).encode()) if golden else None,
         seed=seed,
+        prompt_format=prompt_format,
         tools=tool_versions(),
     )
 

@@ -123,6 +123,7 @@ class ArtifactUploader:
             tasks=tuple(Source(name=task.name, digest=task.digest) for task in bundled_tasks()),
             golden=digest_of(dump_golden(spec.golden).encode()) if spec.golden else None,
             seed=spec.seed,
+            prompt_format=reference.prompt_format,
             tools=tool_versions(),
         )
 

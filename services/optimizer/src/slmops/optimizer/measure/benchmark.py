@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from slmops.contracts.errors import OptimizationFailed
 from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompt_format import PromptFormat
 from slmops.optimizer.measure.energy import EnergyMeter
 from slmops.optimizer.measure.genai import GenaiModel
 from slmops.optimizer.measure.golden import golden_passed
@@ -41,6 +42,7 @@ class Questions(BaseModel):
 
     golden: tuple[GoldenPrompt, ...] = ()
     tasks: tuple[Task, ...] = ()
+    prompt_format: PromptFormat = PromptFormat.CHAT
 
 
 class Speed(BaseModel):
@@ -134,7 +136,7 @@ def measure(model: GenaiModel) -> Speed:
 def answer(model: GenaiModel, questions: Questions) -> Answers:
     """Answers the questions in this process."""
     return Answers(
-        golden_passed=golden_passed(model, questions.golden),
+        golden_passed=golden_passed(model, questions.golden, questions.prompt_format),
         tasks={task.name: accuracy(model, task) for task in questions.tasks},
     )
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from slmops.contracts.errors import InvalidMessage, OptimizationFailed
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompt_format import PromptFormat
 from slmops.optimizer.intake.graph import Graph
 from slmops.optimizer.measure.benchmark import Questions, benchmark
 from slmops.optimizer.measure.bootstrap import interval
@@ -84,13 +85,19 @@ def evaluate(
     golden: Sequence[GoldenPrompt] = (),
     tasks: Sequence[Task] | None = None,
     seed: int = 0,
+    prompt_format: PromptFormat = PromptFormat.CHAT,
 ) -> Evaluation:
-    """Measures the genai folder `variant`. Without `tasks` it uses the bundled ones.
+    """Measures the genai folder `variant`. Without `tasks` it uses the bundled ones. Golden prompts are asked in
+    `prompt_format`.
 
     Speed is measured too, so call it when nothing else computes. NaN in the logits gives NaN in the figures. Raises
     `OptimizationFailed`.
     """
-    questions = Questions(golden=tuple(golden), tasks=bundled_tasks() if tasks is None else tuple(tasks))
+    questions = Questions(
+        golden=tuple(golden),
+        tasks=bundled_tasks() if tasks is None else tuple(tasks),
+        prompt_format=prompt_format,
+    )
     with benchmark(variant, questions) as process:
         speed = process.speed()
         compared = fidelity(variant, against, seed)  # meanwhile the process answers, which takes one core

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmops.contracts.manifest import ADAPTER_PATH
+from slmops.kit.prompt_tokens import PromptTokenizer
 
 
 class GenaiModel:
@@ -24,21 +25,19 @@ class GenaiModel:
         if self._adapters:
             self._adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
         self._tokenizer = og.Tokenizer(self._model)
-        self._has_chat = _has_chat_template(folder)
+        self._prompts = PromptTokenizer(self._tokenizer, folder)
         configured = json.loads((folder / "genai_config.json").read_bytes())["model"]
         self._context = int(configured["context_length"])
         self._window = int(configured["decoder"].get("sliding_window", {}).get("window_size", 0))
         self._end = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
     def encode(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text)]
+        """Returns the tokens of a text, with BOS if the tokenizer adds one."""
+        return self._prompts.text(text)
 
-    def chat(self, question: str) -> str:
-        """Returns the prompt for a question, in the model's chat template if it has one."""
-        if not self._has_chat:
-            return question
-        message = json.dumps([{"role": "user", "content": question}], ensure_ascii=False)
-        return str(self._tokenizer.apply_chat_template(message, add_generation_prompt=True))
+    def chat(self, question: str) -> list[int]:
+        """Returns the tokens of a question in the model's chat template."""
+        return self._prompts.chat([{"role": "user", "content": question}])
 
     def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
         """Yields exactly `count` greedy tokens after `prompt`. `min_length` keeps the model from ending earlier."""
@@ -48,16 +47,15 @@ class GenaiModel:
             generator.generate_next_token()
             yield int(generator.get_next_tokens()[0])
 
-    def answer(self, prompt: str, max_tokens: int) -> Iterator[str]:
-        """Yields the greedy answer so far after each token, until the model ends it.
+    def answer(self, prompt: Sequence[int], max_tokens: int) -> Iterator[str]:
+        """Yields the greedy answer so far to the tokens `prompt` after each new token, until the model ends it.
 
         Yields nothing if the prompt does not fit into the context.
         """
-        prompt_tokens = self.encode(prompt)
-        count = min(max_tokens, self._context - len(prompt_tokens))
-        if not prompt_tokens or count <= 0:
+        count = min(max_tokens, self._context - len(prompt))
+        if not prompt or count <= 0:
             return
-        generator, stream = self._start(prompt_tokens, len(prompt_tokens) + count), self._tokenizer.create_stream()
+        generator, stream = self._start(prompt, len(prompt) + count), self._tokenizer.create_stream()
         text = ""
         for _ in range(count):
             generator.generate_next_token()
@@ -109,13 +107,6 @@ class GenaiModel:
         except RuntimeError:  # the context is longer than a sliding window, which no longer holds its beginning
             return self._start(start, length)
         return generator
-
-
-def _has_chat_template(folder: Path) -> bool:
-    configuration = folder / "tokenizer_config.json"
-    return (folder / "chat_template.jinja").exists() or (
-        configuration.exists() and "chat_template" in json.loads(configuration.read_bytes())
-    )
 
 
 def _log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

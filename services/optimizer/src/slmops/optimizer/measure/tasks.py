@@ -8,7 +8,6 @@ spacing are ignored, and also punctuation, but only around the answer.
 
 from __future__ import annotations
 
-import json
 import math
 import string
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.errors import InvalidMessage, NotFound
+from slmops.contracts.json_lines import loads, numbered_lines
 from slmops.optimizer.measure.genai import GenaiModel
 
 _BUNDLED = files("slmops.optimizer") / "data" / "everyday.jsonl"
@@ -83,7 +83,7 @@ def read_tasks(paths: Sequence[Path]) -> tuple[Task, ...]:
 
 def parse_task(name: str, text: str) -> Task:
     """Parses a task; skips blank lines. Raises `InvalidMessage` with the number of a bad line."""
-    questions = [_question(name, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    questions = [_question(name, number, line) for number, line in numbered_lines(text)]
     if not questions:
         raise InvalidMessage("the task has no questions", where=name, fix=_EXAMPLE)
     return Task(name=name, digest=digest_of(text.encode()), questions=tuple(questions))
@@ -91,13 +91,13 @@ def parse_task(name: str, text: str) -> Task:
 
 def _question(name: str, number: int, line: str) -> MultipleChoice | ExactMatch:
     try:
-        data = json.loads(line)
+        data = loads(line)
         kind = MultipleChoice if isinstance(data, dict) and "choices" in data else ExactMatch
         return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         what = f"{'.'.join(map(str, first['loc'])) or 'question'}: {first['msg']}"
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         what = str(error)
     raise InvalidMessage(f"a question is not valid: {what}", where=f"{name} line {number}", fix=_EXAMPLE) from None
 
@@ -120,7 +120,7 @@ def _right(model: GenaiModel, question: MultipleChoice | ExactMatch) -> float:
 
 def _first_line(model: GenaiModel, question: ExactMatch) -> str:
     text = ""
-    for text in model.answer(question.prompt, len(model.encode(question.answer)) + _SPARE_TOKENS):
+    for text in model.answer(model.encode(question.prompt), len(model.encode(question.answer)) + _SPARE_TOKENS):
         if "\n" in text.strip():
             break
     return text.strip().partition("\n")[0]

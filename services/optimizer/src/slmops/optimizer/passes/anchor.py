@@ -22,7 +22,7 @@ from pydantic import Field
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import OptimizationFailed
 from slmops.optimizer.passes import Context, Params
-from slmops.optimizer.passes.pack import to_bytes
+from slmops.optimizer.passes.pack import is_rotation, to_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -119,7 +119,7 @@ class _Anchoring:
             done.add(matrix)
         self._check_near()
         for name, value in self._after.items():
-            if name not in done and name not in ("cos_cache", "sin_cache"):
+            if name not in done and not is_rotation(name):
                 self._plain(name, value)
 
     def _check_near(self) -> None:

@@ -100,9 +100,9 @@ class _Packer:
 
     def halve_rotations(self) -> None:
         """Stores the sine and cosine tables in float16. The error of 2e-4 is far below that of the weights."""
-        for name in ("cos_cache", "sin_cache"):
-            table = self._graph.initializers.get(name)
-            if table is not None and table.const_value is not None:
+        for name in [name for name in self._graph.initializers if is_rotation(name)]:
+            table = self._graph.initializers[name]
+            if table.const_value is not None:
                 table.replace_all_uses_with(self._widened(name, table.const_value.numpy().astype(np.float16)))
                 del self._graph.initializers[name]
 
@@ -221,6 +221,12 @@ class _Packer:
         import onnx_ir as ir
 
         ir.convenience.replace_nodes_and_values(self._graph, old, [old], [], [old.outputs[0]], [new.outputs[0]])
+
+
+def is_rotation(name: str) -> bool:
+    """Returns whether an initializer is a table of cosines or sines. A graph may have several, such as Gemma's
+    `cos_cache_global` and `cos_cache_local`."""
+    return name.startswith(("cos_cache", "sin_cache"))
 
 
 def _join(parts: Sequence[tuple[Coded, int, int]]) -> list[Coded]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 UPGRADED_BITS = 8
+_SMALLEST_BLOCK = 16
 
 
 class Quantize(Params):
@@ -28,7 +29,11 @@ class Quantize(Params):
         "squared error; gptq: as searched, then corrects each column's error in the next columns, on calibration text",
     )
     bits: Literal[4, 8] = 4
-    block: Literal[16, 32, 64, 128] = Field(default=32, description="Weights that share a scale and a zero")
+    block: Literal[16, 32, 64, 128] = Field(
+        default=32,
+        description="Weights that share a scale and a zero; a matrix whose columns it does not divide gets the largest "
+        "smaller block that does",
+    )
     scale_bits: Literal[8, 16] = Field(
         default=16, description="8: a block's scale is a multiple of 1/255 of the largest scale of its row"
     )
@@ -56,7 +61,7 @@ class Quantize(Params):
 
 
 def run(given: Path, out: Path, params: Quantize, context: Context) -> None:
-    """Runs the pass. Raises `OptimizationFailed` if the block size does not divide the columns of a matrix."""
+    """Runs the pass. Raises `OptimizationFailed` if no block size divides the columns of a matrix."""
     out.mkdir()
     (out / codes.MODEL_FOLDER).symlink_to(given.resolve(), target_is_directory=True)
     model = decoder.load(given)
@@ -106,12 +111,7 @@ class _Quantizer:
         )
 
     def _grid(self, weight: torch.Tensor, bits: int, *, search: bool, importance: torch.Tensor | None = None) -> Grid:
-        block = self._params.block
-        if weight.shape[1] % block:
-            raise OptimizationFailed(
-                f"a matrix with {weight.shape[1]} columns cannot be divided into blocks of {block}",
-                fix="Use a smaller block.",
-            )
+        block = fitting_block(weight.shape[1], self._params.block)
         # With 8 bits a zero gains little: the loss of a block comes from its scale.
         symmetric = self._params.symmetric or bits == UPGRADED_BITS
         return fit(
@@ -193,6 +193,22 @@ class _Quantizer:
             grid = self._grid(weight, self._params.embedding_bits, search=True)
             found[names[key]] = _coded(grid, grid.codes(weight))
         return found
+
+
+def fitting_block(columns: int, largest: int) -> int:
+    """Returns the largest block, at most `largest`, that divides `columns`. Raises `OptimizationFailed`.
+
+    The kernels take powers of two from 16.
+    """
+    block = largest
+    while columns % block and block > _SMALLEST_BLOCK:
+        block //= 2
+    if columns % block:
+        raise OptimizationFailed(
+            f"a matrix with {columns} columns cannot be divided into blocks of {_SMALLEST_BLOCK} or more",
+            fix="Use another model, or the recipe stock-int8.",
+        )
+    return block
 
 
 def most_sensitive(expected: Mapping[str, float], sizes: Mapping[str, int], share: float) -> frozenset[str]:

@@ -14,9 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slmops.contracts.descriptor import digest_of
+from slmops.contracts.prompt_format import PromptFormat
 from slmops.contracts.recipe import Recipe
 from slmops.kit.atomic_write import atomic_write
-from slmops.kit.modelfile import adapter_base, inspect
+from slmops.kit.modelfile import adapter_base, chat_template, inspect
 from slmops.optimizer.intake import materialize
 from slmops.optimizer.intake.export import check_parity, export
 from slmops.optimizer.measure.texts import Texts, calibration, read_texts
@@ -70,9 +71,9 @@ class Pipeline:
         return base
 
     def export(self, model: Path) -> Path:
-        """Exports a float directory as a float32 graph and checks that both give the same results.
+        """Exports a float directory as a float32 graph and checks that both give the same tokens and results.
 
-        Raises `OptimizationFailed`.
+        Raises `OptimizationFailed`, `InvalidModel`.
         """
         model = model.resolve()
         out = self.work / "exports" / digest_of(str(model.relative_to(self.work.resolve())).encode())[7:23]
@@ -84,6 +85,11 @@ class Pipeline:
             check_parity(model, unchecked)
             unchecked.rename(out)
         return out
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How the version is asked by us and by gateways. `export` has checked that its chat template works."""
+        return PromptFormat.CHAT if chat_template(self.read()) is not None else PromptFormat.TEXT
 
     def variant(self, recipe: Recipe, on_pass: Callable[[str], None]) -> Path:
         """Runs the recipe and returns its genai folder. Raises `InvalidRecipe`, and what its passes raise.

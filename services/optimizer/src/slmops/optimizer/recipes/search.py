@@ -121,7 +121,7 @@ def _read(log: Path) -> list[Variant]:
     if torn:
         with log.open("r+b") as file:
             file.truncate(len(whole) + 1 if whole else 0)
-    return [Variant.model_validate_json(line) for line in whole.splitlines()]
+    return [Variant.model_validate_json(line) for line in whole.split(b"\n") if line]
 
 
 def _append(log: Path, trial: Variant) -> None:
