@@ -127,6 +127,8 @@ _GATEWAY_VIEW = c.GatewayView(
     problem=PROBLEM,
     measured=MEASURED,
     plan_generation=3,
+    dropped_reports=40,
+    dropped_measurements=2,
     last_seen=AT,
 )
 

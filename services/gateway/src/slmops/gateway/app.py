@@ -144,6 +144,7 @@ class Gateway:
         await asyncio.wait(tasks[-2:], timeout=3)
         await cancel_and_wait(tasks)
         await self.serving.stop()
+        await self.reporter.close()
         if self.client is not None:
             await self.client.close()
 

@@ -8,7 +8,7 @@ import logging
 from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import DiskFull, PermanentError, Problem, SlmopsError, TemporaryError
+from slmops.contracts.errors import PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.contracts.plan import Desired, Plan, Release, Side
 from slmops.gateway.domain import Phase, should_update
 from slmops.gateway.install.slots import Slots
@@ -163,10 +163,7 @@ class Agent:
 
     def report(self) -> None:
         """Reports the status. A failed release is reported as failed for as long as it is desired."""
-        try:
-            self._reporter.report(self._status())
-        except DiskFull as error:  # the next report contains the whole status again
-            log.warning("lost a report: %s", error)
+        self._reporter.report(self._status())
 
     def _status(self) -> Status:
         wanted = self._desired.manifest.digest if self._desired else None

@@ -142,6 +142,8 @@ class GatewayView(Result):
     problem: Problem | None = None
     measured: dict[str, float] = Field(default_factory=dict)
     plan_generation: int = 0
+    dropped_reports: int = 0
+    dropped_measurements: int = 0
     last_seen: AwareDatetime
 
 

@@ -224,6 +224,13 @@ def _labels(g: GatewayView) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(g.labels.items()))
 
 
+def _dropped(g: GatewayView) -> str | None:
+    """Returns what the gateway dropped because it waited too long for a network; None if nothing."""
+    if not (g.dropped_reports or g.dropped_measurements):
+        return None
+    return f"{g.dropped_reports} reports, {g.dropped_measurements} measurements: they waited too long for a network"
+
+
 def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
     facts: list[tuple[str, Cell | None]] = [
         ("gateway", g.gateway_id),
@@ -238,6 +245,7 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
         *((name, f"{value:.4g}") for name, value in sorted(g.measured.items())),
         ("API", api),
         ("last seen", moment(g.last_seen, now)),
+        ("dropped", _dropped(g)),
     ]
     parts: list[RenderableType] = [pairs(facts)]
     if g.problem is not None:

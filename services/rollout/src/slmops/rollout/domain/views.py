@@ -65,6 +65,8 @@ def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
         problem=report.problem if report else None,
         measured=report.measured if report else {},
         plan_generation=report.plan_generation if report else 0,
+        dropped_reports=report.dropped_reports if report else 0,
+        dropped_measurements=report.dropped_measurements if report else 0,
         last_seen=report.at if report else member.enrolled_at,
     )
 
