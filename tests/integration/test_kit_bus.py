@@ -22,7 +22,15 @@ from slmops.contracts.commands import (
     VersionList,
 )
 from slmops.contracts.descriptor import Descriptor
-from slmops.contracts.errors import Denied, InternalError, InvalidMessage, NotFound, PermanentError, Unreachable
+from slmops.contracts.errors import (
+    Conflict,
+    Denied,
+    InternalError,
+    InvalidMessage,
+    NotFound,
+    PermanentError,
+    Unreachable,
+)
 from slmops.contracts.events import GatewayReported, ModelAliasMoved, UpdatePhase
 from slmops.contracts.manifest import PackageFile
 from slmops.contracts.measurement import MeasurementBatch
@@ -347,13 +355,25 @@ async def test_a_plan_is_written_read_and_announced(world: World, nats_server: N
     gateway = await world.connect("gw-1", inbox_prefix=b"_INBOX_gw-1")
     await gateway.connection.subscribe(subjects.twin(key), cb=hear)
     await gateway.connection.flush()
-    first = await rollout.write_desired(key, b"one")
-    second = await rollout.write_desired(key, b"two")
+    first = await rollout.write_desired(key, b"one", 0)
+    second = await rollout.write_desired(key, b"two", first)
     assert second > first
     assert await rollout.read_desired(key) == (b"two", second)
     await until(lambda: len(heard) == 2)
     assert heard == [(b"one", str(first)), (b"two", str(second))]
     assert await gateway.read_desired(key) == (b"two", second)
+
+
+async def test_a_plan_is_written_only_over_the_revision_that_was_read(world: World) -> None:
+    """Otherwise a slow process of the rollout service would restore a plan that another one has replaced."""
+    fast, slow = await world.connect("rollout"), await world.connect("rollout")
+    key = subjects.blueprint_key("edge-chat")
+    first = await fast.write_desired(key, b"generation 1", 0)
+    second = await fast.write_desired(key, b"generation 2", first)
+    for outdated in (0, first):
+        with pytest.raises(Conflict):
+            await slow.write_desired(key, b"generation 1 again", outdated)
+    assert await slow.read_desired(key) == (b"generation 2", second)
 
 
 # ---- nobody there -----------------------------------------------------------------------------------------

@@ -14,14 +14,15 @@ from nats.aio.client import Client as Connection
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, NoServersError
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.api import Header
+from nats.js.errors import APIError, NotFoundError
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import CredentialsRefused, InvalidMessage, Problem, Unreachable
+from slmops.contracts.errors import Conflict, CredentialsRefused, InvalidMessage, Problem, Unreachable
 from slmops.contracts.events import Event
 from slmops.kit.bus.nats_auth import user_of
 from slmops.kit.bus.refusals import no_room
@@ -33,6 +34,8 @@ R = TypeVar("R", bound=BaseModel)
 E = TypeVar("E", bound=Event)
 PROBLEM_HEADER = "slmops-problem"
 REQUEST_TIMEOUT = timedelta(seconds=30)
+_WRONG_SEQUENCE = {10071, 10164}
+"""The server's error codes for a subject that is not at the expected sequence."""
 PUBLISH_TIMEOUT_S = 10.0  # the client's default is 0.5 s, which a busy disk exceeds
 
 
@@ -190,16 +193,23 @@ class BusClient:
             raise Unreachable(f"the twin cannot be listed: {error}", where=pattern) from error
         return sorted(subject.removeprefix(prefix) for subject in found.state.subjects or {})
 
-    async def write_desired(self, key: str, data: bytes) -> int:
-        """Writes a twin document and returns its revision. Only the service that owns the plan may do this."""
+    async def write_desired(self, key: str, data: bytes, replaces: int) -> int:
+        """Writes a twin document and returns its revision. Only the service that owns the plan may do this.
+
+        `replaces`: the revision that the caller read; 0 if there was no document. Raises `Conflict` if another process
+        has written since, and `Unreachable`.
+        """
         try:
             ack = await self.js.publish(
                 subjects.desired(key),
                 data,
                 stream=f"KV_{subjects.DESIRED_BUCKET}",
                 timeout=PUBLISH_TIMEOUT_S,
+                headers={Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(replaces)},
             )
         except (TimeoutError, NatsError) as error:
+            if isinstance(error, APIError) and error.err_code in _WRONG_SEQUENCE:
+                raise Conflict("another process wrote the plan first", where=key) from error
             raise Unreachable(f"the plan was not stored: {error}", where=key) from error
         return ack.seq
 
