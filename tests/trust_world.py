@@ -97,7 +97,7 @@ class TrustWorld:
     def age(self, by: timedelta) -> None:
         """Replaces every online file by one that was made `by` ago."""
         repository = self.repository(self.now - by)
-        repository._good = lambda *_: False  # type: ignore[method-assign]
+        repository._is_current = lambda *_: False  # type: ignore[method-assign]
         repository.settle()
 
     def file(self, name: str) -> bytes | None:

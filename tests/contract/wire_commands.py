@@ -130,6 +130,7 @@ _GATEWAY_VIEW = c.GatewayView(
     dropped_reports=40,
     dropped_measurements=2,
     last_seen=AT,
+    clock_ahead_s=259200.5,
 )
 
 

@@ -284,7 +284,7 @@ async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_g
     await tell(gateway.client, report, "own")
     fleet = await eventually(
         lambda: client.request(ListGateways(gateway_id="gw-1")),
-        lambda f: f.gateways[0].last_seen == report.at,
+        lambda f: f.gateways[0].last_seen > report.at,
         "report",
     )
     assert len(fleet.gateways) == 1

@@ -90,6 +90,12 @@ def test_freeze(world: TrustWorld) -> None:
     assert refusal(world) == Attack.FREEZE
 
 
+def test_what_expired_by_a_wrong_clock_names_the_clock(world: TrustWorld) -> None:
+    world.age(timedelta(days=2))
+    with pytest.raises(TrustRefused, match=r"has expired on 20.*this machine's clock says 20.*Check the clock"):
+        world.client.refresh(world.mirror)
+
+
 def test_freeze_of_the_snapshot(world: TrustWorld) -> None:
     world.publish(version="1.0.1")
     old = world.sign_as("snapshot", lambda s: s.update(expires="2020-01-01T00:00:00Z"), world.online("snapshot"))
@@ -112,8 +118,8 @@ def test_an_expired_delegated_role(world: TrustWorld) -> None:
     world.age(timedelta(days=100))
     world.repository().settle  # noqa: B018
     repository = world.repository()
-    good = repository._good
-    repository._good = lambda d, role, m: role.startswith("model-") or good(d, role, m)  # type: ignore[method-assign]
+    good = repository._is_current
+    repository._is_current = lambda d, role, m: role.startswith("model-") or good(d, role, m)  # type: ignore[method-assign]
     repository.settle()
     assert refusal(world, path) == Attack.EXPIRED
 
@@ -174,7 +180,7 @@ def test_a_package_signed_by_another_models_key(world: TrustWorld) -> None:
     metadata = json.loads(world.memory.newest("model-other") or b"")
     metadata["signed"]["targets"][wanted] = target
     world.memory.put("model-other", world.version("model-other"), json.dumps(metadata).encode())
-    repository._good = lambda *_: False  # type: ignore[method-assign]
+    repository._is_current = lambda *_: False  # type: ignore[method-assign]
     repository.settle()  # each file is signed again by its own key
     assert world.client.refresh(world.mirror, other) is not None
     assert world.client.refresh(world.mirror, wanted) is None

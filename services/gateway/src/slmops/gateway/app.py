@@ -28,6 +28,7 @@ from slmops.gateway.install.factory import Factory
 from slmops.gateway.install.slots import Slots
 from slmops.gateway.install.trust import Trust
 from slmops.gateway.install.updater import Updater
+from slmops.gateway.report.clock_check import ClockCheck
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.sealed import Results
 from slmops.gateway.report.spool import Spool
@@ -57,6 +58,7 @@ class Gateway:
     twin: Twin
     serving: Serving
     reporter: Reporter
+    clocks: ClockCheck
     servers: list[ApiServer] = field(default_factory=list)
     client: BusClient | None = None
     bundles: Bundles | None = None
@@ -97,7 +99,9 @@ class Gateway:
     async def _network(self) -> None:
         """Enrols, connects, follows the twin and sends the spool. Retries without limit while the gateway serves."""
         self.client = await self._connected(await self._enrolled())
-        await asyncio.gather(self.twin.watch(self.client), self.reporter.send(self.client))
+        await asyncio.gather(
+            self.twin.watch(self.client), self.reporter.send(self.client), self.clocks.watch(self.client)
+        )
 
     async def _enrolled(self) -> Credentials:
         while True:
@@ -178,9 +182,11 @@ def build(settings: Settings) -> Gateway:
         identity.gateway_id, lambda: gateway.source(), slots, home / "blobs", settings.trusted_key, trust, factory
     )
     updater = Updater(slots, acquirer, serving, home / "releases")
-    agent = Agent(slots, updater, serving, reporter, settings.retry_every, factory.release if factory else None)
+    clocks = ClockCheck(identity.gateway_id)
+    brought = factory.release if factory else None
+    agent = Agent(slots, updater, serving, reporter, settings.retry_every, brought, clocks)
     twin = Twin(identity, trust.plan, agent, settings.refresh_every)
-    gateway = Gateway(settings, agent, twin, serving, reporter)
+    gateway = Gateway(settings, agent, twin, serving, reporter, clocks)
     if settings.bundles:
         gateway.bundles = Bundles(
             settings.bundles, home / "blobs", identity.blueprint, trust, twin, settings.bundles_every

@@ -25,7 +25,7 @@ from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
 from slmops.telemetry import store
 from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
-from slmops.telemetry.domain.windows import Cohort, Pending, aggregate, check, closing_before, cohorts
+from slmops.telemetry.domain.windows import Cohort, Pending, aggregate, check, closing_before, cohorts, placed
 from slmops.telemetry.fleet import Fleet
 
 log = logging.getLogger("slmops.telemetry")
@@ -46,8 +46,8 @@ class Handlers:
 
         Raises `PermanentError` and `InvalidMessage` for an invalid batch, `Denied` for an unexpected one.
         """
-        check(batch, delivered.subject, self._clock())
-        pending = Pending(batch, delivered.traceparent)
+        check(batch, delivered.subject)
+        pending = Pending(placed(batch, delivered.arrived_at, delivered.clock_ahead), delivered.traceparent)
         if await self._journal.transact(lambda unit: _keep(unit, pending)):
             await self._keep_by_current_state(pending)
 

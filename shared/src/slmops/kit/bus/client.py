@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +20,14 @@ from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import TIME_HEADER, time_in
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
 from slmops.contracts.errors import Conflict, CredentialsRefused, InvalidMessage, Problem, Unreachable
 from slmops.contracts.events import Event
 from slmops.kit.bus.nats_auth import user_of
 from slmops.kit.bus.refusals import no_room
+from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
@@ -45,6 +47,8 @@ class BusClient:
     def __init__(self, connection: Connection, reconnected: list[Callable[[], None]] | None = None) -> None:
         self.connection = connection
         self._reconnected = reconnected if reconnected is not None else []
+        self.clock_ahead: timedelta | None = None
+        """How far this machine's clock is ahead of the services', as of the last answer; None before the first."""
         self.js: JetStreamContext = connection.jetstream(timeout=PUBLISH_TIMEOUT_S)
 
     @classmethod
@@ -96,6 +100,7 @@ class BusClient:
         with span(f"request {template}", kind=SpanKind.CLIENT):
             headers = _with_trace({"content-type": "application/json"})
             payload = command.model_dump_json(by_alias=True).encode()
+            asked_at = utc_now()
             try:
                 answer = await self.connection.request(
                     command.subject, payload, timeout=timeout.total_seconds(), headers=headers
@@ -112,7 +117,13 @@ class BusClient:
                     where=command.subject,
                     fix="Try again. If it happens again, check the service's log.",
                 ) from error
+            self._compare_clocks(asked_at, answer.headers)
             return _answer(command, answer.data, answer.headers)
+
+    def _compare_clocks(self, asked_at: datetime, headers: Mapping[str, str] | None) -> None:
+        """Compares the clocks. The services' time counts as that in the middle of the request."""
+        if (theirs := time_in((headers or {}).get(TIME_HEADER))) is not None:
+            self.clock_ahead = asked_at + (utc_now() - asked_at) / 2 - theirs
 
     async def publish(self, event: Event, envelope: Envelope) -> None:
         """Stores an event on its stream and waits for the acknowledgement. Repeating it changes nothing."""

@@ -15,6 +15,7 @@ from nats.js.errors import APIError, NotFoundError
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import NotFound, NotReady, PermanentError, Problem, Unreachable
 from slmops.kit.bus.client import PROBLEM_HEADER, REQUEST_TIMEOUT, BusClient
@@ -119,7 +120,8 @@ async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
 def _letter(message: RawStreamMsg) -> DeadLetter:
     headers = dict(message.headers or {})
     payload = bytes(message.data or b"")
-    ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER}
+    # A replay is not sent at the time of the original, so that header would make the sender's clock look wrong.
+    ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER, SENT_AT_HEADER}
     original = {k: v for k, v in headers.items() if k not in ours and not k.lower().startswith("nats-")}
     assert message.subject is not None and message.time is not None, "the server sends both"
     return DeadLetter(

@@ -16,7 +16,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from nats.errors import MaxPayloadError
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import SENT_AT_HEADER, TIME_HEADER, time_in
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
 from slmops.contracts.errors import Denied, InvalidMessage, PermanentError, Problem, SlmopsError
@@ -39,6 +41,7 @@ from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer, provision
 from slmops.kit.bus.stream_watch import look_for_gaps
+from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
 
 log = logging.getLogger("slmops.bus")
@@ -62,6 +65,15 @@ class MessageContext:
     keepalive: Keepalive
     attempt: int = 1
     """The number of deliveries, including this one."""
+    arrived_at: datetime = field(default_factory=utc_now)
+    """When the server stored the message: the services' time, whatever the clock of the sender."""
+    sent_at: datetime | None = None
+    """When the sender published it by its own clock; None if the sender does not say so."""
+
+    @property
+    def clock_ahead(self) -> timedelta | None:
+        """How far the sender's clock is ahead of ours; negative if it is behind, None if unknown."""
+        return None if self.sent_at is None else self.sent_at - self.arrived_at
 
     @asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
@@ -213,7 +225,9 @@ class Bus:
         )(handle)
 
     async def _answer(self, reply: str, answer: BaseModel) -> None:
-        headers = _JSON | ({PROBLEM_HEADER: answer.code} if isinstance(answer, Problem) else {})
+        headers = _JSON | {TIME_HEADER: utc_now().isoformat()}
+        if isinstance(answer, Problem):
+            headers[PROBLEM_HEADER] = answer.code
         await self.answering.publish(answer.model_dump_json(by_alias=True).encode(), reply, headers=headers)
 
     async def _refuse(self, template: str, raw: NatsMessage, error: Exception) -> Problem:
@@ -279,17 +293,25 @@ async def _reported(error: Exception) -> None:
 
 def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> MessageContext:
     message = raw.raw_message
+    headers = {str(k).lower(): str(v) for k, v in (message.headers or {}).items()}
     if issubclass(kind, Event):
         envelope = Envelope.from_headers(message.headers)
         if envelope.type != kind.type:
             raise InvalidMessage(f"a {envelope.type} was published on the subject of {kind.type}")
         identity, parent = envelope.id, envelope.traceparent
     else:
-        headers = {str(k).lower(): str(v) for k, v in (message.headers or {}).items()}
         identity, parent = headers.get("nats-msg-id", ""), headers.get("traceparent")
     if not identity:
         raise InvalidMessage("the message has no id")
-    return MessageContext(identity, message.subject, parent, message.in_progress, message.metadata.num_delivered or 1)
+    return MessageContext(
+        identity,
+        message.subject,
+        parent,
+        message.in_progress,
+        message.metadata.num_delivered or 1,
+        message.metadata.timestamp,
+        time_in(headers.get(SENT_AT_HEADER)),
+    )
 
 
 def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Command[Any]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from prometheus_client import Gauge
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, Problem, TemporaryError
@@ -118,8 +119,8 @@ class Reporter:
         golden: Mapping[Digest, Golden],
     ) -> None:
         """Queues one batch for each release that answered requests since the last call."""
-        started, now = self._since, self._clock()
-        self._since = now
+        now = self._clock()
+        started, self._since = min(self._since, now), now  # the clock may have been set back in between
         for release in taken.keys() | golden.keys():
             if release in version_of:
                 figures, asked = taken.get(release) or ReleaseMeasurement(release), golden.get(release) or Golden()
@@ -219,7 +220,9 @@ class Reporter:
         last = 0
         try:
             for message in waiting:
-                await client.store(message.subject, message.payload, message.headers)
+                # Added here and not in the spool, because the message may have waited: only now can clocks be compared.
+                sent = {SENT_AT_HEADER: self._clock().isoformat()}
+                await client.store(message.subject, message.payload, message.headers | sent)
                 last = message.id
         finally:
             if last:
