@@ -167,8 +167,16 @@ class Journal:
         await asyncio.to_thread(self._engine.dispose)
 
     async def transact(self, work: Callable[[UnitOfWork], T]) -> T:
-        """Runs `work` in one transaction, and again from the start if it lost a race. Raises the errors of `work`."""
+        """Runs `work` in one transaction, and again from the start if it lost a race. Raises the errors of `work`.
 
+        A caller that is cancelled does not stop the transaction, because its thread goes on and its events must be
+        published.
+        """
+        running = asyncio.ensure_future(self._transact(work))
+        running.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits any more
+        return await asyncio.shield(running)
+
+    async def _transact(self, work: Callable[[UnitOfWork], T]) -> T:
         def once() -> T:
             with self._engine.begin() as connection:
                 return work(UnitOfWork(self, connection))

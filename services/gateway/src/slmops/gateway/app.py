@@ -47,6 +47,7 @@ from slmops.kit.trust.asking import Answers
 
 log = logging.getLogger("slmops.gateway")
 _ENROL_AGAIN_EVERY_S = 15.0
+_CONNECT_AGAIN_S = 1.0
 
 
 @dataclass
@@ -97,11 +98,32 @@ class Gateway:
             await self._stop(tasks)
 
     async def _network(self) -> None:
-        """Enrols, connects, follows the twin and sends the spool. Retries without limit while the gateway serves."""
-        self.client = await self._connected(await self._enrolled())
-        await asyncio.gather(
-            self.twin.watch(self.client), self.reporter.send(self.client), self.clocks.watch(self.client)
-        )
+        """Enrols, connects, follows the twin and sends the spool. Retries without limit while the gateway serves.
+
+        Connects again when the connection is closed for good, which the client never repairs: the server closes it when
+        it rejects the credentials, or after a protocol error.
+        """
+        credentials = await self._enrolled()
+        while True:
+            self.client = await self._connected(credentials)
+            tasks = [
+                asyncio.create_task(work)
+                for work in (
+                    self.twin.watch(self.client),
+                    self.reporter.send(self.client),
+                    self.clocks.watch(self.client),
+                    self.client.closed.wait(),
+                )
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                await cancel_and_wait(tasks)
+            log.warning("the connection to the bus was closed; connecting again")
+            await asyncio.sleep(_CONNECT_AGAIN_S)
+            credentials = await self._enrolled()
 
     async def _enrolled(self) -> Credentials:
         while True:
@@ -135,8 +157,9 @@ class Gateway:
     def _health(self) -> Starlette:
         async def health(_request: Request) -> JSONResponse:
             connected = self.client is not None and self.client.connection.is_connected
-            # A gateway without a network or without a release is healthy. It is not healthy while its release loads.
-            healthy = self.agent.started
+            # A gateway without a network or without a release is healthy. It is not healthy while its release loads, or
+            # while its model runner is down.
+            healthy = self.agent.started and (self.serving.release is None or self.serving.ready)
             body = {"service": "gateway", "healthy": healthy, "connected": connected}
             return JSONResponse(body, 200 if healthy else 503)
 

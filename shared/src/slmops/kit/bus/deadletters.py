@@ -18,7 +18,8 @@ from slmops.contracts import subjects
 from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import NotFound, NotReady, PermanentError, Problem, Unreachable
-from slmops.kit.bus.client import PROBLEM_HEADER, REQUEST_TIMEOUT, BusClient
+from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
+from slmops.kit.bus.exchange import REQUEST_TIMEOUT, exchange
 
 STREAM = "DLQ"
 REASON_HEADER = "slmops-dead-because"
@@ -103,16 +104,14 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
 
 async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
     try:
-        answer = await client.connection.request(
-            letter.subject, letter.payload, timeout=REQUEST_TIMEOUT.total_seconds(), headers=dict(letter.headers)
-        )
+        answer = await exchange(client.connection, letter.subject, letter.payload, REQUEST_TIMEOUT, letter.headers)
     except NoRespondersError as error:
         raise Unreachable(
             "no service answers this command; its dead letter is kept", where=letter.subject, fix="Start its service."
         ) from error
     except (TimeoutError, NatsError) as error:
         raise Unreachable(f"no answer; the dead letter is kept: {error}", where=letter.subject) from error
-    if PROBLEM_HEADER not in (answer.headers or {}):
+    if PROBLEM_HEADER not in answer.headers:
         return None
     return Problem.model_validate_json(answer.data)
 

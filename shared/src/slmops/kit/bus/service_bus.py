@@ -14,10 +14,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,18 +26,19 @@ from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
 from slmops.contracts.clocks import SENT_AT_HEADER, TIME_HEADER, time_in
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import Denied, InvalidMessage, PermanentError, Problem, SlmopsError
+from slmops.contracts.errors import Denied, InvalidMessage, NotReady, PermanentError, Problem, SlmopsError
 from slmops.contracts.events import Event
 from slmops.contracts.permissions import answering_user, may_be_answered
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
+from slmops.kit.bus.command_pool import AT_ONCE, CommandPool
 from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
+from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
 from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer, provision
@@ -50,6 +52,8 @@ M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
 _PULL_TIMEOUT_S = 5.0
+_STOP_GRACE = timedelta(seconds=2)
+"""How long running commands may take when the service stops."""
 _JSON = {"content-type": "application/json"}
 # The message that a task is handling. It is not a parameter, because FastStream would resolve it in a thread each time.
 _current: ContextVar[NatsMessage] = ContextVar("current message")
@@ -109,6 +113,7 @@ class Bus:
         self.settings = settings
         self._delivery = Delivery(service)
         self._consumers: list[_Consumer] = []
+        self._pools: list[CommandPool] = []
         self._client: BusClient | None = None
         self._stopping = False
         self.on_lost: Callable[[], None] = lambda: None
@@ -188,13 +193,17 @@ class Bus:
             title=f"{subject}:{self.service}",
         )(handle)
 
-    def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]]) -> None:
+    def serve(self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]], at_once: int = AT_ONCE) -> None:
         """Answers a command. Several processes of a service share the work; an error is returned as a `Problem`.
 
-        A request is dead-lettered and not carried out if its reply subject is not the inbox of a user who may send it.
+        `at_once` commands run side by side, and `handler` must allow that. It is cancelled when nobody waits for its
+        answer any more. A request is dead-lettered and not carried out if its reply subject is not the inbox of a user
+        who may send it.
         """
         template = kind.subject_template()
         subject = template.replace("{gateway_id}", "*")
+        pool = CommandPool(at_once)
+        self._pools.append(pool)
 
         async def decode(message: NatsMessage) -> Any:
             _current.set(message)
@@ -202,17 +211,13 @@ class Bus:
 
         async def handle(message: bytes) -> None:
             raw = _current.get()
-            reply = raw.raw_message.reply
-            if not may_be_answered(subject, reply):
-                refused = Denied(
-                    "the reply subject is not the inbox of a user who may send this command", where=template
-                )
-                await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", refused)
-                raise refused
-            try:
-                await self._answer(reply, await handler(_command(kind, message, raw)))
-            except Exception as error:
-                await self._answer(reply, await self._refuse(template, raw, error))
+            wait = patience(_headers(raw))
+            if pool.full:
+                busy = NotReady("too many requests are waiting", where=template, delay=timedelta(seconds=5))
+                await self._answer(raw, template, Problem.of(busy))
+            else:
+                work = partial(self._carry_out, kind, handler, message, raw)
+                pool.start(work, wait, partial(self._delivery.given_up, template))
 
         describe(handle, kind.name, message=bytes)
         self.answering.subscriber(
@@ -224,17 +229,37 @@ class Bus:
             description=kind.__doc__,
         )(handle)
 
-    async def _answer(self, reply: str, answer: BaseModel) -> None:
+    async def _carry_out(
+        self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]], payload: bytes, raw: NatsMessage
+    ) -> None:
+        template, message = kind.subject_template(), raw.raw_message
+        with suppress(Denied), self._delivery.measured(message):
+            if not may_be_answered(template.replace("{gateway_id}", "*"), message.reply):
+                refused = Denied(
+                    "the reply subject is not the inbox of a user who may send this command", where=template
+                )
+                await dead_letter(self.client, message, f"{self.service}/{template}", refused)
+                raise refused
+            try:
+                await self._answer(raw, template, await handler(_command(kind, payload, raw)))
+            except Exception as error:
+                await self._answer(raw, template, await self._refuse(template, raw, error))
+
+    async def _answer(self, raw: NatsMessage, template: str, answer: BaseModel) -> None:
+        """Sends an answer in as many messages as it needs. Raises `MessageTooLarge` if the requester accepts fewer."""
         headers = _JSON | {TIME_HEADER: utc_now().isoformat()}
         if isinstance(answer, Problem):
             headers[PROBLEM_HEADER] = answer.code
-        await self.answering.publish(answer.model_dump_json(by_alias=True).encode(), reply, headers=headers)
+        accepted = _headers(raw).get(PARTS_HEADER, "")
+        limit = self.client.connection.max_payload
+        payload = answer.model_dump_json(by_alias=True).encode()
+        parts = parts_of(payload, limit, int(accepted) if accepted.isdecimal() else 1, template)
+        for part in parts:
+            await self.answering.publish(part, raw.raw_message.reply, headers=headers | {PARTS_HEADER: str(len(parts))})
 
     async def _refuse(self, template: str, raw: NatsMessage, error: Exception) -> Problem:
         if isinstance(error, InvalidMessage):
             await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", error)
-        elif isinstance(error, MaxPayloadError):
-            error = PermanentError("the answer is too large for the bus", where=template, fix="Request less.")
         elif not isinstance(error, SlmopsError):
             log.exception("%s failed", template, exc_info=error)
         return Problem.of(error)
@@ -272,8 +297,11 @@ class Bus:
         return all(await asyncio.gather(*(broker.ping(timeout_s) for broker in brokers)))
 
     async def begin_stop(self) -> None:
-        """Stops accepting commands. From now on a closed connection is expected."""
+        """Stops accepting commands and finishes those that run. From now on a closed connection is expected."""
         self._stopping = True
+        for subscriber in self.answering.subscribers:
+            await subscriber.stop()
+        await asyncio.gather(*(pool.stop(_STOP_GRACE) for pool in self._pools))
         await self.answering.stop()
 
     async def stop(self) -> None:
@@ -291,9 +319,13 @@ async def _reported(error: Exception) -> None:
         log.error("%s", error)
 
 
+def _headers(raw: NatsMessage) -> dict[str, str]:
+    return {str(key).lower(): str(value) for key, value in (raw.raw_message.headers or {}).items()}
+
+
 def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> MessageContext:
     message = raw.raw_message
-    headers = {str(k).lower(): str(v) for k, v in (message.headers or {}).items()}
+    headers = _headers(raw)
     if issubclass(kind, Event):
         envelope = Envelope.from_headers(message.headers)
         if envelope.type != kind.type:
