@@ -30,7 +30,7 @@ from slmops.telemetry.domain.windows import (
     cohorts,
     window_start,
 )
-from slmops.telemetry.handlers import Handlers
+from slmops.telemetry.handlers import CONSUMED_KEPT, WINDOWS_KEPT, Handlers
 from slmops.telemetry.store import project, schema
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
@@ -93,7 +93,7 @@ class Telemetry:
 
     def __post_init__(self) -> None:
         url = f"sqlite:///{self.database}"
-        self.journal = Journal(url, service="telemetry", metadata=schema(), project=project)
+        self.journal = Journal(url, service="telemetry", metadata=schema(), project=project, clock=lambda: self.now)
         self.handlers = Handlers(self.journal, Known(), lambda: self.now, WINDOW, GRACE)
 
     async def receive(
@@ -226,6 +226,33 @@ async def test_only_the_id_of_a_published_batch_is_kept(telemetry: Telemetry) ->
             connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("pending_batches", "consumed")
         ]
     assert counts == [0, 1]
+
+
+async def test_what_was_consumed_and_published_long_ago_is_forgotten(telemetry: Telemetry) -> None:
+    def rows(table: str) -> int:
+        with sqlite3.connect(telemetry.database) as connection:
+            return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+    await telemetry.receive(batch("a", 1), batch("b", 7))
+    await telemetry.closed(13)
+    await telemetry.journal.published([recorded.position for recorded in await telemetry.journal.outbox()])
+    await telemetry.handlers.forget_old()
+    assert (rows("consumed"), rows("journal")) == (2, 2)
+    telemetry.now += WINDOWS_KEPT + WINDOW
+    await telemetry.handlers.forget_old()
+    assert (rows("consumed"), rows("journal")) == (2, 1), "the newest event numbers the next one"
+    telemetry.now += CONSUMED_KEPT + WINDOW
+    await telemetry.receive(batch("c", 8))
+    await telemetry.handlers.forget_old()
+    assert (rows("consumed"), rows("journal")) == (1, 1)
+
+
+async def test_windows_that_are_not_published_yet_are_kept(telemetry: Telemetry) -> None:
+    await telemetry.receive(batch("a", 1), batch("b", 7))
+    await telemetry.closed(13)
+    telemetry.now += 2 * WINDOWS_KEPT
+    await telemetry.handlers.forget_old()
+    assert len(await telemetry.journal.outbox()) == 2
 
 
 async def test_a_batch_on_another_gateways_subject_is_refused(telemetry: Telemetry) -> None:
