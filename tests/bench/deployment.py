@@ -99,7 +99,9 @@ class Deployment:
         plan = Plan(blueprint=GATEWAY.blueprint, generation=self.generation, stable=release)
         written = utc_now()
         key = subjects.blueprint_key(GATEWAY.blueprint)
-        await self.rollout.write_desired(key, sign_plan(plan, read_key(self.system.layout.plan_signing_key), written))
+        signed = sign_plan(plan, read_key(self.system.layout.plan_signing_key), written)
+        held = await self.rollout.read_desired(key)
+        await self.rollout.write_desired(key, signed, held[1] if held else 0)
         return written, await self._phases(package)
 
     async def _phases(self, package: PackagePublished) -> Phases:

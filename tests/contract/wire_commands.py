@@ -127,7 +127,10 @@ _GATEWAY_VIEW = c.GatewayView(
     problem=PROBLEM,
     measured=MEASURED,
     plan_generation=3,
+    dropped_reports=40,
+    dropped_measurements=2,
     last_seen=AT,
+    clock_ahead_s=259200.5,
 )
 
 

@@ -221,6 +221,8 @@ EVENTS: tuple[e.Event, ...] = (
         problem=PROBLEM,
         plan_generation=3,
         measured=MEASURED,
+        dropped_reports=40,
+        dropped_measurements=2,
         at=AT,
     ),
     e.CohortMeasured(blueprint="edge-chat", window=WINDOW, at=AT),

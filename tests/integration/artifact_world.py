@@ -269,9 +269,9 @@ class Rollout:
             document["candidate"] = {"rollout": "r-1", "release": candidate, "stages": [stage]}
         client = await self.world.connect("rollout")
         plan = Plan.model_validate(document)
-        await client.write_desired(
-            subjects.blueprint_key(blueprint), sign_plan(plan, read_key(self.plan_key), utc_now())
-        )
+        key = subjects.blueprint_key(blueprint)
+        held = await client.read_desired(key)
+        await client.write_desired(key, sign_plan(plan, read_key(self.plan_key), utc_now()), held[1] if held else 0)
 
 
 async def download(package: PackageFiles, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from integration.kit_world import AT, World, envelope, moved, until, world_on
 from prometheus_client import REGISTRY
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import SENT_AT_HEADER
+from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.commands import (
     FetchPackage,
     ListVersions,
@@ -22,13 +24,22 @@ from slmops.contracts.commands import (
     VersionList,
 )
 from slmops.contracts.descriptor import Descriptor
-from slmops.contracts.errors import Denied, InternalError, InvalidMessage, NotFound, PermanentError, Unreachable
+from slmops.contracts.errors import (
+    Conflict,
+    Denied,
+    InternalError,
+    InvalidMessage,
+    NotFound,
+    PermanentError,
+    Unreachable,
+)
 from slmops.contracts.events import GatewayReported, ModelAliasMoved, UpdatePhase
 from slmops.contracts.manifest import PackageFile
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
 from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
 from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
@@ -315,6 +326,46 @@ async def test_a_gateway_may_ask_for_itself_and_not_in_the_name_of_another(world
     assert asked == ["gw-1"]
 
 
+async def test_every_answer_tells_how_far_the_clock_of_the_requester_is_ahead(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def declare(bus: Bus) -> None:
+        answer_versions(bus)
+        bus.serve(SetAlias, not_found)
+
+    async def not_found(_: SetAlias) -> Any:
+        raise NotFound("no such model")
+
+    await world.service("registry", declare)
+    await world.client.request(ListVersions())
+    assert world.client.clock_ahead is not None
+    assert abs(world.client.clock_ahead) < timedelta(minutes=1)
+    monkeypatch.setattr("slmops.kit.bus.client.utc_now", lambda: utc_now() + timedelta(days=3))
+    with pytest.raises(NotFound):
+        await world.client.request(SetAlias(model="m", alias="a", version="1.0.0"))
+    assert timedelta(days=3) - timedelta(minutes=1) < world.client.clock_ahead < timedelta(days=3, minutes=1)
+
+
+async def test_a_message_knows_when_it_arrived_and_when_it_was_sent(world: World) -> None:
+    found: list[MessageContext] = []
+
+    async def hear(_: ModelAliasMoved, delivered: MessageContext) -> None:
+        found.append(delivered)
+
+    await world.service("optimizer", lambda bus: bus.on(ModelAliasMoved, hear))
+    event = moved("stable")
+    headers = envelope(event).headers()
+    before = utc_now()
+    for number, sent in enumerate(("2031-01-01T00:00:00+00:00", "yesterday", None)):
+        more = {SENT_AT_HEADER: sent} if sent else {}
+        await world.client.store(
+            event.subject, event.model_dump_json().encode(), headers | more | {MESSAGE_ID_HEADER: str(number)}
+        )
+    await until(lambda: len(found) == 3)
+    assert all(before <= one.arrived_at <= utc_now() for one in found)
+    assert [one.sent_at for one in found] == [datetime(2031, 1, 1, tzinfo=UTC), None, None]
+
+
 async def test_the_trace_of_a_request_goes_on_in_the_answering_service(world: World) -> None:
     seen: list[str | None] = []
 
@@ -347,13 +398,25 @@ async def test_a_plan_is_written_read_and_announced(world: World, nats_server: N
     gateway = await world.connect("gw-1", inbox_prefix=b"_INBOX_gw-1")
     await gateway.connection.subscribe(subjects.twin(key), cb=hear)
     await gateway.connection.flush()
-    first = await rollout.write_desired(key, b"one")
-    second = await rollout.write_desired(key, b"two")
+    first = await rollout.write_desired(key, b"one", 0)
+    second = await rollout.write_desired(key, b"two", first)
     assert second > first
     assert await rollout.read_desired(key) == (b"two", second)
     await until(lambda: len(heard) == 2)
     assert heard == [(b"one", str(first)), (b"two", str(second))]
     assert await gateway.read_desired(key) == (b"two", second)
+
+
+async def test_a_plan_is_written_only_over_the_revision_that_was_read(world: World) -> None:
+    """Otherwise a slow process of the rollout service would restore a plan that another one has replaced."""
+    fast, slow = await world.connect("rollout"), await world.connect("rollout")
+    key = subjects.blueprint_key("edge-chat")
+    first = await fast.write_desired(key, b"generation 1", 0)
+    second = await fast.write_desired(key, b"generation 2", first)
+    for outdated in (0, first):
+        with pytest.raises(Conflict):
+            await slow.write_desired(key, b"generation 1 again", outdated)
+    assert await slow.read_desired(key) == (b"generation 2", second)
 
 
 # ---- nobody there -----------------------------------------------------------------------------------------

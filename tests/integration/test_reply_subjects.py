@@ -162,7 +162,7 @@ async def scene(nats_server: NatsServer) -> AsyncIterator[Scene]:
 @pytest.mark.parametrize("user", ATTACKERS)
 async def test_no_reply_subject_but_ones_own_inbox_is_answered(scene: Scene, user: str) -> None:
     rollout = await scene.world.connect("rollout")
-    await rollout.write_desired("blueprint.edge-chat", b"the plan")
+    await rollout.write_desired("blueprint.edge-chat", b"the plan", 0)
     attacker = await scene.attacker(user)
     await scene.settled()
     scene.heard.clear()
@@ -251,7 +251,7 @@ class Following:
 async def test_a_gateway_follows_no_answer_that_another_led_to_its_twin(scene: Scene) -> None:
     """Gateways share an account, so an answer can be led to a subject that another listens to. It is not a plan."""
     rollout = await scene.world.connect("rollout")
-    await rollout.write_desired("blueprint.edge-chat", b"the plan of another blueprint")
+    await rollout.write_desired("blueprint.edge-chat", b"the plan of another blueprint", 0)
     seed = new_user_seed()
     jwt = gateway_jwt(scene.server.gateway_signing_key.read_text(), public_key(seed), "gw-2", "kiosk")
     client = await BusClient.connect(
@@ -282,7 +282,7 @@ async def test_a_gateway_follows_no_answer_that_another_led_to_its_twin(scene: S
         await attacker.publish(asked, b"{}", reply="twin.desired.blueprint.kiosk")
     await until(lambda: len(arrived) >= 3)
     assert (opened, following.told) == ([], [])
-    await rollout.write_desired("blueprint.kiosk", b"its own plan")
+    await rollout.write_desired("blueprint.kiosk", b"its own plan", 0)
     await until(lambda: opened == [b"its own plan"])
     watching.cancel()
 

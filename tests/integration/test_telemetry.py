@@ -75,7 +75,9 @@ class Measured:
     async def write_plan(self, plan: Plan) -> None:
         signer = read_key(self.system.layout.plan_signing_key)
         rollout = await self.system.connect("rollout")
-        await rollout.write_desired(subjects.blueprint_key(plan.blueprint), sign_plan(plan, signer, datetime.now(UTC)))
+        key = subjects.blueprint_key(plan.blueprint)
+        held = await rollout.read_desired(key)
+        await rollout.write_desired(key, sign_plan(plan, signer, datetime.now(UTC)), held[1] if held else 0)
         await rollout.close()
 
     async def reason(self, subject: str) -> str:

@@ -53,6 +53,7 @@ async def test_reports_are_sent_from_memory_when_the_disk_is_full(tmp_path: Path
     reports, spool = reporter(tmp_path, full=True)
     reports.report(STATUS)
     reports.report(STATUS)
+    await reports.flush()
     assert len(spool) == 0
     found = await sent(reports, 2)
     assert [(report.sequence, report.problem) for report in found] == [(1, STATUS.problem), (2, STATUS.problem)]
@@ -61,18 +62,21 @@ async def test_reports_are_sent_from_memory_when_the_disk_is_full(tmp_path: Path
 async def test_sequence_numbers_are_stored_in_place_and_never_reused(tmp_path: Path) -> None:
     first, _ = reporter(tmp_path)
     first.report(STATUS)
+    await first.flush()
     file = (tmp_path / "report.sequence").stat().st_ino
     first.report(STATUS)
+    await first.flush()
     assert (tmp_path / "report.sequence").stat().st_ino == file, "a new file would need disk space"
     second, _ = reporter(tmp_path)
     second.report(STATUS)
     assert [report.sequence for report in await sent(second, 3)] == [1, 2, 3]
 
 
-def test_an_empty_sequence_file_counts_as_zero(tmp_path: Path) -> None:
+async def test_an_empty_sequence_file_counts_as_zero(tmp_path: Path) -> None:
     (tmp_path / "report.sequence").touch()  # as after a crash on a full disk
     reports, _ = reporter(tmp_path)
     reports.report(STATUS)
+    await reports.flush()
     assert int((tmp_path / "report.sequence").read_text()) == 1
 
 

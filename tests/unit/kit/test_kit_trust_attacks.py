@@ -90,6 +90,12 @@ def test_freeze(world: TrustWorld) -> None:
     assert refusal(world) == Attack.FREEZE
 
 
+def test_what_expired_by_a_wrong_clock_names_the_clock(world: TrustWorld) -> None:
+    world.age(timedelta(days=2))
+    with pytest.raises(TrustRefused, match=r"has expired on 20.*this machine's clock says 20.*Check the clock"):
+        world.client.refresh(world.mirror)
+
+
 def test_freeze_of_the_snapshot(world: TrustWorld) -> None:
     world.publish(version="1.0.1")
     old = world.sign_as("snapshot", lambda s: s.update(expires="2020-01-01T00:00:00Z"), world.online("snapshot"))

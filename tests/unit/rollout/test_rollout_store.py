@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from slmops.contracts.errors import Denied
 from slmops.contracts.events import CohortMeasured, GatewayEnrolled, GatewayReported, PackageWithdrawn, UpdatePhase
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import store
-from slmops.rollout.domain.fleet import Member
+from slmops.rollout.domain.fleet import Member, Sighting
+from slmops.rollout.domain.views import gateway_view
 
 COMMITTED, SOAKING, IDLE = UpdatePhase.COMMITTED, UpdatePhase.SOAKING, UpdatePhase.IDLE
 
@@ -29,10 +31,13 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
 ENROLLED = GatewayEnrolled(gateway_id="gw-1", blueprint=NAME, public_key="U", at=T0)
 
 
-async def heard(journal: Journal, *reports: GatewayReported) -> Member:
+SEEN = Sighting(at(60))
+
+
+async def heard(journal: Journal, *reports: GatewayReported, seen: Sighting = SEEN) -> Member:
     await journal.transact(lambda unit: store.project(unit.connection, ENROLLED))
     for event in reports:
-        await journal.transact(lambda unit, event=event: store.record_report(unit.connection, event))
+        await journal.transact(lambda unit, event=event: store.record_report(unit.connection, event, seen))
     [member] = await journal.read(store.members)
     return member
 
@@ -47,6 +52,26 @@ async def test_a_failure_is_kept_if_a_later_report_arrived_first(journal: Journa
     idle = report("gw-1", IDLE, "1.0.0", 1, sequence=2)
     member = await heard(journal, idle, failed)
     assert (member.report, member.failure) == (idle, failed)
+
+
+async def test_a_gateway_was_last_seen_when_its_newest_report_arrived(journal: Journal) -> None:
+    """By its own clock, a dead gateway that was three days ahead was seen 0 s ago for three days."""
+    ahead = timedelta(days=3)
+    future = report("gw-1", IDLE, "1.0.0", 1, sequence=2).model_copy(update={"at": at(60) + ahead})
+    member = await heard(journal, future, seen=Sighting.of(future, at(60), None))
+    assert member.seen == Sighting(at(60), ahead)
+    old = report("gw-1", IDLE, "1.0.0", 1, sequence=1)
+    member = await heard(journal, old, seen=Sighting.of(old, at(999), None))
+    assert member.seen == Sighting(at(60), ahead), "a report that is delivered late is no sign of life"
+    view = gateway_view(member, None)
+    assert (view.last_seen, view.clock_ahead_s) == (at(60), ahead.total_seconds())
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(days=-400), timedelta(days=3)])
+def test_the_time_of_publication_says_how_wrong_a_clock_is(ahead: timedelta) -> None:
+    waited = report("gw-1", IDLE, "1.0.0", 1)
+    assert Sighting.of(waited, at(9000), ahead).clock_ahead == ahead
+    assert Sighting.of(waited, at(9000), None).clock_ahead is None, "it may only have waited for a network"
 
 
 async def test_the_newest_reported_labels_count(journal: Journal) -> None:
@@ -64,7 +89,7 @@ async def test_a_report_for_another_blueprint_is_denied(journal: Journal) -> Non
 
 async def test_a_report_of_a_gateway_that_is_not_enrolled_is_not_recorded(journal: Journal) -> None:
     stranger = report("gw-1", COMMITTED, "1.0.0", 1)
-    assert not await journal.transact(lambda unit: store.record_report(unit.connection, stranger))
+    assert not await journal.transact(lambda unit: store.record_report(unit.connection, stranger, SEEN))
     assert await journal.read(store.members) == []
 
 

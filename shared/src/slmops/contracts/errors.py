@@ -24,6 +24,7 @@
         ├── InvalidBundle            a bundle that is damaged, hostile, or of another format
         ├── SignatureInvalid         no valid signature by a trusted key
         │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with the attack's name
+        ├── MessageTooLarge          a request or an answer that the bus does not take
         ├── Denied                   the caller may not do this or access this
         ├── IllegalTransition        a state machine has no such edge
         ├── FactsMissing             stored events were removed before they were read
@@ -193,6 +194,10 @@ class TrustRefused(SignatureInvalid):
     @property
     def attack(self) -> str:
         return self.what.partition(":")[0]
+
+
+class MessageTooLarge(PermanentError):
+    code = "message_too_large"
 
 
 class Denied(PermanentError):

@@ -345,6 +345,14 @@ class GatewayReported(GatewayEvent):
     problem: Problem | None = Field(default=None, description="Why the target failed")
     plan_generation: int = Field(default=0, ge=0)
     measured: dict[str, float] = Field(default_factory=dict, description="Probe figures: tokens_per_s, ttft_s, …")
+    dropped_reports: int = Field(
+        default=0,
+        ge=0,
+        description="Older reports that the gateway ever dropped, because they waited too long for a network",
+    )
+    dropped_measurements: int = Field(
+        default=0, ge=0, description="Measurement batches that it ever dropped for the same reason: they count nowhere"
+    )
     at: AwareDatetime
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Yields a file that is renamed to `path` when the block ends without an error; otherwise nothing is left.
 
-    `durable`: flush the file to the disk first. Raises `OSError`.
+    `durable`: flush the file to the disk before it is renamed, and the folder after. Raises `OSError`.
     """
     new = path.with_name(f".{path.name}.new")
     try:
@@ -23,5 +23,15 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 out.flush()
                 os.fsync(out.fileno())
         new.replace(path)
+        if durable:
+            _sync(path.parent)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

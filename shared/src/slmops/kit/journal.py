@@ -23,6 +23,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Double,
     Engine,
     Integer,
     MetaData,
@@ -31,10 +32,13 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     create_engine,
+    delete,
     event,
     func,
     insert,
+    inspect,
     select,
+    text,
     update,
 )
 from sqlalchemy.engine import make_url
@@ -44,10 +48,14 @@ from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, TemporaryError, Unreachable
 from slmops.contracts.events import EVENTS, Event
 from slmops.kit.clock import Clock, utc_now
+from slmops.kit.threads import Threads
 from slmops.kit.tracing import traceparent
 
 T = TypeVar("T")
 _ATTEMPTS = 8  # for a transaction that lost a race; each attempt reads again
+_FORGOTTEN_AT_ONCE = 5000  # other writers wait meanwhile
+_THREADS = 8
+"""One writes, the others read; as many as the database pool gives connections without waiting for one."""
 _POSITION = BigInteger().with_variant(Integer, "sqlite")  # SQLite auto-increments only INTEGER primary keys
 
 
@@ -67,7 +75,12 @@ def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
         Column("published", Boolean, nullable=False, default=False, index=True),
         UniqueConstraint("stream", "version"),
     )
-    consumed = Table("consumed", metadata, Column("id", String(200), primary_key=True))
+    consumed = Table(
+        "consumed",
+        metadata,
+        Column("id", String(200), primary_key=True),
+        Column("at", Double, nullable=False, server_default="0", index=True),  # Unix seconds
+    )
     return events, consumed
 
 
@@ -132,7 +145,7 @@ class UnitOfWork:
         table = self._journal.consumed
         if self.connection.execute(select(table.c.id).where(table.c.id == key)).first():
             return False
-        self.connection.execute(insert(table), {"id": key})
+        self.connection.execute(insert(table), {"id": key, "at": self._journal.clock().timestamp()})
         return True
 
 
@@ -148,6 +161,7 @@ class Journal:
         self.appended = asyncio.Event()
         self._engine = _engine(url)
         self._where = make_url(url).render_as_string(hide_password=True)
+        self._threads = Threads("journal", _THREADS)
         # One writer at a time in this process: more threads would only wait for each other in the database.
         self._lock = asyncio.Lock()
 
@@ -159,16 +173,26 @@ class Journal:
             if self._engine.dialect.name == "sqlite" and file:
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
             with self._engine.begin() as connection:
+                _date_consumed(connection, self.clock())
                 self.metadata.create_all(connection)
 
         await self._guarded(create)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._engine.dispose)
+        await self._threads.run(self._engine.dispose)
+        self._threads.close()
 
     async def transact(self, work: Callable[[UnitOfWork], T]) -> T:
-        """Runs `work` in one transaction, and again from the start if it lost a race. Raises the errors of `work`."""
+        """Runs `work` in one transaction, and again from the start if it lost a race. Raises the errors of `work`.
 
+        A caller that is cancelled does not stop the transaction, because its thread goes on and its events must be
+        published.
+        """
+        running = asyncio.ensure_future(self._transact(work))
+        running.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits any more
+        return await asyncio.shield(running)
+
+    async def _transact(self, work: Callable[[UnitOfWork], T]) -> T:
         def once() -> T:
             with self._engine.begin() as connection:
                 return work(UnitOfWork(self, connection))
@@ -183,6 +207,37 @@ class Journal:
                         raise
         self.appended.set()
         return result
+
+    async def forget_consumed(self, before: datetime) -> int:
+        """Forgets some of the ids that `first_time` stored before that time; returns how many, 0 if none is left.
+
+        A message that is delivered again after that counts as new.
+        """
+        table = self.consumed
+        oldest = select(table.c.id).where(table.c.at < before.timestamp()).limit(_FORGOTTEN_AT_ONCE)
+
+        def forget(unit: UnitOfWork) -> int:
+            return unit.connection.execute(delete(table).where(table.c.id.in_(oldest))).rowcount
+
+        return await self.transact(forget)
+
+    async def forget_published(self, before: datetime) -> int:
+        """Deletes some of the published events that were recorded before that time, except the newest of each stream.
+
+        Returns how many, 0 if none is left. Only for a service that never replays its events.
+        """
+        table = self.events
+        newest = select(func.max(table.c.position)).group_by(table.c.stream)
+        oldest = (
+            select(table.c.position)
+            .where(table.c.published.is_(True), table.c.time < before.isoformat(), table.c.position.not_in(newest))
+            .limit(_FORGOTTEN_AT_ONCE)
+        )
+
+        def forget(unit: UnitOfWork) -> int:
+            return unit.connection.execute(delete(table).where(table.c.position.in_(oldest))).rowcount
+
+        return await self.transact(forget)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs a query on the read tables."""
@@ -241,7 +296,7 @@ class Journal:
 
     async def _guarded(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.to_thread(work)
+            return await self._threads.run(work)
         except SlmopsError:
             raise
         except IntegrityError as error:
@@ -254,13 +309,22 @@ class Journal:
             raise _passing(str(error), self._where) from error
 
 
+def _date_consumed(connection: Connection, now: datetime) -> None:
+    """Adds the time to the ids in a database of a release that stored none; they count as consumed now."""
+    found = inspect(connection)
+    if not found.has_table("consumed") or any(column["name"] == "at" for column in found.get_columns("consumed")):
+        return
+    connection.execute(text(f"ALTER TABLE consumed ADD COLUMN at DOUBLE PRECISION NOT NULL DEFAULT {now.timestamp()}"))
+    connection.execute(text("CREATE INDEX ix_consumed_at ON consumed (at)"))
+
+
 def _passing(reason: str, where: str) -> TemporaryError:
     """Returns the error for a database's message. Drivers have no common codes for these conditions."""
-    text = reason.lower()
-    if any(word in text for word in ("is full", "no space", "readonly")):
+    said = reason.lower()
+    if any(word in said for word in ("is full", "no space", "readonly")):
         fix = "Free disk space, and check that the folder is writable."
         return DiskFull(f"the journal cannot grow: {reason}", where=where, fix=fix)
-    if any(word in text for word in ("locked", "serializ", "deadlock")):
+    if any(word in said for word in ("locked", "serializ", "deadlock")):
         return Conflict(f"the journal is busy: {reason}", where=where)
     fix = "Check SLMOPS_DATABASE_URL, and that the database runs or that the folder of its file is writable."
     return Unreachable(f"the journal's database does not answer: {reason}", where=where, fix=fix)

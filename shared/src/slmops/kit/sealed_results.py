@@ -20,17 +20,25 @@ from slmops.kit.atomic_write import atomic_write
 from slmops.kit.bus.nats_auth import is_signed, public_key, sign
 
 Add = Callable[[ResultMessage], None]
+_SEAL_BYTES = 4096
+"""More than the last line needs."""
 
 
 @contextmanager
 def writing(out: Path, who: Identity, seed: str, at: datetime) -> Iterator[Add]:
-    """Yields a function that adds messages. `out` is sealed and exists when the block ends without an error."""
-    body, count = hashlib.sha256(), 0
+    """Yields a function that adds messages. `out` is sealed and exists when the block ends without an error.
+
+    The function raises `InvalidBundle`, and adds nothing, for a message that would make the file too long to be read.
+    """
+    body, count, written = hashlib.sha256(), 0, _SEAL_BYTES
     with atomic_write(out) as file:
 
         def add(message: ResultMessage) -> None:
-            nonlocal count
+            nonlocal count, written
             line = _line(message)
+            if len(line) > LINE_LIMIT_BYTES or written + len(line) > RESULTS_LIMIT_BYTES:
+                raise InvalidBundle("the message or the file would be too long", where=str(out))
+            written += len(line)
             body.update(line)
             file.write(line)
             count += 1

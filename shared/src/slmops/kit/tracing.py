@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, cast
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -13,8 +14,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.trace import Span, SpanKind
 
 from slmops.contracts.errors import InvalidMessage
+from slmops.kit.rotating_file import RotatingFile
 from slmops.kit.settings import BusSettings
 
+TRACE_LIMIT_BYTES = 16 << 20
+"""Size at which a trace file is rotated. The previous one is kept too."""
 _tracer = trace.get_tracer("slmops")
 
 
@@ -26,8 +30,7 @@ def setup(service: str, settings: BusSettings) -> TracerProvider:
     """Exports spans to the trace file and the collector in the settings. Without either, spans are dropped."""
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
     if settings.trace_file is not None:
-        settings.trace_file.parent.mkdir(parents=True, exist_ok=True)
-        out = settings.trace_file.open("a", encoding="utf-8", buffering=1)
+        out = cast(IO[str], RotatingFile(settings.trace_file, TRACE_LIMIT_BYTES))
         # Short delay: a service that is killed loses at most this much of its trace.
         provider.add_span_processor(
             BatchSpanProcessor(

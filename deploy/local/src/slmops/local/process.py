@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Literal
 from slmops.kit.lifeline import die_with
 
 _TAIL_BYTES, _MESSAGE_LENGTH = 64 << 10, 500
+LOG_LIMIT_BYTES = 16 << 20
+"""Size at which a process's log is emptied. Its previous content is kept too."""
 Status = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 
@@ -67,6 +70,16 @@ async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
             start_new_session=True,
             preexec_fn=lambda: die_with(parent),
         )
+
+
+def bound_log(path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
+    """Empties a log that has reached its limit, after copying it to the same name with `.1` added.
+
+    The process keeps its open file, which appends, so it needs no signal. Lines that it writes meanwhile may be lost.
+    """
+    if path.exists() and path.stat().st_size >= limit_bytes:
+        shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+        os.truncate(path, 0)
 
 
 def kill_group(pid: int) -> None:

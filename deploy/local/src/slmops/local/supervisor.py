@@ -24,12 +24,13 @@ from typing import Any, Final, Self
 
 from slmops.contracts.errors import NotFound, SlmopsError, Unreachable
 from slmops.local.private import write_atomically
-from slmops.local.process import ProcessSpec, ProcessState, kill_group, last_message, log_tail, spawn
+from slmops.local.process import ProcessSpec, ProcessState, bound_log, kill_group, last_message, log_tail, spawn
 
 _POLL: Final = 0.05
 _BACKOFF_FIRST: Final = timedelta(milliseconds=250)
 _BACKOFF_LIMIT: Final = timedelta(seconds=30)
 _STABLE_AFTER: Final = timedelta(seconds=30)
+_LOOK_AT_LOG_EVERY: Final = timedelta(seconds=10)
 _NOT_STARTED: Final = 127  # the shell's exit code for a command that cannot be run
 
 _log = logging.getLogger(__name__)
@@ -81,14 +82,22 @@ class _Child:
         try:
             exited = asyncio.create_task(self._process.wait())
             watch = asyncio.create_task(self._watch_ready())
+            bound = asyncio.create_task(self._bound_log())
             done, _ = await asyncio.wait({exited, watch}, return_when=asyncio.FIRST_COMPLETED)
             if watch in done:
                 watch.result()  # raise an error of the readiness check
             return await exited
         finally:
-            watch.cancel()
+            for task in (watch, bound):
+                task.cancel()
             kill_group(self._process.pid)  # children that it did not stop
             await self._process.wait()
+
+    async def _bound_log(self) -> None:
+        while True:
+            with suppress(OSError):  # a full disk: the next turn may free it
+                await asyncio.to_thread(bound_log, self.spec.log_path)
+            await asyncio.sleep(_LOOK_AT_LOG_EVERY.total_seconds())
 
     async def _watch_ready(self) -> None:
         while self.spec.ready and not await self.spec.ready():  # noqa: ASYNC110 (another process: nothing to wait on)

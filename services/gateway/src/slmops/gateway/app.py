@@ -28,6 +28,7 @@ from slmops.gateway.install.bundles import Bundles
 from slmops.gateway.install.factory import Factory
 from slmops.gateway.install.slots import Slots
 from slmops.gateway.install.updater import Updater
+from slmops.gateway.report.clock_check import ClockCheck
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.sealed import Results
 from slmops.gateway.report.spool import Spool
@@ -48,6 +49,7 @@ from slmops.kit.trust.asking import Answers
 
 log = logging.getLogger("slmops.gateway")
 _ENROL_AGAIN_EVERY_S = 15.0
+_CONNECT_AGAIN_S = 1.0
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Gateway:
     twin: Twin
     serving: Serving
     reporter: Reporter
+    clocks: ClockCheck
     servers: list[ApiServer] = field(default_factory=list)
     client: BusClient | None = None
     bundles: Bundles | None = None
@@ -97,9 +100,32 @@ class Gateway:
             await self._stop(tasks)
 
     async def _network(self) -> None:
-        """Enrols, connects, follows the twin and sends the spool. Retries without limit while the gateway serves."""
-        self.client = await self._connected(await self._enrolled())
-        await asyncio.gather(self.twin.watch(self.client), self.reporter.send(self.client))
+        """Enrols, connects, follows the twin and sends the spool. Retries without limit while the gateway serves.
+
+        Connects again when the connection is closed for good, which the client never repairs: the server closes it when
+        it rejects the credentials, or after a protocol error.
+        """
+        credentials = await self._enrolled()
+        while True:
+            self.client = await self._connected(credentials)
+            tasks = [
+                asyncio.create_task(work)
+                for work in (
+                    self.twin.watch(self.client),
+                    self.reporter.send(self.client),
+                    self.clocks.watch(self.client),
+                    self.client.closed.wait(),
+                )
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                await cancel_and_wait(tasks)
+            log.warning("the connection to the bus was closed; connecting again")
+            await asyncio.sleep(_CONNECT_AGAIN_S)
+            credentials = await self._enrolled()
 
     async def _enrolled(self) -> Credentials:
         while True:
@@ -133,8 +159,9 @@ class Gateway:
     def _health(self) -> Starlette:
         async def health(_request: Request) -> JSONResponse:
             connected = self.client is not None and self.client.connection.is_connected
-            # A gateway without a network or without a release is healthy. It is not healthy while its release loads.
-            healthy = self.agent.started
+            # A gateway without a network or without a release is healthy. It is not healthy while its release loads, or
+            # while its model runner is down.
+            healthy = self.agent.started and (self.serving.release is None or self.serving.ready)
             body = {"service": "gateway", "healthy": healthy, "connected": connected}
             return JSONResponse(body, 200 if healthy else 503)
 
@@ -146,6 +173,7 @@ class Gateway:
         await asyncio.wait(tasks[-2:], timeout=3)
         await cancel_and_wait(tasks)
         await self.serving.stop()
+        await self.reporter.close()
         if self.client is not None:
             await self.client.close()
 
@@ -179,9 +207,11 @@ def build(settings: Settings) -> Gateway:
         identity.gateway_id, lambda: gateway.source(), slots, home / "blobs", settings.trusted_key, trust, factory
     )
     updater = Updater(slots, acquirer, serving, home / "releases")
-    agent = Agent(slots, updater, serving, reporter, settings.retry_every, factory.release if factory else None)
+    clocks = ClockCheck(identity.gateway_id)
+    brought = factory.release if factory else None
+    agent = Agent(slots, updater, serving, reporter, settings.retry_every, brought, clocks)
     twin = Twin(identity, trust.plan, agent, settings.refresh_every)
-    gateway = Gateway(settings, agent, twin, serving, reporter)
+    gateway = Gateway(settings, agent, twin, serving, reporter, clocks)
     if settings.bundles:
         gateway.bundles = Bundles(
             settings.bundles, home / "blobs", identity.blueprint, trust, twin, settings.bundles_every

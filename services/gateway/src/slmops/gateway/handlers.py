@@ -8,11 +8,12 @@ import logging
 from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import DiskFull, PermanentError, Problem, SlmopsError, TemporaryError
+from slmops.contracts.errors import PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.contracts.plan import Desired, Plan, Release, Side
 from slmops.gateway.domain import Phase, should_update
 from slmops.gateway.install.slots import Slots
 from slmops.gateway.install.updater import Updater
+from slmops.gateway.report.clock_check import ClockCheck
 from slmops.gateway.report.reporter import Reporter, Status
 from slmops.gateway.serving.releases import Serving
 from slmops.kit.tracing import span
@@ -31,6 +32,7 @@ class Agent:
         reporter: Reporter,
         retry: timedelta,
         factory: Release | None = None,
+        clocks: ClockCheck | None = None,
     ) -> None:
         self._slots = slots
         self._updater = updater
@@ -38,6 +40,7 @@ class Agent:
         self._reporter = reporter
         self._retry = retry
         self._factory = factory
+        self._clocks = clocks
         self._planned: Release | None = None
         self._generation = 0
         self._rollout = ""
@@ -163,10 +166,7 @@ class Agent:
 
     def report(self) -> None:
         """Reports the status. A failed release is reported as failed for as long as it is desired."""
-        try:
-            self._reporter.report(self._status())
-        except DiskFull as error:  # the next report contains the whole status again
-            log.warning("lost a report: %s", error)
+        self._reporter.report(self._status())
 
     def _status(self) -> Status:
         wanted = self._desired.manifest.digest if self._desired else None
@@ -183,7 +183,7 @@ class Agent:
             running=serving.digest if serving else None,
             running_version=serving.version if serving else None,
             target=wanted,
-            problem=problem or self._refused,
+            problem=self._clocks.explained(problem or self._refused) if self._clocks else problem or self._refused,
             plan_generation=self._generation,
             measured=self._updater.measured,
         )

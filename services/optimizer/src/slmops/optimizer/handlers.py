@@ -276,9 +276,9 @@ def _matches(variant: VariantView, recipe: str | None) -> bool:
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(ModelVersionRegistered, handlers.version_registered)
     bus.consume(subjects.optimize_job("*"), OptimizeJob, handlers.optimize, max_deliver=DELIVERIES)
-    bus.serve(Optimize, handlers.request)
+    bus.serve(Optimize, handlers.request, at_once=1)  # it looks for the same work before it queues a job
     bus.serve(CancelJob, handlers.cancel)
     bus.serve(ListJobs, handlers.list_jobs)
     bus.serve(ListRecipes, handlers.list_recipes)
     bus.serve(FetchEvaluation, handlers.fetch_evaluation)
-    bus.serve(VerifyEvaluation, handlers.verify)
+    bus.serve(VerifyEvaluation, handlers.verify, at_once=1)  # each runs a model

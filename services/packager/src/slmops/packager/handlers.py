@@ -70,8 +70,8 @@ class Handlers:
         self._deltas = deltas
         self.trust = trust
         self._clock = clock
-        self._running: dict[str, Digest | None] = {}
-        """The package that each gateway last reported. Most reports repeat it and need no transaction."""
+        self._running: dict[str, tuple[int, Digest | None]] = {}
+        """Sequence and package of each gateway's newest report. Most reports repeat it and need no transaction."""
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -109,10 +109,12 @@ class Handlers:
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
 
     async def on_gateway_reported(self, event: GatewayReported, _delivered: MessageContext) -> None:
-        if self._running.get(event.gateway_id, "") == event.running:
-            return
-        await self._journal.transact(lambda unit: store.project(unit.connection, event))
-        self._running[event.gateway_id] = event.running
+        sequence, running = self._running.get(event.gateway_id, (0, ""))
+        if event.sequence <= sequence:
+            return  # delivered late
+        if event.running != running:
+            await self._journal.transact(lambda unit: store.project(unit.connection, event))
+        self._running[event.gateway_id] = (event.sequence, event.running)
 
     async def on_package_published(self, package: PackagePublished, delivered: MessageContext) -> None:
         """Makes deltas to a package.

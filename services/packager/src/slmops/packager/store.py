@@ -56,11 +56,11 @@ _gateways = Table(
     Column("at", Double, nullable=False),  # Unix seconds
 )
 _running = Table(
-    "running",
+    "running_by_sequence",
     _TABLES,
     Column("gateway_id", String(63), primary_key=True),
     Column("manifest", String(80), index=True),
-    Column("at", Double, nullable=False),  # Unix seconds
+    Column("sequence", BigInteger, nullable=False),
 )
 _deltas = Table(
     "deltas",
@@ -98,7 +98,8 @@ def stream(model: str, version: str, profile: str) -> str:
 
 
 def project(connection: Connection, event: Event) -> None:
-    """Applies an event, ours or consumed, to the tables. The latest enrolment of a gateway counts."""
+    """Applies an event, ours or consumed, to the tables. The latest enrolment of a gateway counts, and its report with
+    the highest sequence, because a gateway's clock may be wrong."""
     match event:
         case PackagePublished():
             _put(connection, _packages, "manifest", event.manifest.digest, {"data": event.model_dump_json()})
@@ -109,10 +110,10 @@ def project(connection: Connection, event: Event) -> None:
                 values = {"blueprint": event.blueprint, "at": at}
                 _put(connection, _gateways, "gateway_id", event.gateway_id, values)
         case GatewayReported():
-            at = event.at.timestamp()
-            known = select(_running.c.at).where(_running.c.gateway_id == event.gateway_id)
-            if (connection.execute(known).scalar() or 0) <= at:
-                _put(connection, _running, "gateway_id", event.gateway_id, {"manifest": event.running, "at": at})
+            known = select(_running.c.sequence).where(_running.c.gateway_id == event.gateway_id)
+            if (connection.execute(known).scalar() or 0) < event.sequence:
+                values = {"manifest": event.running, "sequence": event.sequence}
+                _put(connection, _running, "gateway_id", event.gateway_id, values)
         case PackageDeltaPublished():
             values = {"model": event.model, "size_bytes": event.delta.size, "at": event.at.timestamp()}
             names = {"base": event.base, "target": event.target, "data": event.model_dump_json()}

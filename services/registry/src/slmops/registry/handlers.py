@@ -166,8 +166,8 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     for kind in heard:
         bus.on(kind, handlers.on_lineage)
     bus.serve(BeginUpload, handlers.begin_upload)
-    bus.serve(RegisterVersion, handlers.register_version)
+    bus.serve(RegisterVersion, handlers.register_version, at_once=2)  # each reads gigabytes from the store
     bus.serve(SetAlias, handlers.set_alias)
     bus.serve(RetireVersion, handlers.retire_version)
     bus.serve(ListVersions, handlers.list_versions)
-    bus.serve(CollectGarbage, handlers.collect_garbage)
+    bus.serve(CollectGarbage, handlers.collect_garbage, at_once=1)

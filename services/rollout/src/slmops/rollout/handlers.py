@@ -40,7 +40,7 @@ from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import enrolment, store
 from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
-from slmops.rollout.domain.fleet import check_given
+from slmops.rollout.domain.fleet import Sighting, check_given
 from slmops.rollout.domain.views import blueprint_view, gateway_view
 from slmops.rollout.reconcile import Reconciler
 
@@ -74,12 +74,13 @@ class Handlers:
 
     async def on_gateway_reported(self, event: GatewayReported, delivered: MessageContext) -> None:
         """Records a report. Raises `Denied` if it contradicts the gateway's enrolment or the open stages."""
-        if not await self._journal.transact(lambda unit: _record(unit, event)):
-            await self._record_with_enrolment(event)
+        seen = Sighting.of(event, delivered.arrived_at, delivered.clock_ahead)
+        if not await self._journal.transact(lambda unit: _record(unit, event, seen)):
+            await self._record_with_enrolment(event, seen)
         if event.phase in _DECISIVE:
             await self._reconciler.judge(event.blueprint)
 
-    async def _record_with_enrolment(self, event: GatewayReported) -> None:
+    async def _record_with_enrolment(self, event: GatewayReported, seen: Sighting) -> None:
         """Reads the enrolment from the bus, which keeps our own enrolment events, if our database is younger."""
         enrolled = await self._enrolment_of(event.gateway_id)
         if enrolled is None:
@@ -87,7 +88,7 @@ class Handlers:
 
         def work(unit: UnitOfWork) -> None:
             store.project(unit.connection, enrolled)
-            _record(unit, event)
+            _record(unit, event, seen)
 
         await self._journal.transact(work)
 
@@ -169,12 +170,12 @@ class Handlers:
         return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
 
 
-def _record(unit: UnitOfWork, event: GatewayReported) -> bool:
+def _record(unit: UnitOfWork, event: GatewayReported, seen: Sighting) -> bool:
     """Records a report; returns False if the gateway is not enrolled here. Raises `Denied`."""
     blueprint = store.plan_row(unit.connection, event.blueprint)
     if event.phase in _DECISIVE and blueprint is not None and blueprint.judged:
         check_given(event, store.load(unit, event.blueprint))
-    return store.record_report(unit.connection, event)
+    return store.record_report(unit.connection, event, seen)
 
 
 def _enrol(unit: UnitOfWork, command: EnrolGateway, now: datetime) -> None:

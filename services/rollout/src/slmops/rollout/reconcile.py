@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from slmops.contracts import subjects
-from slmops.contracts.errors import TemporaryError
+from slmops.contracts.errors import Conflict, TemporaryError
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
@@ -22,6 +23,7 @@ from slmops.rollout.domain.gate import assess
 from slmops.rollout.signing import PlanSigner
 
 log = logging.getLogger("slmops.rollout")
+_ATTEMPTS = 5
 
 
 class Reconciler:
@@ -54,19 +56,27 @@ class Reconciler:
 
     async def publish(self, blueprint: str) -> None:
         """Writes the plan to the bucket if it is not there. If the bus is unreachable, the next tick writes it."""
-        key = subjects.blueprint_key(blueprint)
         try:
             async with self._publishing:
-                # Read the bucket first: its plan was committed before, so the row that is read next is not older.
-                held = await self._bus.client.read_desired(key)
-                row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
-                plan, now = store.plan_in(row), self._clock()
-                if plan is None or (held is not None and self._signer.still_good(held[0], plan, now)):
-                    return
-                await self._bus.client.write_desired(key, self._signer.sign(plan, now))
-                log.info("plan of %s written", blueprint)
+                for _ in range(_ATTEMPTS):
+                    with suppress(Conflict):  # another process of this service wrote first: read both again
+                        return await self._publish(blueprint)
+                log.warning("other processes keep writing the plan of %s; retrying at the next tick", blueprint)
         except TemporaryError as error:
             log.warning("could not write the plan of %s, retrying at the next tick: %s", blueprint, error)
+
+    async def _publish(self, blueprint: str) -> None:
+        """Writes the plan if the bucket does not hold it. Raises `Conflict` if the bucket changed in between."""
+        key = subjects.blueprint_key(blueprint)
+        # Read the bucket first: its plan was committed before, so the row that is read next is not older. Write only if
+        # the bucket has not changed since, so that a slow process never restores an older plan.
+        held = await self._bus.client.read_desired(key)
+        row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
+        plan, now = store.plan_in(row), self._clock()
+        if plan is None or (held is not None and self._signer.still_good(held[0], plan, now)):
+            return
+        await self._bus.client.write_desired(key, self._signer.sign(plan, now), held[1] if held else 0)
+        log.info("plan of %s written", blueprint)
 
 
 def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:

@@ -6,7 +6,7 @@ Documents are stored as JSON, with separate columns for the fields on which quer
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from math import isfinite
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ from slmops.contracts.plan import Identity, Plan
 from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import traceparent
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
-from slmops.rollout.domain.fleet import Member
+from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.lifecycle import JUDGED
 from slmops.rollout.domain.views import rollout_view
 
@@ -77,6 +77,13 @@ _gateways = Table(
     Column("sequence", BigInteger, nullable=False, default=0),
     Column("report", Text),
     Column("failure", Text),
+)
+_sightings = Table(
+    "sightings",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("clock_ahead_s", Double),
 )
 _windows = Table(
     "windows",
@@ -203,8 +210,10 @@ def packages(connection: Connection, model: str) -> list[PackagePublished]:
 # ---- gateways ---------------------------------------------------------------------------------------------
 
 
-def record_report(connection: Connection, event: GatewayReported) -> bool:
-    """Keeps the newest report and the newest failure. Returns False if the gateway is not enrolled here.
+def record_report(connection: Connection, event: GatewayReported, seen: Sighting) -> bool:
+    """Keeps the newest report, when it arrived, and the newest failure. Newest is the highest sequence.
+
+    Returns False if the gateway is not enrolled here.
 
     Raises `Denied` if the report names another blueprint than the enrolment.
     """
@@ -220,6 +229,8 @@ def record_report(connection: Connection, event: GatewayReported) -> bool:
     values: dict[str, Any] = {}
     if event.sequence > row.sequence:
         values |= {"sequence": event.sequence, "report": event.model_dump_json()}
+        ahead = seen.clock_ahead.total_seconds() if seen.clock_ahead is not None else None
+        _put(connection, _sightings, key, {"at": seen.at.timestamp(), "clock_ahead_s": ahead})
     # A failure counts even if a later report arrived first.
     failed = event.phase is UpdatePhase.FAILED
     if failed and (row.failure is None or event.sequence > _report(row.failure).sequence):
@@ -236,7 +247,12 @@ def enrolled(connection: Connection) -> int:
 
 def members(connection: Connection, blueprint: str | None = None, gateway_id: str | None = None) -> list[Member]:
     """Returns enrolled gateways: those of one blueprint, one gateway, or all."""
-    query = select(_gateways).where(_gateways.c.enrolled.is_not(None)).order_by(_gateways.c.gateway_id)
+    query = (
+        select(_gateways, _sightings.c.at, _sightings.c.clock_ahead_s)
+        .select_from(_gateways.outerjoin(_sightings, _gateways.c.gateway_id == _sightings.c.gateway_id))
+        .where(_gateways.c.enrolled.is_not(None))
+        .order_by(_gateways.c.gateway_id)
+    )
     if blueprint is not None:
         query = query.where(_gateways.c.blueprint == blueprint)
     if gateway_id is not None:
@@ -254,7 +270,13 @@ def _member(row: Any) -> Member:
         enrolled_at=known.at,
         report=report,
         failure=_report(row.failure) if row.failure else None,
+        seen=_sighting(row) if row.at is not None else None,
     )
+
+
+def _sighting(row: Any) -> Sighting:
+    ahead = timedelta(seconds=row.clock_ahead_s) if row.clock_ahead_s is not None else None
+    return Sighting(datetime.fromtimestamp(row.at, UTC), ahead)
 
 
 def _report(data: str) -> GatewayReported:

@@ -25,10 +25,15 @@ from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
 from slmops.telemetry import store
 from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
-from slmops.telemetry.domain.windows import Cohort, Pending, aggregate, check, closing_before, cohorts
+from slmops.telemetry.domain.windows import Cohort, Pending, aggregate, check, closing_before, cohorts, placed
 from slmops.telemetry.fleet import Fleet
 
 log = logging.getLogger("slmops.telemetry")
+CONSUMED_KEPT = timedelta(days=30)
+"""How long a batch that arrives again is recognized. An older one counts in a window that no gate reads any more."""
+WINDOWS_KEPT = timedelta(days=7)
+"""How long published windows stay in the journal, from which nothing replays them. The bus keeps them for 30 days."""
+_FORGET_EVERY = timedelta(hours=1)
 _TICK_S = 0.5
 _PAGE = 500
 
@@ -46,8 +51,8 @@ class Handlers:
 
         Raises `PermanentError` and `InvalidMessage` for an invalid batch, `Denied` for an unexpected one.
         """
-        check(batch, delivered.subject, self._clock())
-        pending = Pending(batch, delivered.traceparent)
+        check(batch, delivered.subject)
+        pending = Pending(placed(batch, delivered.arrived_at, delivered.clock_ahead), delivered.traceparent)
         if await self._journal.transact(lambda unit: _keep(unit, pending)):
             await self._keep_by_current_state(pending)
 
@@ -86,13 +91,16 @@ class Handlers:
 
     async def run(self) -> None:
         """Closes windows until cancelled. Reads the history of rollouts first, so that no batch waits for it."""
-        behind = True
+        behind, forget_at = True, self._clock()
         while True:
             try:
                 if behind:
                     await self._catch_up()
                     behind = False
                 await self.close_windows()
+                if self._clock() >= forget_at:
+                    await self.forget_old()
+                    forget_at = self._clock() + _FORGET_EVERY
             except TemporaryError as error:
                 log.warning("could not close windows, retrying at the next tick: %s", error)
             await asyncio.sleep(_TICK_S)
@@ -102,6 +110,14 @@ class Handlers:
         limit = closing_before(self._clock(), self._window, self._grace)
         if await self._journal.read(lambda connection: store.ended_before(connection, limit)):
             await self._journal.transact(lambda unit: self._close(unit, limit))
+
+    async def forget_old(self) -> None:
+        """Forgets batches that were consumed, and windows that were published, long ago."""
+        now = self._clock()
+        while await self._journal.forget_consumed(now - CONSUMED_KEPT):
+            pass
+        while await self._journal.forget_published(now - WINDOWS_KEPT):
+            pass
 
     def _close(self, unit: UnitOfWork, limit: datetime) -> None:
         over = store.take_ended_before(unit.connection, limit)

@@ -1,7 +1,7 @@
 """Stores batches whose window is open, enrolled gateways, and the releases that rollouts gave to gateways.
 
-Batches of published windows are deleted; the consumed ids remain. `members` grows with the fleet, `offers` and `opened`
-with the number of rollouts.
+Batches of published windows are deleted; the consumed ids remain for 30 days. `members` grows with the fleet, `offers`
+and `opened` with the number of rollouts.
 """
 
 from __future__ import annotations

@@ -143,7 +143,13 @@ class GatewayView(Result):
     problem: Problem | None = None
     measured: dict[str, float] = Field(default_factory=dict)
     plan_generation: int = 0
-    last_seen: AwareDatetime
+    dropped_reports: int = 0
+    dropped_measurements: int = 0
+    last_seen: AwareDatetime = Field(description="When its newest report arrived, by the service's time")
+    clock_ahead_s: float | None = Field(
+        default=None,
+        description="Seconds by which its clock is ahead of the service's, negative if behind; None: unknown",
+    )
 
 
 class GatewayList(Result):

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import nats
 from nats.aio.client import Client as Connection
+from nats.errors import ConnectionClosedError, NoRespondersError, NoServersError
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError, NoServersError
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.api import Header
+from nats.js.errors import APIError, NotFoundError
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import TIME_HEADER, time_in
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import CredentialsRefused, InvalidMessage, Problem, Unreachable
+from slmops.contracts.errors import Conflict, CredentialsRefused, InvalidMessage, Problem, Unreachable
 from slmops.contracts.events import Event
+from slmops.kit.bus.exchange import MAX_PARTS, PARTS_HEADER, REQUEST_TIMEOUT, exchange, remaining
 from slmops.kit.bus.nats_auth import user_of
 from slmops.kit.bus.refusals import no_room
+from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
 from slmops.kit.tracing import span, traceparent
 
@@ -32,16 +37,26 @@ log = logging.getLogger("slmops.client")
 R = TypeVar("R", bound=BaseModel)
 E = TypeVar("E", bound=Event)
 PROBLEM_HEADER = "slmops-problem"
-REQUEST_TIMEOUT = timedelta(seconds=30)
+_WRONG_SEQUENCE = {10071, 10164}
+"""The server's error codes for a subject that is not at the expected sequence."""
 PUBLISH_TIMEOUT_S = 10.0  # the client's default is 0.5 s, which a busy disk exceeds
 
 
 class BusClient:
     """A wrapper of a nats-py connection. Methods raise `Unreachable` and the answering service's typed errors."""
 
-    def __init__(self, connection: Connection, reconnected: list[Callable[[], None]] | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        reconnected: list[Callable[[], None]] | None = None,
+        closed: asyncio.Event | None = None,
+    ) -> None:
         self.connection = connection
+        self.closed = closed or asyncio.Event()
+        """Set when the connection is closed for good, for example because the server rejected the credentials again."""
         self._reconnected = reconnected if reconnected is not None else []
+        self.clock_ahead: timedelta | None = None
+        """How far this machine's clock is ahead of the services', as of the last answer; None before the first."""
         self.js: JetStreamContext = connection.jetstream(timeout=PUBLISH_TIMEOUT_S)
 
     @classmethod
@@ -53,6 +68,10 @@ class BusClient:
         if settings.nats_creds is not None and "user_credentials" not in options:
             options = _as_user(settings.nats_creds) | options
         reconnected: list[Callable[[], None]] = []
+        closed = asyncio.Event()
+
+        async def on_close() -> None:
+            closed.set()
 
         async def on_reconnect() -> None:
             for callback in reconnected:
@@ -74,10 +93,10 @@ class BusClient:
             connection = await dial(allow_reconnect=False, max_reconnect_attempts=1)
             if patient:
                 await connection.close()
-                connection = await dial(max_reconnect_attempts=-1)
+                connection = await dial(max_reconnect_attempts=-1, closed_cb=on_close)
         except (TimeoutError, NatsError, NoServersError, OSError) as error:
             raise _no_connection(error, settings.nats_url) from error
-        return cls(connection, reconnected)
+        return cls(connection, reconnected, closed)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Registers a callback for each reconnection. Messages on plain subjects were missed before it."""
@@ -88,28 +107,41 @@ class BusClient:
             await self.connection.close()
 
     async def request(self, command: Command[R], timeout: timedelta = REQUEST_TIMEOUT) -> R:
-        """Sends `command` to its service and returns the result. Raises the service's typed error, or `Unreachable`."""
+        """Sends `command` to its service and returns the result.
+
+        Inside a command that this process carries out, it waits no longer than the requester of that command.
+        Raises the service's typed error, `MessageTooLarge`, and `Unreachable`.
+        """
         template = type(command).subject_template()
         with span(f"request {template}", kind=SpanKind.CLIENT):
             headers = _with_trace({"content-type": "application/json"})
+            if not command.per_gateway:  # between accounts, the server returns only one message
+                headers[PARTS_HEADER] = str(MAX_PARTS)
             payload = command.model_dump_json(by_alias=True).encode()
+            asked_at, timeout = utc_now(), remaining(timeout)
             try:
-                answer = await self.connection.request(
-                    command.subject, payload, timeout=timeout.total_seconds(), headers=headers
-                )
+                answer = await exchange(self.connection, command.subject, payload, timeout, headers)
             except NoRespondersError as error:
                 raise Unreachable(
                     f"the {command.service} service is not running",
                     where=command.subject,
                     fix="Start it and try again.",
                 ) from error
+            except ConnectionClosedError as error:
+                raise _closed(self.connection) from error
             except (TimeoutError, NatsError) as error:
                 raise Unreachable(
                     f"the {command.service} service did not answer within {timeout.total_seconds():g} s",
                     where=command.subject,
                     fix="Try again. If it happens again, check the service's log.",
                 ) from error
+            self._compare_clocks(asked_at, answer.headers)
             return _answer(command, answer.data, answer.headers)
+
+    def _compare_clocks(self, asked_at: datetime, headers: Mapping[str, str] | None) -> None:
+        """Compares the clocks. The services' time counts as that in the middle of the request."""
+        if (theirs := time_in((headers or {}).get(TIME_HEADER))) is not None:
+            self.clock_ahead = asked_at + (utc_now() - asked_at) / 2 - theirs
 
     async def publish(self, event: Event, envelope: Envelope) -> None:
         """Stores an event on its stream and waits for the acknowledgement. Repeating it changes nothing."""
@@ -190,16 +222,23 @@ class BusClient:
             raise Unreachable(f"the twin cannot be listed: {error}", where=pattern) from error
         return sorted(subject.removeprefix(prefix) for subject in found.state.subjects or {})
 
-    async def write_desired(self, key: str, data: bytes) -> int:
-        """Writes a twin document and returns its revision. Only the service that owns the plan may do this."""
+    async def write_desired(self, key: str, data: bytes, replaces: int) -> int:
+        """Writes a twin document and returns its revision. Only the service that owns the plan may do this.
+
+        `replaces`: the revision that the caller read; 0 if there was no document. Raises `Conflict` if another process
+        has written since, and `Unreachable`.
+        """
         try:
             ack = await self.js.publish(
                 subjects.desired(key),
                 data,
                 stream=f"KV_{subjects.DESIRED_BUCKET}",
                 timeout=PUBLISH_TIMEOUT_S,
+                headers={Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(replaces)},
             )
         except (TimeoutError, NatsError) as error:
+            if isinstance(error, APIError) and error.err_code in _WRONG_SEQUENCE:
+                raise Conflict("another process wrote the plan first", where=key) from error
             raise Unreachable(f"the plan was not stored: {error}", where=key) from error
         return ack.seq
 
@@ -215,9 +254,23 @@ def _as_user(creds: Path) -> dict[str, Any]:
     return {"user_credentials": str(creds), "inbox_prefix": subjects.inbox(user).encode()}
 
 
+def _closed(connection: Connection) -> Unreachable:
+    """Returns the error for a connection that is closed for good: connecting again is for whoever opened it."""
+    url, last = str(connection.connected_url or ""), connection.last_error
+    if last is not None and _is_refusal(str(last)):
+        return _no_connection(last, url)
+    return Unreachable("the connection to NATS is closed", where=url or None, fix="Connect again.")
+
+
+def _is_refusal(reason: str) -> bool:
+    """Returns whether the server rejected credentials. It says so in several ways, also when they expire or are
+    revoked while connected."""
+    return any(word in reason.lower() for word in ("authorization", "authentication", "credentials"))
+
+
 def _no_connection(error: Exception, url: str) -> Unreachable:
     reason = str(error) or type(error).__name__
-    if "authorization" in reason.lower():
+    if _is_refusal(reason):
         fix = "Use credentials of this system: set SLMOPS_NATS_CREDS."
         return CredentialsRefused(f"NATS rejected the credentials: {reason}", where=url, fix=fix)
     fix = "Start it (slmops up) or set SLMOPS_NATS_URL and SLMOPS_NATS_CREDS."

@@ -15,9 +15,11 @@ from nats.js.errors import APIError, NotFoundError
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import NotFound, NotReady, PermanentError, Problem, Unreachable
-from slmops.kit.bus.client import PROBLEM_HEADER, REQUEST_TIMEOUT, BusClient
+from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
+from slmops.kit.bus.exchange import REQUEST_TIMEOUT, exchange
 
 STREAM = "DLQ"
 REASON_HEADER = "slmops-dead-because"
@@ -112,16 +114,14 @@ async def remove(client: BusClient, letter: DeadLetter) -> None:
 
 async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
     try:
-        answer = await client.connection.request(
-            letter.subject, letter.payload, timeout=REQUEST_TIMEOUT.total_seconds(), headers=dict(letter.headers)
-        )
+        answer = await exchange(client.connection, letter.subject, letter.payload, REQUEST_TIMEOUT, letter.headers)
     except NoRespondersError as error:
         raise Unreachable(
             "no service answers this command; its dead letter is kept", where=letter.subject, fix="Start its service."
         ) from error
     except (TimeoutError, NatsError) as error:
         raise Unreachable(f"no answer; the dead letter is kept: {error}", where=letter.subject) from error
-    if PROBLEM_HEADER not in (answer.headers or {}):
+    if PROBLEM_HEADER not in answer.headers:
         return None
     return Problem.model_validate_json(answer.data)
 
@@ -129,7 +129,8 @@ async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
 def _letter(message: RawStreamMsg) -> DeadLetter:
     headers = dict(message.headers or {})
     payload = bytes(message.data or b"")
-    ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER}
+    # A replay is not sent at the time of the original, so that header would make the sender's clock look wrong.
+    ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER, SENT_AT_HEADER}
     original = {k: v for k, v in headers.items() if k not in ours and not k.lower().startswith("nats-")}
     assert message.subject is not None and message.time is not None, "the server sends both"
     return DeadLetter(

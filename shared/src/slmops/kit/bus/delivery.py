@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from faststream import BaseMiddleware
 from faststream.exceptions import HandlerException, NackMessage, RejectMessage
 from nats.aio.msg import Msg
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 
@@ -123,6 +124,29 @@ class Delivery:
             return NackMessage(delay=BACKOFF_S[-1])  # the DLQ cannot be reached: keep the message
         return RejectMessage()
 
+    @contextmanager
+    def measured(self, message: Msg) -> Iterator[Span]:
+        """Makes a span and counts the outcome of the block, both by subject template."""
+        subject = subjects.template(message.subject)
+        with (
+            SECONDS.labels(self.service, subject).time(),
+            span(f"process {subject}", parent=_parent(message.headers), kind=SpanKind.CONSUMER) as current,
+        ):
+            try:
+                yield current
+            except HandlerException:
+                raise
+            except Exception as error:
+                current.set_status(Status(StatusCode.ERROR, Problem.of(error).code))
+                MESSAGES.labels(self.service, subject, "failed").inc()
+                raise
+            MESSAGES.labels(self.service, subject, "done").inc()
+
+    def given_up(self, subject: str) -> None:
+        """Counts a command that was stopped, or never started, because its requester no longer waits."""
+        log.warning("stopped %s: its requester no longer waits", subject)
+        MESSAGES.labels(self.service, subject, "given_up").inc()
+
     def limit(self, message: Msg) -> int:
         return self.max_deliver.get(message.metadata.consumer, MAX_DELIVER)
 
@@ -134,26 +158,17 @@ class _Middleware(BaseMiddleware[Any, Any]):
 
     async def consume_scope(self, call_next: Any, msg: Any) -> Any:
         raw: Msg = msg.raw_message
-        subject, service = subjects.template(raw.subject), self.delivery.service
-        stored = subjects.stream_of(raw.subject) is not None
-        with (
-            SECONDS.labels(service, subject).time(),
-            span(f"process {subject}", parent=_parent(raw.headers), kind=SpanKind.CONSUMER) as current,
-        ):
-            try:
-                if stored:
-                    _check_deliveries(raw, self.delivery.limit(raw))
-                result = await call_next(msg)
-            except (HandlerException, asyncio.CancelledError):
-                raise
-            except Exception as error:
-                current.set_status(Status(StatusCode.ERROR, Problem.of(error).code))
-                MESSAGES.labels(service, subject, "failed").inc()
-                if not stored:
-                    raise
-                raise await self.delivery.fail(raw, f"{service}/{subject}", error) from error
-            MESSAGES.labels(service, subject, "done").inc()
-            return result
+        if subjects.stream_of(raw.subject) is None:
+            return await call_next(msg)  # a command: `Bus` measures it where it is carried out
+        try:
+            with self.delivery.measured(raw):
+                _check_deliveries(raw, self.delivery.limit(raw))
+                return await call_next(msg)
+        except (HandlerException, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            consumer = f"{self.delivery.service}/{subjects.template(raw.subject)}"
+            raise await self.delivery.fail(raw, consumer, error) from error
 
 
 def _check_deliveries(message: Msg, max_deliver: int) -> None:

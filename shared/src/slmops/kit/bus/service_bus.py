@@ -14,9 +14,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,22 +26,25 @@ from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 from pydantic import BaseModel, ValidationError
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import SENT_AT_HEADER, TIME_HEADER, time_in
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import Denied, InvalidMessage, PermanentError, Problem, SlmopsError, Throttled
+from slmops.contracts.errors import Denied, InvalidMessage, NotReady, PermanentError, Problem, SlmopsError, Throttled
 from slmops.contracts.events import Event
 from slmops.contracts.permissions import answering_user, may_be_answered
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
+from slmops.kit.bus.command_pool import AT_ONCE, CommandPool
 from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
+from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
 from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer, provision
 from slmops.kit.bus.stream_watch import look_for_gaps
 from slmops.kit.bus.throttle import THROTTLED, Throttle, source_of
+from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
 
 log = logging.getLogger("slmops.bus")
@@ -48,6 +53,8 @@ M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
 _PULL_TIMEOUT_S = 5.0
+_STOP_GRACE = timedelta(seconds=2)
+"""How long running commands may take when the service stops."""
 _JSON = {"content-type": "application/json"}
 # The message that a task is handling. It is not a parameter, because FastStream would resolve it in a thread each time.
 _current: ContextVar[NatsMessage] = ContextVar("current message")
@@ -63,6 +70,15 @@ class MessageContext:
     keepalive: Keepalive
     attempt: int = 1
     """The number of deliveries, including this one."""
+    arrived_at: datetime = field(default_factory=utc_now)
+    """When the server stored the message: the services' time, whatever the clock of the sender."""
+    sent_at: datetime | None = None
+    """When the sender published it by its own clock; None if the sender does not say so."""
+
+    @property
+    def clock_ahead(self) -> timedelta | None:
+        """How far the sender's clock is ahead of ours; negative if it is behind, None if unknown."""
+        return None if self.sent_at is None else self.sent_at - self.arrived_at
 
     @asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
@@ -98,6 +114,7 @@ class Bus:
         self.settings = settings
         self._delivery = Delivery(service)
         self._consumers: list[_Consumer] = []
+        self._pools: list[CommandPool] = []
         self._client: BusClient | None = None
         self._stopping = False
         self.on_lost: Callable[[], None] = lambda: None
@@ -178,15 +195,23 @@ class Bus:
         )(handle)
 
     def serve(
-        self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]], throttle: Throttle | None = None
+        self,
+        kind: type[Command[R]],
+        handler: Callable[[Any], Awaitable[R]],
+        throttle: Throttle | None = None,
+        at_once: int = AT_ONCE,
     ) -> None:
         """Answers a command. Several processes of a service share the work; an error is returned as a `Problem`.
 
-        A request is dead-lettered and not carried out if its reply subject is not the inbox of a user who may send it.
-        `throttle` limits the rejected requests of each source; a request beyond the limit is not looked at.
+        `at_once` commands run side by side, and `handler` must allow that. It is cancelled when nobody waits for its
+        answer any more. A request is dead-lettered and not carried out if its reply subject is not the inbox of a user
+        who may send it. `throttle` limits the rejected requests of each source; a request beyond the limit is not
+        looked at.
         """
         template = kind.subject_template()
         subject = template.replace("{gateway_id}", "*")
+        pool = CommandPool(at_once)
+        self._pools.append(pool)
 
         async def decode(message: NatsMessage) -> Any:
             _current.set(message)
@@ -194,27 +219,13 @@ class Bus:
 
         async def handle(message: bytes) -> None:
             raw = _current.get()
-            reply = raw.raw_message.reply
-            answerable = may_be_answered(subject, reply)
-            source = source_of(raw.raw_message.headers)
-            if throttle is not None and not throttle.take(source):
-                await self._throttled(kind, reply if answerable else None)
-                return
-            if not answerable:
-                refused = Denied(
-                    "the reply subject is not the inbox of a user who may send this command", where=template
-                )
-                await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", refused)
-                raise refused
-            rejected = False
-            try:
-                await self._answer(reply, await handler(_command(kind, message, raw)))
-            except Exception as error:
-                rejected = isinstance(error, PermanentError)
-                await self._answer(reply, await self._refuse(template, raw, error))
-            finally:
-                if throttle is not None:
-                    throttle.settle(source, rejected=rejected)
+            wait = patience(_headers(raw))
+            if not pool.full:
+                work = partial(self._carry_out, kind, handler, message, raw, throttle)
+                pool.start(work, wait, partial(self._delivery.given_up, template))
+            elif may_be_answered(subject, raw.raw_message.reply):
+                busy = NotReady("too many requests are waiting", where=template, delay=timedelta(seconds=5))
+                await self._answer(raw, template, Problem.of(busy))
 
         describe(handle, kind.name, message=bytes)
         self.answering.subscriber(
@@ -226,23 +237,72 @@ class Bus:
             description=kind.__doc__,
         )(handle)
 
-    async def _throttled(self, kind: type[Command[Any]], reply: str | None) -> None:
+    async def _carry_out(
+        self,
+        kind: type[Command[R]],
+        handler: Callable[[Any], Awaitable[R]],
+        payload: bytes,
+        raw: NatsMessage,
+        throttle: Throttle | None,
+    ) -> None:
+        template, message = kind.subject_template(), raw.raw_message
+        answerable = may_be_answered(template.replace("{gateway_id}", "*"), message.reply)
+        source = source_of(message.headers)
+        if throttle is not None and not throttle.take(source):
+            await self._throttled(kind, raw, answerable)
+            return
+        rejected = True
+        try:
+            with suppress(Denied), self._delivery.measured(message):
+                if not answerable:
+                    refused = Denied(
+                        "the reply subject is not the inbox of a user who may send this command", where=template
+                    )
+                    await dead_letter(self.client, message, f"{self.service}/{template}", refused)
+                    raise refused
+                rejected = await self._answered(kind, handler, payload, raw)
+        except asyncio.CancelledError:
+            rejected = False
+            raise
+        finally:
+            if throttle is not None:
+                throttle.settle(source, rejected=rejected)
+
+    async def _answered(
+        self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]], payload: bytes, raw: NatsMessage
+    ) -> bool:
+        """Carries out a command and sends its answer. Returns whether it was rejected."""
+        template = kind.subject_template()
+        try:
+            await self._answer(raw, template, await handler(_command(kind, payload, raw)))
+        except Exception as error:
+            await self._answer(raw, template, await self._refuse(template, raw, error))
+            return isinstance(error, PermanentError)
+        return False
+
+    async def _throttled(self, kind: type[Command[Any]], raw: NatsMessage, answerable: bool) -> None:
         THROTTLED.labels(self.service, kind.name).inc()
-        if reply is not None:
+        if answerable:
             error = Throttled(
                 "too many requests from this address were rejected", where=kind.subject_template(), fix="Wait a minute."
             )
-            await self._answer(reply, Problem.of(error))
+            await self._answer(raw, kind.subject_template(), Problem.of(error))
 
-    async def _answer(self, reply: str, answer: BaseModel) -> None:
-        headers = _JSON | ({PROBLEM_HEADER: answer.code} if isinstance(answer, Problem) else {})
-        await self.answering.publish(answer.model_dump_json(by_alias=True).encode(), reply, headers=headers)
+    async def _answer(self, raw: NatsMessage, template: str, answer: BaseModel) -> None:
+        """Sends an answer in as many messages as it needs. Raises `MessageTooLarge` if the requester accepts fewer."""
+        headers = _JSON | {TIME_HEADER: utc_now().isoformat()}
+        if isinstance(answer, Problem):
+            headers[PROBLEM_HEADER] = answer.code
+        accepted = _headers(raw).get(PARTS_HEADER, "")
+        limit = self.client.connection.max_payload
+        payload = answer.model_dump_json(by_alias=True).encode()
+        parts = parts_of(payload, limit, int(accepted) if accepted.isdecimal() else 1, template)
+        for part in parts:
+            await self.answering.publish(part, raw.raw_message.reply, headers=headers | {PARTS_HEADER: str(len(parts))})
 
     async def _refuse(self, template: str, raw: NatsMessage, error: Exception) -> Problem:
         if isinstance(error, InvalidMessage):
             await dead_letter(self.client, raw.raw_message, f"{self.service}/{template}", error)
-        elif isinstance(error, MaxPayloadError):
-            error = PermanentError("the answer is too large for the bus", where=template, fix="Request less.")
         elif not isinstance(error, SlmopsError):
             log.exception("%s failed", template, exc_info=error)
         return Problem.of(error)
@@ -280,8 +340,11 @@ class Bus:
         return all(await asyncio.gather(*(broker.ping(timeout_s) for broker in brokers)))
 
     async def begin_stop(self) -> None:
-        """Stops accepting commands. From now on a closed connection is expected."""
+        """Stops accepting commands and finishes those that run. From now on a closed connection is expected."""
         self._stopping = True
+        for subscriber in self.answering.subscribers:
+            await subscriber.stop()
+        await asyncio.gather(*(pool.stop(_STOP_GRACE) for pool in self._pools))
         await self.answering.stop()
 
     async def stop(self) -> None:
@@ -299,19 +362,31 @@ async def _reported(error: Exception) -> None:
         log.error("%s", error)
 
 
+def _headers(raw: NatsMessage) -> dict[str, str]:
+    return {str(key).lower(): str(value) for key, value in (raw.raw_message.headers or {}).items()}
+
+
 def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> MessageContext:
     message = raw.raw_message
+    headers = _headers(raw)
     if issubclass(kind, Event):
         envelope = Envelope.from_headers(message.headers)
         if envelope.type != kind.type:
             raise InvalidMessage(f"a {envelope.type} was published on the subject of {kind.type}")
         identity, parent = envelope.id, envelope.traceparent
     else:
-        headers = {str(k).lower(): str(v) for k, v in (message.headers or {}).items()}
         identity, parent = headers.get("nats-msg-id", ""), headers.get("traceparent")
     if not identity:
         raise InvalidMessage("the message has no id")
-    return MessageContext(identity, message.subject, parent, message.in_progress, message.metadata.num_delivered or 1)
+    return MessageContext(
+        identity,
+        message.subject,
+        parent,
+        message.in_progress,
+        message.metadata.num_delivered or 1,
+        message.metadata.timestamp,
+        time_in(headers.get(SENT_AT_HEADER)),
+    )
 
 
 def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Command[Any]:

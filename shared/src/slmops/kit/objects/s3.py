@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,8 +13,11 @@ from minio.error import S3Error
 
 from slmops.contracts.errors import NotFound, Unreachable
 from slmops.kit.settings import ObjectSettings
+from slmops.kit.threads import Threads
 
 T = TypeVar("T")
+_THREADS = Threads("s3", 32)
+"""A hung store holds a thread for as long as its timeouts allow."""
 DATA = urllib3.Timeout(connect=5, read=120)  # a store may not answer while it copies gigabytes
 LOOK = urllib3.Timeout(connect=5, read=5)
 """For requests without data: short enough to report a hanging store before our caller times out."""
@@ -69,7 +71,7 @@ def listed(client: Minio, bucket: str, prefix: str) -> list[Stored]:
 async def answered(endpoint: str, work: Callable[[], T]) -> T:
     """Runs `work` in a thread. Raises `NotFound`, `Unreachable`."""
     try:
-        return await asyncio.to_thread(work)
+        return await _THREADS.run(work)
     except S3Error as error:
         if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
             raise NotFound(

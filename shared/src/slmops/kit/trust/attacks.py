@@ -27,12 +27,14 @@ from tuf.ngclient import FetcherInterface
 
 from slmops.contracts.errors import NotReady, SlmopsError, Unreachable
 from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, Attack, refused
+from slmops.kit.clock import utc_now
 
 _SIGNED_BY = re.compile(r"signed by (\d+)/\d+ keys")
 _ROLE_OF = re.compile(r"^(?:(\d+)\.)?(.+)\.json$")
 _TYPES = {"root": "root", "timestamp": "timestamp", "snapshot": "snapshot"}
 _ONLINE = ("timestamp", "snapshot")
 _SHA256 = {"sha256"}
+_DATE_LENGTH = 32
 
 
 @dataclass
@@ -107,7 +109,7 @@ def _attack(error: Exception, last: Fetched, root_expired: bool) -> tuple[Attack
         case UnsignedMetadataError():
             return _unsigned(error, last.role)
         case ExpiredMetadataError():
-            return _outdated(last.role, root_expired)
+            return _outdated(last, root_expired)
         case BadVersionNumberError():
             return _other_version(last)
         case LengthOrHashMismatchError():
@@ -127,12 +129,19 @@ def _unsigned(error: Exception, role: str) -> tuple[Attack, str]:
     return Attack.TOO_FEW_KEYS, f"{role} is signed by fewer trusted keys than required"
 
 
-def _outdated(role: str, root_expired: bool) -> tuple[Attack, str]:
+def _outdated(last: Fetched, root_expired: bool) -> tuple[Attack, str]:
     if root_expired:
-        return Attack.EXPIRED, "the root of trust has expired"
-    if role in _ONLINE:
-        return Attack.FREEZE, f"the newest available {role} has expired"
-    return Attack.EXPIRED, f"{role} has expired"
+        return Attack.EXPIRED, f"the root of trust has expired{by_this_clock()}"
+    expires = last.signed().get("expires")
+    when = f" on {expires}" if isinstance(expires, str) and len(expires) <= _DATE_LENGTH else ""
+    if last.role in _ONLINE:
+        return Attack.FREEZE, f"the newest available {last.role} has expired{when}{by_this_clock()}"
+    return Attack.EXPIRED, f"{last.role} has expired{when}{by_this_clock()}"
+
+
+def by_this_clock() -> str:
+    """Returns the time by which something has expired. If it is wrong, that is the cause."""
+    return f" (this machine's clock says {utc_now():%Y-%m-%dT%H:%M:%SZ})"
 
 
 def _other_version(last: Fetched) -> tuple[Attack, str]:
@@ -165,7 +174,9 @@ def check_algorithms(named_by: Iterator[dict[str, str] | None]) -> None:
 
 
 _FIXES = {
-    Attack.FREEZE: "Start the packager, which renews it. Check that nobody on the way to it withholds its answers.",
-    Attack.EXPIRED: "Renew it with its keyholders: slmops trust rotate ROLE --keep-keys.",
+    Attack.FREEZE: "Check the clock. If it is right, start the packager, which renews it. Check that nobody on the way "
+    "to it withholds its answers.",
+    Attack.EXPIRED: "Check the clock. If it is right, renew it with its keyholders: slmops trust rotate ROLE "
+    "--keep-keys.",
     Attack.ROLLBACK: "Restore the packager's newest state. If it is lost, rotate the timestamp and snapshot keys.",
 }

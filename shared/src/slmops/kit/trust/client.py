@@ -30,7 +30,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, InvalidMessage, SlmopsError, TrustRefused
 from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack, RolloutKeys, refused
-from slmops.kit.trust.attacks import Recording, check_algorithms, named
+from slmops.kit.trust.attacks import Recording, by_this_clock, check_algorithms, named
 
 _CURRENT: Final = "current"
 _ROLLOUT: Final = "rollout.json"
@@ -189,8 +189,9 @@ def _check_in_time(updater: Updater) -> None:
     """Rejects expired metadata that has no grace, because the library applied the grace to all."""
     for signed in updater._trusted_set:  # a mapping whose iteration yields the values
         if not isinstance(signed, Timestamp | Snapshot) and signed.is_expired():
-            fix = "Have it signed again, then export a new bundle."
-            raise refused(Attack.EXPIRED, f"metadata of type {signed.type} has expired", fix=fix)
+            fix = "Check the clock. If it is right, have the metadata signed again, then export a new bundle."
+            what = f"metadata of type {signed.type} has expired{by_this_clock()}"
+            raise refused(Attack.EXPIRED, what, fix=fix)
 
 
 def _check_digests(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -27,6 +27,7 @@ from slmops.console.render.tables import (
     table,
 )
 from slmops.contracts.blueprint import Stage
+from slmops.contracts.clocks import clock_text, is_wrong
 from slmops.contracts.commands import (
     BlueprintView,
     GarbageReport,
@@ -218,12 +219,24 @@ def _gateway_columns(now: datetime, apis: Mapping[str, str] | None = None) -> li
         Column("tok/s", lambda g: figure(g.measured.get("tokens_per_s"), ".0f"), right=True),
         Column("seen", lambda g: duration(now - g.last_seen), right=True),
         *api,
-        Column("problem", lambda g: cell(g.problem.what if g.problem else ""), fold=True),
+        Column("problem", lambda g: cell(g.problem.what if g.problem else _wrong_clock(g)), fold=True),
     ]
+
+
+def _wrong_clock(g: GatewayView) -> str:
+    ahead = timedelta(seconds=g.clock_ahead_s) if g.clock_ahead_s is not None else None
+    return f"its clock is {clock_text(ahead)}" if ahead is not None and is_wrong(ahead) else ""
 
 
 def _labels(g: GatewayView) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(g.labels.items()))
+
+
+def _dropped(g: GatewayView) -> str | None:
+    """Returns what the gateway dropped because it waited too long for a network; None if nothing."""
+    if not (g.dropped_reports or g.dropped_measurements):
+        return None
+    return f"{g.dropped_reports} reports, {g.dropped_measurements} measurements: they waited too long for a network"
 
 
 def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
@@ -241,6 +254,8 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
         *((name, f"{value:.4g}") for name, value in sorted(g.measured.items())),
         ("API", api),
         ("last seen", moment(g.last_seen, now)),
+        ("clock", _wrong_clock(g)),
+        ("dropped", _dropped(g)),
     ]
     parts: list[RenderableType] = [pairs(facts)]
     if g.problem is not None:

@@ -10,6 +10,7 @@ A slot that slots.json does not name counts as empty. `Slots(root)` deletes its 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -20,9 +21,10 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import IllegalTransition, InvalidMessage
+from slmops.contracts.errors import DiskFull, IllegalTransition, InvalidMessage
 from slmops.gateway.disk_full import raise_disk_full
 
+log = logging.getLogger(__name__)
 _MAX_FAILED = 32  # failures that are kept; the oldest is dropped
 
 
@@ -64,6 +66,10 @@ class Slots:
         self._file = root / "slots.json"
         (root / "slots").mkdir(parents=True, exist_ok=True)
         self.state = SlotsState.model_validate_json(self._file.read_bytes()) if self._file.exists() else SlotsState()
+        gone = {name for name in self.state.releases if name != self.state.active and not self._path(name).exists()}
+        if gone:  # it was rejected on a full disk
+            left = {name: digest for name, digest in self.state.releases.items() if name not in gone}
+            self.state = self._changed({"releases": left})
         self._clear()
 
     @property
@@ -133,26 +139,35 @@ class Slots:
         self._write(on_trial=False, attempts=attempts)
         return active
 
-    def revert(self, *, failed: bool = True) -> Slot | None:
+    def revert(self, *, failed: bool = True, counts: bool = True) -> Slot | None:
         """Ends the trial and returns to the previous slot, None if there was none.
 
-        `failed`: record the release as failed, so that it is not tried again.
+        `failed`: record the release as failed, so that it is not tried again. `counts`: the attempt stays counted;
+        False if the release was not at fault.
         """
         active = self._require_trial()
+        attempts = dict(self.state.attempts)
+        if not counts:
+            attempts[active.digest] = max(0, self.attempts(active.digest) - 1)
         previous = self.candidate.name if self.candidate else None
         marked = self._with_failed(active.digest) if failed else self.state.failed
-        self._write(active=previous, on_trial=False, failed=marked)
+        self._undo(active=previous, on_trial=False, failed=marked, attempts=attempts)
         return self.active
 
     def reject(self) -> None:
         """Records a candidate that failed before it was activated, and empties its slot. It is not tried again."""
         candidate = self._require_candidate()
-        self._write(releases=self._without(candidate.name), failed=self._with_failed(candidate.digest))
+        changes = {"releases": self._without(candidate.name), "failed": self._with_failed(candidate.digest)}
+        try:
+            self._write(**changes)
+        except (DiskFull, OSError):
+            shutil.rmtree(candidate.path, ignore_errors=True)  # its files are the space that is missing
+            self._undo(**changes)
         self._clear()
 
     def fail(self, digest: Digest) -> None:
         """Records a release that failed before it was installed."""
-        self._write(failed=self._with_failed(digest))
+        self._undo(failed=self._with_failed(digest))
 
     def clear_failure(self, digest: Digest) -> None:
         """Allows the release to be tried again and resets its attempts. Does nothing for one that did not fail."""
@@ -199,9 +214,24 @@ class Slots:
             if path.name not in named:
                 shutil.rmtree(path)
 
+    def _undo(self, **changes: object) -> None:
+        """Changes the state like `_write`, but only in memory if the disk is full or damaged.
+
+        The next change writes both. After a restart before that, the disk has the state of a gateway that went down
+        before it could undo: a release on trial is reverted then, and a failed one may be tried again.
+        """
+        try:
+            self._write(**changes)
+        except (DiskFull, OSError) as error:
+            log.warning("a failed update is undone in memory only: %s", error)
+            self.state = self._changed(changes)
+
+    def _changed(self, changes: dict[str, object]) -> SlotsState:
+        return SlotsState.model_validate({**self.state.model_dump(), **changes})
+
     def _write(self, **changes: object) -> None:
         """Changes the state: on disk first, then in memory."""
-        state = SlotsState.model_validate({**self.state.model_dump(), **changes})
+        state = self._changed(changes)
         new = self._file.with_suffix(".new")
         with raise_disk_full("to install a release", self._root):
             with new.open("wb") as out:

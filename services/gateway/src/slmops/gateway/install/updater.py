@@ -14,8 +14,10 @@ from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import InferenceFailed, PermanentError, Problem, SlmopsError, TemporaryError
+from slmops.contracts.errors import InferenceFailed, NotReady, PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.contracts.plan import Release
 from slmops.gateway.disk_full import raise_disk_full
 from slmops.gateway.domain import MAX_ATTEMPTS, Event, Phase, next_phase
@@ -28,10 +30,16 @@ from slmops.gateway.serving.inference import Done, InferenceRequest
 from slmops.gateway.serving.inference import Release as ServedRelease
 from slmops.gateway.serving.releases import Serving
 from slmops.gateway.serving.runner import ProcessRunner, RunnerOptions
+from slmops.kit.atomic_write import atomic_write
 from slmops.kit.tracing import span
 
 log = logging.getLogger(__name__)
 _NO_LIMIT_BYTES = 1 << 62
+_ANSWER_WITHIN = timedelta(minutes=2)
+"""How long a golden prompt may take while soaking, as in the probe for all prompts together."""
+_BUSY_FOR = timedelta(minutes=10)
+"""How much longer than planned a soak may last because the gateway has no time for golden prompts."""
+_SHORTEST_PAUSE_S = 0.05
 
 
 class Updater:
@@ -43,6 +51,8 @@ class Updater:
         self._serving = serving
         self._releases = releases
         self.phase = Phase.COMMITTED if slots.active and not slots.on_trial else Phase.IDLE
+        self._applied: Release | None = None
+        """The release whose settings the serving runner has."""
         self.measured: dict[str, float] = {}
         self.problems: dict[Digest, Problem] = {}
         self.golden: dict[Digest, Golden] = {}
@@ -68,16 +78,22 @@ class Updater:
             self.phase = Phase.COMMITTED
 
     async def refresh(self, release: Release) -> None:
-        """Applies changed settings to the package that already serves, without downtime."""
+        """Applies changed settings to the package that already serves, without downtime. May be repeated after an
+        error."""
         slot = self._slots.active
-        known = self.release(release.manifest.digest)
-        if slot is None or slot.digest != release.manifest.digest or known == release:
+        if slot is None or slot.digest != release.manifest.digest:
             return
-        self._remember(release)
-        if known is None or known.runtime != release.runtime:
+        stored = self.release(slot.digest)
+        applied = self._applied or stored
+        changed = applied is None or applied.runtime != release.runtime
+        if changed:
             runner = _runner(release, slot.path)
             await runner.start()
             await self._serving.swap(runner)
+            self._applied = release
+        if stored != release:
+            self._remember(release)
+        if changed:
             await self._measure_settings(release, read_golden(slot.path))
 
     async def _measure_settings(self, release: Release, golden: GoldenPrompts) -> None:
@@ -90,6 +106,8 @@ class Updater:
                 right = prompt.passes(await self._answer(golden.request(prompt)))
             except TemporaryError:  # too busy: then users' requests are measured
                 continue
+            except InferenceFailed:
+                right = False
             self._count(release.manifest.digest, right)
 
     def _count(self, digest: Digest, right: bool) -> None:
@@ -116,8 +134,11 @@ class Updater:
         candidate: ProcessRunner | None = None
         try:
             self._remember(release)
-            with raise_disk_full("to store the id of a rollout", self._releases):
-                self._failure(digest).write_text(rollout)
+            with (
+                raise_disk_full("to store the id of a rollout", self._releases),
+                atomic_write(self._failure(digest)) as out,
+            ):
+                out.write(rollout.encode())
             with span("install", release=str(digest)):
                 slot = await self._acquirer.acquire(release)
             self._step(Event.INSTALL_SUCCEEDED)
@@ -131,6 +152,7 @@ class Updater:
             self._step(Event.PROBE_PASSED)
             self._slots.activate()
             await self._serving.swap(candidate)
+            self._applied = release
             self._step(Event.SWAPPED)
             with span("soak", seconds=release.soak.seconds):
                 await self._soak(candidate, golden, release)
@@ -160,21 +182,44 @@ class Updater:
             )
 
     async def _soak(self, candidate: ProcessRunner, golden: GoldenPrompts, release: Release) -> None:
-        """Runs golden prompts on the serving path, beside users' requests, for the time that the blueprint sets."""
+        """Runs golden prompts on the serving path, beside users' requests, for the time that the blueprint sets.
+
+        A gateway that is too busy for a golden prompt asks again later, because that is not the release's fault. Raises
+        `NotReady` if it is busy for `_BUSY_FOR` after the soak, and `InferenceFailed`.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + release.soak.seconds
         for prompt in itertools.cycle(golden.prompts):
-            right = prompt.passes(await self._answer(golden.request(prompt)))
-            self._count(release.manifest.digest, right)
-            if not right:
-                raise InferenceFailed("a golden prompt failed while soaking")
+            busy: NotReady | None = None
+            try:
+                right = prompt.passes(await self._answer(golden.request(prompt)))
+            except NotReady as error:
+                busy = error
+            else:
+                self._count(release.manifest.digest, right)
+                if not right:
+                    raise InferenceFailed("a golden prompt failed while soaking")
             if not candidate.alive:
                 raise InferenceFailed("the model runner died while soaking")
-            if loop.time() >= until:
+            if busy is not None and loop.time() >= until + _BUSY_FOR.total_seconds():
+                raise busy
+            if busy is None and loop.time() >= until:
                 return
-            await asyncio.sleep(min(release.soak.golden_every_s, max(0.0, until - loop.time())))
+            await asyncio.sleep(min(release.soak.golden_every_s, max(_SHORTEST_PAUSE_S, until - loop.time())))
 
     async def _answer(self, request: InferenceRequest) -> str:
+        """Returns the answer. Raises `NotReady` if the gateway is busy, and `InferenceFailed` if it answers nobody."""
+        answered = self._serving.answered
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN.total_seconds()):
+                return await self._generated(request)
+        except TimeoutError:
+            if self._serving.answered > answered:
+                raise NotReady("the gateway is too busy for a golden prompt") from None
+            within = f"{_ANSWER_WITHIN.total_seconds():g} s"
+            raise InferenceFailed(f"the model answered nothing within {within} while soaking") from None
+
+    async def _generated(self, request: InferenceRequest) -> str:
         async with aclosing(self._serving.generate(request)) as items:
             async for _, item in items:
                 if isinstance(item, Done):
@@ -187,24 +232,28 @@ class Updater:
         digest = release.manifest.digest
         self.problems[digest] = Problem.of(error)
         self.phase = next_phase(self.phase, Event.STEP_FAILED)  # reported after the revert
-        if self._slots.on_trial:
-            self._slots.revert()
-            await self._serve_active()
-        elif (there := self._slots.candidate) is not None and there.digest == digest:
-            self._slots.reject()
-        else:
-            self._slots.fail(digest)
-        await self._stop_unused(candidate)
-        self._step(Event.REVERTED)
+        try:
+            if self._slots.on_trial:
+                self._slots.revert()
+                await self._serve_active()
+            elif (there := self._slots.candidate) is not None and there.digest == digest:
+                self._slots.reject()
+            else:
+                self._slots.fail(digest)
+        finally:  # whatever fails, no process is left behind, and the next update can start
+            await self._stop_unused(candidate)
+            self._step(Event.REVERTED)
 
     async def _withdraw(self, candidate: ProcessRunner | None) -> None:
         """Undoes an update that was cancelled or failed through no fault of the release. It may be tried again."""
-        if self._slots.on_trial:
-            self._slots.revert(failed=False)
-            await self._serve_active()
-        await self._stop_unused(candidate)
-        if self.phase not in (Phase.IDLE, Phase.COMMITTED):
-            self._step(Event.RESTARTED)
+        try:
+            if self._slots.on_trial:
+                self._slots.revert(failed=False, counts=False)
+                await self._serve_active()
+        finally:
+            await self._stop_unused(candidate)
+            if self.phase not in (Phase.IDLE, Phase.COMMITTED):
+                self._step(Event.RESTARTED)
 
     async def _serve_active(self) -> None:
         slot = self._slots.active
@@ -212,30 +261,39 @@ class Updater:
             await self._serving.stop()
             return
         release = self.release(slot.digest)
-        if release is None:
-            raise PermanentError("the release document of the active slot is missing", where=str(self._releases))
-        if self._serving.release is None or self._serving.release.digest != slot.digest:
+        if release is None:  # the plan brings the document again (`refresh`)
+            log.error("the release document of the active slot is missing or damaged in %s", self._releases)
+            await self._serving.stop()
+        elif self._serving.release is None or self._serving.release.digest != slot.digest:
             runner = _runner(release, slot.path)
-            await runner.start()
+            try:
+                await runner.start()
+            except SlmopsError as error:  # `Serving` starts it again and again; meanwhile the gateway follows its plan
+                log.error("%s:%s does not start: %s", release.model, release.version, error)
             await self._serving.swap(runner)
+            self._applied = release
 
     async def _stop_unused(self, candidate: ProcessRunner | None) -> None:
         if candidate is not None and self._serving.release != candidate.release:
             await candidate.stop(timedelta())
 
     def release(self, digest: Digest) -> Release | None:
-        """Returns the stored document of a release that was desired here before; None if there is none."""
+        """Returns the stored document of a release that was desired here before; None if there is none, or a damaged
+        one."""
         path = self._document(digest)
-        return Release.model_validate_json(path.read_bytes()) if path.exists() else None
+        try:
+            return Release.model_validate_json(path.read_bytes()) if path.exists() else None
+        except ValidationError:
+            log.error("cannot read the release document %s", path)
+            return None
 
     def _remember(self, release: Release) -> None:
         """Stores the release's document, so that the release can be served after a restart without a network."""
         path = self._document(release.manifest.digest)
         with raise_disk_full("to store a release's document", self._releases):
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_suffix(".new")
-            new.write_text(release.model_dump_json())
-            new.replace(path)
+            with atomic_write(path) as out:
+                out.write(release.model_dump_json().encode())
 
     def _document(self, digest: Digest) -> Path:
         return self._releases / f"{digest.removeprefix('sha256:')}.json"

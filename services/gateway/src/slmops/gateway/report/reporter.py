@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client import Gauge
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, Problem, TemporaryError
@@ -18,14 +24,17 @@ from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity
 from slmops.gateway.disk_full import raise_disk_full
-from slmops.gateway.report.spool import Spool
+from slmops.gateway.report.spool import Kind, Spool, Spooled
 from slmops.gateway.serving.measurements import ReleaseMeasurement
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import Clock
 from slmops.kit.tracing import traceparent
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _MEMORY_ROWS = 1000
+_WAITING = Gauge("slmops_spool_messages", "Reports and measurements that wait for the network")
+_DROPPED = Gauge("slmops_spool_dropped_messages", "Messages ever dropped because the spool was full", ["kind"])
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,10 @@ class Golden:
 
 
 class Reporter:
-    """Writes messages to the spool at once and publishes them when there is a network."""
+    """Writes messages to the spool and publishes them when there is a network.
+
+    All disk accesses are made in order by one thread, because the event loop also streams the users' answers.
+    """
 
     def __init__(self, identity: Identity, spool: Spool, counter: Path, clock: Clock) -> None:
         self._identity = identity
@@ -59,17 +71,19 @@ class Reporter:
         """The newest messages that did not fit on a full disk. They are sent from memory."""
         self._counter = counter
         self._clock = clock
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
         self._queued = asyncio.Event()
         self._sequence = int(counter.read_text() or 0) if counter.exists() else 0
         self._since = clock()
+        self._told = 0
+        """How many dropped messages the log mentions."""
 
     def report(self, status: Status) -> None:
         """Queues a report on disk, or in memory if the disk is full.
 
-        Raises `DiskFull` if the disk cannot even store the report's sequence number.
+        If the disk cannot even store the report's sequence number, the report is lost with a line in the log.
         """
         self._sequence += 1
-        self._store_sequence(self._sequence)
         event = GatewayReported(
             gateway_id=self._identity.gateway_id,
             blueprint=self._identity.blueprint,
@@ -82,6 +96,8 @@ class Reporter:
             problem=status.problem,
             plan_generation=status.plan_generation,
             measured=dict(status.measured),
+            dropped_reports=self._spool.dropped(Kind.REPORT, Kind.FAILURE),
+            dropped_measurements=self._spool.dropped(Kind.MEASUREMENT),
             at=self._clock(),
         )
         envelope = Envelope(
@@ -92,7 +108,9 @@ class Reporter:
             subject=event.key,
             traceparent=traceparent(),
         )
-        self._put(event.subject, envelope.headers(), event.model_dump_json().encode(), envelope.id, droppable=False)
+        kind = Kind.FAILURE if event.phase is UpdatePhase.FAILED else Kind.REPORT
+        payload = event.model_dump_json().encode()
+        self._write(partial(self._put, event.subject, envelope.headers(), payload, envelope.id, kind, self._sequence))
 
     def measure(
         self,
@@ -101,8 +119,8 @@ class Reporter:
         golden: Mapping[Digest, Golden],
     ) -> None:
         """Queues one batch for each release that answered requests since the last call."""
-        started, now = self._since, self._clock()
-        self._since = now
+        now = self._clock()
+        started, self._since = min(self._since, now), now  # the clock may have been set back in between
         for release in taken.keys() | golden.keys():
             if release in version_of:
                 figures, asked = taken.get(release) or ReleaseMeasurement(release), golden.get(release) or Golden()
@@ -136,15 +154,49 @@ class Reporter:
         if parent := traceparent():
             headers["traceparent"] = parent
         subject = subjects.measurements(batch.gateway_id)
-        self._put(subject, headers, batch.model_dump_json().encode(), batch.batch_id, droppable=True)
+        payload = batch.model_dump_json().encode()
+        self._write(partial(self._put, subject, headers, payload, batch.batch_id, Kind.MEASUREMENT))
 
-    def _put(self, subject: str, headers: dict[str, str], payload: bytes, message_id: str, *, droppable: bool) -> None:
+    def _write(self, work: Callable[[], None]) -> None:
+        asyncio.get_running_loop().run_in_executor(self._disk, work).add_done_callback(self._written)
+
+    def _written(self, work: asyncio.Future[None]) -> None:
+        if not work.cancelled() and (error := work.exception()):
+            # The next report contains the whole status again.
+            log.warning("lost a message for the bus: %s", error, exc_info=not isinstance(error, DiskFull) and error)
+        self._count()
+        self._queued.set()
+
+    def _put(
+        self, subject: str, headers: dict[str, str], payload: bytes, message_id: str, kind: Kind, sequence: int = 0
+    ) -> None:
+        if sequence:
+            self._store_sequence(sequence)
         try:
-            self._spool.put(subject, headers, payload, message_id, droppable=droppable)
+            self._spool.put(subject, headers, payload, message_id, kind)
         except DiskFull as error:
             log.warning("keeping a message for %s in memory: %s", subjects.template(subject), error)
-            self._memory_spool.put(subject, headers, payload, message_id, droppable=True)
-        self._queued.set()
+            self._memory_spool.put(subject, headers, payload, message_id, kind)
+
+    def _count(self) -> None:
+        """Updates the metrics, and logs the dropped messages when their number has doubled."""
+        _WAITING.set(len(self._spool) + len(self._memory_spool))
+        for kind in Kind:
+            _DROPPED.labels(kind.name.lower()).set(self._spool.dropped(kind))
+        if (dropped := self._spool.dropped(*Kind)) > 2 * self._told:
+            self._told = dropped
+            log.warning("dropped %d old reports and measurements so far: they waited too long for a network", dropped)
+
+    async def flush(self) -> None:
+        """Returns when everything that was queued before is on disk."""
+        await self._on_disk(lambda: None)
+
+    async def close(self) -> None:
+        """Writes what is queued to the disk. Nothing may be queued afterwards."""
+        await asyncio.to_thread(self._disk.shutdown)
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
     async def send(self, client: BusClient) -> None:
         """Publishes the spooled messages in order. Runs until cancelled."""
@@ -152,15 +204,30 @@ class Reporter:
             self._queued.clear()
             try:
                 for spool in (self._memory_spool, self._spool):  # memory first: on a full disk, not even a delete works
-                    while waiting := spool.pending():
-                        for message in waiting:
-                            await client.store(message.subject, message.payload, message.headers)
-                            spool.done([message.id])
+                    while waiting := await self._on_disk(spool.pending):
+                        await self._publish(client, spool, waiting)
             except TemporaryError as error:
                 log.info("keeping messages in the spool: %s", error)
                 await asyncio.sleep(error.delay.total_seconds())
                 continue
             await self._queued.wait()
+
+    async def _publish(self, client: BusClient, spool: Spool, waiting: list[Spooled]) -> None:
+        """Publishes messages in order and deletes them in one write.
+
+        After a crash they are sent again, which is harmless, because each has an id.
+        """
+        last = 0
+        try:
+            for message in waiting:
+                # Added here and not in the spool, because the message may have waited: only now can clocks be compared.
+                sent = {SENT_AT_HEADER: self._clock().isoformat()}
+                await client.store(message.subject, message.payload, message.headers | sent)
+                last = message.id
+        finally:
+            if last:
+                await self._on_disk(partial(spool.done, last))
+                self._count()
 
     def _store_sequence(self, sequence: int) -> None:
         """Stores a sequence number before it is used, so that no number is sent with two different reports.

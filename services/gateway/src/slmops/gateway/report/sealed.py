@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from slmops.contracts import subjects
+from slmops.contracts.errors import InvalidBundle
 from slmops.contracts.plan import Identity
 from slmops.contracts.results import RESULTS_SUFFIX, ResultMessage
-from slmops.gateway.report.spool import Spool, Spooled
+from slmops.gateway.report.spool import Spool
 from slmops.kit.clock import Clock
 from slmops.kit.sealed_results import Add, writing
 
@@ -39,24 +40,30 @@ class Results:
         """Exports new messages until cancelled. The folder may disappear and come back: it may be a USB stick."""
         while True:
             await asyncio.sleep(self._every.total_seconds())
-            newest = self._spool.newest
-            if newest in (0, self._written) or not self._file.parent.is_dir():
-                continue
-            try:
-                await self._write()
-            except OSError as error:
-                log.warning("cannot write %s: %s", self._file, error)
-            else:
-                self._written = newest
+            await asyncio.to_thread(self.export)
 
-    async def _write(self) -> None:
+    def export(self) -> None:
+        """Writes the file if the spool has new messages and the folder is there. An error of the disk is logged."""
+        newest = self._spool.newest
+        if newest in (0, self._written) or not self._file.parent.is_dir():
+            return
+        try:
+            with writing(self._file, self._identity, self._seed, self._clock()) as add:
+                self._add_all(add)
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._file, error)
+        else:
+            self._written = newest
+
+    def _add_all(self, add: Add) -> None:
         last = 0
-        with writing(self._file, self._identity, self._seed, self._clock()) as add:
-            while waiting := self._spool.pending(_AT_ONCE, last):
-                last = waiting[-1].id
-                await asyncio.to_thread(_add, add, waiting)
-
-
-def _add(add: Add, waiting: Sequence[Spooled]) -> None:
-    for one in waiting:
-        add(ResultMessage(subject=one.subject, headers=one.headers, payload=one.payload.decode()))
+        while waiting := self._spool.pending(_AT_ONCE, last):
+            last = waiting[-1].id
+            for one in waiting:
+                message = ResultMessage(subject=one.subject, headers=one.headers, payload=one.payload.decode())
+                try:
+                    add(message)
+                except InvalidBundle as error:  # one message must not make the others unreadable
+                    log.warning(
+                        "left a message for %s out of %s: %s", subjects.template(one.subject), self._file, error
+                    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied
+from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied, SlmopsError
 from slmops.gateway.serving.inference import Done, InferenceRequest, Release, Token, TokenLimits
 from slmops.gateway.serving.measurements import Measurements, ReleaseMeasurement
 from slmops.gateway.serving.runner import Runner
@@ -50,6 +50,8 @@ class Serving:
         self._keeper: asyncio.Task[None] | None = None
         self._measurements = Measurements()
         self._requests = 0
+        self.answered = 0
+        """The number of complete answers of all releases so far."""
 
     @property
     def release(self) -> Release | None:
@@ -70,11 +72,18 @@ class Serving:
         return self._active.peak_rss_bytes() if self._active else 0
 
     async def swap(self, new: Runner) -> None:
-        """Makes `new`, which must be started, the active runner. Returns when the old one has drained and stopped."""
+        """Makes `new` the active runner. Returns when the old one has drained and stopped.
+
+        If `new` does not run, it is started like a runner that died, and requests wait.
+        """
         old = await self._replace(new)
         _log.info("serving %s %s", new.release.model, new.release.version)
         if old:
-            await old.stop(self._limits.drain)
+            try:
+                await old.stop(self._limits.drain)
+            except BaseException:  # cancelled while it drains: nobody else knows it, so it would run for ever
+                await asyncio.shield(old.stop(timedelta()))
+                raise
 
     async def stop(self) -> None:
         """Stops serving. Running answers may finish."""
@@ -105,6 +114,7 @@ class Serving:
                     async for item in items:
                         seen = True
                         if isinstance(item, Done):
+                            self.answered += 1
                             self._measurements.of(runner.release.digest).add(item)
                             self._on_answer(runner.release, item)
                         yield runner.release, item
@@ -154,5 +164,7 @@ class Serving:
             try:
                 await runner.start()
                 self._available.set()
-            except InferenceFailed as error:
+            except SlmopsError as error:
                 _log.warning("the model runner did not start: %s", error)
+            except Exception:  # without its keeper a dead runner would never answer again
+                _log.exception("the model runner did not start")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from slmops.contracts.errors import InferenceFailed, Problem, RunnerDied
+from slmops.contracts.errors import InferenceFailed, NotReady, Problem, RunnerDied
 from slmops.gateway.serving.inference import Done, InferenceRequest, Ready, Release, Token, TokenLimits
 from slmops.gateway.serving.memory import peak_rss_bytes
 
+log = logging.getLogger(__name__)
 _LINE_LIMIT_BYTES = 16 * 2**20  # a `done` line repeats the whole answer
 
 
@@ -36,7 +38,10 @@ class Runner(Protocol):
         """The limits of one request. Known after the first start."""
 
     async def start(self) -> Ready:
-        """Loads the model; may be called again after the runner died. Raises `InferenceFailed`."""
+        """Loads the model; may be called again after the runner died.
+
+        Raises `InferenceFailed`, and `NotReady` if this device cannot start a process now.
+        """
 
     def generate(self, request: InferenceRequest) -> AsyncGenerator[Token | Done, None]:
         """Yields tokens (none without `stream`), then one `Done`. Closing the generator cancels the work.
@@ -97,13 +102,7 @@ class ProcessRunner:
         return TokenLimits(self._context_tokens, min(self._options.max_tokens, self._context_tokens))
 
     async def start(self) -> Ready:
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_LIMIT_BYTES,
-            start_new_session=True,  # Ctrl-C in a terminal must reach only the agent, which drains
-        )
+        self._process = await self._spawned()
         try:
             ready = await self._loaded(self._process)
         except BaseException:
@@ -112,6 +111,20 @@ class ProcessRunner:
         self._context_tokens = ready.context_tokens
         self._reading = asyncio.create_task(self._dispatch(self._process), name=f"runner {self._process.pid}")
         return ready
+
+    async def _spawned(self) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LINE_LIMIT_BYTES,
+                start_new_session=True,  # Ctrl-C in a terminal must reach only the agent, which drains
+            )
+        except OSError as error:  # no memory, too many processes or files: the device's state, not the model's fault
+            raise NotReady(
+                f"the model runner cannot be started: {error.strerror or error}", where=self._model_dir.name
+            ) from error
 
     async def generate(self, request: InferenceRequest) -> AsyncGenerator[Token | Done, None]:
         if not self.alive:
@@ -184,11 +197,15 @@ class ProcessRunner:
 
     async def _dispatch(self, process: asyncio.subprocess.Process) -> None:
         """Passes each message to its request until the process ends, then fails all requests that still wait."""
-        while message := await _read(process):
-            if waiting := self._answers.get(message["id"]):
-                waiting.put_nowait(message)
-            if message["event"] == "done":
-                self.peak_rss_bytes()
+        try:
+            while message := await _read(process):
+                if waiting := self._answers.get(message["id"]):
+                    waiting.put_nowait(message)
+                if message["event"] == "done":
+                    self.peak_rss_bytes()
+        except Exception:
+            log.exception("the model runner sent a message that cannot be read; killing it")
+            await self.kill()
         await process.wait()
         problem = Problem.of(self._death()).model_dump()
         for waiting in self._answers.values():

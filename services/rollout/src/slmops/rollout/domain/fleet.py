@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from slmops.contracts.errors import Denied
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.plan import Identity, Plan, Side, resolve
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, candidate_of
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """When the newest report arrived, by our time, and how far the gateway's clock is ahead of it (None: unknown)."""
+
+    at: datetime
+    clock_ahead: timedelta | None = None
+
+    @classmethod
+    def of(cls, event: GatewayReported, arrived_at: datetime, clock_ahead: timedelta | None) -> Sighting:
+        """Returns the sighting for a report. A report from the future is proof of a clock that is ahead, whether or not
+        the time of its publication is known."""
+        if clock_ahead is None and event.at > arrived_at:
+            clock_ahead = event.at - arrived_at
+        return cls(arrived_at, clock_ahead)
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,7 @@ class Member:
     enrolled_at: datetime
     report: GatewayReported | None = None
     failure: GatewayReported | None = None
+    seen: Sighting | None = None
 
 
 class Progress(StrEnum):

@@ -65,8 +65,17 @@ def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
         problem=report.problem if report else None,
         measured=report.measured if report else {},
         plan_generation=report.plan_generation if report else 0,
-        last_seen=report.at if report else member.enrolled_at,
+        dropped_reports=report.dropped_reports if report else 0,
+        dropped_measurements=report.dropped_measurements if report else 0,
+        last_seen=member.seen.at if member.seen else member.enrolled_at,
+        clock_ahead_s=_clock_ahead_s(member),
     )
+
+
+def _clock_ahead_s(member: Member) -> float | None:
+    if member.seen is None or member.seen.clock_ahead is None:
+        return None
+    return member.seen.clock_ahead.total_seconds()
 
 
 def _waiting(

@@ -1,0 +1,203 @@
+"""Commands on a real NATS: side by side, no longer than their requester waits, and with answers of any size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import pytest
+from integration.kit_world import World, until, world_on
+from nats.aio.client import RawCredentials
+
+from slmops.contracts import subjects
+from slmops.contracts.commands import FetchMetadata, ListVersions, MetadataFile, SetAlias, VersionList
+from slmops.contracts.commands.registry import VersionView
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import CredentialsRefused, MessageTooLarge, PermanentError, Unreachable
+from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.exchange import remaining
+from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.bus.service_bus import Bus
+from slmops.kit.clock import utc_now
+from slmops.kit.settings import BusSettings
+
+if TYPE_CHECKING:
+    from servers import NatsServer
+
+SHORT = timedelta(milliseconds=200)
+NONE = VersionList(versions=())
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer) -> AsyncIterator[World]:
+    async with world_on(nats_server.url, nats_server.creds) as world:
+        yield world
+
+
+def version(number: int, size_bytes: int = 0) -> VersionView:
+    return VersionView(
+        model="m",
+        version=f"1.0.{number}",
+        digest=digest_of(b"x"),
+        format="gguf",
+        architecture="x" * size_bytes,
+        size_bytes=1,
+        state="registered",
+        at=utc_now(),
+    )
+
+
+# ---- side by side -----------------------------------------------------------------------------------------
+
+
+async def test_slow_requests_of_one_subject_do_not_wait_for_each_other(world: World) -> None:
+    """Four gateways that fetched at the same time were served one after the other, and the last ones timed out."""
+    together = asyncio.Barrier(4)
+
+    async def list_versions(_: ListVersions) -> VersionList:
+        await together.wait()
+        return NONE
+
+    await world.service("registry", lambda bus: bus.serve(ListVersions, list_versions))
+    asking = [world.client.request(ListVersions(), timedelta(seconds=10)) for _ in range(4)]
+    assert await asyncio.gather(*asking) == [NONE] * 4
+
+
+# ---- deadlines --------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_not_carried_out_after_its_requester_gave_up(world: World) -> None:
+    release, done = asyncio.Event(), list[str]()
+
+    async def list_versions(command: ListVersions) -> VersionList:
+        done.append(command.model or "")
+        if command.model == "slow":
+            await release.wait()
+        return NONE
+
+    await world.service("registry", lambda bus: bus.serve(ListVersions, list_versions, at_once=1))
+    slow = asyncio.create_task(world.client.request(ListVersions(model="slow")))
+    await until(lambda: done == ["slow"])
+    with pytest.raises(Unreachable, match=r"did not answer within 0\.2 s"):
+        await world.client.request(ListVersions(model="impatient"), SHORT)
+    patient = asyncio.create_task(world.client.request(ListVersions(model="patient")))
+    await world.client.connection.flush()
+    release.set()
+    assert await slow == await patient == NONE
+    assert done == ["slow", "patient"]
+
+
+async def test_a_request_is_stopped_when_its_requester_gives_up(world: World) -> None:
+    stopped = asyncio.Event()
+
+    async def list_versions(_: ListVersions) -> VersionList:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+        return NONE
+
+    await world.service("registry", lambda bus: bus.serve(ListVersions, list_versions))
+    with pytest.raises(Unreachable):
+        await world.client.request(ListVersions(), SHORT)
+    async with asyncio.timeout(10):
+        await stopped.wait()
+
+
+async def test_a_service_that_asks_another_waits_no_longer_than_its_own_requester(world: World) -> None:
+    asked: list[float] = []
+
+    async def list_versions(_: ListVersions) -> VersionList:
+        return NONE
+
+    async def set_alias(command: SetAlias) -> Any:
+        asked.append(remaining(timedelta(seconds=30)).total_seconds())
+        raise PermanentError("no")
+
+    def declare(bus: Bus) -> None:
+        bus.serve(ListVersions, list_versions)
+        bus.serve(SetAlias, set_alias)
+
+    await world.service("registry", declare)
+    with pytest.raises(PermanentError):
+        await world.client.request(SetAlias(model="m", alias="a", version="1.0.0"), timedelta(seconds=7))
+    assert 0 < asked[0] <= 7
+
+
+# ---- sizes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size_bytes", [1 << 10, (1 << 20) - 600, 1 << 20, 5 << 20])
+async def test_an_answer_of_any_size_arrives(world: World, size_bytes: int) -> None:
+    """One that fit into a message only without its headers made the server close the connection."""
+
+    async def list_versions(_: ListVersions) -> VersionList:
+        return VersionList(versions=tuple(version(n, size_bytes // 4) for n in range(4)))
+
+    await world.service("registry", lambda bus: bus.serve(ListVersions, list_versions))
+    found = await world.client.request(ListVersions())
+    assert [len(one.architecture) for one in found.versions] == [size_bytes // 4] * 4
+
+
+async def test_what_is_too_large_for_the_bus_says_so(world: World, nats_server: NatsServer) -> None:
+    async def list_versions(_: ListVersions) -> VersionList:
+        return VersionList(versions=tuple(version(n, 1 << 20) for n in range(70)))
+
+    async def fetch(command: FetchMetadata) -> MetadataFile:
+        return MetadataFile.model_construct(file=command.file, content="x" * (2 << 20))
+
+    await world.service("registry", lambda bus: bus.serve(ListVersions, list_versions))
+    await world.service("packager", lambda bus: bus.serve(FetchMetadata, fetch))
+    with pytest.raises(MessageTooLarge, match="the answer has"):
+        await world.client.request(ListVersions())
+    gateway = await connected(world, nats_server)
+    with pytest.raises(MessageTooLarge, match="the answer has"):
+        await gateway.request(FetchMetadata(gateway_id="gw-1", file="timestamp.json"))
+    with pytest.raises(MessageTooLarge, match="the request has"):
+        await world.client.request(ListVersions.model_construct(model="x" * (1 << 20)))
+    assert world.client.connection.is_connected
+
+
+# ---- a connection that is closed for good -----------------------------------------------------------------
+
+
+async def connected(world: World, server: NatsServer, expires_in_s: int | None = None) -> BusClient:
+    seed = new_user_seed()
+    jwt = gateway_jwt(server.gateway_signing_key.read_text(), public_key(seed), "gw-1", "edge-chat")
+    if expires_in_s is not None:
+        jwt = expiring(server, public_key(seed), expires_in_s)
+    client = await BusClient.connect(
+        BusSettings(nats_url=server.url),
+        name="gw-1",
+        user_credentials=RawCredentials(creds_text(jwt, seed)),
+        inbox_prefix=subjects.inbox("gw-1").encode(),
+    )
+    world.stack.push_async_callback(client.close)
+    return client
+
+
+def expiring(server: NatsServer, key: str, in_s: int) -> str:
+    """A gateway's credential that the server stops to accept while the gateway is connected."""
+    original = json.dumps
+
+    def dumps(document: Any, *rest: Any, **options: Any) -> str:
+        if isinstance(document, dict) and "sub" in document:
+            document = document | {"exp": int(utc_now().timestamp()) + in_s}
+        return original(document, *rest, **options)
+
+    with patch.object(json, "dumps", dumps):
+        return gateway_jwt(server.gateway_signing_key.read_text(), key, "gw-1", "edge-chat")
+
+
+async def test_a_client_knows_that_its_connection_was_closed_for_good(world: World, nats_server: NatsServer) -> None:
+    gateway = await connected(world, nats_server, expires_in_s=2)
+    assert not gateway.closed.is_set()
+    async with asyncio.timeout(30):
+        await gateway.closed.wait()
+    with pytest.raises(CredentialsRefused):
+        await gateway.request(FetchMetadata(gateway_id="gw-1", file="timestamp.json"))

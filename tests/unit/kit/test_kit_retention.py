@@ -1,0 +1,85 @@
+"""Files and tables that would grow for ever are bounded, and a database of the release before is still read."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import MetaData
+
+from slmops.kit.journal import Journal
+from slmops.kit.rotating_file import RotatingFile
+from slmops.local.process import bound_log
+
+T0 = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_a_trace_file_and_its_predecessor_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "traces" / "service.jsonl"
+    file = RotatingFile(path, limit_bytes=100)
+    for number in range(1000):
+        file.write(f"{number:04}\n")
+    file.flush()
+    assert path.read_text().endswith("0999\n")
+    assert [one.stat().st_size <= 100 for one in sorted(path.parent.iterdir())] == [True, True]
+    kept = (path.with_name("service.jsonl.1").read_text() + path.read_text()).split()
+    assert kept == [f"{number:04}" for number in range(1000 - len(kept), 1000)]
+
+
+def test_a_trace_file_is_continued_after_a_restart(tmp_path: Path) -> None:
+    RotatingFile(tmp_path / "t", limit_bytes=10).write("12345678\n")
+    RotatingFile(tmp_path / "t", limit_bytes=10).write("next\n")
+    assert ((tmp_path / "t.1").read_text(), (tmp_path / "t").read_text()) == ("12345678\n", "next\n")
+
+
+def test_a_log_is_emptied_while_its_process_writes_it(tmp_path: Path) -> None:
+    log = tmp_path / "service.log"
+    code = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)"
+    with log.open("ab") as out:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=out, text=True)
+    assert process.stdin
+    process.stdin.write("x" * 100 + "\n")
+    process.stdin.flush()
+    while not log.stat().st_size:
+        pass
+    bound_log(log, limit_bytes=1000)
+    assert log.stat().st_size == 101
+    bound_log(log, limit_bytes=100)
+    process.stdin.write("next\n")
+    process.stdin.close()
+    assert process.wait(timeout=30) == 0
+    assert (log.read_text(), (tmp_path / "service.log.1").read_text()) == ("next\n", "x" * 100 + "\n")
+
+
+def opened(path: Path, now: datetime) -> Journal:
+    metadata = MetaData()
+    return Journal(f"sqlite:///{path}", service="t", metadata=metadata, project=lambda *_: None, clock=lambda: now)
+
+
+async def test_consumed_ids_are_forgotten_after_their_time(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j.db", T0)
+    await journal.open()
+    assert await journal.transact(lambda unit: unit.first_time("c", "1"))
+    assert await journal.forget_consumed(T0) == 0
+    assert not await journal.transact(lambda unit: unit.first_time("c", "1"))
+    assert await journal.forget_consumed(T0 + timedelta(seconds=1)) == 1
+    assert await journal.transact(lambda unit: unit.first_time("c", "1"))
+    await journal.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_ids_that_an_older_release_consumed_count_from_the_upgrade(tmp_path: Path, times: int) -> None:
+    with sqlite3.connect(tmp_path / "j.db") as old:
+        old.execute("CREATE TABLE consumed (id VARCHAR(200) NOT NULL PRIMARY KEY)")
+        old.execute("INSERT INTO consumed VALUES ('c/1')")
+    for turn in range(times):
+        journal = opened(tmp_path / "j.db", T0)
+        await journal.open()
+        assert not await journal.transact(lambda unit: unit.first_time("c", "1"))
+        assert await journal.transact(lambda unit: unit.first_time("c", "2")) == (turn == 0)
+        assert await journal.forget_consumed(T0) == 0
+        await journal.close()
