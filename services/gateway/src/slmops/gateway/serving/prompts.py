@@ -59,7 +59,7 @@ class PromptEncoder:
     def _text(self, request: InferenceRequest, mark: str) -> str:
         """Returns the text of the prompt, with `mark` wherever it is cut."""
         if request.messages is None:
-            return _cut(request.prompt or "", self._cuts, mark)
+            return str(_cut(request.prompt or "", self._cuts, mark))
         messages = json.dumps([self._message(message, mark) for message in request.messages], ensure_ascii=False)
         return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
 
