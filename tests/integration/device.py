@@ -28,7 +28,7 @@ BLUEPRINT = Blueprint(
     soak=SoakPolicy(seconds=0.1, golden_every_s=0.05),
     runtime=RuntimeSettings(max_tokens=7),
 )
-HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 64, "temperature": 0}
+HELLO = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 
 
 def tiny_package(folder: Path, model: Path, questions: bytes = ANYTHING) -> tuple[Path, Keys]:

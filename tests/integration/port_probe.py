@@ -70,6 +70,7 @@ REQUESTS = [
     ("POST", "/dir/assign"),
     ("POST", "/buckets/slmops/stranger"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
     ("PUT", "/slmops"),
     ("PUT", "/slmops/stranger"),
     ("PUT", "/buckets/slmops/stranger"),

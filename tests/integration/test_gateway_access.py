@@ -110,6 +110,7 @@ async def test_an_allowed_page_gets_what_its_browser_asks_for(tmp_path: Path) ->
         assert preflight.headers["access-control-allow-private-network"] == "true"
         answer = await client.get(MODELS, headers={"Origin": PAGE})
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+        assert answer.headers["access-control-expose-headers"] == "x-request-id"
         assert code(await client.get(MODELS, headers={"Origin": f"{PAGE}.evil"})) == (403, "origin_refused")
 
 

@@ -126,7 +126,9 @@ async def test_content_may_come_in_parts_and_stop_as_one_string(client: httpx.As
         {"stop": ["1", "2", "3", "4", "5"]},
         {"n": 2},
         {"tools": [{}]},
-        {"logprobs": True},
+        {"top_logprobs": 2},
+        {"logit_bias": {"x": 1}},
+        {"response_format": {"type": "json_schema"}},
         {"stream": "perhaps"},
     ],
     ids=str,
@@ -203,6 +205,106 @@ async def test_what_official_clients_send_for_unset_fields_and_after_tools_is_an
         {"role": "tool", "tool_call_id": "c", "content": "Paris"},
     ]
     assert (await client.post(URL, json={**ASK, "messages": messages})).status_code == 200
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "maximum": 99, "minimum": 0}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def of_schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": schema}}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+async def test_an_answer_fits_the_schema_of_response_format(client: httpx.AsyncClient, temperature: float) -> None:
+    """The model's weights are random: only the runtime can have held it to the schema."""
+    asked = {**ASK, "max_tokens": 120, "temperature": temperature, "seed": 1, "response_format": of_schema(PERSON)}
+    choice = (await client.post(URL, json=asked)).raise_for_status().json()["choices"][0]
+    person = json.loads(choice["message"]["content"])
+    assert choice["finish_reason"] == "stop"
+    assert person.keys() == {"name", "age"}
+    assert len(person["name"]) <= 5
+    assert 0 <= person["age"] <= 99
+    chunks = events((await client.post(URL, json={**asked, "stream": True})).text)
+    streamed = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert streamed == choice["message"]["content"]
+
+
+async def test_a_json_object_begins_as_one_even_from_a_model_that_talks_nonsense(client: httpx.AsyncClient) -> None:
+    asked = {**ASK, "max_tokens": 30, "response_format": {"type": "json_object"}}
+    assert (await client.post(URL, json=asked)).json()["choices"][0]["message"]["content"].startswith("{")
+
+
+@pytest.mark.parametrize("schema", [{"type": "nonsense"}, {"$ref": "http://x/y"}, {"type": "string", "pattern": "("}])
+async def test_a_schema_that_the_runtime_cannot_follow_is_the_clients_error(
+    client: httpx.AsyncClient, serving: Serving, schema: dict[str, Any]
+) -> None:
+    response = await client.post(URL, json={**ASK, "response_format": of_schema(schema)})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "prompt_refused")
+    assert "response_format" in response.json()["error"]["message"]
+    assert serving.take_measurements() == {}, "it says nothing about the release"
+
+
+async def text(client: httpx.AsyncClient, **fields: Any) -> str:
+    asked = {**ASK, "max_tokens": 40, **fields}
+    return str((await client.post(URL, json=asked)).raise_for_status().json()["choices"][0]["message"]["content"])
+
+
+def letters(allowed: str) -> dict[str, int]:
+    """A bias that leaves only these letters. The byte-level alphabet begins with "!", after three control tokens."""
+    return {str(ord(letter) - ord("!") + 3): 100 for letter in allowed}
+
+
+async def test_penalties_and_biases_change_the_answer_as_openai_defines_them(client: httpx.AsyncClient) -> None:
+    plain = await text(client)
+    assert await text(client, frequency_penalty=0, presence_penalty=0, logit_bias={}, repetition_penalty=1) == plain
+    for penalty in ({"frequency_penalty": 2}, {"presence_penalty": 2}, {"repetition_penalty": 2}):
+        assert await text(client, **penalty) != plain, penalty
+    assert await text(client, logit_bias=letters("x")) == "x" * 40
+    refused = await client.post(URL, json={**ASK, "logit_bias": {"100000": 1}})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "prompt_refused")
+
+
+async def test_top_k_bounds_the_choice(client: httpx.AsyncClient) -> None:
+    greedy = await text(client)
+    assert await text(client, temperature=2, top_k=1, seed=3) == greedy
+    for everything in (0, -1, 100_000):
+        assert await text(client, temperature=2, top_k=everything, seed=3) != greedy
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_describe_each_token_of_the_answer(client: httpx.AsyncClient, stream: bool) -> None:
+    asked = {**ASK, "logprobs": True, "top_logprobs": 3, "stream": stream}
+    response = (await client.post(URL, json=asked)).raise_for_status()
+    if stream:
+        choices = [chunk["choices"][0] for chunk in events(response.text)]
+        content = [one for choice in choices if choice["logprobs"] for one in choice["logprobs"]["content"]]
+    else:
+        [choice] = response.json()["choices"]
+        content = choice["logprobs"]["content"]
+        plain = [one["token"] for one in content if one["bytes"]]
+        assert [one for one in plain if one not in choice["message"]["content"]] == []
+    assert len(content) == 12
+    for one in content:
+        assert [other["logprob"] for other in one["top_logprobs"]] == sorted(
+            (other["logprob"] for other in one["top_logprobs"]), reverse=True
+        )
+        assert one["logprob"] == one["top_logprobs"][0]["logprob"] <= 0, "greedy decoding takes the best"
+    assert (await client.post(URL, json=ASK)).json()["choices"][0]["logprobs"] is None
+
+
+async def test_logprobs_of_a_stop_string_are_left_out(client: httpx.AsyncClient) -> None:
+    sampled = {"temperature": 1, "seed": 5, "logit_bias": letters("abcd")}
+    whole = await text(client, **sampled)
+    stop = whole[20:24]
+    asked = {**ASK, **sampled, "max_tokens": 40, "logprobs": True, "stop": stop}
+    [choice] = (await client.post(URL, json=asked)).json()["choices"]
+    assert choice["message"]["content"] == whole[: whole.index(stop)]
+    assert "".join(one["token"] for one in choice["logprobs"]["content"]) == choice["message"]["content"]
 
 
 async def test_another_model_is_a_404_and_its_version_may_be_named(client: httpx.AsyncClient) -> None:
@@ -304,3 +406,61 @@ async def test_no_prompt_and_no_answer_reaches_a_log(
     logged = "\n".join(record.getMessage() for record in caplog.records) + captured.out + captured.err
     assert secret not in logged
     assert answers[0] not in logged
+
+
+async def test_one_model_is_described_under_its_name_with_and_without_its_version(client: httpx.AsyncClient) -> None:
+    [card] = (await client.get("/v1/models")).json()["data"]
+    for name in ("tiny", "tiny:1.0.0"):
+        assert (await client.get(f"/v1/models/{name}")).json() == card
+    for name in ("other", "tiny:9.9.9", "a/b"):
+        assert (await client.get(f"/v1/models/{name}")).status_code == 404
+    async with api(Serving()) as empty:
+        assert (await empty.get("/v1/models/tiny")).status_code == 404
+
+
+async def test_a_completion_continues_a_text_without_the_chat_template(client: httpx.AsyncClient) -> None:
+    asked = {"model": "tiny", "prompt": "Capital of France?", "max_tokens": 12, "temperature": 0}
+    body = (await client.post("/v1/completions", json=asked)).raise_for_status().json()
+    assert (body["object"], body["id"][:5]) == ("text_completion", "cmpl-")
+    [choice] = body["choices"]
+    assert choice["finish_reason"] in ("stop", "length")
+    chat = (await client.post(URL, json=ASK)).json()
+    assert body["usage"]["prompt_tokens"] < chat["usage"]["prompt_tokens"]
+    streamed = {**asked, "prompt": ["Capital of France?"], "stream": True, "stream_options": {"include_usage": True}}
+    chunks = events((await client.post("/v1/completions", json=streamed)).text)
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1]) == choice["text"]
+    assert chunks[-2]["choices"][0]["finish_reason"] == choice["finish_reason"]
+    assert chunks[-1]["usage"] == body["usage"]
+
+
+async def test_a_completion_has_openais_default_length(client: httpx.AsyncClient) -> None:
+    asked = {"prompt": "Capital of France?", "temperature": 0, "logit_bias": letters("x")}
+    assert (await client.post("/v1/completions", json=asked)).json()["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"prompt": prompt} for prompt in (None, "", [], ["a", "b"], [1, 2], [[1, 2]])),
+        *({"echo": True}, {"suffix": "x"}, {"logprobs": 1}, {"logprobs": 0}, {"best_of": 2}, {"messages": []}),
+    ],
+    ids=str,
+)
+async def test_what_a_completion_cannot_do_is_a_400(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
+    response = await client.post("/v1/completions", json={"prompt": "x", **change})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] in change
+
+
+async def test_every_answer_has_a_request_id_which_the_client_may_choose(client: httpx.AsyncClient) -> None:
+    for path, method in ((URL, "POST"), ("/v1/models", "GET"), ("/nothing", "GET"), ("/healthz", "GET")):
+        own = (await client.request(method, path, json=ASK)).headers["x-request-id"]
+        assert own.startswith("req_")
+        assert own != (await client.request(method, path, json=ASK)).headers["x-request-id"]
+        chosen = await client.request(method, path, json=ASK, headers={"X-Request-Id": "trace-7.a_b"})
+        assert chosen.headers["x-request-id"] == "trace-7.a_b"
+    refused = await client.get("/v1/models", headers={"Host": "evil.example"})
+    assert (refused.status_code, refused.headers["x-request-id"][:4]) == (403, "req_")
+    for strange in ("x" * 129, "a b", "<script>"):
+        assert (await client.get("/healthz", headers={"X-Request-Id": strange})).headers["x-request-id"][:4] == "req_"

@@ -15,6 +15,7 @@ import pytest_asyncio
 from slmops.contracts.blueprint import RuntimeSettings, SoakPolicy
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InferenceFailed
+from slmops.contracts.manifest import MANIFEST_PATH, MODEL_CONFIG, Manifest
 from slmops.contracts.plan import Candidate, Desired, Identity, Plan, Release, Side, Stage
 from slmops.gateway.domain import MAX_ATTEMPTS, Phase
 from slmops.gateway.handlers import Agent
@@ -45,6 +46,7 @@ class LocalAcquirer(Acquirer):
         folder = self._blobs / release.version
         shutil.copytree(self.model, folder, dirs_exist_ok=True)
         (folder / "golden.jsonl").write_text(self.golden)
+        (folder / MANIFEST_PATH).write_bytes(Manifest(config=Descriptor.of(b"{}", MODEL_CONFIG), layers=()).encode())
         files = [path for path in folder.rglob("*") if path.is_file()]
         return self._slots.install(release.manifest.digest, [(p, p.relative_to(folder).as_posix()) for p in files])
 

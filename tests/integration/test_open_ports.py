@@ -63,6 +63,7 @@ PUBLIC: dict[str, set[tuple[str, str]]] = {
     f"{GATEWAY}.api": {
         ("GET", "/v1/models"),
         ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
         ("GET", "/metrics"),

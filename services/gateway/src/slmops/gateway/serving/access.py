@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmops.contracts.errors import InvalidMessage
 from slmops.gateway.serving.refusals import error_response
+from slmops.gateway.serving.request_ids import REQUEST_ID
 from slmops.gateway.settings import Settings
 
 _ANY = "*"
@@ -73,6 +74,7 @@ def guarded(app: ASGIApp, access: Access) -> ASGIApp:
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
         allow_private_network=bool(access.origins),
+        expose_headers=(REQUEST_ID,),
     )
     return _SourceCheck(with_cors, access)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,10 +20,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from slmops.contracts.errors import NotFound, SlmopsError
+from slmops.contracts.errors import InferenceFailed, NotFound, SlmopsError
 from slmops.gateway.serving.access import Access, guarded
-from slmops.gateway.serving.chat import ChatRequest, Reply
-from slmops.gateway.serving.inference import Done, Release, Token
+from slmops.gateway.serving.body import RequestBody
+from slmops.gateway.serving.chat import ChatRequest
+from slmops.gateway.serving.completion import CompletionRequest
+from slmops.gateway.serving.inference import Done, Release, Token, TokenLogprob
 from slmops.gateway.serving.metrics import GenAiMetrics
 from slmops.gateway.serving.refusals import (
     error_body,
@@ -36,6 +37,8 @@ from slmops.gateway.serving.refusals import (
     too_large_answer,
 )
 from slmops.gateway.serving.releases import Serving
+from slmops.gateway.serving.replies import Reply
+from slmops.gateway.serving.request_ids import RequestIds
 
 Items = AsyncGenerator[tuple[Release, Token | Done], None]
 
@@ -52,13 +55,24 @@ def create_api(
     limits: ApiLimits | None = None,
     access: Access | None = None,
 ) -> ASGIApp:
-    """Returns the API's application. `/metrics` shows `registry`, to which the GenAI metrics are added."""
+    """Returns the API's application behind the checks of `access`.
+
+    `/metrics` shows `registry`, to which the GenAI metrics are added.
+    """
     registry = registry or CollectorRegistry()
-    chat = _Chat(serving, GenAiMetrics(registry), limits or ApiLimits())
+    metered = GenAiMetrics(registry), limits or ApiLimits()
 
     async def models(request: Request) -> Response:
         card = _card(serving)
         return JSONResponse({"object": "list", "data": [card] if card else []})
+
+    async def model(request: Request) -> Response:
+        try:
+            _check_served(serving, request.path_params["name"])
+        except NotFound as error:
+            return refusal(error)
+        card = _card(serving)
+        return JSONResponse(card) if card else refusal(NotFound("this gateway does not serve a model yet"))
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -71,15 +85,17 @@ def create_api(
 
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/chat/completions", _Generation(ChatRequest, serving, *metered), methods=["POST"]),
+            Route("/v1/completions", _Generation(CompletionRequest, serving, *metered), methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
         ],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
     )
-    return guarded(app, access or Access())
+    return RequestIds(guarded(app, access or Access()))
 
 
 def _card(serving: Serving) -> dict[str, Any] | None:
@@ -91,11 +107,18 @@ def _card(serving: Serving) -> dict[str, Any] | None:
     return {**known, "max_model_len": limits.context, "max_completion_tokens": limits.answer}
 
 
-class _Chat:
-    """`POST /v1/chat/completions`."""
+def _check_served(serving: Serving, model: str | None) -> None:
+    """Raises `NotFound` if `model`, with or without its version, is not the served one."""
+    release = serving.release
+    if model and release and model not in (release.model, f"{release.model}:{release.version}"):
+        raise NotFound("this gateway does not serve that model", fix=f"Ask for {release.model!r}.")
 
-    def __init__(self, serving: Serving, metrics: GenAiMetrics, limits: ApiLimits) -> None:
-        self._serving, self._metrics, self._limits = serving, metrics, limits
+
+class _Generation:
+    """An endpoint that generates an answer to requests of one form."""
+
+    def __init__(self, form: type[RequestBody], serving: Serving, metrics: GenAiMetrics, limits: ApiLimits) -> None:
+        self._form, self._serving, self._metrics, self._limits = form, serving, metrics, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, limit_bytes = Request(scope, receive), self._limits.max_body_bytes
@@ -104,9 +127,8 @@ class _Chat:
         except ClientDisconnect:
             return
         if body is None:
-            response: Response | None = error_response(
-                413, f"the body is larger than {limit_bytes} bytes", "body_too_large"
-            )
+            message = f"the body is larger than {limit_bytes} bytes"
+            response: Response | None = error_response(413, message, "body_too_large")
         else:
             response = await _unless_disconnected(request, self._respond(body))
         if response:
@@ -114,7 +136,7 @@ class _Chat:
 
     async def _respond(self, body: bytes) -> Response:
         try:
-            asked = ChatRequest.model_validate_json(body)
+            asked = self._form.model_validate_json(body)
         except ValidationError as error:
             return invalid_request(error)
         started, limits = time.monotonic(), self._serving.limits
@@ -122,21 +144,15 @@ class _Chat:
             return too_large_answer(*too_large, limits)
         items = self._measured(self._serving.generate(asked.inference(limits)), started)
         try:
-            self._check_model(asked)
-            release, first_item = await anext(items)  # a failure up to here still becomes an HTTP status
+            _check_served(self._serving, asked.model)
+            release, first = await anext(items)  # a failure up to here still becomes an HTTP status
+            reply = asked.reply(release)
+            if not asked.stream:
+                return JSONResponse(await _whole(reply, _chain(first, items)))
         except SlmopsError as error:
             await items.aclose()
             return refusal(error)
-        reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), release)
-        if isinstance(first_item, Done) and not asked.stream:
-            await items.aclose()
-            return JSONResponse(reply.whole(first_item))
-        return _EventStream(_events(reply, first_item, items, asked.include_usage))
-
-    def _check_model(self, asked: ChatRequest) -> None:
-        release = self._serving.release
-        if asked.model and release and asked.model not in (release.model, f"{release.model}:{release.version}"):
-            raise NotFound("this gateway does not serve that model", fix=f"Ask for {release.model!r}.")
+        return _EventStream(_events(reply, first, items, asked.include_usage))
 
     async def _measured(self, items: Items, started: float) -> Items:
         """Yields the same items and records the outcome and the duration in the metrics."""
@@ -145,10 +161,11 @@ class _Chat:
             async with aclosing(items):
                 async for release, item in items:
                     if isinstance(item, Done):
-                        self._metrics.answered(release.model, item, timedelta(seconds=time.monotonic() - started))
+                        took = timedelta(seconds=time.monotonic() - started)
+                        self._metrics.answered(self._form.operation, release.model, item, took)
                     yield release, item
         except SlmopsError as error:
-            self._metrics.failed(model, error.code, timedelta(seconds=time.monotonic() - started))
+            self._metrics.failed(self._form.operation, model, error.code, timedelta(seconds=time.monotonic() - started))
             raise
 
 
@@ -164,26 +181,39 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
+async def _whole(reply: Reply, items: AsyncGenerator[Token | Done, None]) -> dict[str, Any]:
+    """Returns the body of an answer that is not streamed to the client."""
+    logprobs: list[TokenLogprob] = []
+    async with aclosing(items):
+        async for item in items:
+            if isinstance(item, Done):
+                return reply.whole(item, logprobs)
+            logprobs += item.logprobs
+    raise InferenceFailed("the runner's answer stopped before it was complete")
+
+
 async def _events(reply: Reply, first: Token | Done, items: Items, include_usage: bool) -> AsyncGenerator[str, None]:
-    yield _event(reply.chunk({"role": "assistant", "content": ""}))
+    for body in reply.opening():
+        yield _event(body)
     try:
         async with aclosing(items):
             async for item in _chain(first, items):
                 if isinstance(item, Token):
-                    yield _event(reply.chunk({"content": item.text}))
+                    yield _event(reply.token(item))
                     continue
-                yield _event(reply.chunk({}, item.finish_reason))
+                yield _event(reply.end(item))
                 if include_usage:
-                    yield _event(reply.usage_chunk(item))
+                    yield _event(reply.usage(item))
     except SlmopsError as error:
         yield _event(error_body(error.what, error.code))  # too late for an HTTP status
     yield "data: [DONE]\n\n"
 
 
-async def _chain(first: Token | Done, items: Items) -> AsyncIterator[Token | Done]:
-    yield first
-    async for _, item in items:
-        yield item
+async def _chain(first: Token | Done, items: Items) -> AsyncGenerator[Token | Done, None]:
+    async with aclosing(items):
+        yield first
+        async for _, item in items:
+            yield item
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Response]) -> Response | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from slmops.gateway.serving.inference import TokenLimits
+from slmops.gateway.serving.inference import InferenceRequest, Release, TokenLimits
+from slmops.gateway.serving.replies import Reply
 
 UNSUPPORTED = "unsupported_parameter"
 
@@ -30,15 +32,12 @@ _WITHOUT_EFFECT = frozenset(
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False, 0),
-    "min_p": (0,),
+    "logprobs": (False,),
+    "min_p": (0, 0.0),
     "modalities": (["text"],),
     "n": (1,),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "store": (False,),
@@ -49,6 +48,20 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Parameters that would change the answer and are not supported, with the values that change nothing."""
+
+
+_PASSED_ON = (
+    "temperature",
+    "top_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "seed",
+    "stop",
+    "stream",
+)
+"""Fields that an `InferenceRequest` has under the same name."""
 
 
 class Body(BaseModel):
@@ -64,18 +77,26 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class RequestBody(Body):
+class RequestBody(Body, ABC):
     """The fields of every request. A parameter that would change the answer and is not supported is refused by name.
 
     An unknown parameter is refused, too, because it may be such a one. OpenAI's API does the same.
     """
 
     model_config = ConfigDict(extra="forbid")
+    operation: ClassVar[str]
+    """OpenTelemetry's `gen_ai.operation.name`."""
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=-1)
+    """Not OpenAI's, but many clients send it; 0 and -1: all tokens."""
+    repetition_penalty: float = Field(default=1.0, gt=0, le=2, allow_inf_nan=False)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
     seed: int | None = None
     stop: list[str] = Field(default_factory=list, max_length=4)
     stream: bool = False
@@ -88,7 +109,7 @@ class RequestBody(Body):
             return body
         for name, neutral in _unsupported(cls).items():
             value = body.get(name)
-            if value is not None and value not in neutral:
+            if value is not None and not any(value == one and type(value) is type(one) for one in neutral):
                 raise PydanticCustomError(UNSUPPORTED, "{reason}", {"param": name, "reason": _reason(name, neutral)})
         left_out = _WITHOUT_EFFECT | _unsupported(cls).keys()
         return {name: value for name, value in body.items() if name not in left_out}
@@ -114,8 +135,19 @@ class RequestBody(Body):
     def options(self, limits: TokenLimits | None) -> dict[str, Any]:
         """Returns the fields of an `InferenceRequest` other than the prompt. Without a limit of the client, the answer
         may be as long as `limits` allows; without `limits`, no model is served that could answer."""
-        options = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "stop", "stream")}
-        return {**options, "max_tokens": self.limit[1] if self.limit else limits.answer if limits else 1}
+        wanted = self.limit[1] if self.limit else limits.answer if limits else 1
+        return {
+            **{name: getattr(self, name) for name in _PASSED_ON},
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "max_tokens": min(wanted, limits.answer) if limits else wanted,
+        }
+
+    @abstractmethod
+    def inference(self, limits: TokenLimits | None) -> InferenceRequest:
+        """Returns the request to the runner. `limits` are None while no model is served."""
+
+    @abstractmethod
+    def reply(self, release: Release) -> Reply: ...
 
 
 def _unsupported(kind: type[RequestBody]) -> dict[str, tuple[Any, ...]]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from slmops.gateway.serving.body import Body, RequestBody
-from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest, Release, TokenLimits
+from slmops.gateway.serving.inference import (
+    ChatMessage,
+    Done,
+    InferenceRequest,
+    Release,
+    Token,
+    TokenLimits,
+    TokenLogprob,
+)
+from slmops.gateway.serving.replies import Reply
 
 _Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 # "developer" and "function" are OpenAI's other names for "system" and "tool", the ones that chat templates know.
@@ -75,11 +85,49 @@ class _Message(Body):
         )
 
 
+class _JsonSchema(Body):
+    """`strict` changes nothing: the answer always fits the schema."""
+
+    json_schema: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+
+
+class _ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> _ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing")
+        return self
+
+    def schema_text(self) -> str | None:
+        """Returns the JSON Schema that the answer must fit; None: any text."""
+        if self.type == "text":
+            return None
+        schema = self.json_schema.json_schema if self.json_schema and self.type == "json_schema" else {"type": "object"}
+        return json.dumps({**schema, "x-guidance": _LAYOUT})
+
+
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""The only layout of the JSON. Otherwise a small model may fill its answer with spaces."""
+
+
 class ChatRequest(RequestBody):
     """A chat completion request."""
 
+    operation: ClassVar[str] = "chat"
     messages: list[_Message] = Field(min_length=1, max_length=1000)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    response_format: _ResponseFormat = _ResponseFormat(type="text")
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs")
+        return self
 
     @property
     def limit(self) -> tuple[str, int] | None:
@@ -88,32 +136,46 @@ class ChatRequest(RequestBody):
         return super().limit
 
     def inference(self, limits: TokenLimits | None) -> InferenceRequest:
-        return InferenceRequest(messages=tuple(message.plain() for message in self.messages), **self.options(limits))
+        options = self.options(limits) | {"json_schema": self.response_format.schema_text()}
+        if self.logprobs:  # the runner sends them with the tokens of a stream
+            options |= {"logprobs": self.top_logprobs, "stream": True}
+        return InferenceRequest(messages=tuple(message.plain() for message in self.messages), **options)
+
+    def reply(self, release: Release) -> Reply:
+        return ChatReply(release, logprobs=self.logprobs)
 
 
-def usage(done: Done) -> dict[str, int]:
-    return {
-        "prompt_tokens": done.prompt_tokens,
-        "completion_tokens": done.completion_tokens,
-        "total_tokens": done.prompt_tokens + done.completion_tokens,
-    }
+class ChatReply(Reply):
+    prefix, chunk_object = "chatcmpl", "chat.completion.chunk"
 
+    def __init__(self, release: Release, *, logprobs: bool = False) -> None:
+        super().__init__(release)
+        self._with_logprobs = logprobs
 
-class Reply:
-    """Makes the bodies of one answer, which share an id, a time and a model."""
-
-    def __init__(self, reply_id: str, created: int, release: Release) -> None:
-        # The fingerprint lets a client see which release answered.
-        self._head = {"id": reply_id, "created": created, "model": release.model, "system_fingerprint": release.digest}
-
-    def whole(self, done: Done) -> dict[str, Any]:
+    def whole(self, done: Done, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
         message = {"role": "assistant", "content": done.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": done.finish_reason}
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(done)}
+        return self._whole("chat.completion", {"message": message, "logprobs": self._logprobs(logprobs)}, done)
 
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+    def opening(self) -> list[dict[str, Any]]:
+        return [self._chunk({"delta": {"role": "assistant", "content": ""}})]
 
-    def usage_chunk(self, done: Done) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(done)}
+    def token(self, token: Token) -> dict[str, Any]:
+        return self._chunk({"delta": {"content": token.text}, "logprobs": self._logprobs(token.logprobs)})
+
+    def end(self, done: Done) -> dict[str, Any]:
+        return self._chunk({"delta": {}}, done.finish_reason)
+
+    def _logprobs(self, scores: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._with_logprobs:
+            return None
+        content = [
+            {**_logprob(one.text, one.logprob), "top_logprobs": [_logprob(*other) for other in one.top]}
+            for one in scores
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _logprob(text: str, logprob: float) -> dict[str, Any]:
+    # A part of a character has no text of its own; which bytes it stands for, the runtime does not tell.
+    known = None if "\ufffd" in text else list(text.encode())
+    return {"token": text, "logprob": logprob, "bytes": known}

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 
-from slmops.contracts.errors import ContextLengthExceeded, InferenceFailed
+from slmops.contracts.errors import ContextLengthExceeded, InferenceFailed, PromptRefused
 from slmops.contracts.manifest import ADAPTER_PATH
-from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest
+from slmops.gateway.serving.inference import Done, FinishReason, InferenceRequest, Token
 from slmops.gateway.serving.prompts import PromptEncoder
+from slmops.gateway.serving.scores import Scores, ShownScores
 from slmops.gateway.serving.stopwords import StopWords
 from slmops.kit.prompt_tokens import PromptTokenizer
 
 # A long prompt is read in chunks between the tokens of other answers. The result is the same, bit for bit.
 PREFILL_CHUNK_TOKENS = 64
+_SHOWN_CHARACTERS = 300
+"""Of the runtime's message about a schema, which quotes it. The message is sent to the client and not logged."""
 
 
 class LoadedModel:
@@ -37,7 +40,8 @@ class LoadedModel:
             self.adapters = og.Adapters(self.model) if (folder / ADAPTER_PATH).exists() else None
             if self.adapters:
                 self.adapters.load(str(folder / ADAPTER_PATH), ADAPTER_PATH)
-            trained = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
+            described = json.loads((folder / "genai_config.json").read_text())["model"]
+            trained, self.vocabulary_tokens = int(described["context_length"]), int(described["vocab_size"])
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise InferenceFailed(f"the model could not be loaded: {error}", where=folder.name) from error
         self.context_tokens = min(context_tokens, trained)
@@ -76,37 +80,52 @@ class Generation:
         self._model, self._received = model, received
         self._unread = self._prompt = model.encode(request)
         params = og.GeneratorParams(model.model)
-        params.set_search_options(**_search(request, len(self._prompt), model.context_tokens))
-        self._generator = og.Generator(model.model, params)
+        params.set_search_options(**_search(request, len(self._prompt), model))
+        self._guided = request.json_schema is not None
+        self._generator = _generator(model, params, request.json_schema)
         if model.adapters:
             self._generator.set_active_adapter(model.adapters, ADAPTER_PATH)
         self._stream = model.tokenizer.create_stream()
+        self._scores, self._shown = Scores(request, model.tokenizer.decode), ShownScores()
         self._stops = StopWords(request.stop)
         self._completion_tokens = 0
         self._first = self._last = received
         self._finish: FinishReason | None = None
         self._text: list[str] = []
 
-    def step(self) -> str:
-        """Reads a chunk of the prompt or generates one token. Returns the text that is now final."""
+    def step(self) -> Token:
+        """Reads a chunk of the prompt or generates one token. Returns the part of the answer that is now final."""
         if self._unread:
             chunk, self._unread = self._unread[:PREFILL_CHUNK_TOKENS], self._unread[PREFILL_CHUNK_TOKENS:]
             self._generator.append_tokens(chunk)
-            return ""
-        self._generator.generate_next_token()
-        token = int(self._generator.get_next_tokens()[0])
+            return Token("")
+        token = self._next_token()
         self._last = time.perf_counter()
         self._first = self._first if self._completion_tokens else self._last
         self._completion_tokens += 1
-        text = self._stops.feed("" if token in self._model.end_tokens else self._stream.decode(token))
-        if self._stops.hit or token in self._model.end_tokens:
+        ended, score = token in self._model.end_tokens, self._scores.record(token)
+        decoded = "" if ended else self._stream.decode(token)
+        self._shown.add(None if ended else score, decoded)
+        text = self._stops.feed(decoded)
+        if self._stops.hit or ended:
             self._finish = "stop"
         elif self._generator.is_done():
             self._finish = "length"
         if self._finish:
             text += self._stops.flush()
         self._text.append(text)
-        return text
+        return Token(text, self._shown.take(text, everything=self._finish is not None and not self._stops.hit))
+
+    def _next_token(self) -> int:
+        try:
+            self._scores.prepare(self._generator)
+            self._generator.generate_next_token()
+        except RuntimeError:
+            if not self._guided:
+                raise
+            # A schema may exceed what the runtime can follow. The client chose it, so it is not the release's failure.
+            raise PromptRefused("the runtime cannot follow the JSON schema any further") from None
+        return int(self._generator.get_next_tokens()[0])
 
     def done(self) -> Done | None:
         """Returns the whole answer once it is finished, otherwise None."""
@@ -123,15 +142,34 @@ class Generation:
         )
 
 
-def _search(request: InferenceRequest, prompt_tokens: int, context_tokens: int) -> dict[str, object]:
+def _generator(model: LoadedModel, params: og.GeneratorParams, json_schema: str | None) -> og.Generator:
+    """Returns a generator whose text fits `json_schema`, if there is one. Raises `PromptRefused` for a bad schema."""
+    if json_schema is None:
+        return og.Generator(model.model, params)
+    try:
+        # Without forced tokens: `get_next_tokens` would not return them.
+        params.set_guidance("json_schema", json_schema)
+        return og.Generator(model.model, params)
+    except RuntimeError as error:
+        if "grammar" not in str(error):
+            raise
+        reason = str(error).removeprefix("Error creating grammar: ")[:_SHOWN_CHARACTERS]
+        raise PromptRefused(f"the JSON schema in response_format is not supported: {reason}") from None
+
+
+def _search(request: InferenceRequest, prompt_tokens: int, model: LoadedModel) -> dict[str, object]:
     options: dict[str, object] = {
         # This is also the size of the key-value cache, which is allocated at the start.
-        "max_length": min(prompt_tokens + request.max_tokens, context_tokens),
+        "max_length": min(prompt_tokens + request.max_tokens, model.context_tokens),
         "do_sample": request.temperature > 0,
         "top_p": request.top_p,
     }
     if request.temperature > 0:
         options["temperature"] = request.temperature
+    if request.top_k is not None:
+        options["top_k"] = min(request.top_k, model.vocabulary_tokens)
+    if request.repetition_penalty != 1:
+        options["repetition_penalty"] = request.repetition_penalty
     if request.seed is not None:
         options["random_seed"] = request.seed % 2**31
     return options

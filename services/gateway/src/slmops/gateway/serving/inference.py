@@ -44,8 +44,30 @@ class InferenceRequest(BaseModel):
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 is greedy decoding")
     top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(default=None, description="None: a random seed, so answers differ unless temperature is 0")
+    top_k: int | None = Field(
+        default=None, ge=0, description="Sample from this many best tokens; 0: all; None: what the model prescribes"
+    )
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="1: none")
+    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    logit_bias: dict[int, float] = Field(default_factory=dict, description="Added to the logits, by token id")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        description="Log-probabilities of each token and of this many others; None: none",
+    )
+    json_schema: str | None = Field(default=None, description="JSON Schema that the answer fits; None: any text")
     stop: tuple[str, ...] = ()
     stream: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The natural logarithm of the probability that the model gave a token, and of the best tokens in its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,8 @@ class Token:
     """A piece of the answer that is final. It may hold several tokens, because incomplete characters are held back."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens in `text`, if the request asks for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ class GenAiMetrics:
         )
         self._usage = histogram("gen_ai_client_token_usage", "Tokens of a request", _TOKENS, "gen_ai_token_type")
 
-    def answered(self, model: str, done: Done, took: timedelta) -> None:
-        labels = ("chat", _PROVIDER, model)
+    def answered(self, operation: str, model: str, done: Done, took: timedelta) -> None:
+        labels = (operation, _PROVIDER, model)
         self._first.labels(*labels).observe(done.ttft_s)
         if done.tokens_per_s:
             self._per_token.labels(*labels).observe(1 / done.tokens_per_s)
@@ -43,6 +43,6 @@ class GenAiMetrics:
         self._usage.labels(*labels, "output").observe(done.completion_tokens)
         self._duration.labels(*labels, "").observe(took.total_seconds())
 
-    def failed(self, model: str, code: str, took: timedelta) -> None:
-        """Records a failed request. `code` is a code of the error tree."""
-        self._duration.labels("chat", _PROVIDER, model, code).observe(took.total_seconds())
+    def failed(self, operation: str, model: str, code: str, took: timedelta) -> None:
+        """Records a failed request. `operation` is `gen_ai.operation.name`; `code` is a code of the error tree."""
+        self._duration.labels(operation, _PROVIDER, model, code).observe(took.total_seconds())

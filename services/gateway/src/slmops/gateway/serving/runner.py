@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmops.contracts.errors import InferenceFailed, NotReady, Problem, RunnerDied
-from slmops.gateway.serving.inference import Done, InferenceRequest, Ready, Release, Token, TokenLimits
+from slmops.gateway.serving.inference import Done, InferenceRequest, Ready, Release, Token, TokenLimits, TokenLogprob
 from slmops.gateway.serving.memory import peak_rss_bytes
 
 log = logging.getLogger(__name__)
@@ -239,7 +239,9 @@ def _item(answer: dict[str, Any]) -> Token | Done:
     fields = {name: value for name, value in answer.items() if name not in ("id", "event")}
     if answer["event"] == "error":
         raise Problem.model_validate(fields["problem"]).error()
-    return Token(**fields) if answer["event"] == "token" else Done(**fields)
+    if answer["event"] == "done":
+        return Done(**fields)
+    return Token(fields["text"], tuple(TokenLogprob(**one) for one in fields["logprobs"]))
 
 
 def _exit(code: int) -> str:

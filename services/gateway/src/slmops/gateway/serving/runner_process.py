@@ -2,7 +2,7 @@
 
 In:  {"id", …the fields of `InferenceRequest`}   {"cancel": id}
 Out: {"event": "ready", …`Ready`}                first; on failure {"event": "error", "problem"}, then the process ends
-     {"id", "event": "token", "text"}            only for a request with `stream`
+     {"id", "event": "token", …`Token`}          only for a request with `stream`
      {"id", "event": "done", …`Done`}
      {"id", "event": "error", "problem"}         this request failed; the process continues
 
@@ -69,9 +69,9 @@ class TurnTaker:
 
     def _step(self, request_id: str) -> None:
         generation, stream = self._running[request_id]
-        text = generation.step()
-        if text and stream:
-            self._answer({"id": request_id, "event": "token", "text": text})
+        piece = generation.step()
+        if stream and (piece.text or piece.logprobs):
+            self._answer({"id": request_id, "event": "token", **asdict(piece)})
         if done := generation.done():
             del self._running[request_id]
             self._answer({"id": request_id, "event": "done", **asdict(done)})
