@@ -125,3 +125,11 @@ def test_two_releases_must_fit_on_the_disk():
 def test_every_broken_limit_is_named():
     verdict = judge(but(kl_high=9.0, top1_low=0.0, tokens_per_s=math.nan), EDGE_SMALL)
     assert [reason.split()[0] for reason in verdict.reasons] == ["kl_high", "top1_low", "tokens_per_s"]
+
+
+def test_a_variant_that_is_too_large_is_judged_by_its_bytes_alone():
+    """It is not measured, and its other figures must not look like further faults."""
+    large = EDGE_SMALL.max_package_bytes + 1_000_000
+    assert [reason.split()[0] for reason in judge(Evaluation(bytes=large), EDGE_SMALL).reasons] == ["bytes"]
+    assert len(judge(but(bytes=large, kl=math.nan), EDGE_SMALL).reasons) > 1
+    assert "kl not measured" in judge(Evaluation(bytes=1), EDGE_SMALL).reasons[0]

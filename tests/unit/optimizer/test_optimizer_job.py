@@ -25,10 +25,10 @@ from slmops.contracts.errors import (
 )
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.golden import GoldenPrompt
-from slmops.contracts.profile import EDGE_SMALL
+from slmops.contracts.profile import EDGE_SMALL, DeviceProfile
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.kit.modelfile import inspect
-from slmops.optimizer.domain.gate import judge
+from slmops.optimizer.domain.gate import judge, shown
 from slmops.optimizer.domain.result import JobResult
 from slmops.optimizer.intake import needed_bytes
 from slmops.optimizer.jobs.main import Job
@@ -152,6 +152,42 @@ def test_a_recipe_that_needs_too_much_memory_is_refused_and_the_others_are_made(
     assert int4.evaluation == finished[1].variants[1].evaluation
     assert calibrated.evaluation is None
     assert "of memory; 0.903 GB are the job's limit" in calibrated.verdict.reasons[0]
+
+
+def limited(**limits: int) -> DeviceProfile:
+    return EDGE_SMALL.model_copy(update=limits)
+
+
+def test_a_variant_with_too_many_bytes_is_not_measured(finished, llama, tmp_path):
+    """Measuring takes a third of a job."""
+    work = Path(shutil.copytree(finished[0], tmp_path / "work", symlinks=True))
+    shutil.rmtree(work / "evaluations")
+    int8, int4 = (variant.evaluation.bytes for variant in finished[1].variants[:2])
+    steps: list[str] = []
+    spec = JobSpec(recipes=(INT8,), profile=limited(max_package_bytes=(int8 + int4) // 2))
+    (found,) = Job(llama, work, spec, lambda line: steps.append(str(line.get("step")))).run().variants
+    assert found.evaluation == Evaluation(bytes=int8)
+    assert [reason.split()[0] for reason in found.verdict.reasons] == ["bytes"]
+    assert not any((work / "evaluations").glob("*/*.json"))
+
+
+def test_a_recipe_that_is_certainly_too_large_is_not_run(finished, llama, tmp_path):
+    work = Path(shutil.copytree(finished[0], tmp_path / "work", symlinks=True))
+    shutil.rmtree(work / "passes")
+    limit = inspect(llama).parameters * 6 // 8  # between 4 and 8 bits per weight
+    pruned = Recipe(name="p", passes=(PassSpec(pass_="prune-vocabulary", params={"size": 1}), *INT4.passes))
+    spec = JobSpec(recipes=(INT8, pruned), profile=limited(max_package_bytes=limit))
+    int8, _ = again(llama, work, spec).variants
+    assert int8.verdict.reasons == (f"bytes at least {shown('bytes', limit * 8 // 6)} > {shown('bytes', limit)}",)
+    assert not list((work / "passes").glob("quantize*"))
+
+
+def test_a_model_that_is_too_large_for_every_recipe_is_refused_before_it_is_read(llama, tmp_path):
+    limit = inspect(llama).parameters * 3 // 8
+    spec = JobSpec(recipes=(INT8, INT4), profile=limited(max_package_bytes=limit))
+    with pytest.raises(OptimizationFailed, match="too large for edge-small: each variant has at least"):
+        Job(llama, tmp_path / "work", spec, lambda line: None)
+    assert not (tmp_path / "work" / "reference").exists()
 
 
 def _planted(work: Path, path: Path, bad: str, tmp_path: Path) -> Evaluation:

@@ -44,7 +44,7 @@ def hf_facts(folder: Path) -> Facts:
     _check_heads(architecture, shapes, config, folder / "config.json")
     _check_names(architecture, shapes, config, folder)
     facts.check_tokenizer(folder, shapes["model.embed_tokens.weight"][0])
-    counted = shapes.keys() - ({"lm_head.weight"} if config.get("tie_word_embeddings") is True else set())
+    counted = shapes.keys() - ({"lm_head.weight"} if _tied(architecture, config) else set())
     parameters = sum(math.prod(shapes[name]) for name in counted)
     return Facts(
         ModelFacts(architecture, parameters, facts.folder_bytes(folder), "hf"),
@@ -68,6 +68,11 @@ def _config(folder: Path) -> dict[str, Any]:
                 "the folder is the cache of a download", where=str(folder), fix="Give one of its snapshots/ folders."
             )
     return json_object(folder / "config.json")
+
+
+def _tied(architecture: str, config: Mapping[str, Any]) -> bool:
+    """Returns whether the head is the embedding. A file may still contain both."""
+    return config.get("tie_word_embeddings", architecture == "gemma3_text") is True
 
 
 def _check_class(config: Mapping[str, Any], where: Path) -> None:

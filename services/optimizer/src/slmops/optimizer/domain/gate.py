@@ -60,7 +60,12 @@ class Limit(NamedTuple):
 
 
 def limits(evaluation: Evaluation, profile: DeviceProfile) -> list[Limit]:
-    """Returns all limits of `profile`, then for every other measurement the limit that it must be finite."""
+    """Returns all limits of `profile`, then for every other measurement the limit that it must be finite.
+
+    A variant with too many bytes is not measured further, so it is judged by its bytes alone.
+    """
+    if unmeasured(evaluation) and evaluation.bytes > max_bytes(profile):
+        return [_bytes(evaluation, profile)]
     found = {limit.metric: limit for limit in _declared(evaluation, profile)}
     for metric in (*_REQUIRED, *_OPTIONAL):
         value = getattr(evaluation, metric)
@@ -71,12 +76,21 @@ def limits(evaluation: Evaluation, profile: DeviceProfile) -> list[Limit]:
     return list(found.values())
 
 
+def unmeasured(evaluation: Evaluation) -> bool:
+    """Returns whether only the bytes are known."""
+    return evaluation.kl is None and evaluation.tokens_per_s is None
+
+
+def _bytes(evaluation: Evaluation, profile: DeviceProfile) -> Limit:
+    return Limit("bytes", evaluation.bytes, "at most", max_bytes(profile))
+
+
 def max_bytes(profile: DeviceProfile) -> int:
     return min(profile.max_package_bytes, profile.disk_bytes // RELEASES_ON_DISK)
 
 
 def _declared(e: Evaluation, p: DeviceProfile) -> Iterator[Limit]:
-    yield Limit("bytes", e.bytes, "at most", max_bytes(p))
+    yield _bytes(e, p)
     yield _at_worst(e, "kl", "high", p.max_kl)
     yield _at_worst(e, "top1", "low", p.min_top1)
     yield Limit("tokens_per_s", e.tokens_per_s, "at least", p.min_tokens_per_s)

@@ -56,6 +56,18 @@ class Quantized:
         return max((float(step.params.get("share", 0)) for step in self.before if step.pass_ == PRUNE), default=0.0)  # type: ignore[arg-type]
 
 
+def least_bytes(recipe: Recipe, parameters: int) -> int:
+    """Returns a lower bound of the bytes of the recipe's variant; 0 if it is not known without making the variant.
+
+    Every weight takes at least the fewest bits that the recipe gives to any. Pruning leaves fewer weights.
+    """
+    point = Quantized.of(recipe)
+    if point is None or any(step.pass_.startswith("prune-") for step in point.before):
+        return 0
+    bits = (point.params.get("bits", 4), point.params.get("embedding_bits", 8) or 32)
+    return parameters * min(bits) // 8
+
+
 def cost(recipe: Recipe) -> int:
     """Returns a rank by expected time: rounding takes seconds, GPTQ minutes, pruning and training longer."""
     return max(_cost(step) for step in recipe.passes)

@@ -24,9 +24,11 @@ from slmops.contracts.errors import DiskFull, NotEnoughMemory, OptimizationFaile
 from slmops.contracts.evaluation import Evaluation, Verdict
 from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
+from slmops.kit.modelfile.facts import folder_bytes
 from slmops.optimizer.domain.choice import choose
 from slmops.optimizer.domain.front import front
-from slmops.optimizer.domain.gate import judge
+from slmops.optimizer.domain.gate import judge, max_bytes, shown
+from slmops.optimizer.domain.quantized import least_bytes
 from slmops.optimizer.domain.result import PICTURES, RESULT_FILE, JobResult, ReferenceFigures, Variant
 from slmops.optimizer.jobs.capacity import COPIES_PER_VARIANT, check_disk, check_memory, copies, memory
 from slmops.optimizer.measure.evaluate import Reference, evaluate, reference
@@ -48,7 +50,8 @@ class Job:
     def __init__(self, source: Path, work: Path, spec: JobSpec, tell: Tell) -> None:
         """Checks that the job can succeed before any work starts.
 
-        Raises `InvalidRecipe`, `InvalidMessage`, `NotEnoughMemory`, `DiskFull`, and what `inspect` raises.
+        Raises `InvalidRecipe`, `InvalidMessage`, `NotEnoughMemory`, `DiskFull`, `OptimizationFailed` if no variant can
+        be small enough, and what `inspect` raises.
         """
         self.spec, self.work = spec, work
         self.recipes = tuple(map(explicit, spec.recipes))
@@ -60,10 +63,23 @@ class Job:
         variants = spec.search.max_trials if spec.search else len(self.recipes)
         self.progress = Progress(_BEFORE_RECIPES + variants, tell)
         self.pipeline = Pipeline(source, work, spec, self.progress.within)
+        self._check_size()
         self.memory = memory(spec.memory_limit_bytes)  # measured before we use some of it ourselves
         check_memory(self.pipeline.facts, self.memory)
         left_behind = COPIES_PER_VARIANT * variants if spec.search else sum(map(copies, self.recipes))
         check_disk(self.pipeline.facts, work, left_behind)
+
+    def _check_size(self) -> None:
+        """Refuses a model that is too large for every recipe. A search may prune it."""
+        sizes = [least_bytes(recipe, self.pipeline.facts.parameters) for recipe in self.recipes]
+        limit = max_bytes(self.spec.profile)
+        if self.spec.search is None and min(sizes) > limit:
+            raise OptimizationFailed(
+                f"the model is too large for {self.spec.profile.name}: each variant has at least "
+                f"{shown('bytes', min(sizes))}, {shown('bytes', limit)} are allowed",
+                where=str(self.pipeline.source),
+                fix="Use a smaller model, a recipe that prunes it, or a profile of larger devices.",
+            )
 
     def run(self) -> JobResult:
         """Makes and judges all variants. A recipe that fails is a refused variant, not a failed job.
@@ -111,6 +127,7 @@ class Job:
     def _variant(self, recipe: Recipe) -> Variant:
         start, path, evaluation = time.perf_counter(), None, None
         try:
+            self._check_least_bytes(recipe)
             check_memory(self.pipeline.facts, self.memory, recipe)
             with self._timed(recipe.name):
                 folder = self.pipeline.variant(recipe, lambda name: self.progress.begin(f"{recipe.name}: {name}"))
@@ -131,9 +148,19 @@ class Job:
             seconds=round(time.perf_counter() - start, 2),
         )
 
+    def _check_least_bytes(self, recipe: Recipe) -> None:
+        """Refuses a recipe whose variant is certainly too large. A search makes it, to learn its size."""
+        least, limit = least_bytes(recipe, self.pipeline.facts.parameters), max_bytes(self.spec.profile)
+        if self.spec.search is None and least > limit:
+            raise OptimizationFailed(f"bytes at least {shown('bytes', least)} > {shown('bytes', limit)}")
+
     def _evaluate(self, folder: Path) -> Evaluation:
+        """Measures a variant. Of a variant with too many bytes, only the bytes are counted."""
         measured = self._evaluations / f"{folder.name}.json"
         if not measured.exists():
+            size_bytes = folder_bytes(folder)
+            if size_bytes > max_bytes(self.spec.profile):
+                return Evaluation(bytes=size_bytes)
             measured.parent.mkdir(parents=True, exist_ok=True)
             found = evaluate(
                 folder,

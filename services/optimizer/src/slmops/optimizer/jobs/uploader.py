@@ -12,6 +12,7 @@ from slmops.contracts.manifest import FILE_PATH, JOB_REPORT
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.kit.objects.store import Objects, digest_of_path
 from slmops.optimizer.domain.front import front
+from slmops.optimizer.domain.gate import unmeasured
 from slmops.optimizer.domain.result import PICTURES, JobResult, Variant
 from slmops.optimizer.jobs.report import Report, Source, tool_versions
 from slmops.optimizer.measure.tasks import bundled_tasks
@@ -83,8 +84,11 @@ class ArtifactUploader:
         )
 
     async def _measured(self, variant: Variant, delivered: bool) -> Measured | None:
-        """Uploads one variant; returns None for a recipe that failed."""
-        if variant.path is None or variant.evaluation is None:
+        """Uploads one variant; returns None for a recipe that failed or whose variant was too large to be measured.
+
+        Such a variant is not cached, because another profile may allow its size.
+        """
+        if variant.path is None or variant.evaluation is None or unmeasured(variant.evaluation):
             return None
         folder = self._folder / variant.path
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
