@@ -39,6 +39,20 @@ async def make_a_gap(world: World) -> None:
     assert await gaps.look(world.client, OURS)
 
 
+async def test_status_has_the_backlog_and_doctor_everything_with_its_fix(world: World, slmops: Cli) -> None:
+    await make_a_gap(world)
+    found = (await slmops("status", "--json")).json
+    assert {"stream": "EVENTS", "consumer": OURS.consumer, "pending": 1} in found["backlog"]
+    assert (found["dead_letters"], found["problem"]) == (0, None)
+    assert found["nats_version"].startswith("2.")
+    shown = (await slmops("status")).out
+    assert f"1 messages, most for {OURS.consumer}" in shown
+    done = await slmops("doctor", "--json")
+    kinds = [item["kind"] for item in done.json]
+    assert (done.exit_code, kinds) == (1, ["gap", "unreachable"])  # no rollout service runs here
+    assert all(item["fix"] for item in done.json)
+
+
 async def test_streams_are_listed_with_their_consumers_and_gaps(world: World, slmops: Cli) -> None:
     await make_a_gap(world)
     found = {stream["name"]: stream for stream in (await slmops("stream", "ls", "--json")).json["streams"]}

@@ -21,12 +21,14 @@ from slmops.contracts.errors import PortTaken
 PUSH = ("--name", "tiny", "--version", "1.0.0")
 EXPECTED = {
     "attention", "blueprint apply", "blueprint ls", "bundle export", "bundle import", "bundle results", "bundle show",
-    "chat", "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay", "dlq rm", "eval show", "eval verify",
+    "chat", "delta apply", "delta make", "delta stat", "dlq ls", "dlq replay", "dlq rm", "doctor", "eval show",
+    "eval verify",
     "gateway ls", "gateway show", "job cancel", "job ls", "model alias", "model ls", "model push", "model retire",
     "model show", "optimize",
     "package export", "package image", "package ls", "package show", "package verify", "package withdraw",
     "recipe ls", "recipe passes", "recipe show", "rollout abort", "rollout ls", "rollout pause", "rollout resume",
-    "rollout rollback", "rollout start", "rollout watch", "storage gc", "storage usage", "stream accept", "stream ls",
+    "rollout rollback", "rollout start", "rollout watch", "status", "storage gc", "storage usage", "stream accept",
+    "stream ls",
     "stream resize", "trust ceremony", "trust lock", "trust revoke", "trust rotate", "trust show", "trust sign",
     "variant ls",
 }  # fmt: skip

@@ -41,7 +41,13 @@ GROUPS = {
 """Group → its module in `slmops.console.commands`, and the name of its `typer.Typer` if that is not `app`."""
 FURTHER = {"package": "images", "bundle": "results"}
 """Group → a module whose `declare(app)` adds one more command to it."""
-SINGLE = {"optimize": "optimizing", "chat": "chat", "attention": "attention"}
+SINGLE = {
+    "optimize": "optimizing",
+    "chat": "chat",
+    "status": "status",
+    "doctor": "status",
+    "attention": "attention",
+}
 """Command without a group → its module, whose `declare(app)` adds it."""
 PLUGINS = "slmops.commands"
 """Entry point group: name of the command → a function for typer. `slmops up` is registered there."""

@@ -1,0 +1,79 @@
+"""Views of a system as a whole: its processes, disk, streams and expiry dates."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from slmops.contracts.errors import Problem
+
+
+class ProcessView(BaseModel):
+    """A process of `slmops up`, as its supervisor describes it in `state.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    status: str
+    log: str
+    pid: int | None = None
+    restarts: int = 0
+    last_exit: int | None = None
+    last_error: str | None = None
+    since: AwareDatetime
+
+
+class DiskView(BaseModel):
+    """The disk of the data folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    free_bytes: int
+    size_bytes: int
+
+
+class BacklogView(BaseModel):
+    """A consumer of a stream and the messages that it has not finished."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stream: str
+    consumer: str
+    pending: int
+
+
+class ExpiryView(BaseModel):
+    """Until when the keyholders' metadata of a role is valid."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    expires: datetime
+
+
+class LocalStatus(BaseModel):
+    """The part on this machine. `running`: a supervisor holds the lock of the data folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: str
+    running: bool
+    processes: tuple[ProcessView, ...]
+    disk: DiskView
+    expiry: tuple[ExpiryView, ...] = ()
+    readable_keys: tuple[str, ...] = ()
+    """Key files that other users of the machine can read."""
+
+
+class Status(BaseModel):
+    """`local` is None for a system on other machines, `problem` is the error of a bus that does not answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    nats_version: str | None = None
+    local: LocalStatus | None = None
+    backlog: tuple[BacklogView, ...] = ()
+    dead_letters: int | None = None
+    problem: Problem | None = None
