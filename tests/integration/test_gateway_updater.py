@@ -46,7 +46,8 @@ class LocalAcquirer(Acquirer):
         folder = self._blobs / release.version
         shutil.copytree(self.model, folder, dirs_exist_ok=True)
         (folder / "golden.jsonl").write_text(self.golden)
-        (folder / MANIFEST_PATH).write_bytes(Manifest(config=Descriptor.of(b"{}", MODEL_CONFIG), layers=()).encode())
+        config = Descriptor.of(b"{}", MODEL_CONFIG)
+        (folder / MANIFEST_PATH).write_bytes(Manifest(config=config, layers=(config,)).encode())
         files = [path for path in folder.rglob("*") if path.is_file()]
         return self._slots.install(release.manifest.digest, [(p, p.relative_to(folder).as_posix()) for p in files])
 

@@ -81,7 +81,7 @@ def _expiry(folder: Path) -> tuple[ExpiryView, ...]:
     from slmops.kit.trust.folder import Folder
     from slmops.kit.trust.overview import overview
 
-    roles = overview(Folder(folder)).roles
+    roles = overview(Folder(folder), utc_now()).roles
     return tuple(ExpiryView(role=role.role, expires=role.expires) for role in roles if role.expires)
 
 
