@@ -217,7 +217,9 @@ class _Bus:
     async def journal(self) -> AsyncIterator[tuple[Journal, Path]]:
         """Returns an empty journal and its file. The bare side writes the same tables."""
         path = self.place.scratch / f"journal-{next(self.numbers)}.db"
-        journal = Journal(f"sqlite:///{path}", service="bench", metadata=MetaData(), project=lambda _c, _e: None)
+        journal = Journal(
+            f"sqlite:///{path}", service="bench", metadata=MetaData(), migrations=None, project=lambda _c, _e: None
+        )
         await journal.open()
         try:
             yield journal, path

@@ -1,16 +1,18 @@
-"""A tiny random Llama as the gateway gets it: an onnxruntime-genai folder, built once per session."""
+"""Empty databases, and a tiny random Llama as the gateway gets it: an onnxruntime-genai folder, built once."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 from filelock import FileLock
+from sqlalchemy import create_engine, text
 
 from slmops.contracts.descriptor import digest_of
 
@@ -18,6 +20,23 @@ if TYPE_CHECKING:
     from slmops.gateway.serving.runner import ProcessRunner
 
 MakeRunner = Callable[..., "ProcessRunner"]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database of a test: its own file, and its own database on PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/journal.db"
+        return
+    server: str = request.getfixturevalue("postgres")
+    name = f"test_{uuid4().hex}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield server.rpartition("/")[0] + f"/{name}"
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
 
 
 @pytest.fixture(scope="session")

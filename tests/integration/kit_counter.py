@@ -23,7 +23,7 @@ class Counter:
     def __init__(self, url: str) -> None:
         metadata = MetaData()
         self.now = Table("now", metadata, Column("model", String(63), primary_key=True), Column("count", Integer))
-        self.journal = Journal(url, service="counter", metadata=metadata, project=self._project)
+        self.journal = Journal(url, service="counter", metadata=metadata, migrations=None, project=self._project)
 
     def _project(self, connection: Connection, event: Event) -> None:
         assert isinstance(event, ModelAliasMoved)

@@ -125,7 +125,9 @@ async def test_what_a_full_stream_refuses_waits_in_the_outbox_and_is_published_o
 ) -> None:
     await make_tiny(world, monkeypatch, "EVENTS")
     before = await fill(world, "EVENTS")
-    journal = Journal(f"sqlite:///{tmp_path}/j.db", service="registry", metadata=MetaData(), project=lambda *_: None)
+    journal = Journal(
+        f"sqlite:///{tmp_path}/j.db", service="registry", metadata=MetaData(), migrations=None, project=lambda *_: None
+    )
     await journal.open()
     client = await world.connect("registry")
     relay = asyncio.create_task(run_relay(journal, client))

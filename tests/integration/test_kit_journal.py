@@ -6,16 +6,14 @@ import asyncio
 import subprocess
 import sys
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import pytest
 from integration import kit_counter
 from integration.kit_counter import Counter, moved
 from integration.kit_world import World, world_on
-from sqlalchemy import create_engine, text, update
+from sqlalchemy import text, update
 
 from slmops.contracts.errors import Conflict, InternalError, Unreachable
 from slmops.contracts.events import ModelAliasMoved
@@ -30,35 +28,18 @@ if TYPE_CHECKING:
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/journal.db"
-        return
-    server: str = request.getfixturevalue("postgres")
-    name = f"test_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield server.rpartition("/")[0] + f"/{name}"
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
-
-
 @pytest.fixture
-async def counter(url: str) -> AsyncIterator[Counter]:
-    counter = Counter(url)
+async def counter(database_url: str) -> AsyncIterator[Counter]:
+    counter = Counter(database_url)
     await counter.journal.open()
     yield counter
     await counter.journal.close()
 
 
 @pytest.fixture
-async def other(url: str, counter: Counter) -> AsyncIterator[Counter]:
+async def other(database_url: str, counter: Counter) -> AsyncIterator[Counter]:
     """Another process's journal on the same database."""
-    other = Counter(url)
+    other = Counter(database_url)
     await other.journal.open()
     yield other
     await other.journal.close()
@@ -71,10 +52,10 @@ async def versions(counter: Counter) -> list[str]:
 # ---- append -----------------------------------------------------------------------------------------------
 
 
-async def test_what_is_appended_is_loaded_in_order_and_survives_a_restart(counter: Counter, url: str) -> None:
+async def test_what_is_appended_is_loaded_in_order_and_survives_a_restart(counter: Counter, database_url: str) -> None:
     assert [await counter.step() for _ in range(3)] == [1, 2, 3]
     await counter.step("other")
-    again = Counter(url)
+    again = Counter(database_url)
     await again.journal.open()
     events, version = await again.journal.transact(lambda unit: unit.load("m"))
     assert version == 3
@@ -260,10 +241,10 @@ async def test_the_outbox_waits_for_the_bus_and_what_was_stored_is_marked(counte
 # ---- faults -----------------------------------------------------------------------------------------------
 
 
-async def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(url: str) -> None:
+async def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(database_url: str) -> None:
     acknowledged: list[int] = []
     for _ in range(3):
-        argv = [sys.executable, kit_counter.__file__, url]
+        argv = [sys.executable, kit_counter.__file__, database_url]
         process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
         assert process.stdout
         acknowledged += [int(await process.stdout.readline()) for _ in range(15)]
@@ -271,7 +252,7 @@ async def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(url: s
         acknowledged += [int(line) for line in (await process.stdout.read()).split()]
         await process.wait()
     assert acknowledged == sorted(set(acknowledged))
-    counter = Counter(url)
+    counter = Counter(database_url)
     await counter.journal.open()
     stored = await versions(counter)
     # The last write of a process may have been stored without being acknowledged, so there may be one more each.

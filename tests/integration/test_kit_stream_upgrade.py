@@ -23,7 +23,7 @@ from slmops.kit.bus.relay import drain
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.journal import Journal
 from slmops.rollout.enrolment_stream import republish_enrolments
-from slmops.rollout.store import project, schema
+from slmops.rollout.store import MIGRATIONS, project, schema
 
 if TYPE_CHECKING:
     from servers import NatsServer
@@ -131,7 +131,7 @@ async def test_consumers_move_with_their_subjects_and_the_others_keep_their_plac
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
     url = f"sqlite:///{tmp_path}/rollout.db"
-    journal = Journal(url, service="rollout", metadata=schema(), project=project)
+    journal = Journal(url, service="rollout", metadata=schema(), migrations=MIGRATIONS, project=project)
     await journal.open()
     yield journal
     await journal.close()

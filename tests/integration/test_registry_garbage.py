@@ -28,7 +28,7 @@ from slmops.kit.settings import ObjectSettings
 from slmops.registry.app import build
 from slmops.registry.marker import Marker
 from slmops.registry.settings import Settings
-from slmops.registry.store import project, schema
+from slmops.registry.store import MIGRATIONS, project, schema
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer
@@ -95,7 +95,9 @@ async def test_events_that_never_reached_the_registry_count(site: Site, tmp_path
     variant = await site.variant("1.0.0", b"made")
     package = await site.package(variant)
     await site.world.client.store(VariantOptimized.type, b"{}", envelope(variant, id="broken").headers())
-    journal = Journal(f"sqlite:///{tmp_path}/new.db", service="registry", metadata=schema(), project=project)
+    journal = Journal(
+        f"sqlite:///{tmp_path}/new.db", service="registry", metadata=schema(), migrations=MIGRATIONS, project=project
+    )
     await journal.open()
     client = await site.world.connect("registry")
     marker = Marker(journal, site.objects, lambda: client, nothing_is_missing)

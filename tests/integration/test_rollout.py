@@ -164,7 +164,13 @@ async def test_what_was_committed_and_not_written_is_written_by_the_next_process
     await operator.start("1.0.0")
     before = await operator.plan()
     system.kill("rollout")
-    journal = Journal(system.databases["rollout"], service="rollout", metadata=store.schema(), project=store.project)
+    journal = Journal(
+        system.databases["rollout"],
+        service="rollout",
+        metadata=store.schema(),
+        migrations=store.MIGRATIONS,
+        project=store.project,
+    )
     now = datetime.now(UTC)
 
     def abort(unit: Any) -> int:

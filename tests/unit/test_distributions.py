@@ -7,8 +7,10 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +22,7 @@ FOLDERS = {
 # Imported only where an extra or another distribution provides them.
 OPTIONAL = {
     "slmops-shared": {
-        *("sqlalchemy", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
+        *("sqlalchemy", "alembic", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
         *("cryptography", "model-signing", "tuf", "securesystemslib", "numpy", "zstandard", "faststream", "uvicorn"),
     },
 }
@@ -76,3 +78,12 @@ def test_a_gateway_installs_without_unneeded_dependencies() -> None:
     others = {f"slmops-{name}" for name in ("optimizer", "packager", "registry", "rollout", "telemetry", "console")}
     heavy = {"torch", "transformers", "sqlalchemy", "psycopg", "minio", "gguf", "accelerate", "typer", "faststream"}
     assert declared("slmops-gateway") & (others | heavy) == set()
+
+
+@pytest.mark.parametrize("service", ["registry", "packager", "rollout", "telemetry"])
+def test_the_wheel_of_a_service_contains_its_migrations(service: str, tmp_path: Path) -> None:
+    folder = FOLDERS[f"slmops-{service}"]
+    (wheel,) = WheelBuilder(str(folder)).build(directory=str(tmp_path))
+    revisions = {str(path.relative_to(folder / "src")) for path in folder.glob("src/**/migrations/versions/*.py")}
+    assert revisions
+    assert revisions <= set(ZipFile(wheel).namelist())

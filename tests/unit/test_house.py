@@ -78,7 +78,7 @@ def test_a_folder_is_not_too_large_or_too_small(folder: Path) -> None:
     modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= MAX_MODULES
     folders = [path for path in folder.iterdir() if (path / "__init__.py").exists()]
-    assert len(modules) != 1 or folders or folder.name in ("local", "demo"), "the folder has only one file"
+    assert len(modules) != 1 or folders or folder.name in ("local", "demo", "versions"), "the folder has only one file"
 
 
 def test_every_file_in_where_md_exists() -> None:

@@ -21,7 +21,7 @@ from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.handlers import Handlers
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.signing import PlanSigner
-from slmops.rollout.store import project, schema
+from slmops.rollout.store import MIGRATIONS, project, schema
 
 TOKEN = "the-token-of-this-site"
 
@@ -33,7 +33,9 @@ class Service:
         self.database = folder / "rollout.db"
         (folder / "token").write_text(TOKEN + "\n")
         (folder / "seed").write_text(Authority.generate().gateway_signing_key)
-        self.journal = Journal(f"sqlite:///{self.database}", service="rollout", metadata=schema(), project=project)
+        self.journal = Journal(
+            f"sqlite:///{self.database}", service="rollout", metadata=schema(), migrations=MIGRATIONS, project=project
+        )
         self.credentials = Enrolment(folder / "token", folder / "seed")
         reconciler = Reconciler(
             self.journal,

@@ -22,7 +22,13 @@ COMMITTED, SOAKING, IDLE = UpdatePhase.COMMITTED, UpdatePhase.SOAKING, UpdatePha
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    journal = Journal(f"sqlite:///{tmp_path}/j.db", service="rollout", metadata=store.schema(), project=store.project)
+    journal = Journal(
+        f"sqlite:///{tmp_path}/j.db",
+        service="rollout",
+        metadata=store.schema(),
+        migrations=store.MIGRATIONS,
+        project=store.project,
+    )
     await journal.open()
     yield journal
     await journal.close()

@@ -31,7 +31,7 @@ from slmops.telemetry.domain.windows import (
     window_start,
 )
 from slmops.telemetry.handlers import CONSUMED_KEPT, WINDOWS_KEPT, Handlers
-from slmops.telemetry.store import project, schema
+from slmops.telemetry.store import MIGRATIONS, project, schema
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
 WINDOW, GRACE = timedelta(seconds=5), timedelta(seconds=1)
@@ -93,7 +93,14 @@ class Telemetry:
 
     def __post_init__(self) -> None:
         url = f"sqlite:///{self.database}"
-        self.journal = Journal(url, service="telemetry", metadata=schema(), project=project, clock=lambda: self.now)
+        self.journal = Journal(
+            url,
+            service="telemetry",
+            metadata=schema(),
+            migrations=MIGRATIONS,
+            project=project,
+            clock=lambda: self.now,
+        )
         self.handlers = Handlers(self.journal, Known(), lambda: self.now, WINDOW, GRACE)
 
     async def receive(

@@ -28,6 +28,7 @@
         ├── Denied                   the caller may not do this or access this
         ├── IllegalTransition        a state machine has no such edge
         ├── FactsMissing             stored events were removed before they were read
+        ├── IncompatibleDatabase     a database of a newer release, or of another service
         ├── PortTaken                another process listens on our port
         ├── OptimizationFailed       a pass or its process failed
         ├── JobCancelled             the work was cancelled before it was done
@@ -214,6 +215,12 @@ class FactsMissing(PermanentError):
     loss."""
 
     code = "facts_missing"
+
+
+class IncompatibleDatabase(PermanentError):
+    """A newer release or another service made the database. Nothing was written to it."""
+
+    code = "incompatible_database"
 
 
 class PortTaken(PermanentError):

@@ -5,6 +5,7 @@ Invariants
 2. Two writers of a stream cannot both succeed: the unique (stream, version) rejects the second, which decides again.
 3. A consumed event changes state once: its id is stored in the same transaction as its effects.
 4. Read tables never lag: `project` runs inside the transaction.
+5. An opened journal has the tables of this release: `open` migrates them, or refuses the database.
 
 The database is SQLite (WAL, synchronous=FULL, embedded) or, by changing the URL, PostgreSQL.
 """
@@ -36,9 +37,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
-    inspect,
     select,
-    text,
     update,
 )
 from sqlalchemy.engine import make_url
@@ -48,6 +47,7 @@ from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, TemporaryError, Unreachable
 from slmops.contracts.events import EVENTS, Event
 from slmops.kit.clock import Clock, utc_now
+from slmops.kit.migrations import migrate
 from slmops.kit.threads import Threads
 from slmops.kit.tracing import traceparent
 
@@ -150,13 +150,27 @@ class UnitOfWork:
 
 
 class Journal:
-    """The database of one service. `project` updates the service's read tables in the same transaction."""
+    """The database of one service. `project` updates the service's read tables in the same transaction.
 
-    def __init__(self, url: str, *, service: str, metadata: MetaData, project: Project, clock: Clock = utc_now) -> None:
+    `migrations` is the folder whose revisions lead to the tables in `metadata`. None creates the tables without a
+    revision, for a database that no later release opens.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        service: str,
+        metadata: MetaData,
+        migrations: Path | None,
+        project: Project,
+        clock: Clock = utc_now,
+    ) -> None:
         self.service = service
         self.clock = clock
         self.project = project
         self.metadata = metadata
+        self.migrations = migrations
         self.events, self.consumed = journal_tables(metadata)
         self.appended = asyncio.Event()
         self._engine = _engine(url)
@@ -166,17 +180,22 @@ class Journal:
         self._lock = asyncio.Lock()
 
     async def open(self) -> None:
-        """Creates missing tables. Raises `Unreachable`, `DiskFull`."""
+        """Migrates the database to the tables of this release.
 
-        def create() -> None:
+        Raises `IncompatibleDatabase`, `Unreachable`, `DiskFull`, and `Conflict` if another process held it too long.
+        """
+
+        def prepare() -> None:
             file = self._engine.url.database
             if self._engine.dialect.name == "sqlite" and file:
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
             with self._engine.begin() as connection:
-                _date_consumed(connection, self.clock())
-                self.metadata.create_all(connection)
+                if self.migrations is None:
+                    self.metadata.create_all(connection)
+                else:
+                    migrate(connection, self.migrations, self._where)
 
-        await self._guarded(create)
+        await self._guarded(prepare)
 
     async def close(self) -> None:
         await self._threads.run(self._engine.dispose)
@@ -307,15 +326,6 @@ class Journal:
             raise _passing(str(error.orig).partition("\n")[0], self._where) from error
         except OSError as error:
             raise _passing(str(error), self._where) from error
-
-
-def _date_consumed(connection: Connection, now: datetime) -> None:
-    """Adds the time to the ids in a database of a release that stored none; they count as consumed now."""
-    found = inspect(connection)
-    if not found.has_table("consumed") or any(column["name"] == "at" for column in found.get_columns("consumed")):
-        return
-    connection.execute(text(f"ALTER TABLE consumed ADD COLUMN at DOUBLE PRECISION NOT NULL DEFAULT {now.timestamp()}"))
-    connection.execute(text("CREATE INDEX ix_consumed_at ON consumed (at)"))
 
 
 def _passing(reason: str, where: str) -> TemporaryError:

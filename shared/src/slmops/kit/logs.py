@@ -33,5 +33,5 @@ def log_as_json(service: str, level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "urllib3", "uvicorn.access", "nats"):
+    for noisy in ("alembic", "httpx", "httpcore", "urllib3", "uvicorn.access", "nats"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -16,14 +16,16 @@ from slmops.packager.deltas import Bounds, DeltaPlanner
 from slmops.packager.export import Exporter
 from slmops.packager.handlers import Handlers, routes
 from slmops.packager.settings import Settings
-from slmops.packager.store import project, schema
+from slmops.packager.store import MIGRATIONS, project, schema
 from slmops.packager.tuf_metadata import TufMetadata
 from slmops.packager.web import serve
 
 
 def build(settings: Settings) -> Service:
     bus, objects = Bus("packager", settings), Objects(settings)
-    journal = Journal(settings.database_url, service="packager", metadata=schema(), project=project)
+    journal = Journal(
+        settings.database_url, service="packager", metadata=schema(), migrations=MIGRATIONS, project=project
+    )
     assembler = Assembler(objects, settings.data_dir / "work", settings.signing_key)
     bounds = Bounds(settings.delta_bases, settings.delta_saves, settings.delta_space_bytes)
     deltas = DeltaPlanner(journal, objects, settings.data_dir / "deltas", bounds, utc_now)

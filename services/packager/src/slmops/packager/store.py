@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -38,6 +39,7 @@ from slmops.contracts.events import (
     PackageWithdrawn,
 )
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 _TABLES = MetaData()
 _packages = Table(
     "packages", _TABLES, Column("manifest", String(80), primary_key=True), Column("data", Text, nullable=False)
@@ -86,7 +88,7 @@ _model_keys = Table(
 
 
 def schema() -> MetaData:
-    """Returns a copy of the tables for one journal, which adds tables of its own."""
+    """Returns a copy of the tables for one journal, which adds its own tables. `MIGRATIONS` lead to these tables."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)

@@ -19,12 +19,14 @@ from slmops.registry.garbage import Collector
 from slmops.registry.handlers import Handlers, routes
 from slmops.registry.marker import Marker
 from slmops.registry.settings import Settings
-from slmops.registry.store import project, schema
+from slmops.registry.store import MIGRATIONS, project, schema
 
 
 def build(settings: Settings) -> Service:
     bus, objects = Bus("registry", settings), Objects(settings)
-    journal = Journal(settings.database_url, service="registry", metadata=schema(), project=project)
+    journal = Journal(
+        settings.database_url, service="registry", metadata=schema(), migrations=MIGRATIONS, project=project
+    )
     facts = Facts(journal, lambda: bus.client, lambda: bus.durables)
     collector = Collector(Collecting(settings), Marker(journal, objects, lambda: bus.client, facts.check).mark)
     new_upload = partial(secrets.token_hex, 16)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -49,6 +50,7 @@ from slmops.registry.domain.live_blobs import withdrawn as withdrawn_by
 from slmops.registry.domain.version_progress import PASSED, REFUSED, Optimization, progress_of, stage_of
 from slmops.registry.domain.versions import Model, replay
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 _TABLES = MetaData()
 _MODEL, _VERSION, _PROFILE, _RECIPE = String(63), String(64), String(63), String(63)
 
@@ -124,7 +126,7 @@ _BEFORE_EVERYTHING = datetime.fromtimestamp(0, UTC)
 
 
 def schema() -> MetaData:
-    """Returns a copy of the tables for one journal, which adds its own tables."""
+    """Returns a copy of the tables for one journal, which adds its own tables. `MIGRATIONS` lead to these tables."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)

@@ -16,12 +16,14 @@ from slmops.rollout.handlers import Handlers, routes
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.settings import Settings
 from slmops.rollout.signing import PlanSigner
-from slmops.rollout.store import project, schema
+from slmops.rollout.store import MIGRATIONS, project, schema
 
 
 def build(settings: Settings) -> Service:
     bus = Bus("rollout", settings)
-    journal = Journal(settings.database_url, service="rollout", metadata=schema(), project=project)
+    journal = Journal(
+        settings.database_url, service="rollout", metadata=schema(), migrations=MIGRATIONS, project=project
+    )
     credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed)
     signer = PlanSigner(settings.plan_signing_key)
     reconciler = Reconciler(journal, bus, signer, utc_now, settings.tick_every)

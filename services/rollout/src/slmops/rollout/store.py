@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -51,6 +52,7 @@ from slmops.rollout.domain.lifecycle import JUDGED
 from slmops.rollout.domain.views import rollout_view
 
 WINDOWS_KEPT = timedelta(days=7)
+MIGRATIONS = Path(__file__).parent / "migrations"
 _TABLES = MetaData()
 
 _packages = Table(
@@ -115,7 +117,7 @@ class PlanRow(NamedTuple):
 
 
 def schema() -> MetaData:
-    """Returns a copy of the tables for one journal, which adds its own tables."""
+    """Returns a copy of the tables for one journal, which adds its own tables. `MIGRATIONS` lead to these tables."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)

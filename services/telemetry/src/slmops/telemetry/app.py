@@ -14,12 +14,14 @@ from slmops.kit.settings import load
 from slmops.telemetry.fleet import BusFleet
 from slmops.telemetry.handlers import Handlers, routes
 from slmops.telemetry.settings import Settings
-from slmops.telemetry.store import project, schema
+from slmops.telemetry.store import MIGRATIONS, project, schema
 
 
 def build(settings: Settings) -> Service:
     bus = Bus("telemetry", settings)
-    journal = Journal(settings.database_url, service="telemetry", metadata=schema(), project=project)
+    journal = Journal(
+        settings.database_url, service="telemetry", metadata=schema(), migrations=MIGRATIONS, project=project
+    )
     window, grace = timedelta(seconds=settings.window_s), timedelta(seconds=settings.grace_s)
     handlers = Handlers(journal, BusFleet(lambda: bus.client), utc_now, window, grace)
     routes(bus, handlers)

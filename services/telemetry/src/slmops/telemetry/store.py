@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -46,6 +47,7 @@ from slmops.kit.journal import UnitOfWork
 from slmops.telemetry.domain.expectation import Offer
 from slmops.telemetry.domain.windows import Pending
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 _TABLES = MetaData()
 _pending = Table(
     "pending_batches",
@@ -92,7 +94,7 @@ _STAGES = TypeAdapter(tuple[Stage, ...])
 
 
 def schema() -> MetaData:
-    """Returns a copy of the tables for one journal, which adds its own tables."""
+    """Returns a copy of the tables for one journal, which adds its own tables. `MIGRATIONS` lead to these tables."""
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)
