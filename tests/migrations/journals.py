@@ -19,6 +19,7 @@ from slmops.packager import store as packager
 from slmops.registry import store as registry
 from slmops.rollout import store as rollout
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
+from slmops.rollout.domain.fleet import Sighting
 from slmops.telemetry import store as telemetry
 from slmops.telemetry.domain.windows import Pending
 
@@ -112,7 +113,7 @@ def _fill_rollout(unit: UnitOfWork) -> None:
     unit.append("gateway:gw-1", 0, [_EXAMPLE[e.GatewayEnrolled]])
     for sequence, phase in ((7, e.UpdatePhase.FAILED), (8, e.UpdatePhase.IDLE)):
         report = _EXAMPLE[e.GatewayReported].model_copy(update={"sequence": sequence, "phase": phase})
-        assert rollout.record_report(unit.connection, report)
+        assert rollout.record_report(unit.connection, report, Sighting.of(report, report.at, None))
     rollout.record_package(unit.connection, package)
     rollout.record_withdrawal(unit.connection, _EXAMPLE[e.PackageWithdrawn])
     rollout.record_window(unit.connection, "window-1", _EXAMPLE[e.CohortMeasured])

@@ -58,11 +58,11 @@ _gateways = Table(
     Column("at", Double, nullable=False),  # Unix seconds
 )
 _running = Table(
-    "running_by_sequence",
+    "running",
     _TABLES,
     Column("gateway_id", String(63), primary_key=True),
     Column("manifest", String(80), index=True),
-    Column("sequence", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False, server_default="0"),
 )
 _deltas = Table(
     "deltas",

@@ -1,0 +1,27 @@
+"""When ids were consumed, and order by sequence."""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "rollout_0002"
+down_revision = "rollout_0001"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "sightings",
+        sa.Column("gateway_id", sa.String(length=63), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("clock_ahead_s", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("gateway_id"),
+    )
+    with op.batch_alter_table("consumed", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("at", sa.Double(), server_default="0", nullable=False))
+        batch_op.create_index(batch_op.f("ix_consumed_at"), ["at"], unique=False)
+
+    # When the ids of the release before were consumed is not known. Those that count as old would be removed at once.
+    op.get_bind().execute(sa.text("UPDATE consumed SET at = :now"), {"now": time.time()})
