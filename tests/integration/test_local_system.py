@@ -18,16 +18,21 @@ import httpx
 import nats
 import psutil
 import pytest
+import typer
 from minio import Minio
 from nats.js.client import JetStreamContext
 from servers import reserve_ports
+from typer.testing import CliRunner, Result
 
+from slmops.console.session import plugin_command
 from slmops.contracts.errors import Conflict, DiskFull, PortTaken, Unreachable
 from slmops.contracts.subjects import STREAMS, GiB, MiB
 from slmops.kit.bus.provision import sized
-from slmops.local import capacity
+from slmops.local import capacity, command
+from slmops.local.layout import Layout
 from slmops.local.ports import HOST, is_free
 from slmops.local.process import ProcessState
+from slmops.local.running import owner
 from slmops.local.system import System
 
 
@@ -74,6 +79,40 @@ async def test_a_fresh_system_starts_on_a_small_disk_with_smaller_streams(
             assert system.capacity
             assert found == {spec.name: spec.max_bytes for spec in sized(STREAMS, system.capacity.stream_bytes)}
             assert sum(size or 0 for size in found.values()) < free / 2
+
+
+def run(function: Callable[..., None], *arguments: str) -> Result:
+    """Calls a command as the command line does. Entry points need an installation, so they are not used."""
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    app.command("run")(plugin_command(function))
+    return CliRunner().invoke(app, ["run", *arguments])
+
+
+def test_a_detached_system_runs_until_down_and_its_logs_can_be_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(tmp_path)]
+    nothing = run(command.down, *data)
+    assert (nothing.exit_code, "no system is running" in nothing.stderr) == (1, True)
+    try:
+        done = run(command.up, *data, "--gateways", "0", "--detach")
+        assert done.exit_code == 0, done.stderr
+        pid = owner(Layout(tmp_path))
+        assert f"pid {pid}" in done.stdout
+        again = run(command.up, *data, "--gateways", "0", "--detach")
+        assert again.exit_code == 75
+        assert "another slmops uses this data folder" in again.stderr
+        assert owner(Layout(tmp_path)) == pid
+        assert run(command.logs, "registry", "nats", *data, "-n", "1").exit_code == 0
+        assert "registry.log <==" in capfd.readouterr().out
+        assert "Known: " in run(command.logs, "nobody", *data).stderr
+    finally:
+        stopped = run(command.down, *data)
+    assert (stopped.exit_code, f"Stopped pid {pid}" in stopped.stdout) == (0, True)
+    assert owner(Layout(tmp_path)) is None
+    states = json.loads((tmp_path / "state.json").read_text())["processes"]
+    assert {state["status"] for state in states} == {"stopped"}
 
 
 async def test_a_full_disk_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""`slmops up`: the whole system on this machine, until Ctrl-C."""
+"""`slmops up`, `down` and `logs`: the whole system on this machine."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,8 +25,11 @@ DEFAULT_DATA = Path.home() / ".slmops"
 _COLOURS = {"starting": "yellow", "ready": "green", "restarting": "red", "failed": "red", "stopped": "dim"}
 
 
+Data = Annotated[Path, typer.Option(help="Folder for all data of the system.", envvar="SLMOPS_DATA")]
+
+
 def up(
-    data: Annotated[Path, typer.Option(help="Folder for all data of the system.", envvar="SLMOPS_DATA")] = DEFAULT_DATA,
+    data: Data = DEFAULT_DATA,
     gateways: Annotated[int, typer.Option(help="How many gateways to run; gw-1 is the canary.", min=0)] = 3,
     nats_port: Annotated[
         int | None, typer.Option(help="Port of NATS. Default: a free port, kept for later starts.", min=1, max=65535)
@@ -33,11 +37,19 @@ def up(
     s3_port: Annotated[
         int | None, typer.Option(help="Port of S3. Default: a free port, kept for later starts.", min=1, max=65535)
     ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when it is ready, and keep it running until slmops down.")
+    ] = False,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C. The next start continues with the same data.
 
     Example: slmops up --data ~/.slmops --gateways 3
     """
+    if detach:
+        ports = {"--nats-port": nats_port, "--s3-port": s3_port}
+        given = [text for name, port in ports.items() if port is not None for text in (name, str(port))]
+        _detach(data, ["--data", str(data), "--gateways", str(gateways), *given])
+        return
     # Imported here: every call of the command line loads this module, and these imports take longer than all others.
     from slmops.local.environment import default_gateways
     from slmops.local.system import System
@@ -49,6 +61,48 @@ def up(
         asyncio.run(_run(system, console))
     except asyncio.CancelledError:
         console.print("Stopped. All data is kept in", str(system.layout.root))
+
+
+def _detach(data: Path, arguments: list[str]) -> None:
+    from slmops.local.layout import Layout
+    from slmops.local.running import start_detached
+
+    layout = Layout(data.resolve())
+    pid = start_detached(layout, arguments)
+    Console(highlight=False).print(f"Ready, pid {pid}. Logs: {layout.logs}. Stop it: slmops down", soft_wrap=True)
+
+
+def down(data: Data = DEFAULT_DATA) -> None:
+    """Stop the system of a data folder and wait until it has ended. All data is kept.
+
+    Example: slmops down --data ~/.slmops
+    """
+    from slmops.local.layout import Layout
+    from slmops.local.running import stop
+
+    pid = stop(Layout(data.resolve()))
+    Console(highlight=False).print(f"Stopped pid {pid}. All data is kept in {data}", soft_wrap=True)
+
+
+def logs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROCESS]...", help="Such as registry or gw-1. Default: all.", show_default=False),
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.", min=0)] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
+) -> None:
+    """Print the ends of the logs of the system's processes.
+
+    Example: slmops logs registry gw-1 --follow
+    """
+    from slmops.local.layout import Layout
+    from slmops.local.running import log_files
+
+    paths = log_files(Layout(data.resolve()), names or [])
+    following = ["-F"] if follow else []
+    raise typer.Exit(subprocess.call(["tail", "-n", str(lines), *following, "--", *map(str, paths)]))
 
 
 async def _run(system: System, console: Console) -> None:

@@ -120,7 +120,7 @@ class System:
 
     def _lock(self) -> None:
         """Locks the folder, so that only one system uses it. The kernel releases the lock when the process ends."""
-        file = self._lock_files.enter_context(self.layout.lock_file.open("w"))
+        file = self._lock_files.enter_context(self.layout.lock_file.open("a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -128,8 +128,11 @@ class System:
             raise Conflict(
                 "another slmops uses this data folder",
                 where=str(self.layout.root),
-                fix="Stop it, or use another folder with --data.",
+                fix="Stop it (slmops down), or use another folder with --data.",
             ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))  # for `slmops down`
+        file.flush()
 
     def _port_names(self) -> list[str]:
         gateways = [gateway.id for gateway in self._gateways]
