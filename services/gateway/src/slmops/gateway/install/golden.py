@@ -31,5 +31,5 @@ def read_golden(package: Path) -> GoldenPrompts:
     file, manifest = package / GOLDEN_PATH, package / MANIFEST_PATH
     return GoldenPrompts(
         prompts=parse_golden(file.read_text(encoding="utf-8")) if file.exists() else (),
-        format=prompt_format(Manifest.decode(manifest.read_bytes()).annotations),
+        format=prompt_format(Manifest.decode(manifest.read_bytes()).annotations if manifest.exists() else {}),
     )

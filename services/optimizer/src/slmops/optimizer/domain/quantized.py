@@ -64,8 +64,8 @@ def least_bytes(recipe: Recipe, parameters: int) -> int:
     point = Quantized.of(recipe)
     if point is None or any(step.pass_.startswith("prune-") for step in point.before):
         return 0
-    bits = (point.params.get("bits", 4), point.params.get("embedding_bits", 8) or 32)
-    return int(parameters * min(bits) // 8)
+    bits = min(int(point.params.get("bits", 4)), int(point.params.get("embedding_bits", 8) or 32))
+    return parameters * bits // 8
 
 
 def cost(recipe: Recipe) -> int:
