@@ -44,8 +44,8 @@ async def ask(
 ) -> Answer:
     """Sends one prompt to the gateway at `url` and returns the answer. `on_text` gets the text as it arrives.
 
-    `key` is for an API that requires one. Raises `Unreachable`, the gateway's own error, and `InvalidMessage` if the URL
-    is not a chat API.
+    `key` is for an API that requires one. Raises `Unreachable`, the gateway's own error, and `InvalidMessage` if the
+    URL is not a chat API.
     """
     body = {
         "messages": [{"role": "user", "content": prompt}],
