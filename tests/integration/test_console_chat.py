@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from slmops.console.commands.chat import ask
 from slmops.contracts.errors import InvalidMessage, NotReady, PermanentError
+from slmops.gateway.serving.access import Access
 from slmops.gateway.serving.api import create_api
 from slmops.gateway.serving.listen import ApiServer, listen
 from slmops.gateway.serving.releases import Serving, ServingLimits
@@ -37,8 +38,8 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
         yield world
 
 
-async def serve(serving: Serving) -> AsyncIterator[str]:
-    async for address in serve_app(create_api(serving)):
+async def serve(serving: Serving, access: Access | None = None) -> AsyncIterator[str]:
+    async for address in serve_app(create_api(serving, access=access)):
         yield address
 
 
@@ -59,6 +60,13 @@ async def url(make_runner: Callable[..., ProcessRunner]) -> AsyncIterator[str]:
     async for address in serve(serving):
         yield address
     await serving.stop()
+
+
+@pytest.fixture
+async def closed_url() -> AsyncIterator[str]:
+    """A gateway that requires a key, and has no release yet."""
+    async for address in serve(Serving(ServingLimits()), Access(keys=(b"the-key",))):
+        yield address
 
 
 @pytest.fixture
@@ -112,6 +120,15 @@ async def test_pieces_are_told_as_they_come(url: str) -> None:
 async def test_a_gateway_without_a_model_says_so(empty_url: str) -> None:
     with pytest.raises(NotReady):
         await ask(empty_url, QUESTION)
+
+
+async def test_a_gateway_that_requires_a_key_gets_it_from_a_file(world: World, closed_url: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("the-key\nanother\n")
+    slmops = Cli(world)
+    asked = ("chat", "--url", closed_url, QUESTION, "--json")
+    assert (await slmops(*asked)).problem["code"] == "permanent"
+    assert (await slmops(*asked, "--key-file", str(tmp_path / "key"))).problem["code"] == "not_ready"
+    assert (await slmops(*asked, "--key-file", str(tmp_path / "none"))).problem["code"] == "invalid_message"
 
 
 async def test_a_prompt_beyond_the_context_is_the_gateways_own_error(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -38,11 +39,13 @@ async def ask(
     *,
     max_tokens: int | None = None,
     temperature: float = 0,
+    key: str | None = None,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Sends one prompt to the gateway at `url` and returns the answer. `on_text` gets the text as it arrives.
 
-    Raises `Unreachable`, the gateway's own error, and `InvalidMessage` if the URL is not a chat API.
+    `key` is for an API that requires one. Raises `Unreachable`, the gateway's own error, and `InvalidMessage` if the
+    URL is not a chat API.
     """
     body = {
         "messages": [{"role": "user", "content": prompt}],
@@ -51,7 +54,7 @@ async def ask(
         "stream_options": {"include_usage": True},
     } | ({"max_tokens": max_tokens} if max_tokens else {})
     texts, times, last, tokens = [], [time.monotonic()], {}, 0
-    async for chunk in _chunks(f"{url.rstrip('/')}/v1/chat/completions", body):
+    async for chunk in _chunks(f"{url.rstrip('/')}/v1/chat/completions", body, key):
         last = chunk
         tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
         for choice in chunk.get("choices", []):
@@ -69,9 +72,13 @@ async def ask(
     )
 
 
-async def _chunks(url: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(url: str, body: Mapping[str, Any], key: str | None) -> AsyncIterator[dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        async with httpx.AsyncClient(timeout=_TIMEOUT) as http, http.stream("POST", url, json=body) as answer:
+        async with (
+            httpx.AsyncClient(timeout=_TIMEOUT, headers=headers) as http,
+            http.stream("POST", url, json=body) as answer,
+        ):
             if not answer.is_success:
                 raise _refusal(url, answer.status_code, await answer.aread())
             async for line in _lines(answer.aiter_text()):
@@ -136,6 +143,14 @@ def address(gateways: Mapping[str, str], gateway_id: str | None, url: str | None
     return gateways[gateway_id]
 
 
+def _key(path: Path) -> str:
+    """Returns the first line of the file: the gateway's own file may list several keys."""
+    try:
+        return path.read_text().split("\n", 1)[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidMessage(f"cannot read the key: {type(error).__name__}", where=str(path)) from None
+
+
 def declare(app: typer.Typer) -> None:
     """Adds the command to `app` itself, because it has no group."""
     command(
@@ -155,6 +170,9 @@ async def chat(
         int | None, typer.Option(min=1, help="Maximum length of the answer in tokens.", show_default=False)
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="With 0, the answer is always the same.")] = 0,
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with the key of an API that requires one.", show_default=False)
+    ] = None,
 ) -> None:
     """Ask a gateway a question. The prompt is sent to that gateway only."""
     if len(words) > 2:
@@ -168,7 +186,12 @@ async def chat(
 
     live = stream and not session.as_json
     answer = await ask(
-        where, words[-1], max_tokens=max_tokens, temperature=temperature, on_text=show if live else lambda text: None
+        where,
+        words[-1],
+        max_tokens=max_tokens,
+        temperature=temperature,
+        key=_key(key_file) if key_file else None,
+        on_text=show if live else lambda text: None,
     )
     session.show(answer, "" if live else render.answer(answer.text))
     speed = f", {answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else ""

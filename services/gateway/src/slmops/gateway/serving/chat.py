@@ -105,12 +105,13 @@ class _ResponseFormat(Body):
         """Returns the JSON Schema that the answer must fit; None: any text."""
         if self.type == "text":
             return None
-        schema = self.json_schema.json_schema if self.json_schema and self.type == "json_schema" else {"type": "object"}
-        return json.dumps({**schema, "x-guidance": _LAYOUT})
+        if self.json_schema is None or self.type == "json_object":
+            return json.dumps({"type": "object"})  # any layout: one line misled SmolLM2 here
+        return json.dumps({**self.json_schema.json_schema, "x-guidance": _LAYOUT})
 
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""The only layout of the JSON. Otherwise a small model may fill its answer with spaces."""
+"""The only layout of JSON with a schema. Otherwise a small model may fill its answer with spaces."""
 
 
 class ChatRequest(RequestBody):
