@@ -86,7 +86,7 @@ async def test_from_the_command_to_the_last_blob(site: Site) -> None:
         await site.acquirer.acquire(first)
     assert refusal.value.attack == Attack.ARBITRARY_PACKAGE
     with pytest.raises(NotFound):
-        await site.acquirer._ask(first.manifest.digest)
+        await site.acquirer._request_package(first.manifest.digest)
     assert (await slmops("package", "show", "smollm2:1.0.0")).exit_code == 1
 
     kept = [layer.digest for layer in (await objects.get_manifest(second.manifest.digest)).layers]
