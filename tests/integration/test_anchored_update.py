@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,11 +56,19 @@ async def made(factory: Factory, version: str, seed: int, recipe: str) -> Varian
     return chosen
 
 
+SEQUENCE = itertools.count(1)
+
+
 async def report(factory: Factory, running: str) -> None:
     world = factory.world
     client = await world.connect("console")
     event = GatewayReported(
-        gateway_id="gw-1", blueprint="edge-chat", sequence=1, phase=UpdatePhase.COMMITTED, running=running, at=utc_now()
+        gateway_id="gw-1",
+        blueprint="edge-chat",
+        sequence=next(SEQUENCE),
+        phase=UpdatePhase.COMMITTED,
+        running=running,
+        at=utc_now(),
     )
     await client.publish(event, envelope(event))
 

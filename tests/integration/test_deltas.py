@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator
@@ -73,7 +74,7 @@ async def report(site: Site, running: Release, gateway: str = "gw-1") -> None:
     event = GatewayReported(
         gateway_id=gateway,
         blueprint="edge-chat",
-        sequence=1,
+        sequence=next(SEQUENCE),
         phase=UpdatePhase.COMMITTED,
         running=running.manifest.digest,
         at=utc_now(),
@@ -86,6 +87,7 @@ async def report(site: Site, running: Release, gateway: str = "gw-1") -> None:
     await eventually(heard)
 
 
+SEQUENCE = itertools.count(1)
 CONSUMER = "packager-slmops_gateway_reported_v1_each"
 
 

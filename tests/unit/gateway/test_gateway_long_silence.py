@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.errors import Problem
+from slmops.contracts.errors import MessageTooLarge, Problem
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.plan import Identity
 from slmops.contracts.results import LINE_LIMIT_BYTES, RESULTS_LIMIT_BYTES
@@ -78,14 +78,12 @@ async def test_a_report_says_how_many_messages_were_dropped_before_it(tmp_path: 
 async def test_the_file_of_results_of_a_full_spool_is_one_that_is_read(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, max_rows=20)
     await gateway.beat(200)
-    huge = Status(UpdatePhase.COMMITTED, problem=Problem(code="internal", what="x" * LINE_LIMIT_BYTES))
-    gateway.reporter.report(huge)  # longer than a line may be
-    await gateway.reporter.flush()
+    gateway.spool.put("s", {}, b"x" * LINE_LIMIT_BYTES, "longer than a line may be", Kind.MEASUREMENT)
     gateway.reporter.report(HEARTBEAT)
     await gateway.reporter.flush()
     Results(tmp_path, WHO, new_user_seed(), gateway.spool, timedelta(), lambda: gateway.now).export()
     file = ResultsFile(tmp_path / "gw-1.slmops-results")
-    assert len(list(file.messages())) == len(gateway.spool)
+    assert len(list(file.messages())) == len(gateway.spool) - 1
 
 
 def test_the_largest_spool_fits_into_a_file_of_results(tmp_path: Path) -> None:
@@ -100,7 +98,20 @@ class Bus(BusClient):
         self.stored: list[str] = []
 
     async def store(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        if len(payload) > 1 << 20:
+            raise MessageTooLarge("too large")
         self.stored.append(subject)
+
+
+async def test_a_message_that_the_bus_does_not_take_holds_up_no_other(tmp_path: Path) -> None:
+    gateway, bus = Gateway(tmp_path, max_rows=20), Bus()
+    gateway.spool.put("huge", {}, b"x" * (2 << 20), "huge", Kind.MEASUREMENT)
+    huge = Status(UpdatePhase.FAILED, problem=Problem(code="internal", what="x" * (3 << 20)))
+    gateway.reporter.report(huge)
+    sending = asyncio.create_task(gateway.reporter.send(bus))
+    await until(lambda: bool(bus.stored) and len(gateway.spool) == 0)
+    sending.cancel()
+    assert bus.stored == ["slmops.gateway.reported.v1.gw-1"]
 
 
 @pytest.fixture

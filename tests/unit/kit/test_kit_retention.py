@@ -1,4 +1,4 @@
-"""Files and tables that would grow for ever are bounded, and a database of the release before is still read."""
+"""What would grow for ever or hold up everything else is bounded, and a database of the release before is read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import MetaData
 
+from slmops.contracts.errors import MessageTooLarge
+from slmops.contracts.events import ModelVersionRetired
 from slmops.kit.journal import Journal
 from slmops.kit.rotating_file import RotatingFile
 from slmops.local.process import bound_log
@@ -58,6 +60,16 @@ def test_a_log_is_emptied_while_its_process_writes_it(tmp_path: Path) -> None:
 def opened(path: Path, now: datetime) -> Journal:
     metadata = MetaData()
     return Journal(f"sqlite:///{path}", service="t", metadata=metadata, project=lambda *_: None, clock=lambda: now)
+
+
+async def test_an_event_that_the_bus_does_not_take_is_refused_before_it_holds_up_the_others(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j.db", T0)
+    await journal.open()
+    huge = ModelVersionRetired(model="m", version="1.0.0", reason="x" * (1 << 20), at=T0)
+    with pytest.raises(MessageTooLarge):
+        await journal.transact(lambda unit: unit.append("s", 0, [huge]))
+    assert await journal.outbox() == []
+    await journal.close()
 
 
 async def test_consumed_ids_are_forgotten_after_their_time(tmp_path: Path) -> None:

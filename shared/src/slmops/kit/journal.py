@@ -44,7 +44,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from slmops.contracts.cloudevent import Envelope, event_id
-from slmops.contracts.errors import Conflict, DiskFull, InternalError, SlmopsError, TemporaryError, Unreachable
+from slmops.contracts.errors import (
+    Conflict,
+    DiskFull,
+    InternalError,
+    MessageTooLarge,
+    SlmopsError,
+    TemporaryError,
+    Unreachable,
+)
 from slmops.contracts.events import EVENTS, Event
 from slmops.kit.clock import Clock, utc_now
 from slmops.kit.migrations import migrate
@@ -53,6 +61,8 @@ from slmops.kit.tracing import traceparent
 
 T = TypeVar("T")
 _ATTEMPTS = 8  # for a transaction that lost a race; each attempt reads again
+EVENT_LIMIT_BYTES = (1 << 20) - 8192
+"""NATS' default limit of a message, with room for headers."""
 _FORGOTTEN_AT_ONCE = 5000  # other writers wait meanwhile
 _THREADS = 8
 """One writes, the others read; as many as the database pool gives connections without waiting for one."""
@@ -114,15 +124,24 @@ class UnitOfWork:
         return [_decode(row.type, row.data) for row in rows], rows[-1].version if rows else 0
 
     def append(self, stream: str, expected_version: int, events: Iterable[Event]) -> None:
-        """Stores and projects events and queues them for publication. Raises `Conflict` if the stream has changed."""
+        """Stores and projects events and queues them for publication.
+
+        Raises `Conflict` if the stream has changed, and `MessageTooLarge` for an event that the bus would not take,
+        because it would hold up all later ones in the outbox.
+        """
         journal, now, parent = self._journal, self._journal.clock(), traceparent()
         for version, item in enumerate(events, start=expected_version + 1):
+            data = item.model_dump_json()
+            if len(data.encode()) > EVENT_LIMIT_BYTES:
+                raise MessageTooLarge(
+                    f"a {item.type} would have {len(data)} bytes", where=stream, fix="Use fewer files."
+                )
             row = {
                 "stream": stream,
                 "version": version,
                 "id": event_id(journal.service, stream, str(version)),
                 "type": item.type,
-                "data": item.model_dump_json(),
+                "data": data,
                 "time": now.isoformat(),
                 "traceparent": parent,
                 "published": False,

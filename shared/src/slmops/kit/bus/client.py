@@ -24,9 +24,9 @@ from slmops.contracts import subjects
 from slmops.contracts.clocks import TIME_HEADER, time_in
 from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
-from slmops.contracts.errors import Conflict, CredentialsRefused, InvalidMessage, Problem, Unreachable
+from slmops.contracts.errors import Conflict, CredentialsRefused, InvalidMessage, MessageTooLarge, Problem, Unreachable
 from slmops.contracts.events import Event
-from slmops.kit.bus.exchange import MAX_PARTS, PARTS_HEADER, REQUEST_TIMEOUT, exchange, remaining
+from slmops.kit.bus.exchange import HEADER_ROOM_BYTES, MAX_PARTS, PARTS_HEADER, REQUEST_TIMEOUT, exchange, remaining
 from slmops.kit.bus.nats_auth import user_of
 from slmops.kit.bus.refusals import no_room
 from slmops.kit.clock import utc_now
@@ -150,9 +150,11 @@ class BusClient:
     async def store(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
         """Publishes to the stream that owns `subject` and waits for its acknowledgement.
 
-        Raises `Unreachable`, and `DiskFull` if the stream refuses the message and does not store it.
+        Raises `Unreachable`, `DiskFull` if the stream refuses the message and does not store it, and `MessageTooLarge`.
         """
         stream = subjects.stream_of(subject)
+        if len(payload) > self.connection.max_payload - HEADER_ROOM_BYTES:
+            raise MessageTooLarge(f"the message has {len(payload)} bytes, too many for the bus", where=subject)
         try:
             await self.js.publish(subject, payload, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=dict(headers))
         except (TimeoutError, NatsError, OSError) as error:

@@ -19,7 +19,7 @@ from slmops.contracts import subjects
 from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import DiskFull, Problem, TemporaryError
+from slmops.contracts.errors import DiskFull, MessageTooLarge, Problem, TemporaryError
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity
@@ -33,6 +33,7 @@ from slmops.kit.tracing import traceparent
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MEMORY_ROWS = 1000
+_PROBLEM_LENGTH = 100_000
 _WAITING = Gauge("slmops_spool_messages", "Reports and measurements that wait for the network")
 _DROPPED = Gauge("slmops_spool_dropped_messages", "Messages ever dropped because the spool was full", ["kind"])
 
@@ -56,6 +57,11 @@ class Golden:
 
     passed: int = 0
     failed: int = 0
+
+
+def _shortened(problem: Problem) -> Problem:
+    """Returns a problem that fits into a message, whatever library wrote its text."""
+    return problem.model_copy(update={"what": problem.what[:_PROBLEM_LENGTH]})
 
 
 class Reporter:
@@ -93,7 +99,7 @@ class Reporter:
             running=status.running,
             running_version=status.running_version,
             target=status.target,
-            problem=status.problem,
+            problem=status.problem and _shortened(status.problem),
             plan_generation=status.plan_generation,
             measured=dict(status.measured),
             dropped_reports=self._spool.dropped(Kind.REPORT, Kind.FAILURE),
@@ -222,7 +228,10 @@ class Reporter:
             for message in waiting:
                 # Added here and not in the spool, because the message may have waited: only now can clocks be compared.
                 sent = {SENT_AT_HEADER: self._clock().isoformat()}
-                await client.store(message.subject, message.payload, message.headers | sent)
+                try:
+                    await client.store(message.subject, message.payload, message.headers | sent)
+                except MessageTooLarge as error:  # it would keep all later messages from being sent
+                    log.error("dropped a message: %s", error)
                 last = message.id
         finally:
             if last:
