@@ -56,7 +56,7 @@ async def test_a_message_as_large_as_the_bus_allows_is_kept_in_part_and_says_so(
     (letter,) = [letter async for letter in dead_letters(world.client)]
     assert (letter.subject, letter.code, letter.size_bytes) == (SUBJECT, "invalid_message", len(payload))
     assert not letter.whole
-    with pytest.raises(PermanentError, match="whole"):
+    with pytest.raises(PermanentError, match="incomplete"):
         await replay(world.client, letter)
     await world.dead(1)
     await world.publish(moved("next"))

@@ -74,6 +74,38 @@ MOVED = (
 messages."""
 
 
+CONSUMED: dict[str, tuple[str, ...]] = {
+    "registry": (
+        *(f"slmops.variant.{fact}.v1" for fact in ("started", "progressed", "optimized", "rejected")),
+        *(f"slmops.package.{fact}.v1" for fact in ("published", "delta_published", "withdrawn", "delta_withdrawn")),
+    ),
+    "optimizer": ("slmops.model.version_registered.v1", "jobs.optimize.*"),
+    "packager": (
+        "slmops.variant.optimized.v1",
+        "slmops.package.published.v1",
+        "slmops.gateway.enrolled.v1.*",
+        "slmops.gateway.reported.v1.*",
+    ),
+    "rollout": (
+        "slmops.package.published.v1",
+        "slmops.package.withdrawn.v1",
+        "slmops.gateway.reported.v1.*",
+        "slmops.cohort.measured.v1",
+    ),
+    "telemetry": (
+        "slmops.gateway.enrolled.v1.*",
+        *(f"slmops.rollout.{fact}.v1" for fact in ("started", "stage_advanced", "completed", "rolled_back")),
+        "measure.*",
+    ),
+}
+"""The subjects that each service consumes, with one durable consumer each."""
+
+
+def durable_name(service: str, subject: str) -> str:
+    """Returns the name of the durable consumer with which a service consumes a subject."""
+    return f"{service}-{subject}".replace(".", "_").replace("*", "each")
+
+
 def spec_of(stream: str) -> StreamSpec | None:
     return next((spec for spec in STREAMS if spec.name == stream), None)
 
