@@ -64,15 +64,13 @@ STREAMS = (
     # which names the gateway, keeps its newest 10,000, so one gateway's letters of up to 50 kB cannot displace others.
     StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90), max_bytes=512 * MiB, per_subject=10_000),
 )
-MOVED = (
-    # They would fill a stream that refuses; they have a stream of their own now.
-    ("EVENTS", "slmops.cohort.>"),
-    # Earlier releases kept the enrolment token in the dead letters of malformed requests.
-    ("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),
-)
-"""Streams and subjects that an earlier release stored there and this one does not. Provisioning removes the
-messages."""
+MOVED = (("EVENTS", "slmops.cohort.>"),)
+"""Streams and subjects that an earlier release stored there and that now have another stream. Their messages are
+removed from the old stream, because they would fill a stream that refuses."""
 
+REMOVED = (("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),)
+"""Streams and subjects on which an earlier release kept a secret: the enrolment token in the dead letters of malformed
+requests. Their messages are removed; this release publishes on none of these subjects."""
 
 CONSUMED: dict[str, tuple[str, ...]] = {
     "registry": (

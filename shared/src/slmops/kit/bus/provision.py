@@ -29,7 +29,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from slmops.contracts.errors import NotReady, Unreachable
-from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, MOVED, STREAMS, StreamSpec
+from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, MOVED, REMOVED, STREAMS, StreamSpec
 from slmops.kit.bus.gaps import Durable, metadata
 
 ACK_WAIT_S = 10.0  # longer work keeps its message alive (`MessageContext.keepalive`)
@@ -53,8 +53,8 @@ async def provision(js: JetStreamContext) -> None:
         missing = [spec for spec in STREAMS if not await _changed(js, spec)]
         for spec in missing:
             await js.add_stream(StreamConfig(name=spec.name, **_wanted(spec)))
-        for name, subject in MOVED:
-            await _remove_moved(js, name, subject)
+        for name, subject in (*MOVED, *REMOVED):
+            await _remove(js, name, subject)
         for bucket in _BUCKETS:
             await _bucket(js, bucket)
 
@@ -118,7 +118,7 @@ def _kept(spec: StreamSpec, present: StreamConfig) -> dict[str, Any]:
     return kept
 
 
-async def _remove_moved(js: JetStreamContext, stream: str, subject: str) -> None:
+async def _remove(js: JetStreamContext, stream: str, subject: str) -> None:
     left = (await js.stream_info(stream, subjects_filter=subject)).state.subjects
     if left:
         await js.purge_stream(stream, subject=subject)
