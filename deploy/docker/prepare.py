@@ -54,6 +54,7 @@ def _server_files(layout: Layout, home: Path) -> dict[str, str]:
 
 
 def _service_files(layout: Layout, service: str) -> dict[str, str]:
+    """Returns the files of a service, of the console, or of the provisioner."""
     files = {"nats.creds": layout.creds(service).read_text()}
     if service in ANSWERING_PERMISSIONS:
         files["nats-answers.creds"] = layout.creds(answering_user(service)).read_text()

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from bench.comparison import Comparison, Measured, Place
+from integration.kit_world import unrestricted
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 from sqlalchemy import MetaData
@@ -19,7 +20,6 @@ from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.commands import ListVersions, VersionList
 from slmops.contracts.events import ModelAliasMoved
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.provision import provision
 from slmops.kit.bus.relay import drain
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import utc_now
@@ -38,12 +38,11 @@ _INSERT = """INSERT INTO journal (stream, version, id, type, data, time, tracepa
 async def measure(place: Place) -> Measured:
     async with System(place.scratch / "system", services=(), gateways=()) as system:
         settings = {
-            user: BusSettings(nats_url=system.nats_url, nats_creds=system.layout.creds(user))
+            user: BusSettings(nats_url=system.nats_url, nats_creds=unrestricted(system.layout.keys, user))
             for user in ("console", "registry")
         }
         client = await BusClient.connect(settings["console"], name="bench")
         try:
-            await provision(client.js)
             return Measured(await _Bus(client, settings["registry"], place).compare())
         finally:
             await client.close()

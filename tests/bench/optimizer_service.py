@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.comparison import Place
 from bench.deployment import objects_of
+from integration.kit_world import unrestricted
 from nats.js.client import JetStreamContext
 
 from slmops.contracts import subjects
@@ -35,7 +36,7 @@ async def job_twice(source: Path, place: Place) -> dict[str, float]:
         client = await BusClient.connect(settings, name="bench")
         stack.push_async_callback(client.close)
         console = await BusClient.connect(
-            BusSettings(nats_url=system.nats_url, nats_creds=system.layout.creds("console")), name="bench"
+            BusSettings(nats_url=system.nats_url, nats_creds=unrestricted(system.layout.keys, "console")), name="bench"
         )
         stack.push_async_callback(console.close)
         done = await console.js.subscribe(VariantOptimized.type, ordered_consumer=True)

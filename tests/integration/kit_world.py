@@ -17,7 +17,9 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.events import Event, ModelAliasMoved
+from slmops.contracts.permissions import Permissions
 from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.nats_auth import Authority
 from slmops.kit.bus.provision import provision
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.settings import BusSettings
@@ -44,7 +46,7 @@ async def until(condition: Callable[[], bool], within_s: float = 15) -> None:
 
 @dataclass
 class World:
-    """`client` is the operator's connection."""
+    """`client` is the operator's connection. It may do everything, also delete streams."""
 
     url: str
     creds: dict[str, Path]
@@ -60,8 +62,8 @@ class World:
         return client
 
     async def service(self, name: str, declare: Callable[[Bus], None]) -> Bus:
-        """A service, running until the test ends."""
-        bus = Bus(name, self.settings(name))
+        """A made-up service, running until the test ends. It may consume what the real one of its name may not."""
+        bus = Bus(name, BusSettings(nats_url=self.url, nats_creds=unrestricted(self.creds["console"].parent, name)))
         declare(bus)
         await bus.start()
         self.stack.push_async_callback(bus.stop)
@@ -101,6 +103,22 @@ class World:
         return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
 
 
+def unrestricted(keys: Path, user: str) -> Path:
+    """Credentials of a user with all rights in the services' account. Those with which it answers are the real ones.
+
+    `keys` is the folder with the keys of the bus.
+    """
+    path = keys.parent / "unrestricted" / f"{user}.creds"
+    if not path.exists():
+        authority = Authority.from_json((keys / "nats-authority.json").read_text())
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(authority.user_creds(user, Permissions((">",), (">",))))
+    answering = keys / f"{user}-answers.creds"
+    if answering.exists():
+        (path.parent / answering.name).write_text(answering.read_text())
+    return path
+
+
 async def wipe(client: BusClient) -> None:
     for stream in await client.js.streams_info():
         await client.js.delete_stream(str(stream.config.name))
@@ -123,7 +141,9 @@ async def start_empty(client: BusClient, attempts: int = 5) -> None:
 
 @asynccontextmanager
 async def world_on(url: str, creds: dict[str, Path]) -> AsyncIterator[World]:
-    client = await BusClient.connect(BusSettings(nats_url=url, nats_creds=creds["console"]), name="test")
+    client = await BusClient.connect(
+        BusSettings(nats_url=url, nats_creds=unrestricted(creds["console"].parent, "console")), name="test"
+    )
     await start_empty(client)
     world = World(url, dict(creds), client)
     try:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 from integration.artifact_world import running
+from integration.kit_world import unrestricted
 from nats.aio.client import RawCredentials
 from sqlalchemy.engine import make_url
 
@@ -42,8 +43,10 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import NotFound, Problem
 from slmops.contracts.events import Event, GatewayReported, PackagePublished, UpdatePhase
 from slmops.contracts.measurement import MeasurementBatch
+from slmops.contracts.permissions import PROVISIONER
 from slmops.contracts.plan import Identity, Plan, Release, resolve
 from slmops.contracts.signed import plan_in
+from slmops.kit.bus import provisioner
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.nats_auth import creds_text, new_user_seed, public_key
 from slmops.kit.cancellation import cancel_and_wait
@@ -127,7 +130,9 @@ class System:
         return log_tail(self.layout.log(service), 30)
 
     async def connect(self, user: str, **options: Any) -> BusClient:
-        settings = BusSettings(nats_url=self.url, nats_creds=self.layout.creds(user))
+        """Connects as a user. The operator may do everything here, to look at what the services did."""
+        creds = unrestricted(self.layout.keys, user) if user == "console" else self.layout.creds(user)
+        settings = BusSettings(nats_url=self.url, nats_creds=creds)
         return await BusClient.connect(settings, name=f"test {user}", **options)
 
     def stop(self) -> None:
@@ -148,8 +153,10 @@ async def open_system(
     stack.push_async_callback(_stopped, server)
     assert spec.ready is not None
     await eventually(spec.ready, bool, "nats-server")
+    url = f"nats://{HOST}:{ports['nats']}"
+    await provisioner.run(BusSettings(nats_url=url, nats_creds=layout.creds(PROVISIONER)))
     databases = databases or {s: f"sqlite:///{folder}/{s}.db" for s in ("rollout", "telemetry")}
-    system = System(layout, f"nats://{HOST}:{ports['nats']}", databases, ports, stack, killable)
+    system = System(layout, url, databases, ports, stack, killable)
     stack.push_async_callback(asyncio.to_thread, system.stop)
     return system
 

@@ -13,10 +13,12 @@ from rollout_world import NAME, System, open_system
 
 from slmops.contracts.commands import EnrolGateway
 from slmops.contracts.errors import Denied, InvalidMessage, Problem, Throttled
+from slmops.contracts.permissions import PROVISIONER
+from slmops.kit.bus import provisioner
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.deadletters import dead_letters
 from slmops.kit.bus.nats_auth import new_user_seed, public_key
-from slmops.kit.bus.provision import provision
+from slmops.kit.settings import BusSettings
 
 ENROL = "cmd.rollout.enrol"
 
@@ -110,6 +112,6 @@ async def test_tokens_that_an_older_release_kept_are_removed(system: System) -> 
     operator = await system.connect("console")
     await operator.store(f"dlq.{ENROL}", b'{"token":"hunter2"}', {})
     await operator.store("dlq.measure.gw-1", b"{}", {})
-    await provision(operator.js)
+    await provisioner.run(BusSettings(nats_url=system.url, nats_creds=system.layout.creds(PROVISIONER)))
     assert [letter.subject async for letter in dead_letters(operator)] == ["measure.gw-1"]
     await operator.close()

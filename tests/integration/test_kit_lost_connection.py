@@ -6,7 +6,11 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from integration.kit_world import unrestricted
+
 from slmops.contracts.events import ModelAliasMoved
+from slmops.contracts.permissions import PROVISIONER
+from slmops.kit.bus import provisioner
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.settings import BusSettings
 
@@ -19,7 +23,9 @@ async def ignore(_event: ModelAliasMoved, _delivered: MessageContext) -> None:
 
 
 async def started(server: NatsServer) -> Bus:
-    bus = Bus("optimizer", BusSettings(nats_url=server.url, nats_creds=server.creds["optimizer"]))
+    await provisioner.run(BusSettings(nats_url=server.url, nats_creds=server.creds[PROVISIONER]))
+    creds = unrestricted(server.creds["optimizer"].parent, "optimizer")  # the real one consumes no aliases
+    bus = Bus("optimizer", BusSettings(nats_url=server.url, nats_creds=creds))
     bus.on(ModelAliasMoved, ignore)
     await bus.start()
     return bus

@@ -14,6 +14,7 @@ import pytest
 from integration.kit_world import World, wipe, world_on
 
 from slmops.contracts.errors import Unreachable
+from slmops.contracts.permissions import PROVISIONER
 from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, STREAMS, StreamSpec
 from slmops.kit.bus import provision as provisioner
 from slmops.kit.bus.provision import consumer, provision
@@ -54,9 +55,9 @@ async def test_a_second_time_changes_nothing(world: World) -> None:
     assert await configurations(world) == before
 
 
-async def test_all_services_may_do_it_at_the_same_moment(world: World) -> None:
+async def test_several_may_do_it_at_the_same_moment(world: World) -> None:
     await wipe(world.client)
-    clients = [await world.connect(user) for user in ("registry", "optimizer", "packager", "rollout", "telemetry")]
+    clients = [await world.connect(PROVISIONER) for _ in range(5)]
     await asyncio.gather(*(provision(client.js) for client in clients))
     assert len(await configurations(world)) == len(STREAMS) + 2
 

@@ -16,12 +16,15 @@ from typing import Any
 
 import httpx
 import pytest
-from integration.kit_world import AT, World, until, world_on
+from integration.kit_world import AT, World, unrestricted, until, world_on
 
 from slmops.contracts.commands import ListVersions, VersionList
 from slmops.contracts.errors import Denied, Unreachable
 from slmops.contracts.measurement import MeasurementBatch
+from slmops.contracts.permissions import PROVISIONER
+from slmops.kit.bus import provisioner
 from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.settings import BusSettings
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.process import spawn
@@ -63,6 +66,7 @@ async def nats(tmp_path: Path) -> AsyncIterator[Nats]:
     layout.prepare()
     server = Nats(layout, choose_ports(layout.ports_file, ["nats"])["nats"])
     await server.start()
+    await provisioner.run(BusSettings(nats_url=server.url, nats_creds=layout.creds(PROVISIONER)))
     yield server
     await server.kill()
 
@@ -114,7 +118,7 @@ def start(tmp_path: Path, nats: Nats) -> Iterator[Start]:
         port = choose_ports(tmp_path / f"http-{len(started)}.json", ["http"])["http"]
         settings = {
             "SLMOPS_NATS_URL": nats.url,
-            "SLMOPS_NATS_CREDS": str(nats.layout.creds("registry")),
+            "SLMOPS_NATS_CREDS": str(unrestricted(nats.layout.keys, "registry")),
             "SLMOPS_HTTP_PORT": str(port),
         }
         log = tmp_path / "double.log"

@@ -19,6 +19,7 @@ import nats
 import psutil
 import pytest
 import typer
+from integration.kit_world import unrestricted
 from minio import Minio
 from nats.js.client import JetStreamContext
 from servers import reserve_ports
@@ -52,9 +53,8 @@ def bucket(system: System) -> Minio:
 async def jetstream(system: System) -> JetStreamContext:
     client = json.loads(system.layout.client_file.read_text())
     assert client["nats_creds"] == str(system.layout.creds("console"))
-    nc = await nats.connect(
-        client["nats_url"], user_credentials=str(system.layout.creds("rollout")), inbox_prefix=b"_INBOX_rollout"
-    )
+    creds = unrestricted(system.layout.keys, "rollout")
+    nc = await nats.connect(client["nats_url"], user_credentials=str(creds), inbox_prefix=b"_INBOX_rollout")
     return nc.jetstream()
 
 
@@ -127,7 +127,7 @@ async def test_the_servers_keep_their_data_and_ports_over_a_restart(tmp_path: Pa
     async with servers(tmp_path) as system:
         before = ports(system)
         js = await jetstream(system)
-        await (await js.create_key_value(bucket="desired")).put("blueprint.edge-chat", b"plan")
+        await (await js.key_value("desired")).put("blueprint.edge-chat", b"plan")
         await js._nc.close()
         data = os.urandom(5_000_000)
         await asyncio.to_thread(bucket(system).put_object, "slmops", "blobs/x", io.BytesIO(data), len(data))
@@ -183,7 +183,7 @@ async def test_a_fixed_port_that_is_taken_is_an_error_and_nothing_runs(tmp_path:
 async def test_a_killed_server_comes_back_on_its_port_with_its_data(tmp_path: Path) -> None:
     async with servers(tmp_path) as system:
         js = await jetstream(system)
-        kv = await js.create_key_value(bucket="desired")
+        kv = await js.key_value("desired")
         await kv.put("k", b"v")
         await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
         await asyncio.gather(system.kill("nats"), system.kill("s3"))

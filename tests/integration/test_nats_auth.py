@@ -12,15 +12,14 @@ from pathlib import Path
 import nats
 import pytest
 from nats.aio.client import Client, RawCredentials
-from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.kv import KeyValue
 from servers import NatsServer
 
 from slmops.contracts.errors import InvalidMessage, InvalidName
-from slmops.contracts.permissions import ANSWERING_PERMISSIONS, SERVICE_PERMISSIONS
-from slmops.contracts.subjects import DESIRED_BUCKET, stream_of
+from slmops.contracts.permissions import ANSWERING_PERMISSIONS, SERVICE_PERMISSIONS, Permissions
+from slmops.contracts.subjects import DESIRED_BUCKET, durable_name, stream_of
 from slmops.kit.bus.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key
-from slmops.kit.bus.provision import provision
+from slmops.kit.bus.provision import consumer, provision
 
 BUCKET = "KV_desired"
 MINE = "$KV.desired.blueprint.edge-chat"
@@ -69,20 +68,22 @@ def gateway_creds(server: NatsServer, gateway_id: str, blueprint: str = "edge-ch
     return RawCredentials(creds_text(jwt, seed))
 
 
-async def stored(rollout: User) -> int:
+async def stored(observer: User) -> int:
     """How many messages all streams hold."""
-    return sum(stream.state.messages for stream in await rollout.nc.jetstream().streams_info())
+    return sum(stream.state.messages for stream in await observer.nc.jetstream().streams_info())
 
 
 @pytest.fixture
-async def rollout(nats_server: NatsServer) -> AsyncIterator[User]:
-    async with connected(nats_server.url, nats_server.creds["rollout"], b"_INBOX_rollout") as user:
+async def observer(nats_server: NatsServer) -> AsyncIterator[User]:
+    """A user that may do everything in the services' account."""
+    creds = nats_server.authority.user_creds("observer", Permissions((">",), (">",)))
+    async with connected(nats_server.url, RawCredentials(creds), b"_INBOX_observer") as user:
         yield user
 
 
 @pytest.fixture
-async def desired(rollout: User) -> KeyValue:
-    js = rollout.nc.jetstream()
+async def desired(observer: User) -> KeyValue:
+    js = observer.nc.jetstream()
     await provision(js)
     bucket = await js.key_value(DESIRED_BUCKET)
     for key in ("blueprint.edge-chat", "blueprint.kiosk", "gateway.gw-1", "gateway.gw-2"):
@@ -150,13 +151,13 @@ async def test_a_gateway_asks_the_packager_and_the_packager_answers(gateway: Use
         "_INBOX_gw-2.x",
     ],
 )
-async def test_a_gateway_may_not_publish(gateway: User, rollout: User, subject: str) -> None:
-    before = await stored(rollout)
+async def test_a_gateway_may_not_publish(gateway: User, observer: User, subject: str) -> None:
+    before = await stored(observer)
     await gateway.nc.publish(subject, b"")
     [refusal] = await gateway.refusals()
     assert "publish" in refusal
     assert subject.lower() in refusal
-    assert await stored(rollout) == before
+    assert await stored(observer) == before
 
 
 @pytest.mark.parametrize(
@@ -243,17 +244,18 @@ async def test_a_service_reads_nobody_elses_answers(nats_server: NatsServer) -> 
             assert len(await registry.refusals()) == 1, subject
 
 
-async def test_a_service_consumes_a_stream_and_watches_a_bucket(nats_server: NatsServer, desired: KeyValue) -> None:
+async def test_a_service_consumes_a_stream_and_reads_a_bucket(nats_server: NatsServer, desired: KeyValue) -> None:
     async with connected(nats_server.url, nats_server.creds["telemetry"], b"_INBOX_telemetry") as telemetry:
         js = telemetry.nc.jetstream()
-        newest = ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
-        subscription = await js.pull_subscribe("measure.*", durable="auth-test", stream="MEASUREMENTS", config=newest)
+        durable = durable_name("telemetry", "measure.*")
+        await consumer(js, "MEASUREMENTS", durable, "measure.*")
+        subscription = await js.pull_subscribe("measure.*", durable=durable, stream="MEASUREMENTS")
         async with connected(nats_server.url, gateway_creds(nats_server, "gw-7"), b"_INBOX_gw-7") as gateway:
             await gateway.nc.jetstream().publish("measure.gw-7", b"batch", timeout=5)
         messages = await subscription.fetch(1, timeout=5)
         await messages[0].ack_sync()
-        watcher = await (await js.key_value("desired")).watchall()
-        assert await watcher.updates(timeout=5) is not None  # type: ignore[no-untyped-call]
+        plan = await js.get_last_msg(BUCKET, MINE, direct=True)
+        assert plan.data == b"blueprint.edge-chat"
         assert await telemetry.refusals() == []
 
 

@@ -6,6 +6,9 @@ Architecture Invariant: a user that answers requests can publish only on inboxes
 answer, so a user that both answers and publishes would publish to any subject that a request names. Each service
 therefore has two users: `<service>` consumes and publishes, `<service>-answers` answers commands.
 
+Each service holds exactly the rights on JetStream that it uses (`jetstream`). Streams and buckets are created by a user
+of its own, `provisioner`.
+
 Gateways and the enrolment user have separate accounts (`kit.nats_auth`). Their messages reach the services' account
 through service imports. The server returns the answers to the account that sent the request, whatever reply subject
 the request names.
@@ -13,10 +16,12 @@ the request names.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final, NamedTuple
 
-from slmops.contracts.subjects import INBOX, inbox, matches
+from slmops.contracts import jetstream
+from slmops.contracts.subjects import CONSUMED, DESIRED_BUCKET, INBOX, JOB_BUCKET, STREAMS, inbox, matches
 
 ANSWER_WITHIN: Final = timedelta(minutes=30)
 """How long a requester waits for the slowest commands: registering hashes gigabytes, verifying runs a model."""
@@ -29,30 +34,84 @@ class Permissions(NamedTuple):
     subscribe: tuple[str, ...]
 
 
-# Streams, consumers, buckets and acknowledgements; `$JS.FC` answers the flow control of ordered consumers (KV watch).
-_JETSTREAM = ("$JS.API.>", "$JS.ACK.>", "$JS.FC.>")
-# The advisories name the messages that ran out of deliveries.
-_ADVISORIES = "$JS.EVENT.ADVISORY.>"
+_STREAMS: Final = tuple(spec.name for spec in STREAMS)
+_BUCKETS: Final = tuple(jetstream.bucket_stream(name) for name in (DESIRED_BUCKET, JOB_BUCKET))
+PROVISIONER: Final = "provisioner"
+"""The user that creates streams and buckets. No service runs with its credentials."""
 
 
-def _user(name: str, *publish: str) -> Permissions:
-    """Returns the permissions of a service's user: its subjects, dead letters and JetStream. Answers and events (pull
-    consumers) arrive on its inbox."""
-    return Permissions((*publish, "dlq.>", *_JETSTREAM), (f"{inbox(name)}.>", _ADVISORIES))
+def _user(name: str, *publish: str, consumes: Iterable[str] = (), uses: Iterable[str] = ()) -> Permissions:
+    """Returns the permissions of a service's user: its subjects, dead letters, and what it uses of JetStream.
+
+    `consumes` are the subjects of its durable consumers, `uses` its further rights on JetStream. Answers and events
+    (pull consumers) arrive on its inbox.
+    """
+    pulled = [right for subject in consumes for right in jetstream.consuming(name, subject)]
+    return Permissions((*publish, "dlq.>", *jetstream.WATCHING, *pulled, *uses), (f"{inbox(name)}.>",))
 
 
 SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
-    "registry": _user("registry", "slmops.model.>"),
-    # It gets a version's files from the registry, so nobody can have other files optimized under its name.
-    "optimizer": _user("optimizer", "slmops.variant.>", "jobs.>", "$KV.jobs.>", "cmd.registry.list_versions"),
-    "packager": _user("packager", "slmops.package.>"),
-    "rollout": _user(
-        "rollout", "slmops.rollout.>", "slmops.blueprint.>", "slmops.gateway.enrolled.v1.*", "$KV.desired.>"
+    "registry": _user(
+        "registry",
+        "slmops.model.>",
+        consumes=CONSUMED["registry"],
+        uses=jetstream.reading_all("slmops.model.>"),
     ),
-    "telemetry": _user("telemetry", "slmops.cohort.>"),
+    # It gets a version's files from the registry, so nobody can have other files optimized under its name.
+    "optimizer": _user(
+        "optimizer",
+        "slmops.variant.>",
+        "jobs.>",
+        "$KV.jobs.>",
+        "cmd.registry.list_versions",
+        consumes=CONSUMED["optimizer"],
+        uses=(*jetstream.reading_bucket(JOB_BUCKET), *jetstream.scanning_bucket(JOB_BUCKET)),
+    ),
+    "packager": _user(
+        "packager",
+        "slmops.package.>",
+        consumes=CONSUMED["packager"],
+        uses=(*jetstream.listing_bucket(DESIRED_BUCKET), *jetstream.reading_bucket(DESIRED_BUCKET, "blueprint.*")),
+    ),
+    "rollout": _user(
+        "rollout",
+        "slmops.rollout.>",
+        "slmops.blueprint.>",
+        "slmops.gateway.enrolled.v1.*",
+        "$KV.desired.>",
+        consumes=CONSUMED["rollout"],
+        uses=(
+            *jetstream.reading_latest("slmops.gateway.enrolled.v1.*"),
+            *jetstream.reading_bucket(DESIRED_BUCKET),
+        ),
+    ),
+    "telemetry": _user(
+        "telemetry",
+        "slmops.cohort.>",
+        consumes=CONSUMED["telemetry"],
+        uses=(
+            *jetstream.reading_latest("slmops.gateway.enrolled.v1.*"),
+            *jetstream.reading_latest("slmops.gateway.reported.v1.*"),
+            *jetstream.reading_all("slmops.rollout.>"),
+            *jetstream.reading_bucket(DESIRED_BUCKET, "blueprint.*"),
+        ),
+    ),
     # The operator may send every command, and republish every dead letter to its original subject.
-    "console": _user("console", "cmd.>", "slmops.>", "measure.>", "jobs.>"),
+    "console": _user(
+        "console",
+        "cmd.>",
+        "slmops.>",
+        "measure.>",
+        "jobs.>",
+        uses=(
+            *jetstream.reading_everything(*_STREAMS, *_BUCKETS),
+            *jetstream.repairing(*_STREAMS),
+            "$JS.API.STREAM.MSG.DELETE.DLQ",
+        ),
+    ),
 }
+
+PROVISIONER_PERMISSIONS: Final = Permissions(jetstream.provisioning(*_STREAMS, *_BUCKETS), (f"{inbox(PROVISIONER)}.>",))
 
 SERVER_INBOX: Final = "_R_"
 """Prefix of the reply subjects that the server generates for requests from another account. Clients may not use it."""

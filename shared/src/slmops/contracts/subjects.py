@@ -64,14 +64,44 @@ STREAMS = (
     # which names the gateway, keeps its newest 10,000, so one gateway's letters of up to 50 kB cannot displace others.
     StreamSpec("DLQ", (DEAD_LETTER_PREFIX + ">",), max_age=timedelta(days=90), max_bytes=512 * MiB, per_subject=10_000),
 )
-MOVED = (
-    # They would fill a stream that refuses; they have a stream of their own now.
-    ("EVENTS", "slmops.cohort.>"),
-    # Earlier releases kept the enrolment token in the dead letters of malformed requests.
-    ("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),
-)
-"""Streams and subjects that an earlier release stored there and this one does not. Provisioning removes the
-messages."""
+MOVED = (("EVENTS", "slmops.cohort.>"),)
+"""Streams and subjects that an earlier release stored there and that now have another stream. Their messages are
+removed from the old stream, because they would fill a stream that refuses."""
+
+REMOVED = (("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),)
+"""Streams and subjects on which an earlier release kept a secret: the enrolment token in the dead letters of malformed
+requests. Their messages are removed; this release publishes on none of these subjects."""
+
+CONSUMED: dict[str, tuple[str, ...]] = {
+    "registry": (
+        *(f"slmops.variant.{fact}.v1" for fact in ("started", "progressed", "optimized", "rejected")),
+        *(f"slmops.package.{fact}.v1" for fact in ("published", "delta_published", "withdrawn", "delta_withdrawn")),
+    ),
+    "optimizer": ("slmops.model.version_registered.v1", "jobs.optimize.*"),
+    "packager": (
+        "slmops.variant.optimized.v1",
+        "slmops.package.published.v1",
+        "slmops.gateway.enrolled.v1.*",
+        "slmops.gateway.reported.v1.*",
+    ),
+    "rollout": (
+        "slmops.package.published.v1",
+        "slmops.package.withdrawn.v1",
+        "slmops.gateway.reported.v1.*",
+        "slmops.cohort.measured.v1",
+    ),
+    "telemetry": (
+        "slmops.gateway.enrolled.v1.*",
+        *(f"slmops.rollout.{fact}.v1" for fact in ("started", "stage_advanced", "completed", "rolled_back")),
+        "measure.*",
+    ),
+}
+"""The subjects that each service consumes, with one durable consumer each."""
+
+
+def durable_name(service: str, subject: str) -> str:
+    """Returns the name of the durable consumer with which a service consumes a subject."""
+    return f"{service}-{subject}".replace(".", "_").replace("*", "each")
 
 
 def spec_of(stream: str) -> StreamSpec | None:

@@ -31,9 +31,7 @@ def default_gateways(count: int = 3) -> tuple[GatewaySpec, ...]:
     return tuple(GatewaySpec(f"gw-{i}", labels={"ring": "canary" if i == 1 else "fleet"}) for i in range(1, count + 1))
 
 
-def service_spec(
-    layout: Layout, ports: Mapping[str, int], service: str, stream_bytes: int | None = None
-) -> ProcessSpec:
+def service_spec(layout: Layout, ports: Mapping[str, int], service: str) -> ProcessSpec:
     home, credentials = layout.home(service), layout.s3_credentials()
     settings = {
         "NATS_CREDS": str(layout.creds(service)),
@@ -43,8 +41,6 @@ def service_spec(
         "S3_SECRET_KEY": credentials.secret_key,
         "S3_BUCKET": BUCKET,
     }
-    if stream_bytes is not None:
-        settings["STREAM_BYTES"] = str(stream_bytes)
     if service == "packager":
         settings["SIGNING_KEY"] = str(layout.signing_key)
         settings["TRUST_KEYS"] = str(layout.trust.online)

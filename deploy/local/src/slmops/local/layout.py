@@ -15,6 +15,7 @@ from slmops.contracts.errors import Denied
 from slmops.contracts.permissions import (
     ANSWERING_PERMISSIONS,
     ENROL_USER,
+    PROVISIONER,
     SERVICE_PERMISSIONS,
     answering_user,
 )
@@ -148,6 +149,7 @@ class Layout:
         for service in ANSWERING_PERMISSIONS:
             write_atomically(self.creds(answering_user(service)), authority.answering_creds(service))
         write_atomically(self.creds(ENROL_USER), authority.enrol_creds())
+        write_atomically(self.creds(PROVISIONER), authority.provisioner_creds())
 
     def authority(self) -> Authority:
         file = self.keys / "nats-authority.json"

@@ -14,7 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from slmops.contracts.errors import Conflict, Unreachable
+from slmops.contracts.permissions import PROVISIONER
+from slmops.kit.bus import provisioner
 from slmops.kit.cancellation import cancel_and_wait
+from slmops.kit.settings import BusSettings
 from slmops.local.capacity import Capacity, capacity
 from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
 from slmops.local.layout import Layout
@@ -67,10 +70,10 @@ class System:
                 self._start_server(lambda ports: nats_spec(self.layout, ports["nats"], room.store_bytes), ["nats"]),
                 self._start_server(lambda ports: s3_spec(self.layout, ports), S3_PORTS),
             )
+            creds = self.layout.creds(PROVISIONER)
+            await provisioner.run(BusSettings(nats_url=self.nats_url, nats_creds=creds, stream_bytes=room.stream_bytes))
             ports = self._ports([])
-            await self._start_all(
-                service_spec(self.layout, ports, service, room.stream_bytes) for service in self._services
-            )
+            await self._start_all(service_spec(self.layout, ports, service) for service in self._services)
             await self._start_all(gateway_spec(self.layout, ports, gateway) for gateway in self._gateways)
             self._write_client_file(ports)
         except BaseException:

@@ -152,6 +152,8 @@ def _reachable() -> Iterator[None]:
     try:
         yield
     except NotFoundError as error:
-        raise NotReady("there is no dead letter stream yet", fix="Start a service: it creates the streams.") from error
+        raise NotReady(
+            "there is no dead letter stream yet", fix="Create it: python -m slmops.kit.bus.provisioner."
+        ) from error
     except (TimeoutError, NatsError, APIError) as error:
         raise Unreachable(f"the dead letters cannot be read: {error}", where=STREAM) from error

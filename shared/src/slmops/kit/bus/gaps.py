@@ -216,7 +216,8 @@ async def _write(
     kept = info.config.metadata or {}
     wanted = {key: value for key, value in kept.items() if key not in (MARK_KEY, GAP_KEY)} | ours
     if wanted != kept:
-        await js.add_consumer(durable.stream, info.config.evolve(metadata=wanted))
+        # By name: see `provision.consumer`.
+        await js.add_consumer(durable.stream, info.config.evolve(name=durable.consumer, metadata=wanted))
 
 
 @contextmanager
@@ -228,7 +229,10 @@ def answering(durable: Durable) -> Iterator[None]:
         if spec_of(durable.stream) is None:
             raise NotFound(f"there is no stream {durable.stream}", fix="List them: slmops stream ls.") from error
         raise NotReady(
-            "the stream or its consumer does not exist", where=where, fix="Restart the service: it creates both."
+            "the stream or its consumer does not exist",
+            where=where,
+            fix="Create the stream (python -m slmops.kit.bus.provisioner) and restart the service, which creates the "
+            "consumer.",
         ) from error
     except (TimeoutError, NatsError, OSError) as error:
         raise Unreachable(f"the stream cannot be read: {str(error) or type(error).__name__}", where=where) from error

@@ -35,6 +35,8 @@ from slmops.contracts.permissions import (
     ENROL_PERMISSIONS,
     ENROL_USER,
     GATEWAY_PERMISSIONS,
+    PROVISIONER,
+    PROVISIONER_PERMISSIONS,
     SERVICE_PERMISSIONS,
     Permissions,
     answering_user,
@@ -42,6 +44,7 @@ from slmops.contracts.permissions import (
 from slmops.contracts.subjects import INBOX
 
 _PUBLIC_USER_LENGTH = 56
+_MAX_CONTROL_LINE_BYTES = 32 << 10
 _NO_LIMITS = {"subs": -1, "data": -1, "payload": -1}
 _ACCOUNT_LIMITS = {**_NO_LIMITS, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
 _JETSTREAM_LIMITS = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
@@ -200,6 +203,10 @@ class Authority:
         """Returns new credentials with which a service answers commands."""
         return self.user_creds(answering_user(service), ANSWERING_PERMISSIONS[service])
 
+    def provisioner_creds(self) -> str:
+        """Returns new credentials of the user that creates streams and buckets."""
+        return self.user_creds(PROVISIONER, PROVISIONER_PERMISSIONS)
+
     def enrol_creds(self) -> str:
         """Returns new bootstrap credentials, which all gateways that are not enrolled yet share."""
         seed = new_user_seed()
@@ -275,6 +282,8 @@ def server_config(
         "resolver_preload: {",
         *(f"  {key}: {jwt}" for key, jwt in authority.account_jwts().items()),
         "}",
+        # A client's first line contains its JWT, which lists its permissions. The default is 4 kB.
+        f"max_control_line: {_MAX_CONTROL_LINE_BYTES}",
         f"jetstream: {{ store_dir: {json.dumps(str(store_dir))}, sync_interval: always{limit} }}",
     ]
     if ports_file_dir:

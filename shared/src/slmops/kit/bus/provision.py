@@ -1,7 +1,10 @@
 """Creates and updates streams, buckets and consumers. No other code does this.
 
+Streams and buckets are provisioned before the services start, with a credential that no service has (`provisioner`).
+Each service creates its own consumers.
+
 FastStream's `declare=True` is not used: it overwrites a stream's configuration at each start and silently ignores a
-changed configuration of an existing durable consumer. Provisioning is idempotent and safe to run from all services.
+changed configuration of an existing durable consumer. Provisioning is idempotent and may run while services do.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, NotFoundError
 
-from slmops.contracts.errors import Unreachable
-from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, MOVED, STREAMS, StreamSpec
+from slmops.contracts.errors import NotReady, Unreachable
+from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, MOVED, REMOVED, STREAMS, StreamSpec
 from slmops.kit.bus.gaps import Durable, metadata
 
 ACK_WAIT_S = 10.0  # longer work keeps its message alive (`MessageContext.keepalive`)
@@ -55,8 +58,8 @@ async def provision(js: JetStreamContext, total_bytes: int | None = None) -> Non
         missing = [spec for spec in sized(STREAMS, total_bytes) if not await _changed(js, spec)]
         for spec in missing:
             await js.add_stream(StreamConfig(name=spec.name, **_wanted(spec)))
-        for name, subject in MOVED:
-            await _remove_moved(js, name, subject)
+        for name, subject in (*MOVED, *REMOVED):
+            await _remove(js, name, subject)
         for bucket in _BUCKETS:
             await _bucket(js, bucket)
 
@@ -77,6 +80,16 @@ def _answering() -> Iterator[None]:
         raise Unreachable(
             f"JetStream rejected the request: {str(error) or type(error).__name__}",
             fix="Enable JetStream on the server and the account, and check its disk space.",
+        ) from error
+
+
+@contextmanager
+def _existing(stream: str) -> Iterator[None]:
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotReady(
+            "the stream does not exist yet", where=stream, fix="Create it: python -m slmops.kit.bus.provisioner."
         ) from error
 
 
@@ -118,7 +131,7 @@ def _kept(spec: StreamSpec, present: StreamConfig) -> dict[str, Any]:
     return kept
 
 
-async def _remove_moved(js: JetStreamContext, stream: str, subject: str) -> None:
+async def _remove(js: JetStreamContext, stream: str, subject: str) -> None:
     left = (await js.stream_info(stream, subjects_filter=subject)).state.subjects
     if left:
         await js.purge_stream(stream, subject=subject)
@@ -136,9 +149,11 @@ async def consumer(
 ) -> None:
     """Creates a durable pull consumer, or updates an existing one to this configuration.
 
-    Removes a consumer of the same name on another stream, which stored the subject before. Raises `Unreachable`.
+    Removes a consumer of the same name on another stream, which stored the subject before. Raises `Unreachable`,
+    `NotReady` without the stream.
     """
     wanted = ConsumerConfig(
+        name=durable,  # with a name, the API's subject contains the filter, on which the service's right depends
         durable_name=durable,
         filter_subject=subject,
         ack_policy=AckPolicy.EXPLICIT,
@@ -146,7 +161,7 @@ async def consumer(
         max_deliver=-1,
         max_ack_pending=64,
     )
-    with _answering():
+    with _answering(), _existing(stream):
         await _leave_other_streams(js, stream, durable)
         await js.add_consumer(stream, wanted.evolve(metadata=await metadata(js, Durable(stream, durable))))
 

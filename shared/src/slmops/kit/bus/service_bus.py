@@ -41,7 +41,7 @@ from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
 from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
 from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
-from slmops.kit.bus.provision import ACK_WAIT_S, consumer, provision
+from slmops.kit.bus.provision import ACK_WAIT_S, consumer
 from slmops.kit.bus.stream_watch import look_for_gaps
 from slmops.kit.bus.throttle import THROTTLED, Throttle, source_of
 from slmops.kit.clock import utc_now
@@ -161,7 +161,7 @@ class Bus:
         """Consumes stored messages, which need not be events. `max_deliver` None means `MAX_DELIVER`."""
         stream = subjects.stream_of(subject)
         assert stream is not None, f"no stream stores {subject}"
-        durable = f"{self.service}-{subject}".replace(".", "_").replace("*", "each")
+        durable = subjects.durable_name(self.service, subject)
         self._consumers.append(_Consumer(stream, durable, subject, ack_wait_s))
         if max_deliver is not None:
             self._delivery.max_deliver[durable] = max_deliver
@@ -308,11 +308,10 @@ class Bus:
         return Problem.of(error)
 
     async def start(self) -> None:
-        """Connects, provisions and starts to consume. Raises `Unreachable`."""
+        """Connects and starts to consume. Raises `Unreachable`, `NotReady` before the streams were provisioned."""
         probe = await BusClient.connect(self.settings, name=self.service, patient=False)
         await probe.close()
         self._client = self._delivery.client = BusClient(await self.broker.connect())
-        await provision(self.client.js, self.settings.stream_bytes)
         for spec in self._consumers:
             await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
         await look_for_gaps(self.client, self.durables)
