@@ -19,9 +19,9 @@ from starlette.routing import Route
 
 from slmops.console.commands.chat import ask
 from slmops.contracts.errors import InvalidMessage, NotReady, PermanentError
-from slmops.gateway.serving.access import Access
-from slmops.gateway.serving.api import create_api
-from slmops.gateway.serving.listen import ApiServer, listen
+from slmops.gateway.api.access import Access
+from slmops.gateway.api.listen import ApiServer, listen
+from slmops.gateway.api.server import create_api
 from slmops.gateway.serving.releases import Serving, ServingLimits
 from slmops.gateway.serving.runner import ProcessRunner
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from slmops.contracts.errors import InvalidMessage
-from slmops.gateway.serving.access import Access
-from slmops.gateway.serving.api import create_api
-from slmops.gateway.serving.listen import ApiServer, listen
+from slmops.gateway.api.access import Access
+from slmops.gateway.api.listen import ApiServer, listen
+from slmops.gateway.api.server import create_api
 from slmops.gateway.serving.releases import Serving
 from slmops.gateway.settings import Settings
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from slmops.gateway.serving.api import ApiLimits, create_api
-from slmops.gateway.serving.listen import ApiServer, listen
+from slmops.gateway.api.listen import ApiServer, listen
+from slmops.gateway.api.server import ApiLimits, create_api
 from slmops.gateway.serving.releases import Serving, ServingLimits
 from slmops.gateway.serving.runner import ProcessRunner
 

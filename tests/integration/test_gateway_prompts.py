@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmops.gateway.serving.chat import ChatRequest
+from slmops.gateway.api.chat import ChatRequest
 from slmops.gateway.serving.generation import LoadedModel
 from slmops.gateway.serving.inference import InferenceRequest, TokenLimits
 from slmops.gateway.serving.prompts import PromptEncoder

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from slmops.gateway.serving.chat import ChatRequest
+from slmops.gateway.api.chat import ChatRequest
+from slmops.gateway.api.refusals import invalid_request
 from slmops.gateway.serving.inference import TokenLimits
-from slmops.gateway.serving.refusals import invalid_request
 
 LIMITS = TokenLimits(context=2048, answer=256)
 USER = {"role": "user", "content": "hi"}

@@ -3,7 +3,7 @@
 import pytest
 
 from slmops.contracts.errors import PortTaken
-from slmops.gateway.serving.listen import listen
+from slmops.gateway.api.listen import listen
 
 
 def test_the_error_names_a_taken_port() -> None:

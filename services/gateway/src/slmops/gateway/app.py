@@ -20,6 +20,9 @@ from starlette.routing import Mount, Route
 
 from slmops.contracts.errors import CredentialsRefused, InvalidMessage, PermanentError, SlmopsError, TemporaryError
 from slmops.contracts.plan import Identity
+from slmops.gateway.api.access import Access
+from slmops.gateway.api.listen import ApiServer, listen
+from slmops.gateway.api.server import create_api
 from slmops.gateway.handlers import Agent
 from slmops.gateway.identity import Credentials, enrol, own_seed
 from slmops.gateway.install.acquire import Acquirer
@@ -32,9 +35,6 @@ from slmops.gateway.report.clock_check import ClockCheck
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.sealed import Results
 from slmops.gateway.report.spool import Spool
-from slmops.gateway.serving.access import Access
-from slmops.gateway.serving.api import create_api
-from slmops.gateway.serving.listen import ApiServer, listen
 from slmops.gateway.serving.releases import Serving
 from slmops.gateway.settings import Settings
 from slmops.gateway.twin import Twin

@@ -1,1 +1,1 @@
-"""Serves requests: the model's process, the OpenAI-compatible API, and its measurements."""
+"""Serves requests: the model's process, its answers, and their measurements."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slmops.gateway.serving.body import Body, RequestBody
+from slmops.gateway.api.body import Body, RequestBody
+from slmops.gateway.api.replies import Reply
 from slmops.gateway.serving.inference import (
     ChatMessage,
     Done,
@@ -19,7 +20,6 @@ from slmops.gateway.serving.inference import (
     TokenLimits,
     TokenLogprob,
 )
-from slmops.gateway.serving.replies import Reply
 
 _Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 # "developer" and "function" are OpenAI's other names for "system" and "tool", the ones that chat templates know.

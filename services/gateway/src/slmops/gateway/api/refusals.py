@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from slmops.contracts.errors import InternalError, NotFound, NotReady, PromptRefused, SlmopsError
-from slmops.gateway.serving.body import UNSUPPORTED
+from slmops.gateway.api.body import UNSUPPORTED
 from slmops.gateway.serving.inference import TokenLimits
 
 _SHOWN_CHARACTERS = 100

@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from slmops.gateway.api.replies import Reply
 from slmops.gateway.serving.inference import InferenceRequest, Release, TokenLimits
-from slmops.gateway.serving.replies import Reply
 
 UNSUPPORTED = "unsupported_parameter"
 

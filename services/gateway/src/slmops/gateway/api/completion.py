@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from slmops.gateway.serving.body import RequestBody
+from slmops.gateway.api.body import RequestBody
+from slmops.gateway.api.replies import Reply
 from slmops.gateway.serving.inference import Done, InferenceRequest, Release, Token, TokenLimits, TokenLogprob
-from slmops.gateway.serving.replies import Reply
 
 _DEFAULT_TOKENS = 16  # OpenAI's
 

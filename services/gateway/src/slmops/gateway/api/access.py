@@ -18,8 +18,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmops.contracts.errors import InvalidMessage
-from slmops.gateway.serving.refusals import error_response
-from slmops.gateway.serving.request_ids import REQUEST_ID
+from slmops.gateway.api.refusals import error_response
+from slmops.gateway.api.request_ids import REQUEST_ID
 from slmops.gateway.settings import Settings
 
 _ANY = "*"

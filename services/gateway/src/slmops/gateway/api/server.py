@@ -21,13 +21,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmops.contracts.errors import InferenceFailed, NotFound, SlmopsError
-from slmops.gateway.serving.access import Access, guarded
-from slmops.gateway.serving.body import RequestBody
-from slmops.gateway.serving.chat import ChatRequest
-from slmops.gateway.serving.completion import CompletionRequest
-from slmops.gateway.serving.inference import Done, Release, Token, TokenLogprob
-from slmops.gateway.serving.metrics import GenAiMetrics
-from slmops.gateway.serving.refusals import (
+from slmops.gateway.api.access import Access, guarded
+from slmops.gateway.api.body import RequestBody
+from slmops.gateway.api.chat import ChatRequest
+from slmops.gateway.api.completion import CompletionRequest
+from slmops.gateway.api.refusals import (
     error_body,
     error_response,
     http_error,
@@ -36,9 +34,11 @@ from slmops.gateway.serving.refusals import (
     refusal,
     too_large_answer,
 )
+from slmops.gateway.api.replies import Reply
+from slmops.gateway.api.request_ids import RequestIds
+from slmops.gateway.serving.inference import Done, Release, Token, TokenLogprob
+from slmops.gateway.serving.metrics import GenAiMetrics
 from slmops.gateway.serving.releases import Serving
-from slmops.gateway.serving.replies import Reply
-from slmops.gateway.serving.request_ids import RequestIds
 
 Items = AsyncGenerator[tuple[Release, Token | Done], None]
 

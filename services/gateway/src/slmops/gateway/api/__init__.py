@@ -1,0 +1,1 @@
+"""The HTTP API: OpenAI-compatible requests in, checks, and replies out."""
