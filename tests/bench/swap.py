@@ -17,8 +17,8 @@ from bench.variant import int4
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.events import PackagePublished, UpdatePhase
-from slmops.contracts.golden import parse_golden
 from slmops.contracts.manifest import FILE_PATH, Manifest
+from slmops.contracts.prompts.golden import parse_golden
 from slmops.local.demo.run import GOLDEN
 
 ROUNDS = 2

@@ -132,7 +132,7 @@ async def test_a_gateway_that_requires_a_key_gets_it_from_a_file(world: World, c
 
 
 async def test_a_prompt_beyond_the_context_is_the_gateways_own_error(url: str) -> None:
-    with pytest.raises(PermanentError, match="the prompt has"):
+    with pytest.raises(PermanentError, match="maximum context length"):
         await ask(url, "word " * 2000)
 
 

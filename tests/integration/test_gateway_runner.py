@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from slmops.contracts.errors import ContextLengthExceeded, InferenceFailed, NotReady, PromptRefused, RunnerDied
-from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.gateway.install.golden import GoldenPrompts
 from slmops.gateway.install.probe import ProbeBudget, probe
 from slmops.gateway.serving.generation import LoadedModel

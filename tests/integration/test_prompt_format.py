@@ -9,9 +9,9 @@ from tiny_model import make_tiny
 from tiny_tokenizers import BOS, EOS, PAD, TEMPLATE, llama3, save_tokenizer
 
 from slmops.contracts.descriptor import Descriptor, digest_of
-from slmops.contracts.golden import GoldenPrompt, dump_golden
 from slmops.contracts.manifest import GOLDEN_PATH, MANIFEST_PATH, MODEL_CONFIG, OCI_MANIFEST, Manifest
-from slmops.contracts.prompt_format import PROMPT_FORMAT, PromptFormat
+from slmops.contracts.prompts.golden import GoldenPrompt, dump_golden
+from slmops.contracts.prompts.prompt_format import PROMPT_FORMAT, PromptFormat
 from slmops.gateway.install.golden import read_golden
 from slmops.gateway.install.probe import ProbeBudget, probe
 from slmops.gateway.serving.inference import Release

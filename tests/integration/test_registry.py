@@ -284,5 +284,5 @@ async def test_a_list_shows_what_became_of_a_version(operator: Operator, world: 
 
 async def test_two_files_in_one_place_are_refused_before_an_upload(operator: Operator) -> None:
     files = (model_file("a", b"1"), model_file("a/b", b"2"))
-    with pytest.raises(SlmopsError, match="file and a folder"):
+    with pytest.raises(SlmopsError, match="cannot be in one folder"):
         await operator.client.request(BeginUpload(model="smollm2", version="1.0.0", files=files))

@@ -53,7 +53,7 @@ async def test_a_slow_process_does_not_restore_the_plan_that_it_read_earlier(wor
     bus: Bus = await world.service("rollout", lambda bus: None)
     url = f"sqlite:///{tmp_path}/rollout.db"
     fast, slow = (
-        kind(url, service="rollout", metadata=store.schema(), project=store.project)
+        kind(url, service="rollout", metadata=store.schema(), migrations=store.MIGRATIONS, project=store.project)
         for kind in (Journal, PausingJournal)
     )
     await fast.open()

@@ -100,6 +100,6 @@ def test_only_an_entry_point_of_a_process_exits(path: Path) -> None:
     begins = (
         "__main__" in path.read_text()
         or "console" in path.parts
-        or path.name in ("command.py", "service.py", "process.py")
+        or path.name in ("command.py", "main.py", "service.py", "process.py")
     )
     assert not exits or begins, f"lines {exits}"

@@ -3,7 +3,7 @@
 import pytest
 
 from slmops.contracts.errors import InvalidMessage
-from slmops.contracts.golden import GoldenPrompt, check_golden, dump_golden, parse_golden
+from slmops.contracts.prompts.golden import GoldenPrompt, check_golden, dump_golden, parse_golden
 
 
 def test_written_prompts_are_read_back_unchanged() -> None:

@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 
-from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.gateway.install.probe import ProbeBudget, judge
 from slmops.gateway.serving.inference import Done
 

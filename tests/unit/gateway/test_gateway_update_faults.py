@@ -69,7 +69,7 @@ class SimulatedRunner:
         self._faults.step(f"start {self.release.version}")
         self._dead.clear()
         self.running.append(self)
-        return Ready(load_s=0.0, rss_bytes=1, model="llama")
+        return Ready(load_s=0.0, rss_bytes=1, model="llama", context_tokens=2048)
 
     async def generate(self, request: InferenceRequest) -> AsyncGenerator[Token | Done, None]:
         self._faults.step("answer")

@@ -16,7 +16,9 @@ from slmops.contracts.events import ModelVersionRetired
 from slmops.kit.journal import Journal
 from slmops.kit.rotating_file import RotatingFile
 from slmops.local.process import bound_log
+from slmops.telemetry import store
 
+RELEASES = Path(__file__).parents[2] / "migrations"
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -59,7 +61,9 @@ def test_a_log_is_emptied_while_its_process_writes_it(tmp_path: Path) -> None:
 
 def opened(path: Path, now: datetime) -> Journal:
     metadata = MetaData()
-    return Journal(f"sqlite:///{path}", service="t", metadata=metadata, project=lambda *_: None, clock=lambda: now)
+    return Journal(
+        f"sqlite:///{path}", service="t", metadata=metadata, migrations=None, project=lambda *_: None, clock=lambda: now
+    )
 
 
 async def test_an_event_that_the_bus_does_not_take_is_refused_before_it_holds_up_the_others(tmp_path: Path) -> None:
@@ -86,12 +90,19 @@ async def test_consumed_ids_are_forgotten_after_their_time(tmp_path: Path) -> No
 @pytest.mark.parametrize("times", [1, 2])
 async def test_ids_that_an_older_release_consumed_count_from_the_upgrade(tmp_path: Path, times: int) -> None:
     with sqlite3.connect(tmp_path / "j.db") as old:
-        old.execute("CREATE TABLE consumed (id VARCHAR(200) NOT NULL PRIMARY KEY)")
-        old.execute("INSERT INTO consumed VALUES ('c/1')")
+        old.executescript((RELEASES / "0.1" / "telemetry.sql").read_text())
+        old.execute("INSERT INTO consumed (id) VALUES ('c/1')")
     for turn in range(times):
-        journal = opened(tmp_path / "j.db", T0)
+        journal = Journal(
+            f"sqlite:///{tmp_path}/j.db",
+            service="telemetry",
+            metadata=store.schema(),
+            migrations=store.MIGRATIONS,
+            project=store.project,
+            clock=lambda: T0,
+        )
         await journal.open()
         assert not await journal.transact(lambda unit: unit.first_time("c", "1"))
         assert await journal.transact(lambda unit: unit.first_time("c", "2")) == (turn == 0)
-        assert await journal.forget_consumed(T0) == 0
+        assert await journal.forget_consumed(datetime.now(UTC) - timedelta(minutes=1)) == 0
         await journal.close()

@@ -18,7 +18,9 @@ from slmops.kit.threads import Threads
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    journal = Journal(f"sqlite:///{tmp_path}/j.db", service="test", metadata=MetaData(), project=lambda *_: None)
+    journal = Journal(
+        f"sqlite:///{tmp_path}/j.db", service="test", metadata=MetaData(), migrations=None, project=lambda *_: None
+    )
     await journal.open()
     yield journal
     await journal.close()

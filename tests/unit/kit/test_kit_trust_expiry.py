@@ -13,7 +13,7 @@ from slmops.kit.journal import Journal
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.expiry import ExpiryWatch, Validity, validity, warning
 from slmops.kit.trust.folder import Folder
-from slmops.packager.store import project, schema
+from slmops.packager.store import MIGRATIONS, project, schema
 from slmops.packager.tuf_metadata import TufMetadata
 
 SIGNED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -62,7 +62,13 @@ class Clock:
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    journal = Journal(f"sqlite:///{tmp_path}/packager.db", service="packager", metadata=schema(), project=project)
+    journal = Journal(
+        f"sqlite:///{tmp_path}/packager.db",
+        service="packager",
+        metadata=schema(),
+        migrations=MIGRATIONS,
+        project=project,
+    )
     await journal.open()
     yield journal
     await journal.close()

@@ -14,7 +14,7 @@ from tiny_model import make_tiny_llama
 
 from slmops.contracts.errors import InvalidMessage, OptimizationFailed
 from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.optimizer.intake.export import build
 from slmops.optimizer.measure.benchmark import benchmark, repetition
 from slmops.optimizer.measure.evaluate import WINDOW_TOKENS, Fidelity, Reference, evaluate, fidelity, reference

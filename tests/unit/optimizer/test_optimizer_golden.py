@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_model import make_tiny_llama
 
-from slmops.contracts.golden import GoldenPrompt
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.golden import GoldenPrompt
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.optimizer.intake.export import export
 from slmops.optimizer.measure.genai import GenaiModel
 from slmops.optimizer.measure.golden import golden_passed

@@ -24,8 +24,8 @@ from slmops.contracts.errors import (
     OptimizationFailed,
 )
 from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.golden import GoldenPrompt
 from slmops.contracts.profile import EDGE_SMALL, DeviceProfile
+from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.kit.modelfile import inspect
 from slmops.optimizer.domain.gate import judge, shown

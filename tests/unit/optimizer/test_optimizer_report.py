@@ -12,7 +12,7 @@ import pytest
 
 from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.optimizer.jobs.report import Report, files_of, read_report, report
 from slmops.optimizer.measure.evaluate import Reference

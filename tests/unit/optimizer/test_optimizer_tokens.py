@@ -14,7 +14,7 @@ from tiny_tokenizers import BOS, EOS, FAMILIES, PAD, llama2, llama3, qwen, save_
 from tokenizers import normalizers
 
 from slmops.contracts.errors import InvalidModel, OptimizationFailed
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.gateway.serving.generation import LoadedModel
 from slmops.gateway.serving.inference import ChatMessage, InferenceRequest
 from slmops.optimizer.intake.export import build, export

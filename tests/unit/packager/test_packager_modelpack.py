@@ -14,7 +14,7 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.manifest import DATASET, DOC, MODEL_CONFIG, MODEL_MANIFEST, WEIGHT, WEIGHT_CONFIG, Manifest
-from slmops.contracts.prompt_format import PROMPT_FORMAT, PromptFormat, prompt_format
+from slmops.contracts.prompts.prompt_format import PROMPT_FORMAT, PromptFormat, prompt_format
 from slmops.packager.evidence import Evidence, family_of
 from slmops.packager.modelcard import model_card
 from slmops.packager.modelpack import CARD_PATH, build

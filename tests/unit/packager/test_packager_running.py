@@ -21,7 +21,13 @@ T0 = datetime(2030, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    journal = Journal(f"sqlite:///{tmp_path}/j.db", service="packager", metadata=store.schema(), project=store.project)
+    journal = Journal(
+        f"sqlite:///{tmp_path}/j.db",
+        service="packager",
+        metadata=store.schema(),
+        migrations=store.MIGRATIONS,
+        project=store.project,
+    )
     await journal.open()
     yield journal
     await journal.close()

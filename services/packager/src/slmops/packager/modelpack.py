@@ -30,7 +30,7 @@ from slmops.contracts.manifest import (
     Manifest,
 )
 from slmops.contracts.model import collision
-from slmops.contracts.prompt_format import PROMPT_FORMAT
+from slmops.contracts.prompts.prompt_format import PROMPT_FORMAT
 from slmops.packager.bom import bill_of_materials
 from slmops.packager.evidence import Evidence, is_licence
 from slmops.packager.modelcard import model_card

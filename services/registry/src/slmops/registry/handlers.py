@@ -21,8 +21,8 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.events import Event, VariantProgressed, VariantStarted
-from slmops.contracts.golden import GOLDEN_FILE, check_golden
 from slmops.contracts.model import ModelFile
+from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork

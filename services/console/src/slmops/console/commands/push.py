@@ -17,10 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from slmops.contracts.commands import BeginUpload, RegisterVersion, VersionView
 from slmops.contracts.errors import Denied, DigestMismatch, InvalidMessage, InvalidModel, NotFound, Unreachable
-from slmops.contracts.golden import GOLDEN_FILE, check_golden
 from slmops.contracts.model import FilePath, ModelFile, collision
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
+from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
 from slmops.kit.bus.client import BusClient
 from slmops.kit.modelfile import BASE, ModelFacts, adapter_base, inspect, is_adapter
 from slmops.kit.modelfile.listing import check_links

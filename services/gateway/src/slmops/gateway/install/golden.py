@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmops.contracts.golden import GoldenPrompt, parse_golden
 from slmops.contracts.manifest import GOLDEN_PATH, MANIFEST_PATH, Manifest
-from slmops.contracts.prompt_format import PromptFormat, prompt_format
+from slmops.contracts.prompts.golden import GoldenPrompt, parse_golden
+from slmops.contracts.prompts.prompt_format import PromptFormat, prompt_format
 from slmops.gateway.serving.inference import ChatMessage, InferenceRequest
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from statistics import median
 
 from slmops.contracts.errors import InferenceFailed
-from slmops.contracts.golden import GoldenPrompt
+from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.gateway.install.golden import GoldenPrompts
 from slmops.gateway.serving.inference import Done, InferenceRequest
 from slmops.gateway.serving.runner import Runner

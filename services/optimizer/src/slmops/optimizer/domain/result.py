@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.optimizer.domain.candidate import Variant
 from slmops.optimizer.domain.choice import Choice
 from slmops.optimizer.domain.front import Front

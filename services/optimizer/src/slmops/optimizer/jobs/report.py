@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.errors import InvalidMessage, NotFound
 from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.golden import GoldenPrompt, dump_golden
 from slmops.contracts.model import ModelFile
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.golden import GoldenPrompt, dump_golden
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.contracts.recipe import Recipe
 from slmops.kit.objects.store import digest_of_path
 from slmops.optimizer.measure.bootstrap import METHOD

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slmops.contracts.descriptor import Descriptor, digest_of
-from slmops.contracts.golden import dump_golden
 from slmops.contracts.manifest import FILE_PATH, JOB_REPORT
 from slmops.contracts.model import ModelFile, files_digest
+from slmops.contracts.prompts.golden import dump_golden
 from slmops.kit.objects.store import Objects, digest_of_path
 from slmops.optimizer.domain.front import front
 from slmops.optimizer.domain.gate import unmeasured

@@ -10,8 +10,8 @@ from typing import Any
 
 from slmops.contracts.cloudevent import event_id
 from slmops.contracts.errors import JobCancelled, PermanentError, TemporaryError
-from slmops.contracts.golden import parse_golden
 from slmops.contracts.jobs import OptimizeJob
+from slmops.contracts.prompts.golden import parse_golden
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.objects.store import Objects
 from slmops.kit.tracing import span

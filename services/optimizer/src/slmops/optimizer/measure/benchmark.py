@@ -17,8 +17,8 @@ from typing import IO, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmops.contracts.errors import OptimizationFailed
-from slmops.contracts.golden import GoldenPrompt
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.golden import GoldenPrompt
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.optimizer.measure.energy import EnergyMeter
 from slmops.optimizer.measure.genai import GenaiModel
 from slmops.optimizer.measure.golden import golden_passed

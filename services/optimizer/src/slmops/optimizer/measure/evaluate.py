@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from slmops.contracts.errors import InvalidMessage, OptimizationFailed
 from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.golden import GoldenPrompt
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.golden import GoldenPrompt
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.optimizer.intake.graph import Graph
 from slmops.optimizer.measure.benchmark import Questions, benchmark
 from slmops.optimizer.measure.bootstrap import interval

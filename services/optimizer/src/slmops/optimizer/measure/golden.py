@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slmops.contracts.golden import GoldenPrompt
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.golden import GoldenPrompt
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.optimizer.measure.genai import GenaiModel
 
 

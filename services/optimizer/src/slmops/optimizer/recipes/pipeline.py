@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.prompt_format import PromptFormat
+from slmops.contracts.prompts.prompt_format import PromptFormat
 from slmops.contracts.recipe import Recipe
 from slmops.kit.atomic_write import atomic_write
 from slmops.kit.modelfile import adapter_base, chat_template, inspect

@@ -7,8 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from slmops.contracts.golden import GoldenPrompt
 from slmops.contracts.profile import EDGE_SMALL, DeviceProfile
+from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
 

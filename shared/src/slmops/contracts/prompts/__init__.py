@@ -1,0 +1,1 @@
+"""Golden prompts, and the format in which a model is asked."""
