@@ -221,7 +221,7 @@ def test_a_restart_continues_where_it_was(up: Up) -> None:
     up.start()
     assert {name: answer(api(up, name))["system_fingerprint"] for name in (CANARY, OTHER)} == answers
     until(lambda: listed(up) == before, within_s=10)
-    assert "cmd.packager.fetch" not in up.metrics("packager"), "nothing is downloaded again"
+    assert 'subject="cmd.packager.fetch.' not in up.metrics("packager"), "nothing is downloaded again"
 
 
 def serve_alone(up: Up, release: str) -> None:

@@ -136,11 +136,8 @@ class TrustedState:
         with _room(self._folder):
             self._clear()
             new = self._folder / f"state-{secrets.token_hex(6)}"
-            if self.folder.exists():
-                shutil.copytree(self.folder, new, symlinks=True)
-            else:
-                new.mkdir(parents=True)
             try:
+                _copy(self.folder, new)
                 yield new
                 self._accept(new)
             except BaseException:
@@ -217,6 +214,17 @@ def _keys_in(rollout: TargetFile | None) -> RolloutKeys:
         return RolloutKeys.model_validate(rollout.custom)
     except ValidationError as error:
         raise refused(Attack.CORRUPT, "the rollout service's keys cannot be read", where=ROLLOUT_TARGET) from error
+
+
+def _copy(folder: Path, new: Path) -> None:
+    """Copies a folder, or makes an empty one. Not `shutil.copytree`, whose error hides that the disk is full."""
+    new.mkdir(parents=True)
+    for path in sorted(folder.rglob("*")):
+        target = new / path.relative_to(folder)
+        if path.is_dir() and not path.is_symlink():
+            target.mkdir()
+        else:
+            shutil.copy2(path, target, follow_symlinks=False)
 
 
 @contextmanager
