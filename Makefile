@@ -29,9 +29,9 @@ demo: setup  ## run the demo: from a GGUF file to three gateways that serve it (
 up: setup  ## keep the system running for your own use
 	@$(BIN)/slmops up $(ARGS)
 
-# Two workers, because most tests wait for processes. The tests of a file share servers. The longest files run first.
+# Three workers on two cores, because many tests wait. The tests of a file share servers. The longest files run first.
 test: setup  ## run all tests except the slow ones, and print the 25 slowest (ARGS="-n 0 -x": one at a time, until the first failure)
-	@$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=1 $(ARGS)
+	@$(BIN)/pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=1 $(ARGS)
 
 test-slow: setup  ## run the tests that take minutes: the demo, containers, repeated kills of each process
 	@$(BIN)/pytest -m slow $(ARGS)

@@ -10,6 +10,7 @@ import pytest
 from unit.console.console_examples import nothing_set_up, slmops
 from unit.packager.packager_examples import CONTENT, Keys, new_keys, write_package
 
+from slmops.console.commands import deltas
 from slmops.contracts.manifest import MANIFEST_PATH, SIGNATURE_PATH
 from slmops.kit.delta import make
 
@@ -45,8 +46,11 @@ def applied(base: Path, file: Path, out: Path, *options: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_delta_of_kilobytes_does_not_become_gigabytes(base: Path, tmp_path: Path) -> None:
-    size = (64 << 20) + 1
+def test_a_delta_of_kilobytes_does_not_become_gigabytes(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltas, "_SMALLEST_LIMIT_BYTES", 2 << 20)
+    size = (2 << 20) + 1
     file = delta(base, {"model.onnx": bytes(size)}, tmp_path)
     assert file.stat().st_size < 100_000
     problem = applied(base, file, tmp_path / "out")
