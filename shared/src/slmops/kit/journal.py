@@ -214,7 +214,14 @@ class Journal:
                 else:
                     migrate(connection, self.migrations, self._where)
 
-        await self._guarded(prepare)
+        for attempt in range(_ATTEMPTS):
+            try:
+                await self._guarded(prepare)
+                break
+            except Conflict:  # SQLite does not wait for a process that is making the file
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.05 * 2**attempt)
 
     async def close(self) -> None:
         await self._threads.run(self._engine.dispose)
