@@ -235,11 +235,14 @@ async def test_processes_that_start_at_the_same_moment_migrate_once(database_url
 
 
 async def test_journals_of_one_process_open_at_the_same_moment(tmp_path: Path) -> None:
-    """The tests do so; Alembic's `op` is one global of the process."""
+    """Tests open several journals in one process, and Alembic's `op` is one global of the process."""
     journals = [kept.journal(name, f"sqlite:///{tmp_path}/{name}.db") for name, kept in JOURNALS.items()]
     await asyncio.gather(*(journal.open() for journal in journals))
     for journal in journals:
         await journal.close()
+    for name in JOURNALS:
+        [revision] = contents(f"sqlite:///{tmp_path}/{name}.db")["alembic_version"]
+        assert f"{name}_" in str(revision)
 
 
 async def test_a_start_without_a_new_revision_changes_nothing(

@@ -1,4 +1,4 @@
-"""A gateway with a wrong clock is told so, and names the clock as the cause of what expired only by that clock."""
+"""A gateway notices that its clock is wrong. If something expired only by that clock, its error names the clock."""
 
 from __future__ import annotations
 
