@@ -33,7 +33,7 @@ def pytest_configure() -> None:
     # Threads that wait for each other cost more than they bring on models this small: on two busy cores some files took
     # four times as long. Set before torch is imported, and inherited by every process that a test starts.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; our processes inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell background job; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cancellation._AGAIN_S = 0.5  # nothing that a test stops cleans up for long
 

@@ -1,4 +1,4 @@
-"""The whole system on a tiny random model: what a person would do, as functions."""
+"""An operator's actions on the whole system with a tiny random model."""
 
 from __future__ import annotations
 
@@ -37,34 +37,34 @@ WITHIN_S = 90
 
 
 def write_golden(path: Path, prompt: str = "hello") -> Path:
-    """A random model says something; a golden prompt for it is content with any letter."""
+    """Writes a golden prompt that accepts any answer with a letter in it, because a random model answers at random."""
     path.write_text(json.dumps({"prompt": prompt, "expect": list(string.ascii_letters), "max_tokens": 24}) + "\n")
     return path
 
 
-async def listener(system: System) -> nats.NATS:
-    """A connection that hears all subjects of the account, as only the holder of its keys can have one."""
+async def connect_to_all_subjects(system: System) -> nats.NATS:
+    """Returns a connection that may subscribe to every subject; only the holder of the account's keys can make one."""
     path = system.layout.root / "everything.creds"
     path.write_text(system.layout.authority().user_creds("listener", Permissions((">",), (">",))))
     return await nats.connect(system.nats_url, user_credentials=str(path), reconnect_time_wait=0.1)
 
 
 class Operator:
-    """One who has the console's credentials."""
+    """A user with the console's credentials."""
 
     def __init__(self, system: System, client: BusClient) -> None:
         self.system = system
         self.client = client
 
     @classmethod
-    async def of(cls, system: System) -> Operator:
+    async def connect(cls, system: System) -> Operator:
         settings = BusSettings(nats_url=system.nats_url, nats_creds=system.layout.creds("console"))
         return cls(system, await BusClient.connect(settings, name="operator"))
 
     async def push(self, source: Path, version: str, golden: Path | None) -> VersionView:
-        return await self.retried(lambda: push(self.client, source, name=MODEL, version=version, golden=golden))
+        return await self.retry(lambda: push(self.client, source, name=MODEL, version=version, golden=golden))
 
-    async def packaged(self, version: str) -> VersionView:
+    async def wait_until_packaged(self, version: str) -> VersionView:
         async def look() -> VersionView | None:
             found = await self.client.request(ListVersions(model=MODEL, version=version))
             view = found.versions[0] if found.versions else None
@@ -81,12 +81,12 @@ class Operator:
             soak=SoakPolicy(seconds=0.5, golden_every_s=0.1),
             telemetry=TelemetryPolicy(every_s=0.5),
         )
-        await self.retried(lambda: self.client.request(ApplyBlueprint(spec=spec)))
+        await self.retry(lambda: self.client.request(ApplyBlueprint(spec=spec)))
 
     async def start_rollout(self, version: str) -> RolloutView:
-        return await self.retried(lambda: self.client.request(StartRollout(blueprint=BLUEPRINT, version=version)))
+        return await self.retry(lambda: self.client.request(StartRollout(blueprint=BLUEPRINT, version=version)))
 
-    async def ended(self, rollout: str) -> RolloutView:
+    async def wait_until_ended(self, rollout: str) -> RolloutView:
         async def look() -> RolloutView | None:
             rollouts = (await self.client.request(ListRollouts(blueprint=BLUEPRINT))).rollouts
             view = next(r for r in rollouts if r.rollout == rollout)
@@ -94,7 +94,7 @@ class Operator:
 
         return await self.until(look)
 
-    async def fleet_on(self, version: str) -> list[GatewayView]:
+    async def wait_until_fleet_runs(self, version: str) -> list[GatewayView]:
         async def look() -> list[GatewayView] | None:
             views = list((await self.client.request(ListGateways())).gateways)
             return views if views and all(view.running_version == version for view in views) else None
@@ -109,7 +109,7 @@ class Operator:
         return str(answer.json()["choices"][0]["message"]["content"])
 
     async def until(self, look: Callable[[], Awaitable[T | None]], within_s: float = WITHIN_S) -> T:
-        """Poll; a service that is down or restarting is not an answer."""
+        """Calls `look` until it returns a value. Temporary errors count as no value: a service may be restarting."""
         async with asyncio.timeout(within_s):
             while True:
                 try:
@@ -119,8 +119,8 @@ class Operator:
                     pass
                 await asyncio.sleep(0.1)
 
-    async def retried(self, work: Callable[[], Awaitable[T]], within_s: float = WITHIN_S) -> T:
-        """Repeat a command until its service is there and knows what was published before."""
+    async def retry(self, work: Callable[[], Awaitable[T]], within_s: float = WITHIN_S) -> T:
+        """Repeats a command until its service runs and has read the events that were published before."""
 
         async def attempt() -> T | None:
             try:

@@ -1,4 +1,4 @@
-"""`docker compose up` on one host: the whole loop in containers, as a person with nothing but Docker would run it.
+"""`docker compose up` on one host: the whole loop in containers, as a user who has only Docker runs it.
 
 Images are built from the working tree. `BASE_IMAGE` and the `PIP_…` variables of deploy/docker/README.md are respected.
 """
@@ -42,45 +42,45 @@ BLUEPRINT = {
     "soak": {"seconds": 0.5, "golden_every_s": 0.1},
     "telemetry": {"every_s": 0.5},
 }
-KNOCK = """
+TRY_PORT = """
 import socket
 try: print("open" if socket.create_connection(("{host}", {port}), 5) else "")
 except OSError: print("closed")
 """
-KNOCK_GRPC = """
+TRY_GRPC = """
 import contextlib, socket, ssl
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 context.set_alpn_protocols(["h2"])
 frames = []
 for secured in (False, True):
-    with contextlib.suppress(OSError), socket.create_connection(("s3", 18333), 5) as door:
-        door = context.wrap_socket(door) if secured else door
-        door.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-        frames.append(door.recv(9))
-settings = bytes([4])  # the type of the frame with which a server of HTTP/2 begins
+    with contextlib.suppress(OSError), socket.create_connection(("s3", 18333), 5) as connection:
+        connection = context.wrap_socket(connection) if secured else connection
+        connection.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        frames.append(connection.recv(9))
+settings = bytes([4])  # the type of the first frame of an HTTP/2 server
 print("open" if any(frame[3:4] == settings for frame in frames) else "closed")
 """
 
 
-def found(*argv: str) -> bool:
+def succeeds(*argv: str) -> bool:
     return shutil.which(argv[0]) is not None and not subprocess.run(argv, capture_output=True, timeout=30).returncode
 
 
 def compose_command() -> list[str]:
-    """Compose as a plugin of docker, or the older program. Skips when neither is here or no engine answers."""
-    if not found("docker", "info"):
-        pytest.skip("no Docker engine answers: `docker info` fails")
-    if found("docker", "compose", "version"):
+    """Returns the command of Compose: docker's plugin, or the older program. Skips if it or the engine is missing."""
+    if not succeeds("docker", "info"):
+        pytest.skip("no Docker engine is running: `docker info` fails")
+    if succeeds("docker", "compose", "version"):
         return ["docker", "compose"]
-    if found("docker-compose", "version"):
+    if succeeds("docker-compose", "version"):
         return ["docker-compose"]
-    pytest.skip("there is no Docker Compose: neither `docker compose` nor `docker-compose`")
+    pytest.skip("Docker Compose is not installed: neither `docker compose` nor `docker-compose`")
 
 
 @dataclass(frozen=True)
 class Compose:
-    """One project. `folder` is where its user stands: the command line in the container reads files there."""
+    """One Compose project. `folder` is the working directory: the command line in a container reads its files."""
 
     command: list[str]
     project: str
@@ -128,8 +128,8 @@ class Compose:
         answer.raise_for_status()
         return str(answer.json()["choices"][0]["message"]["content"])
 
-    def left(self) -> list[str]:
-        """Containers, volumes and networks of this project."""
+    def remaining(self) -> list[str]:
+        """Returns the containers, volumes and networks of this project that still exist."""
         label = f"label=com.docker.compose.project={self.project}"
         listings = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
         return [
@@ -141,7 +141,7 @@ class Compose:
 
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    """Everything is up; afterwards containers, networks and volumes are gone. The images stay, as a build cache."""
+    """Yields a running project. Afterwards removes containers, networks and volumes; images stay as a build cache."""
     command = compose_command()
     folder = tmp_path_factory.mktemp("compose")
     ports = choose_ports(folder / "ports.json", GATEWAYS)
@@ -153,7 +153,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     finally:
         print(compose("logs", "--tail=40"))  # pytest shows it with a failure
         compose("down", "--volumes", "--remove-orphans")
-        assert compose.left() == []
+        assert compose.remaining() == []
 
 
 def running_versions(compose: Compose) -> dict[str, str]:
@@ -163,8 +163,8 @@ def running_versions(compose: Compose) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_the_loop_in_containers(compose: Compose) -> None:
-    make_tiny_llama(compose.folder / "tiny")  # its weights are readable by us alone, as such files often are
+def test_a_model_is_pushed_rolled_out_and_served_in_containers_and_survives_down_and_up(compose: Compose) -> None:
+    make_tiny_llama(compose.folder / "tiny")  # the weights are readable only by their owner, as such files often are
     write_golden(compose.folder / "golden.jsonl")
     (compose.folder / "edge-chat.yaml").write_text(json.dumps(BLUEPRINT))
 
@@ -177,17 +177,17 @@ def test_the_loop_in_containers(compose: Compose) -> None:
     assert all(compose.ask(gateway) for gateway in GATEWAYS)
     assert compose.slmops("chat", "gw-2", "hello")
 
-    compose("down")  # without the volumes: nothing that matters may live in a container
+    compose("down")  # the volumes stay: no state may be stored in a container itself
     compose("up", "--detach")
     assert all(compose.ask(gateway) for gateway in GATEWAYS)
     assert running_versions(compose) == dict.fromkeys(GATEWAYS, "1.0.0")
-    assert compose.slmops(*push[:-1])  # the same again changes nothing, and a version that is gone would be refused
+    assert compose.slmops(*push[:-1])  # repeating a push changes nothing; a lost version would be refused
     assert len(json.loads(compose.slmops("model", "ls", "--json"))["versions"]) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_metrics_are_readable_in_the_network_and_every_container_has_limits(compose: Compose) -> None:
+def test_metrics_are_readable_inside_the_network_and_every_container_has_resource_limits(compose: Compose) -> None:
     read = "import urllib.request as u; print(u.urlopen('http://{}:8000/metrics', timeout=10).read().decode())"
     for reader, names in (("registry", SERVICES), ("gw-1", GATEWAYS)):
         for name in names:
@@ -199,7 +199,7 @@ def test_metrics_are_readable_in_the_network_and_every_container_has_limits(comp
 
 @pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_every_container_stops_by_itself_within_its_grace_period(compose: Compose) -> None:
+def test_every_container_exits_on_sigterm_within_its_grace_period(compose: Compose) -> None:
     compose("stop")
     codes = {name: compose.inspect(name)["State"]["ExitCode"] for name in (*SERVERS, *SERVICES, *GATEWAYS)}
     assert 137 not in codes.values(), f"killed: {codes}"
@@ -208,7 +208,7 @@ def test_every_container_stops_by_itself_within_its_grace_period(compose: Compos
 
 @pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_a_container_holds_only_what_it_needs(compose: Compose) -> None:
+def test_a_container_has_only_the_keys_libraries_and_ports_that_it_needs(compose: Compose) -> None:
     for name in (*SERVERS, *SERVICES, *GATEWAYS):
         seen = compose.python(name, "import os; print(os.getuid(), *os.listdir('/data/keys'))").split()
         assert (name, seen[0], set(seen[1:])) == (name, "10001", KEYS[name])
@@ -219,6 +219,6 @@ def test_a_container_holds_only_what_it_needs(compose: Compose) -> None:
     )
     for inner in ("registry:8000", "s3:8888", "s3:9333", "s3:8080", "nats:8222"):
         host, port = inner.split(":")
-        assert (inner, compose.python("gw-1", KNOCK.format(host=host, port=port))) == (inner, "closed")
-    assert compose.python("gw-1", KNOCK_GRPC) == "closed"
-    assert compose.python("gw-1", KNOCK.format(host="s3", port=8333)) == "open"  # the knocking itself works
+        assert (inner, compose.python("gw-1", TRY_PORT.format(host=host, port=port))) == (inner, "closed")
+    assert compose.python("gw-1", TRY_GRPC) == "closed"
+    assert compose.python("gw-1", TRY_PORT.format(host="s3", port=8333)) == "open"  # TRY_PORT works

@@ -1,4 +1,4 @@
-"""Garbage on every subject that some service reads: kept, listed, replayable, and nobody is the worse for it."""
+"""Invalid messages on every consumed subject are dead-lettered, listed and replayable, and harm no service."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         up.start()
         yield up
     finally:
-        up.stop(signal.SIGKILL)  # what it started dies with it
+        up.stop(signal.SIGKILL)  # its child processes are killed with it
 
 
 async def console(up: Up) -> BusClient:
-    """With the credentials of the command line."""
+    """Connects with the credentials of the command line."""
     found = json.loads((up.data / "client.json").read_text())
     return await BusClient.connect(
         BusSettings(nats_url=found["nats_url"], nats_creds=Path(found["nats_creds"])), name="test"
@@ -66,8 +66,8 @@ def listed(up: Up) -> Counter[Letter]:
     return Counter(Letter(letter["subject"], letter["consumer"], letter["code"]) for letter in letters(up))
 
 
-def assert_well(up: Up) -> None:
-    """Every process is healthy, was never restarted, and its service answers."""
+def assert_healthy(up: Up) -> None:
+    """Asserts that every process is healthy, was never restarted, and that its service answers."""
     names = [name for name in up.processes() if name not in ("nats", "s3")]
     assert {name: up.health(name) for name in names} == dict.fromkeys(names, 200)
     assert {state["restarts"] for state in up.processes().values()} == {0}
@@ -75,13 +75,13 @@ def assert_well(up: Up) -> None:
         up.json(*words.split())
 
 
-def concrete(pattern: str) -> str:
-    """One subject of those that a consumer reads."""
+def example_subject(pattern: str) -> str:
+    """Returns one subject that matches the filter of a consumer."""
     return pattern.replace("*", "edge-small" if pattern.startswith("jobs.") else "gw-1")
 
 
 async def consumers(client: BusClient) -> list[tuple[str, str]]:
-    """Subject and service of everything that is read from a stream, as the server knows it."""
+    """Returns (filter subject, service) of every consumer on the server."""
     found = []
     for stream in subjects.STREAMS:
         for info in await client.js.consumers_info(stream.name):
@@ -91,7 +91,7 @@ async def consumers(client: BusClient) -> list[tuple[str, str]]:
 
 
 def attributes(subject: str) -> dict[str, str]:
-    """Headers as they should be."""
+    """Returns valid headers for a message on `subject`."""
     kind = next((name for name in EVENTS if subject.startswith(name)), None)
     identity = str(uuid.uuid4())
     if kind is None:
@@ -105,29 +105,29 @@ def valid_payload(pattern: str) -> bytes:
 
 
 async def publish_garbage(up: Up) -> Counter[Letter]:
-    """On every subject of every stream that somebody reads; what should come of it."""
+    """Publishes garbage on every consumed subject of every stream. Returns the expected dead letters."""
     client, expected = await console(up), Counter[Letter]()
     read = await consumers(client)
     for pattern in dict(read):
-        subject = concrete(pattern)
+        subject = example_subject(pattern)
         messages = [(payload, attributes(subject)) for payload in garbage_for(subject)]
-        for payload, headers in [*messages, (valid_payload(pattern), {})]:  # the last one lacks what makes it an event
+        for payload, headers in [*messages, (valid_payload(pattern), {})]:  # valid, but no CloudEvent
             await client.js.publish(subject, payload, headers=headers)
     for pattern, service in read:
-        subject = concrete(pattern)
+        subject = example_subject(pattern)
         expected[Letter(subject, f"{service}/{subjects.template(subject)}", INVALID)] = len(garbage_for(subject)) + 1
     await client.close()
     return expected
 
 
 def garbage_for(subject: str) -> tuple[bytes, ...]:
-    """None where a stream keeps the newest of a subject alone: what replaces it may be faster than its consumers."""
+    """Empty for a stream that keeps one message per subject: a newer message may replace it before it is consumed."""
     spec = subjects.spec_of(subjects.stream_of(subject) or "")
     return () if spec and spec.per_subject == 1 else GARBAGE
 
 
 async def send_garbage(up: Up) -> Counter[Letter]:
-    """As every command, with somebody who waits for an answer and without; what should come of it."""
+    """Sends garbage as every command, with and without a reply subject. Returns the expected dead letters."""
     client, expected = await console(up), Counter[Letter]()
     for template, kind in COMMANDS.items():
         subject = template.replace("{gateway_id}", "gw-1")
@@ -138,13 +138,13 @@ async def send_garbage(up: Up) -> Counter[Letter]:
         expected[Letter(subject, f"{kind.service}/{template}", INVALID)] = len(GARBAGE)
         expected[Letter(subject, f"{kind.service}/{template}", Denied.code)] = len(
             GARBAGE
-        )  # nobody waits for an answer
+        )  # the command without a reply subject
     await client.connection.flush()
     await client.close()
     return expected
 
 
-def test_garbage_on_any_subject_is_kept_and_hurts_nobody(up: Up) -> None:
+def test_garbage_on_every_subject_is_dead_lettered_and_every_service_stays_healthy(up: Up) -> None:
     stored = asyncio.run(publish_garbage(up))
     assert {letter.subject.split(".")[0] for letter in stored} == {"slmops", "measure", "jobs"}
     asked = asyncio.run(send_garbage(up))
@@ -153,35 +153,35 @@ def test_garbage_on_any_subject_is_kept_and_hurts_nobody(up: Up) -> None:
     until(lambda: len(letters(up)) >= expected.total(), within_s=30)
     assert listed(up) == expected
     assert all(letter["reason"] for letter in letters(up))
-    assert_well(up)
+    assert_healthy(up)
 
 
-def replayed(up: Up, sequence: int) -> tuple[int, dict[str, Any]]:
-    """Exit code, and the first row of the answer."""
+def replay(up: Up, sequence: int) -> tuple[int, dict[str, Any]]:
+    """Replays a dead letter. Returns the exit code and the first row of the answer."""
     done = up("dlq", "replay", str(sequence), "--json")
     return done.exit_code, done.json["replayed"][0]
 
 
 @pytest.mark.parametrize(("prefix", "exit_code"), [("slmops.variant.started", 0), ("cmd.registry.retire", 65)])
-def test_what_is_still_broken_comes_back_as_another_letter(up: Up, prefix: str, exit_code: int) -> None:
+def test_replaying_a_message_that_is_still_invalid_makes_a_new_dead_letter(up: Up, prefix: str, exit_code: int) -> None:
     before = letters(up)
     letter = next(letter for letter in before if letter["subject"].startswith(prefix))
-    code, row = replayed(up, letter["sequence"])
+    code, row = replay(up, letter["sequence"])
     assert (code, (row["problem"] or {}).get("code")) == (exit_code, INVALID if exit_code else None)
     until(lambda: len(letters(up)) == len(before))
     after = letters(up)
     assert letter["sequence"] not in [other["sequence"] for other in after]
     again = max(after, key=lambda other: int(other["sequence"]))
     assert again["sequence"] > max(other["sequence"] for other in before)
-    told = ("subject", "consumer", "code", "reason", "size_bytes")
-    assert [again[key] for key in told] == [letter[key] for key in told]
+    same = ("subject", "consumer", "code", "reason", "size_bytes")
+    assert [again[key] for key in same] == [letter[key] for key in same]
 
 
 WEIGHTS, REPORT = b"weights", b'{"kl": 0.1}'
 
 
 def optimized(model: str) -> VariantOptimized:
-    """A chosen variant, whose files nobody stored yet."""
+    """Returns the event of a chosen variant whose files are not in the object store."""
     golden = VariantOptimized.model_validate_json(valid_payload(VariantOptimized.type))
     files = (ModelFile(path="model.onnx", digest=digest_of(WEIGHTS), size_bytes=len(WEIGHTS)),)
     report = Descriptor(media_type="application/json", digest=digest_of(REPORT), size=len(REPORT))
@@ -210,16 +210,16 @@ async def restore_files(up: Up) -> None:
         await objects.put_bytes(data, "application/octet-stream")
 
 
-def test_what_could_not_be_done_is_done_once_its_cause_is_mended(up: Up, tmp_path: Path) -> None:
-    """The store lost a variant's files: the packager gives up on it, and packages it when they are back."""
-    with up.frozen("optimizer"):  # the variant is ours, so that it can be incomplete
+def test_a_replayed_event_is_processed_after_its_missing_files_are_restored(up: Up, tmp_path: Path) -> None:
+    """The packager dead-letters a variant whose files are missing, and packages it when they are restored."""
+    with up.frozen("optimizer"):  # only the incomplete variant of this test is announced
         up.json("model", "push", make_gguf(tmp_path / "m.gguf"), "--name", "lost", "--version", "1.0.0")
         asyncio.run(announce(up, optimized("lost")))
         missing = Letter(VariantOptimized.type, f"packager/{VariantOptimized.type}", "not_found")
         until(lambda: listed(up)[missing] == 1)
         letter = next(letter for letter in letters(up) if letter["code"] == "not_found")
         asyncio.run(restore_files(up))
-        assert replayed(up, letter["sequence"]) == (
+        assert replay(up, letter["sequence"]) == (
             0,
             {"sequence": letter["sequence"], "subject": VariantOptimized.type, "problem": None},
         )
@@ -228,4 +228,4 @@ def test_what_could_not_be_done_is_done_once_its_cause_is_mended(up: Up, tmp_pat
         assert len(shown["packages"]) == 1
         assert [v["recipe"] for v in shown["variants"] if v["gate"] == "passed"] == ["int4"], "the registry saw it once"
         assert listed(up)[missing] == 0
-    assert_well(up)
+    assert_healthy(up)

@@ -1,4 +1,4 @@
-"""The real demo, as a user starts it: a real model, real servers, and a bad version that must be refused."""
+"""The demo as a user starts it, with a real model and real servers; its bad version must be refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLMOPS = Path(sys.executable).parent / "slmops"
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of the processes that work below `folder`."""
+    """Returns the command lines of the processes that run below `folder`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -30,7 +30,7 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.mark.slow  # the loop with a tiny model is in test_loop.py
 @pytest.mark.timeout(900)
-def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
+def test_the_demo_completes_the_first_rollout_rolls_back_the_second_and_reports_both(tmp_path: Path) -> None:
     done = subprocess.run([SLMOPS, "demo", "--out", tmp_path], capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     report = json.loads((tmp_path / "report.json").read_text())
@@ -38,7 +38,7 @@ def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
     assert (report["model"]["name"], report["model"]["version"]) == ("smollm2", "1.0.0")
     gates = {(v["version"], v["recipe"]): v["gate"] for v in report["variants"]}
     passed = {(v, r): "passed" for v in ("1.0.0", "1.0.1") for r in ("int4", "int8")}
-    # The second has other words in its embedding, so it is not a small update of the first and is refused early.
+    # The embedding of the second version differs too much for an update anchored on the first: it is refused early.
     assert gates == passed | {("1.0.1", "int4-anchored"): "refused"}
     assert done.stdout.count("int4 chosen, being packaged") == 2  # the smaller of those that pass
     for variant in (v for v in report["variants"] if v["gate"] == "passed"):
@@ -58,7 +58,7 @@ def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_demo_and_all_its_processes(tmp_path: Path) -> None:
     demo = subprocess.Popen(
         [SLMOPS, "demo", "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -67,7 +67,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         time.sleep(0.2)
     assert len(processes_of(tmp_path)) >= 6
     os.kill(demo.pid, signal.SIGINT)
-    said, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 130, said
-    assert "Traceback" not in said
+    output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, output
+    assert "Traceback" not in output
     assert processes_of(tmp_path) == []

@@ -1,4 +1,4 @@
-"""Whatever dies with SIGKILL, at any step, comes back: the loop completes, and nothing happens twice."""
+"""Any process may be killed with SIGKILL at any step: the loop completes, and no step takes effect twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from fleet import MODEL, Operator, listener, write_golden
+from fleet import MODEL, Operator, connect_to_all_subjects, write_golden
 from servers import QUICK
 from tiny_model import make_tiny_llama
 
@@ -29,7 +29,7 @@ from slmops.kit.bus.client import BusClient
 from slmops.local.environment import default_gateways
 from slmops.local.system import System
 
-AT_WORK = {
+KILLED_AT = {
     ModelVersionRegistered.type: "s3",
     VariantStarted.type: "nats",
     VariantProgressed.type: "optimizer",
@@ -39,7 +39,7 @@ AT_WORK = {
     CohortMeasured.type: "rollout",
     RolloutStageAdvanced.type: "telemetry",
 }
-"""Who has work to do when an event of a type is told for the first time."""
+"""Event type -> process that is killed when the first event of this type is published: it is busy then."""
 
 
 @pytest.fixture(scope="module")
@@ -53,38 +53,38 @@ async def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         monkeypatch.setenv(name, value)
     # One gateway, the canary: its rollout passes through every service.
     async with System(tmp_path / "data", gateways=default_gateways(1)) as system:
-        operator = await Operator.of(system)
+        operator = await Operator.connect(system)
         yield operator
         await operator.client.close()
 
 
-async def each_dies_at_work(system: System) -> None:
-    """Ends when everybody was killed once."""
-    alive = dict(AT_WORK)
-    connection = await listener(system)
-    told = await connection.subscribe("slmops.>")
-    async for message in told.messages:
-        kind = next((kind for kind in alive if message.subject.startswith(kind)), None)
+async def kill_each_while_busy(system: System) -> None:
+    """Kills each process of `KILLED_AT` once and returns."""
+    remaining = dict(KILLED_AT)
+    connection = await connect_to_all_subjects(system)
+    subscription = await connection.subscribe("slmops.>")
+    async for message in subscription.messages:
+        kind = next((kind for kind in remaining if message.subject.startswith(kind)), None)
         if kind:
-            await system.kill(alive.pop(kind))
-        if not alive:
+            await system.kill(remaining.pop(kind))
+        if not remaining:
             await connection.close()
             return
 
 
-async def one_dies_again_and_again(system: System, service: str) -> None:
-    """So that every step of the loop meets it; less and less often, so that long steps end."""
+async def kill_repeatedly(system: System, service: str) -> None:
+    """Kills a service at every step of the loop; the pause doubles each time, so that long steps can end."""
     pause = 3.0
     while True:
         await asyncio.sleep(2)
-        with suppress(NotFound):  # it is not back yet
+        with suppress(NotFound):  # it has not been restarted yet
             await system.kill(service)
         await asyncio.sleep(pause)
         pause *= 2
 
 
 async def events(client: BusClient, stream: str = "EVENTS") -> Counter[str]:
-    """How often each event id was stored."""
+    """Returns how often each event id is in the stream."""
     info = await client.js.stream_info(stream)
     found: Counter[str] = Counter()
     for sequence in range(1, info.state.last_seq + 1):
@@ -95,22 +95,22 @@ async def events(client: BusClient, stream: str = "EVENTS") -> Counter[str]:
 
 async def complete_the_loop(operator: Operator, tiny: Path, golden: Path) -> None:
     await operator.push(tiny, "1.0.0", golden)
-    packaged = await operator.packaged("1.0.0")
+    packaged = await operator.wait_until_packaged("1.0.0")
     assert len(packaged.packages) == 1
     await operator.apply_blueprint()
     started = await operator.start_rollout("1.0.0")
-    ended = await operator.ended(started.rollout)
+    ended = await operator.wait_until_ended(started.rollout)
     assert ended.state == "completed", ended
-    await operator.fleet_on("1.0.0")
+    await operator.wait_until_fleet_runs("1.0.0")
 
 
-async def assert_nothing_happened_twice(operator: Operator) -> None:
-    rollouts = (await operator.retried(lambda: operator.client.request(ListRollouts()))).rollouts
+async def assert_no_duplicates(operator: Operator) -> None:
+    rollouts = (await operator.retry(lambda: operator.client.request(ListRollouts()))).rollouts
     assert len(rollouts) == 1
-    versions = (await operator.retried(lambda: operator.client.request(ListVersions(model=MODEL)))).versions
+    versions = (await operator.retry(lambda: operator.client.request(ListVersions(model=MODEL)))).versions
     assert [v.version for v in versions] == ["1.0.0"]
     assert len(versions[0].packages) == 1
-    stored = await operator.retried(lambda: events(operator.client))
+    stored = await operator.retry(lambda: events(operator.client))
     assert [event for event, count in stored.items() if count > 1] == []
     subjects = Counter(event.split()[0] for event in stored)
     assert subjects["slmops.package.published.v1"] == 1
@@ -119,8 +119,8 @@ async def assert_nothing_happened_twice(operator: Operator) -> None:
 
 
 @asynccontextmanager
-async def meanwhile(deaths: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
-    killing = asyncio.create_task(deaths)
+async def in_background(kills: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    killing = asyncio.create_task(kills)
     try:
         yield killing
     finally:
@@ -128,20 +128,22 @@ async def meanwhile(deaths: Coroutine[None, None, None]) -> AsyncIterator[asynci
 
 
 @pytest.mark.slow
-async def test_the_loop_survives_the_death_of_each_while_it_is_at_work(
+async def test_the_loop_completes_when_each_process_is_killed_once_while_it_is_busy(
     operator: Operator, tiny: Path, tmp_path: Path
 ) -> None:
-    async with meanwhile(each_dies_at_work(operator.system)) as killing:
+    async with in_background(kill_each_while_busy(operator.system)) as killing:
         await complete_the_loop(operator, tiny, write_golden(tmp_path / "golden.jsonl"))
         await asyncio.wait_for(killing, 10)
     assert [state.name for state in operator.system.states() if not state.restarts] == []
-    await assert_nothing_happened_twice(operator)
+    await assert_no_duplicates(operator)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("service", AT_WORK.values())
-async def test_the_loop_survives_the_death_of(service: str, operator: Operator, tiny: Path, tmp_path: Path) -> None:
-    async with meanwhile(one_dies_again_and_again(operator.system, service)) as killing:
+@pytest.mark.parametrize("service", KILLED_AT.values())
+async def test_the_loop_completes_when_one_process_is_killed_repeatedly(
+    service: str, operator: Operator, tiny: Path, tmp_path: Path
+) -> None:
+    async with in_background(kill_repeatedly(operator.system, service)) as killing:
         await complete_the_loop(operator, tiny, write_golden(tmp_path / "golden.jsonl"))
         assert not killing.done()
-    await assert_nothing_happened_twice(operator)
+    await assert_no_duplicates(operator)

@@ -1,6 +1,6 @@
-"""`slmops up` for one's own use: rollouts by hand, a full disk, a restart that continues, a gateway without a network.
+"""`slmops up`: rollouts by hand, a full disk, a restart, and a gateway without a network.
 
-The tests are steps of one story, in the order of this file.
+The tests depend on each other and run in the order of this file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import psutil
 import pytest
 from servers import QUICK
 from tiny_model import make_tiny_llama
-from up import Done, Up, until
+from up import CommandResult, Up, until
 
 from slmops.local.environment import default_gateways, gateway_spec
 from slmops.local.layout import Layout
@@ -34,14 +34,14 @@ soak: {{seconds: 0.5, golden_every_s: 0.1}}
 telemetry: {{every_s: 0.5}}
 """
 ONE_VARIANT = {"SLMOPS_RECIPES": '["int8"]', "SLMOPS_ANCHOR": "false"}
-"""Which variant is chosen is another story."""
+"""Makes one variant only: these tests are not about the choice of a variant."""
 IN_PROGRESS = 1
 NOT_COMPLETED = 3
 
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The canary's folder on a disk of its own, so that it can be filled; without root it is a plain folder."""
+    """Yields a data folder whose canary has its own small disk to be filled; without root it is a plain folder."""
     data = tmp_path_factory.mktemp("up") / "data"
     home = data / CANARY
     home.mkdir(parents=True)
@@ -55,7 +55,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def up(small_disk: Path) -> Iterator[Up]:
-    """1.0.0 rolled out to two gateways, and 1.1.0, which has other weights, packaged."""
+    """Yields a system with 1.0.0 rolled out to two gateways, and 1.1.0, with other weights, packaged."""
     files = small_disk.parent
     system = Up(small_disk, gateways=2, **QUICK, **ONE_VARIANT)
     try:
@@ -75,15 +75,15 @@ def push(up: Up, files: Path, version: str, seed: int, wait: bool) -> None:
     source, golden = files / version, files / f"{version}.jsonl"
     if not source.exists():
         make_tiny_llama(source, seed)
-        said = list(
+        any_text = list(
             string.ascii_letters + string.digits + string.punctuation + "\ufffd"
-        )  # a random model says something
-        golden.write_text(json.dumps({"prompt": "hello", "expect": said, "max_tokens": 24}) + "\n")
+        )  # a random model answers at random
+        golden.write_text(json.dumps({"prompt": "hello", "expect": any_text, "max_tokens": 24}) + "\n")
     arguments = ("--name", MODEL, "--version", version, "--golden", golden)
     up.json("model", "push", source, *arguments, *(["--wait"] if wait else []), within_s=90)
 
 
-def roll_out(up: Up, version: str) -> Done:
+def roll_out(up: Up, version: str) -> CommandResult:
     up.json("rollout", "start", BLUEPRINT, "--version", version)
     return up("rollout", "watch", BLUEPRINT)
 
@@ -111,14 +111,14 @@ def api(up: Up, name: str) -> str:
     return f"http://127.0.0.1:{up.port(f'{name}.api')}"
 
 
-# ---- an operator at work ----------------------------------------------------------------------------------
+# ---- an operator's commands -------------------------------------------------------------------------------
 
 
-def test_a_gateway_is_asked_and_shown(up: Up) -> None:
+def test_chat_answers_and_gateway_show_names_the_running_release(up: Up) -> None:
     for name in (CANARY, OTHER):
-        said = up.json("chat", name, "hello", "--max-tokens", "4")
-        assert said["text"]
-        assert said["model"] == answer(api(up, name))["model"]
+        reply = up.json("chat", name, "hello", "--max-tokens", "4")
+        assert reply["text"]
+        assert reply["model"] == answer(api(up, name))["model"]
     shown = gateway(up, CANARY)
     assert (shown["running_version"], shown["phase"], shown["problem"]) == ("1.0.0", "committed", None)
     assert shown["desired"] == shown["running"]
@@ -127,8 +127,8 @@ def test_a_gateway_is_asked_and_shown(up: Up) -> None:
 
 
 @pytest.fixture
-def full(up: Up) -> Iterator[Path]:
-    """A file that leaves not one byte on the canary's disk; remove it, and there is room again."""
+def full_disk(up: Up) -> Iterator[Path]:
+    """Yields a file that fills the canary's disk completely; removing it frees the disk."""
     home = up.data / CANARY
     if not os.path.ismount(home):
         pytest.skip("mounting a small disk needs root")
@@ -141,13 +141,15 @@ def full(up: Up) -> Iterator[Path]:
     filler.unlink(missing_ok=True)
 
 
-def test_a_gateway_with_a_full_disk_says_so_serves_on_and_goes_on_when_there_is_room(up: Up, full: Path) -> None:
+def test_a_gateway_with_a_full_disk_reports_it_keeps_serving_and_updates_after_space_is_freed(
+    up: Up, full_disk: Path
+) -> None:
     up.json("rollout", "start", BLUEPRINT, "--version", "1.1.0")
     until(lambda: (gateway(up, CANARY)["problem"] or {}).get("code") == "disk_full", within_s=30)
     problem = gateway(up, CANARY)["problem"]
     assert CANARY in problem["where"]
     assert problem["fix"]
-    assert answer(api(up, CANARY)), "it serves what it has"
+    assert answer(api(up, CANARY)), "it still serves the installed release"
     assert up.processes()[CANARY]["restarts"] == 0
 
     up.signal(CANARY, signal.SIGKILL)
@@ -155,14 +157,14 @@ def test_a_gateway_with_a_full_disk_says_so_serves_on_and_goes_on_when_there_is_
     until(lambda: serves(api(up, CANARY)), within_s=30)
     assert running(up) == {CANARY: "1.0.0", OTHER: "1.0.0"}
 
-    full.unlink()
+    full_disk.unlink()
     assert up("rollout", "watch", BLUEPRINT).exit_code == 0
     assert running(up) == {CANARY: "1.1.0", OTHER: "1.1.0"}
     assert gateway(up, CANARY)["problem"] is None
     assert up.processes()[CANARY]["restarts"] == 1
 
 
-def test_a_completed_rollout_is_taken_back(up: Up) -> None:
+def test_a_completed_rollout_is_rolled_back_by_command(up: Up) -> None:
     assert running(up) == {CANARY: "1.1.0", OTHER: "1.1.0"}
     back = up.json("rollout", "rollback", BLUEPRINT, "--reason", "complaints from the field")
     assert (back["state"], back["reason"]) == ("rolled_back", "complaints from the field")
@@ -172,7 +174,7 @@ def test_a_completed_rollout_is_taken_back(up: Up) -> None:
 
 @pytest.mark.slow
 def test_a_rollout_is_paused_resumed_and_aborted(up: Up) -> None:
-    with up.frozen(CANARY):  # else it could be done before we say anything
+    with up.frozen(CANARY):  # otherwise the rollout could complete before the next command
         up.json("rollout", "start", BLUEPRINT, "--version", "1.1.0")
         again = up("rollout", "start", BLUEPRINT, "--version", "1.1.0", "--json")
         other = up("rollout", "start", BLUEPRINT, "--version", "1.0.0", "--json")
@@ -193,11 +195,11 @@ def test_a_rollout_is_paused_resumed_and_aborted(up: Up) -> None:
     assert (late.exit_code, late.problem["code"]) == (1, "illegal_transition")
 
 
-# ---- stopped and started again ----------------------------------------------------------------------------
+# ---- stop and start ---------------------------------------------------------------------------------------
 
 
 def listed(up: Up) -> dict[str, Any]:
-    """What must be the same after a restart."""
+    """Returns the state that must be the same after a restart."""
     gateways = ("gateway_id", "blueprint", "labels", "phase", "running", "running_version", "desired")
     return {
         "versions": up.json("model", "ls")["versions"],
@@ -207,16 +209,16 @@ def listed(up: Up) -> dict[str, Any]:
     }
 
 
-def test_a_restart_continues_where_it_was(up: Up) -> None:
+def test_a_restart_keeps_all_state_and_downloads_nothing_again(up: Up) -> None:
     before = listed(up)
     answers = {name: answer(api(up, name))["system_fingerprint"] for name in (CANARY, OTHER)}
     processes = [state["pid"] for state in up.processes().values()]
     processes += [child.pid for pid in processes for child in psutil.Process(pid).children(recursive=True)]
     assert up.stop(signal.SIGTERM) == 0
     assert [pid for pid in processes if psutil.pid_exists(pid)] == []
-    assert "Stopped." in up.said
+    assert "Stopped." in up.output
 
-    serve_alone(up, answers[CANARY])
+    assert_gateway_serves_offline(up, answers[CANARY])
 
     up.start()
     assert {name: answer(api(up, name))["system_fingerprint"] for name in (CANARY, OTHER)} == answers
@@ -224,8 +226,8 @@ def test_a_restart_continues_where_it_was(up: Up) -> None:
     assert 'subject="cmd.packager.fetch.' not in up.metrics("packager"), "nothing is downloaded again"
 
 
-def serve_alone(up: Up, release: str) -> None:
-    """The canary's process, with nobody to talk to: no bus, no store, no supervisor."""
+def assert_gateway_serves_offline(up: Up, release: str) -> None:
+    """Asserts that the canary's process serves its release without a bus, a store or a supervisor."""
     ports = json.loads((up.data / "ports.json").read_text())
     spec = gateway_spec(Layout(up.data), ports, default_gateways()[0])
     with spec.log_path.open("ab") as log:

@@ -1,4 +1,4 @@
-"""`slmops up` as a user runs it, and the command line beside it: processes of their own, and nothing imported."""
+"""Runs `slmops up` and the command line as separate processes, as a user does; imports neither."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ READY_WITHIN_S = 90
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a call of the command line ended."""
+class CommandResult:
+    """Exit code and output of one call of the command line."""
 
     exit_code: int
     out: str
@@ -40,26 +40,26 @@ class Done:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Ours, without what a developer may have set for a system of their own."""
+    """Returns our environment without the slmops settings that a developer may have made."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLMOPS_", "TRACEPARENT"))}
     return {**inherited, "COLUMNS": "160", **settings}
 
 
 def begin(*arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
-    """Start the command line with nothing on its standard input."""
+    """Starts the command line with an empty standard input."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [SLMOPS, *arguments], env=environment(**settings), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
     )
 
 
-def ended(process: subprocess.Popen[str], within_s: float = 60) -> Done:
+def wait_for_exit(process: subprocess.Popen[str], within_s: float = 60) -> CommandResult:
     try:
         out, err = process.communicate(timeout=within_s)
     finally:
         process.kill()
     assert "Traceback" not in err, err
-    return Done(process.returncode, out, err)
+    return CommandResult(process.returncode, out, err)
 
 
 class Up:
@@ -74,18 +74,20 @@ class Up:
         reserve_ports(data, gateways)
 
     def start(self) -> None:
-        """Returns when it says that it is ready. Starting what runs does nothing."""
+        """Starts the system and waits until it is ready. Does nothing if it runs already."""
         if self._process is not None:
             return
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [SLMOPS, *self._arguments], env=environment(**self._settings), stdout=log, stderr=log, text=True
             )
-        until(lambda: "Ready" in self.said or self._process is None or self._process.poll() is not None, READY_WITHIN_S)
-        assert self._process.poll() is None, self.said
+        until(
+            lambda: "Ready" in self.output or self._process is None or self._process.poll() is not None, READY_WITHIN_S
+        )
+        assert self._process.poll() is None, self.output
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal it, and wait until it ended. Returns its exit code; 0 when it did not run."""
+        """Sends a signal and waits for the exit. Returns the exit code, or 0 if the system was not running."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -95,24 +97,24 @@ class Up:
         finally:
             process.kill()
 
-    def __call__(self, *arguments: str | Path, within_s: float = 60) -> Done:
-        return ended(self.begin(*arguments), within_s)
+    def __call__(self, *arguments: str | Path, within_s: float = 60) -> CommandResult:
+        return wait_for_exit(self.begin(*arguments), within_s)
 
     def begin(self, *arguments: str | Path) -> subprocess.Popen[str]:
         return begin(*arguments, SLMOPS_DATA=str(self.data))
 
     def json(self, *arguments: str | Path, within_s: float = 60) -> Any:
-        """The answer to a call that must succeed."""
+        """Returns the JSON output of a call that must succeed."""
         done = self(*arguments, "--json", within_s=within_s)
         assert done.exit_code == 0, done.err
         return done.json
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._log.read_text()
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """What the supervisor knows of each process, by name."""
+        """Returns the supervisor's state of each process by name."""
         return {state["name"]: state for state in self._read("state.json")["processes"]}
 
     def port(self, name: str) -> int:
@@ -125,12 +127,12 @@ class Up:
         return httpx.get(f"http://127.0.0.1:{self.port(f'{name}.http')}/metrics", timeout=10).text
 
     def signal(self, name: str, number: int) -> None:
-        """To a process and what it started."""
+        """Sends a signal to a process and its child processes."""
         os.killpg(self.processes()[name]["pid"], number)
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """While the block lasts a process runs and does not answer."""
+        """Stops a process with SIGSTOP for the duration of the block, so that it runs and does not answer."""
         self.signal(name, signal.SIGSTOP)
         try:
             yield
@@ -139,7 +141,7 @@ class Up:
 
     @contextmanager
     def unsupervised(self) -> Iterator[None]:
-        """While the block lasts nobody restarts what dies."""
+        """Stops the supervisor for the duration of the block, so that no process is restarted."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -152,7 +154,7 @@ class Up:
 
 
 def until(condition: Callable[[], object], within_s: float = 60) -> None:
-    """Wait for what other processes do. `condition` is asked again and again."""
+    """Polls `condition` until it is true; fails after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s} s"
