@@ -1,4 +1,4 @@
-"""A real TUF repository in memory, made as packager and keyholders do, and a mirror that can return false files."""
+"""A real TUF repository in memory, made as packager and keyholders do, and a mirror that can return forged files."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Memory:
 
 @dataclass
 class Mirror(FetcherInterface):
-    """Returns the files of `serves`, or instead those of `lies`, which may come in pieces."""
+    """Returns the files of `serves`, except for the names in `overrides`, whose content may be an iterator."""
 
     serves: Callable[[str], bytes | None]
-    lies: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         name = url.rpartition("/")[2]
-        data = self.lies[name] if name in self.lies else self.serves(name)
+        data = self.overrides[name] if name in self.overrides else self.serves(name)
         if data is None:
             raise DownloadHTTPError("no such file", 404)
         return iter([data]) if isinstance(data, bytes) else data

@@ -1,4 +1,4 @@
-"""Registry and packager on real servers: composed in this process or started as processes, and who talks to them."""
+"""Registry and packager on real servers, in this process or as processes, and the other parties that use them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BLUEPRINT = "edge-chat"
 
 @asynccontextmanager
 async def running(service: Service) -> AsyncIterator[None]:
-    """What `Service.run` does, without its own process and HTTP server."""
+    """Runs a service as `Service.run` does, but in this process and without its HTTP server."""
     for step in service.opening:
         await step()
     await service.bus.start()
@@ -76,7 +76,7 @@ def settings_of(world: World, s3: S3, service: str, folder: Path, database_url: 
     }
 
 
-async def store_of(s3: S3) -> Objects:
+async def open_store(s3: S3) -> Objects:
     objects = Objects(
         ObjectSettings.model_validate(
             {"s3_endpoint": s3.endpoint, "s3_access_key": s3.access_key, "s3_secret_key": s3.secret_key}
@@ -89,7 +89,7 @@ async def store_of(s3: S3) -> Objects:
 
 @dataclass
 class Process:
-    """A service as its own process, to be killed and started again."""
+    """A service as its own process, which a test can kill and start again."""
 
     service: str
     environment: dict[str, str]
@@ -120,7 +120,7 @@ class Process:
         return log_tail(self.folder / f"{self.service}.log", 30)
 
     def kill(self) -> None:
-        """SIGKILL: no time to finish anything."""
+        """Kills the process with SIGKILL, so that it cannot finish or clean up anything."""
         assert self.running
         self.running.kill()
         self.running.wait()
@@ -152,7 +152,7 @@ class Operator:
         return await self.client.request(BeginUpload(model=self.model, version=version, files=files))
 
     async def upload(self, version: str, content: dict[str, bytes]) -> str:
-        """The upload's id, with every missing file uploaded."""
+        """Uploads every missing file. Returns the id of the upload."""
         ticket = await self.begin(version, content)
         by_digest = {digest_of(data): data for data in content.values()}
         for digest, url in ticket.urls.items():
@@ -212,7 +212,7 @@ class Optimizer:
 
 
 async def published(world: World, count: int = 1, within_s: float = 30) -> list[PackagePublished]:
-    """So many packages, waited for."""
+    """Waits for at least `count` published packages and returns all of them."""
 
     async def look() -> list[PackagePublished] | None:
         stored = [m for m in await world.stored("EVENTS") if m.subject == PackagePublished.type]
@@ -244,7 +244,7 @@ class Rollout:
     generation: int = 0
 
     async def enrol(self, gateway_id: str, blueprint: str = BLUEPRINT) -> BusClient:
-        """The gateway's own connection, with its own permissions."""
+        """Enrols a gateway. Returns its own connection, with its own permissions."""
         seed = new_user_seed()
         client = await self.world.connect("rollout")
         enrolled = GatewayEnrolled(
@@ -275,7 +275,7 @@ class Rollout:
 
 
 async def download(package: PackageFiles, folder: Path) -> None:
-    """Every file to its path, as a gateway does."""
+    """Downloads every file of a package to its path, as a gateway does."""
     async with httpx.AsyncClient() as http:
         for file in (package.manifest, package.signature, *package.files):
             answer = (await http.get(file.url)).raise_for_status()

@@ -24,7 +24,7 @@ MakeRunner = Callable[..., "ProcessRunner"]
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database of a test: its own file, and its own database on PostgreSQL."""
+    """Yields the URL of an empty database of this test: a file of its own, or its own database on PostgreSQL."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/journal.db"
         return
@@ -41,7 +41,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture(scope="session")
 def genai_model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """int4, random weights: it talks nonsense, quickly, and greedy decoding always gives the same nonsense.
+    """Returns an int4 model with random weights: fast, and greedy decoding always gives the same meaningless text.
 
     Built once: the workers of pytest-xdist share it.
     """
@@ -54,10 +54,10 @@ def genai_model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
 
 
 def _build_genai_model(folder: Path, scratch: Path) -> None:
-    from tiny_model import make_tiny_llama  # here, for it brings torch, which other tests do without
+    from tiny_model import make_tiny_llama  # imported here because it loads torch
 
     make_tiny_llama(scratch / "hf")
-    # In a process of its own: the builder changes sys.path and brings torch.
+    # In a process of its own: the builder changes sys.path and loads torch.
     builder = ["-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu", "-c", str(scratch / "cache")]
     done = subprocess.run(
         [sys.executable, *builder, "-i", scratch / "hf", "-o", scratch / "genai"], capture_output=True, text=True
@@ -69,7 +69,7 @@ def _build_genai_model(folder: Path, scratch: Path) -> None:
 
 @pytest_asyncio.fixture
 async def make_runner(genai_model: Path) -> AsyncIterator[MakeRunner]:
-    """Runners of the tiny model, not started; whatever the test leaves running is killed."""
+    """Yields a factory of runners of the tiny model, not started. Kills those that still run after the test."""
     from slmops.gateway.serving.inference import Release
     from slmops.gateway.serving.runner import ProcessRunner, RunnerOptions
 

@@ -1,4 +1,4 @@
-"""The command line as a person runs it: a process of its own, with the operator's credentials."""
+"""Runs the command line in a separate process with the operator's credentials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from integration.kit_world import World
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
     exit_code: int
     out: str
     err: str
@@ -35,19 +35,19 @@ class Done:
 class Cli:
     def __init__(self, world: World, **settings: str) -> None:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLMOPS_", "TRACEPARENT"))}
-        there = {"SLMOPS_NATS_URL": world.url, "SLMOPS_NATS_CREDS": str(world.creds["console"]), "COLUMNS": "120"}
-        self.env = {**inherited, **there, **settings}
+        connection = {"SLMOPS_NATS_URL": world.url, "SLMOPS_NATS_CREDS": str(world.creds["console"]), "COLUMNS": "120"}
+        self.env = {**inherited, **connection, **settings}
 
     async def start(self, *arguments: str) -> Process:
         argv = (sys.executable, "-m", "slmops.console.app", *arguments)
         return await asyncio.create_subprocess_exec(*argv, env=self.env, stdin=PIPE, stdout=PIPE, stderr=PIPE)
 
-    async def __call__(self, *arguments: str, stdin: str = "") -> Done:
-        return await ended(await self.start(*arguments), stdin)
+    async def __call__(self, *arguments: str, stdin: str = "") -> CommandResult:
+        return await wait_for_exit(await self.start(*arguments), stdin)
 
 
-async def ended(process: Process, stdin: str = "") -> Done:
+async def wait_for_exit(process: Process, stdin: str = "") -> CommandResult:
     async with asyncio.timeout(60):
         out, err = await process.communicate(stdin.encode())
     assert b"Traceback" not in err, err.decode()
-    return Done(process.returncode or 0, out.decode(), err.decode())
+    return CommandResult(process.returncode or 0, out.decode(), err.decode())

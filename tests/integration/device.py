@@ -1,4 +1,4 @@
-"""A device as it leaves the factory: a folder with a package of the tiny model, and a gateway that knows no network."""
+"""A device from the factory: a folder with a package of the tiny model, and a gateway without any network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slmops.console.image.factory import Factory, read
 from slmops.contracts.blueprint import Blueprint, RuntimeSettings, SoakPolicy
 from slmops.local.ports import choose_ports
 
-ANYTHING = json.dumps({"prompt": "hello", "expect": list(string.ascii_letters), "max_tokens": 24}).encode() + b"\n"
+ANY_ANSWER = json.dumps({"prompt": "hello", "expect": list(string.ascii_letters), "max_tokens": 24}).encode() + b"\n"
 BLUEPRINT = Blueprint(
     name="edge-chat",
     model="smollm2",
@@ -31,8 +31,8 @@ BLUEPRINT = Blueprint(
 HELLO = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 
 
-def tiny_package(folder: Path, model: Path, questions: bytes = ANYTHING) -> tuple[Path, Keys]:
-    """A signed package of `model`, laid out, and the keys it is signed with."""
+def tiny_package(folder: Path, model: Path, questions: bytes = ANY_ANSWER) -> tuple[Path, Keys]:
+    """Returns the folder of a signed package of `model`, and the keys that signed it."""
     keys = new_keys(folder / "keys")
     content = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
     write_package(folder / "package", keys, content, questions)
@@ -44,21 +44,21 @@ def new_root(folder: Path) -> Path:
 
 
 def lay_out(factory: Factory, folder: Path) -> Path:
-    """What an image has at /opt/factory."""
+    """Writes the files that an image has at /opt/factory."""
     for path, content in factory.files().items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     return folder
 
 
-def new_device(folder: Path, model: Path, questions: bytes = ANYTHING) -> Device:
+def new_device(folder: Path, model: Path, questions: bytes = ANY_ANSWER) -> Device:
     package, keys = tiny_package(folder, model, questions)
     return Device(folder, lay_out(read(package, keys.public, new_root(folder), BLUEPRINT), folder / "factory"))
 
 
 @dataclass
 class Device:
-    """Its own process, with neither a NATS server nor an enrolment token anywhere."""
+    """A gateway as its own process, without a NATS server and without an enrolment token."""
 
     root: Path
     factory: Path
@@ -66,7 +66,7 @@ class Device:
 
     @asynccontextmanager
     async def on(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Switched on. The client speaks to its API; `health` is its own port."""
+        """Runs the device during the block. Yields a client of its API; health is answered on another port."""
         self.ports = choose_ports(self.root / "ports.json", ["api", "health"])
         environment = os.environ | {
             "SLMOPS_GATEWAY_ID": "gw-1",
@@ -85,7 +85,7 @@ class Device:
         process = self._start(environment)
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.ports['api']}", timeout=30) as api:
-                await self._healthy(process)
+                await self._wait_until_healthy(process)
                 yield api
         finally:
             process.terminate()
@@ -95,7 +95,7 @@ class Device:
         with (self.root / "log").open("ab") as log:
             return subprocess.Popen([sys.executable, "-m", "slmops.gateway.app"], env=environment, stderr=log)
 
-    async def _healthy(self, process: subprocess.Popen[bytes]) -> None:
+    async def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         async with asyncio.timeout(40), httpx.AsyncClient() as http:
             while True:
                 assert process.poll() is None, self.log

@@ -1,4 +1,4 @@
-"""A registry that collects garbage on a bucket of its own, and what others put there."""
+"""A registry that collects garbage in a bucket of its own, and the other services' objects in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OLD_S = 3.1
 
 @dataclass
 class Site:
-    """A registry that runs, on a bucket of its own, and what others put there."""
+    """A running registry with a bucket of its own, and helpers that store the other services' objects in it."""
 
     world: World
     objects: Objects
@@ -33,10 +33,10 @@ class Site:
         return await self.operator.client.request(CollectGarbage(**({"grace": GRACE} | how)))
 
     async def variant(self, version: str, data: bytes) -> VariantOptimized:
-        """Announced, with the report of its job and a picture."""
+        """Stores and announces a variant with its job report and a picture."""
         picture = await self.objects.put_bytes(b"picture " + data, "image/png")
-        told = json.dumps({"pictures": [picture.model_dump(mode="json", by_alias=True)], "of": version})
-        report = await self.objects.put_bytes(told.encode(), JOB_REPORT)
+        content = json.dumps({"pictures": [picture.model_dump(mode="json", by_alias=True)], "of": version})
+        report = await self.objects.put_bytes(content.encode(), JOB_REPORT)
         optimizer = Optimizer(self.world, self.objects)
         made = await optimizer.variant({"model.onnx": data}, version=version, job_report=report)
         await optimizer.announce(made)
@@ -57,5 +57,5 @@ class Site:
         await self.world.publish(package)
         return package
 
-    async def there(self, *digests: Digest) -> list[bool]:
+    async def exist(self, *digests: Digest) -> list[bool]:
         return [await self.objects.exists(digest) for digest in digests]

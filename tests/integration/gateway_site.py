@@ -1,4 +1,4 @@
-"""A gateway's own connection and folder beside a real packager, and the keyholders of its trust."""
+"""A gateway's connection and folder, a real packager, and the keyholders of the trust root."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from integration.artifact_world import (
     Optimizer,
     Rollout,
     eventually,
+    open_store,
     published,
     release,
     running,
     settings_of,
-    store_of,
 )
 from integration.kit_world import world_on
 from trust_world import everything_below
@@ -45,7 +45,7 @@ IDENTITY = Identity(gateway_id="gw-1", blueprint="edge-chat")
 
 
 class Site:
-    """A gateway's own connection and folder, a packager that can be stopped, and the keyholders."""
+    """A gateway's connection and folder, a packager that a test can stop, and the keyholders' folder."""
 
     def __init__(
         self, home: Path, rollout: Rollout, optimizer: Optimizer, settings: dict[str, Any], keys: Keys
@@ -72,7 +72,7 @@ class Site:
         return release((await published(self.rollout.world, before + 1))[-1])
 
     async def install(self, wanted: Release) -> Slot:
-        """What the plan names, waited for while the packager still hears of the enrolment."""
+        """Installs `wanted` by a plan. Retries until the packager has received the enrolment of the gateway."""
         await self.rollout.plan(wanted)
         await self.trust.plan(await self.written())
 
@@ -93,7 +93,7 @@ class Site:
         return read_keys(self.folder.offline.glob("*.pem"))
 
     async def refused(self, wanted: Release) -> str:
-        """The attack that is named; what is installed and trusted stays as it is, and nothing was downloaded."""
+        """Asserts that `wanted` is refused, with nothing installed, trusted or downloaded. Returns the named attack."""
         kept = self.slots.state.releases, everything_below(self.home / "trust" / "current")
         blobs = sorted(path.name for path in (self.home / "blobs").glob("*"))
         with pytest.raises(TrustRefused) as error:
@@ -105,9 +105,9 @@ class Site:
 
 @asynccontextmanager
 async def site_on(nats_server: NatsServer, s3: S3, home: Path, **settings: Any) -> AsyncIterator[Site]:
-    """`settings` are the packager's."""
+    """Yields a site; `settings` are additional settings of the packager."""
     async with world_on(nats_server.url, nats_server.creds) as world:
-        optimizer = Optimizer(world, await store_of(s3))
+        optimizer = Optimizer(world, await open_store(s3))
         rollout = Rollout(world, nats_server, home / "tuf/rollout/plan.pem")
         packager = settings_of(world, s3, "packager", home) | settings
         site = Site(home, rollout, optimizer, packager, new_keys(home / "keys"))

@@ -1,6 +1,6 @@
-"""The smallest service on a journal: versions of an alias, counted; with a read table beside it.
+"""The smallest service on a journal: it counts the versions of an alias and keeps a read table.
 
-As a process (`python kit_counter.py URL`) it writes as fast as it can and prints each write that was acknowledged.
+As a process (`python kit_counter.py URL`) it writes as fast as it can and prints each acknowledged write.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Counter:
         connection.execute(insert(self.now).values(model=event.model, count=int(event.version.split(".")[0])))
 
     async def step(self, model: str = "m", alias: str = "stable", *, fail: bool = False) -> int:
-        """Read, decide, append; the new count."""
+        """Reads, decides and appends one event. Returns the new count."""
 
         def work(unit: UnitOfWork) -> int:
             events, version = unit.load(model)
@@ -47,7 +47,7 @@ class Counter:
         return await self.journal.transact(work)
 
     async def count(self, model: str = "m") -> int:
-        """As the read table has it."""
+        """Returns the count in the read table."""
 
         def query(connection: Connection) -> int:
             return connection.execute(select(self.now.c.count).where(self.now.c.model == model)).scalar() or 0

@@ -1,4 +1,4 @@
-"""A small service as a process of its own, for the tests that kill it. What it does is said by its arguments.
+"""A small service as a process of its own, for tests that kill it. Its arguments select what it does.
 
 python kit_service_double.py LOG [die-at-work] [broken-task]
 """
@@ -37,7 +37,7 @@ async def list_versions(_: ListVersions) -> VersionList:
     return VersionList(versions=())
 
 
-async def noted(line: str) -> None:
+async def async_note(line: str) -> None:
     note(line)
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     bus = Bus("registry", settings)
     bus.consume("measure.*", MeasurementBatch, on_batch, ack_wait_s=1)
     bus.serve(ListVersions, list_versions)
-    opening, closing = [lambda: noted("open")], [lambda: noted("close")]
+    opening, closing = [lambda: async_note("open")], [lambda: async_note("close")]
     Service("registry", settings, bus, opening=opening, tasks=[task], closing=closing).run()
 
 

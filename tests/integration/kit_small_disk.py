@@ -1,4 +1,4 @@
-"""What happens on a disk that is full or read-only. Runs in a mount namespace of its own, so it leaves no mount behind.
+"""Checks on a full or read-only disk. Runs in a mount namespace of its own, so that no mount is left behind.
 
 unshare --mount python kit_small_disk.py FOLDER journal
 unshare --mount python kit_small_disk.py FOLDER objects DIGEST < settings.json
@@ -52,7 +52,7 @@ async def journal(folder: Path) -> None:
             break
     assert type(refused) is DiskFull, refused
     assert "Free disk space" in str(refused.fix)
-    assert await counter.count() == count, "what is there can still be read"
+    assert await counter.count() == count, "stored data can still be read"
     (folder / "fill").unlink()
     assert await counter.step() == count + 1
     await counter.journal.close()
@@ -64,7 +64,7 @@ async def journal(folder: Path) -> None:
     except (DiskFull, Unreachable) as error:
         assert "is writable" in str(error.fix)  # noqa: PT017
     else:
-        raise AssertionError("it opened")
+        raise AssertionError("the journal opened on a read-only disk")
 
 
 async def objects(folder: Path) -> None:
@@ -76,22 +76,22 @@ async def objects(folder: Path) -> None:
         assert str(folder) in str(error.where)  # noqa: PT017
         assert "Free" in str(error.fix)  # noqa: PT017
     else:
-        raise AssertionError("it fitted")
-    assert list(folder.iterdir()) == [], "the room that it took is free again"
+        raise AssertionError("no error on a full disk")
+    assert list(folder.iterdir()) == [], "its partial files are removed"
 
 
-SAID = "said, and nothing half left"
+PASSED = "every check passed"
 
 
 def run_on_a_small_disk(folder: Path, *arguments: str, stdin: str = "") -> str:
-    """For a test: this file as a process, in a mount namespace; what it says at its end."""
+    """Runs this file as a process in a mount namespace, and skips the test if none can be made. Returns its output."""
     folder.mkdir(exist_ok=True)
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     argv = [*unshare, sys.executable, __file__, str(folder), *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(argv, input=stdin, env=environment, capture_output=True, text=True, timeout=60)
     if done.returncode == CANNOT_MOUNT or "unshare:" in done.stderr:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("mounting a small disk is not permitted on this machine")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -100,7 +100,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     mount(folder, "-t", "tmpfs", "-o", "size=800k", "tmpfs")
     asyncio.run({"journal": journal, "objects": objects}[sys.argv[2]](folder))
-    print(SAID)
+    print(PASSED)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A clean bus for each test on the session's real nats-server, and the few words that its tests are written in."""
+"""An empty bus for each test on the session's real nats-server, and the helpers that its tests share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def envelope(event: Event, **changes: str) -> Envelope:
 
 
 async def until(condition: Callable[[], bool], within_s: float = 15) -> None:
-    """Wait for it, and fail with its source when it does not come."""
+    """Polls `condition` until it is true; fails after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -46,7 +46,7 @@ async def until(condition: Callable[[], bool], within_s: float = 15) -> None:
 
 @dataclass
 class World:
-    """`client` is the operator's connection. It may do everything, also delete streams."""
+    """A bus under test. `client` is the operator's connection with all rights, including to delete streams."""
 
     url: str
     creds: dict[str, Path]
@@ -62,7 +62,7 @@ class World:
         return client
 
     async def service(self, name: str, declare: Callable[[Bus], None]) -> Bus:
-        """A made-up service, running until the test ends. It may consume what the real one of its name may not."""
+        """Starts a fake service that runs until the test ends. It may also consume what the real one may not."""
         bus = Bus(name, BusSettings(nats_url=self.url, nats_creds=unrestricted(self.creds["console"].parent, name)))
         declare(bus)
         await bus.start()
@@ -74,7 +74,7 @@ class World:
             await self.client.publish(event, envelope(event))
 
     async def stored(self, stream: str) -> list[Msg]:
-        """Every message of a stream, oldest first."""
+        """Returns every message of a stream, oldest first."""
         count = (await self.client.js.stream_info(stream)).state.messages
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
         reader = await self.client.js.pull_subscribe("", stream=stream, config=config)
@@ -87,8 +87,8 @@ class World:
         await reader.unsubscribe()
         return found
 
-    async def dead(self, count: int, within_s: float = 15) -> list[Msg]:
-        """Exactly so many dead letters, waited for."""
+    async def dead_letters(self, count: int, within_s: float = 15) -> list[Msg]:
+        """Waits for `count` dead letters and asserts that there are no more. Returns them."""
         deadline = time.monotonic() + within_s
         while (present := (await self.client.js.stream_info("DLQ")).state.messages) < count:
             assert time.monotonic() < deadline, f"{present} dead letters instead of {count}"
@@ -98,13 +98,13 @@ class World:
         return found
 
     async def unsettled(self, stream: str, durable: str) -> int:
-        """Messages that a consumer still has to handle or to acknowledge."""
+        """Returns how many messages a consumer has not handled or not acknowledged yet."""
         info = await self.client.js.consumer_info(stream, durable)
         return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
 
 
 def unrestricted(keys: Path, user: str) -> Path:
-    """Credentials of a user with all rights in the services' account. Those with which it answers are the real ones.
+    """Returns credentials with all rights in the services' account. Those for answers are the user's real ones.
 
     `keys` is the folder with the keys of the bus.
     """
@@ -125,10 +125,10 @@ async def wipe(client: BusClient) -> None:
 
 
 async def start_empty(client: BusClient, attempts: int = 5) -> None:
-    """Streams with nothing in them, whatever others left on the session's server.
+    """Makes the streams anew, so that they are empty whatever other tests left on the session's server.
 
-    A stream made again right after its deletion was once seen with the message of before, and so with its id in the
-    dedupe window: the next message of that id was then no news.
+    A stream made right after its deletion was once seen with its old message, and so with the id in its dedupe window:
+    the next message with that id was then dropped as a duplicate.
     """
     for _ in range(attempts):
         await wipe(client)
@@ -136,7 +136,7 @@ async def start_empty(client: BusClient, attempts: int = 5) -> None:
         if not any(stream.state.last_seq for stream in await client.js.streams_info()):
             return
         await asyncio.sleep(0.1)
-    raise AssertionError("deleted streams come back with what was in them")
+    raise AssertionError("deleted streams came back with their old messages")
 
 
 @asynccontextmanager

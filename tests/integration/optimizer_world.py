@@ -1,4 +1,4 @@
-"""The registry in this process, optimizers as processes of their own, and tiny models pushed as an operator does."""
+"""The registry in this process, optimizers as separate processes, and tiny models that an operator pushes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from servers import S3
 
 E = TypeVar("E", bound=Event)
-JOB_WITHIN_S = 150  # ten on a quiet machine
+JOB_WITHIN_S = 150  # about 10 s on an idle machine
 
 
 @dataclass
 class Factory:
-    """`start` as many optimizers as you like; they end with the test."""
+    """Starts optimizers, which run until the test ends, and sends them the operator's commands."""
 
     world: World
     s3: S3
@@ -72,7 +72,7 @@ class Factory:
         return await self.world.client.request(CancelJob(job=job, by="a test"))
 
     async def job_of(self, version: str, model: str = "tiny") -> JobView:
-        """The job that a push queued."""
+        """Waits for the job that a push queued and returns it."""
 
         async def look() -> JobView | None:
             return next((job for job in await self.jobs() if (job.model, job.version) == (model, version)), None)
@@ -93,7 +93,7 @@ class Factory:
         return [event for event in found if isinstance(event, kind) and job in (None, event.model_dump().get("job"))]
 
     def spans(self, name: str) -> int:
-        """How often all workers together did something, by their traces. Complete only for workers that stopped."""
+        """Returns the number of spans of this name in the traces of all workers; complete only for stopped workers."""
         paths = [self.folder / worker / "trace.jsonl" for worker in self.workers]
         lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
         return sum(json.loads(line)["name"] == name for line in lines)
@@ -114,7 +114,7 @@ async def factory_on(world: World, s3: S3, folder: Path) -> AsyncIterator[Factor
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Every live process that works in `folder`, by its command line."""
+    """Returns the ids of the live processes whose command line names `folder`."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -125,10 +125,10 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-async def gone(folder: Path, within_s: float) -> float:
-    """Seconds until nothing works in `folder`."""
+async def wait_until_no_process(folder: Path, within_s: float) -> float:
+    """Waits until no process works in `folder`. Returns the seconds that it took."""
     start = time.monotonic()
     while processes_in(folder):
-        assert time.monotonic() - start < within_s, "a process is left"
+        assert time.monotonic() - start < within_s, "a process still runs"
         await asyncio.sleep(0.05)
     return time.monotonic() - start

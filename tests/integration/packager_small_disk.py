@@ -1,4 +1,4 @@
-"""What the packager does on a disk that is full. Runs in a mount namespace of its own, so it leaves no mount behind.
+"""Checks the packager on a full disk. Runs in a mount namespace of its own, so that no mount is left behind.
 
 unshare --mount python packager_small_disk.py FOLDER KEY < {"objects": settings, "variant": event}
 """
@@ -33,22 +33,22 @@ async def packaging(folder: Path, key: Path) -> None:
         assert str(folder) in str(error.where)  # noqa: PT017
         assert "Free" in str(error.fix)  # noqa: PT017
     else:
-        raise AssertionError("it fitted")
-    assert list((folder / "work").iterdir()) == [], "the room that it took is free again"
+        raise AssertionError("no error on a full disk")
+    assert list((folder / "work").iterdir()) == [], "its partial files are removed"
 
 
-SAID = "said, and nothing half left"
+PASSED = "every check passed"
 
 
 def run_on_a_small_disk(folder: Path, key: Path, given: dict[str, object]) -> str:
-    """For a test: this file as a process, in a mount namespace; what it says at its end."""
+    """Runs this file as a process in a mount namespace, and skips the test if none can be made. Returns its output."""
     folder.mkdir()
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     argv = [*unshare, sys.executable, __file__, str(folder), str(key)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(argv, input=json.dumps(given), env=environment, capture_output=True, text=True, timeout=60)
     if done.returncode == CANNOT_MOUNT or "unshare:" in done.stderr:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("mounting a small disk is not permitted on this machine")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,7 +59,7 @@ def main() -> None:
     if subprocess.run(mount, capture_output=True).returncode:
         sys.exit(CANNOT_MOUNT)
     asyncio.run(packaging(folder, Path(sys.argv[2])))
-    print(SAID)
+    print(PASSED)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a stranger on this machine gets from a port: HTTP, TLS and gRPC by hand, without any credential.
+"""Probes ports of this machine without credentials: hand-written HTTP, TLS and gRPC requests.
 
-By hand, because a library would refuse to send half of it, and because the answers must not depend on its retries.
+Hand-written, because a library would refuse to send some of them, and because its retries would change the answers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ REQUESTS = [
     ("DELETE", "/slmops/blobs/x"),
     ("DELETE", "/buckets/slmops/stranger"),
 ]
-"""Of every server of ours what is worth trying: lists, reads, writes, deletes, state, metrics, profiles, pages."""
+"""Requests to try on each of our servers: lists, reads, writes, deletes, state, metrics, profiles, pages."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Listener:
 
 
 def listeners(pids: Iterable[int]) -> set[Listener]:
-    """Every TCP socket, IPv4 or IPv6, on which these processes and all that they started listen."""
+    """Returns every TCP socket, IPv4 or IPv6, on which these processes and their children listen."""
     roots = [psutil.Process(pid) for pid in pids]
     return {
         Listener(process.name(), connection.laddr.ip, connection.laddr.port)
@@ -103,7 +103,7 @@ def listeners(pids: Iterable[int]) -> set[Listener]:
 
 
 def socket_files(pids: Iterable[int]) -> set[Path]:
-    """Every socket of the file system on which these processes listen; relative ones as they were opened."""
+    """Returns every Unix socket on which these processes listen; relative paths as they were opened."""
     found = (connection for pid in pids for connection in psutil.Process(pid).net_connections("unix"))
     return {Path(connection.laddr) for connection in found if connection.laddr}
 
@@ -136,12 +136,12 @@ def http(port: int, method: str, path: str, *, body: bytes = b"", tls: ssl.SSLCo
 
 
 def statuses(port: int) -> dict[tuple[str, str], int | None]:
-    """The status of each of `REQUESTS`."""
+    """Returns the status of the answer to each of `REQUESTS`."""
     return {(method, path): http(port, method, path, body=b"").status for method, path in REQUESTS}
 
 
 def grpc(port: int, method: str, message: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
-    """The bytes of all messages with which a gRPC server answers one. Empty when it does not speak with us."""
+    """Sends one gRPC message. Returns the bytes of all messages in the answer; empty if the connection is refused."""
     headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": f"{HOST}:{port}", "te": "trailers"}
     headers["content-type"] = "application/grpc"
     block = b"".join(_literal(name, value) for name, value in headers.items())
@@ -156,7 +156,7 @@ def grpc(port: int, method: str, message: bytes, *, tls: ssl.SSLContext | None =
 
 
 def speaks_grpc(port: Address, *, tls: ssl.SSLContext | None = None) -> bool:
-    """Whether it answers the preface of HTTP/2 with its settings, as the protocol demands of a server."""
+    """Returns whether the port answers the HTTP/2 preface with a SETTINGS frame, as every HTTP/2 server does."""
     with contextlib.suppress(OSError), _connected(port, tls) as connection:
         connection.sendall(_PREFACE + _frame(_SETTINGS))
         return connection.recv(9)[3:4] == bytes([_SETTINGS])
@@ -169,7 +169,7 @@ def directory_entries(directory: str) -> bytes:
 
 
 def without_certificate() -> ssl.SSLContext:
-    """A client that believes any server and shows no certificate."""
+    """Returns the TLS context of a client that accepts any server and presents no certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -184,7 +184,7 @@ def with_certificate(path: Path) -> ssl.SSLContext:
 
 
 async def nats_refusal(port: int, *commands: bytes) -> bytes:
-    """What nats-server answers, after its greeting, to a client that sends no credentials."""
+    """Returns what nats-server answers, after its greeting, to a client that sends no credentials."""
     reader, writer = await asyncio.open_connection(HOST, port)
     greeting = await reader.readline()
     assert greeting.startswith(b"INFO")
@@ -195,16 +195,16 @@ async def nats_refusal(port: int, *commands: bytes) -> bytes:
 
 
 @dataclass
-class Loot:
-    """What a stranger got of one object, and by which ports."""
+class Leak:
+    """The ports by which an unauthenticated client could list or read one object."""
 
     listed: set[int] = field(default_factory=set)
     read: set[int] = field(default_factory=set)
 
 
-def steal(ports: Iterable[int], bucket: str, key: str, content: bytes, file_ids: Iterable[str]) -> Loot:
+def try_to_read(ports: Iterable[int], bucket: str, key: str, content: bytes, file_ids: Iterable[str]) -> Leak:
     """List and read one object by every port, in plain text and over TLS without a certificate."""
-    loot = Loot()
+    leak = Leak()
     folder, _, name = key.rpartition("/")
     lists = [f"/buckets/{bucket}/{folder}/?limit=100", f"/{bucket}?list-type=2", f"/{bucket}"]
     reads = [f"/buckets/{bucket}/{key}", f"/{bucket}/{key}", *(f"/{file_id}" for file_id in file_ids)]
@@ -214,13 +214,13 @@ def steal(ports: Iterable[int], bucket: str, key: str, content: bytes, file_ids:
             listings = [http(port, "GET", path, tls=tls).body for path in lists]
             listings.append(grpc(port, "/filer_pb.SeaweedFiler/ListEntries", entries, tls=tls))
             if any(name.encode() in listing for listing in listings):
-                loot.listed.add(port)
+                leak.listed.add(port)
             if any(content in http(port, "GET", path, tls=tls).body for path in reads):
-                loot.read.add(port)
-    return loot
+                leak.read.add(port)
+    return leak
 
 
-def damage(ports: Iterable[int], bucket: str, key: str, method: str, file_ids: Iterable[str]) -> None:
+def try_to_change(ports: Iterable[int], bucket: str, key: str, method: str, file_ids: Iterable[str]) -> None:
     """Overwrite (`PUT`, `POST`) or `DELETE` one object by every port, in plain text and over TLS."""
     for port in ports:
         for tls in (None, without_certificate()):

@@ -74,7 +74,7 @@ async def eventually(look: Callable[[], Awaitable[T]], true: Callable[[T], bool]
 
 @dataclass
 class System:
-    """A nats-server of its own, and the services; `killable`: as processes of their own."""
+    """A nats-server and the services; `killable` services run as separate processes."""
 
     layout: Layout
     url: str
@@ -122,7 +122,7 @@ class System:
             await asyncio.sleep(0.05)
 
     def kill(self, service: str) -> None:
-        """SIGKILL: no time to finish anything."""
+        """Kills the service with SIGKILL, so that it cannot finish or clean up anything."""
         self.processes[service].kill()
         self.processes[service].wait()
 
@@ -130,7 +130,7 @@ class System:
         return log_tail(self.layout.log(service), 30)
 
     async def connect(self, user: str, **options: Any) -> BusClient:
-        """Connects as a user. The operator may do everything here, to look at what the services did."""
+        """Connects as a user. The operator has all rights here, to inspect what the services did."""
         creds = unrestricted(self.layout.keys, user) if user == "console" else self.layout.creds(user)
         settings = BusSettings(nats_url=self.url, nats_creds=creds)
         return await BusClient.connect(settings, name=f"test {user}", **options)
@@ -168,9 +168,9 @@ async def _stopped(server: asyncio.subprocess.Process) -> None:
 
 @dataclass
 class Gateway:
-    """Enrols, follows its plan, reports, measures. Releases in `bad` fail its probe, as the real one's would.
+    """A simulated gateway: enrols, follows its plan, reports and measures. Versions in `bad` fail its probe.
 
-    It reports again and again although nothing changed, as the real one does.
+    It repeats its last report although nothing changed, as the real gateway does.
     """
 
     identity: Identity
@@ -251,7 +251,7 @@ class Gateway:
             at=datetime.now(UTC),
             **changes,
         )
-        await tell(self.client, event, event_id(event.gateway_id, str(self.sequence)))
+        await publish_event(self.client, event, event_id(event.gateway_id, str(self.sequence)))
 
     async def measure(self, release: Release, **changes: Any) -> None:
         now = datetime.now(UTC)
@@ -276,14 +276,14 @@ class Gateway:
         await self.client.store(subject, batch.model_dump_json().encode(), {MESSAGE_ID_HEADER: batch.batch_id})
 
 
-async def tell(client: BusClient, event: Event, identity: str, subject: str | None = None) -> None:
+async def publish_event(client: BusClient, event: Event, identity: str, subject: str | None = None) -> None:
     envelope = Envelope(id=identity, source="slmops/test", type=event.type, time=datetime.now(UTC), subject=event.key)
     await client.store(subject or event.subject, event.model_dump_json().encode(), envelope.headers())
 
 
 @dataclass
 class Operator:
-    """Asks and looks, as the command line does."""
+    """Sends the commands and queries of the command line."""
 
     client: BusClient
 
@@ -300,14 +300,14 @@ class Operator:
             size_bytes=1,
             at=datetime.now(UTC),
         )
-        await tell(self.client, event, f"package-{version}")
+        await publish_event(self.client, event, f"package-{version}")
         return manifest.digest
 
     async def apply(self, **changes: Any) -> None:
         await self.client.request(ApplyBlueprint(spec=Blueprint(name=NAME, model="smollm2", **changes)))
 
     async def start(self, version: str) -> RolloutView:
-        """As soon as the published package has arrived."""
+        """Starts a rollout; retries until the rollout service has received the published package."""
         deadline = time.monotonic() + WITHIN_S
         while True:
             try:
@@ -326,8 +326,8 @@ class Operator:
         found = await self.client.read_desired(subjects.blueprint_key(NAME))
         return plan_in(found[0]) if found else None
 
-    async def told(self) -> dict[str, int]:
-        """How many events of each type the stream of events holds."""
+    async def event_counts(self) -> dict[str, int]:
+        """Returns the number of stored rollout events by type."""
         info = await self.client.js.stream_info("EVENTS", subjects_filter="slmops.rollout.>")
         return {k.removeprefix("slmops.rollout."): v for k, v in (info.state.subjects or {}).items()}
 
@@ -353,7 +353,7 @@ class World:
         return gateway
 
     async def release(self, version: str) -> RolloutView:
-        """Publish, start, complete."""
+        """Publishes a package, starts its rollout and waits until it completes."""
         await self.operator.publish_package(version)
         await self.operator.start(version)
         return await self.operator.reached("completed")

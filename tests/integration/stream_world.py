@@ -1,4 +1,4 @@
-"""Streams that are soon full, on the session's real server."""
+"""Streams with a small size limit on the session's real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def subject_in(stream: str, number: int = 0) -> str:
 
 
 async def make_tiny(world: World, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Make the streams anew, those of these names tiny, with nothing in them."""
+    """Makes all streams anew and empty; those in `names` hold only `TINY_BYTES`."""
     tiny: tuple[StreamSpec, ...] = tuple(
         replace(spec, max_bytes=TINY_BYTES) if spec.name in names else spec for spec in STREAMS
     )
@@ -39,7 +39,7 @@ async def make_tiny(world: World, monkeypatch: pytest.MonkeyPatch, *names: str) 
 
 
 async def fill(world: World, stream: str, messages: int = 60) -> int:
-    """Publish twice what fits into a tiny stream; how many messages it took."""
+    """Publishes twice what fits into a tiny stream. Returns how many messages the stream accepted."""
     for number in range(messages):
         try:
             await world.client.store(subject_in(stream, number), b"x" * 500, {"Nats-Msg-Id": f"{stream}-{number}"})

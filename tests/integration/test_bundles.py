@@ -11,7 +11,7 @@ import httpx
 import pytest
 from integration.artifact_world import eventually, published, release
 from integration.console_cli import Cli
-from integration.device import ANYTHING, HELLO, Device
+from integration.device import ANY_ANSWER, HELLO, Device
 from integration.gateway_site import Site, site_on
 from integration.kit_world import envelope
 from integration.test_deltas import Versions, deltas, installed, report, weights
@@ -58,7 +58,7 @@ async def publish(site: Site, model: Path, version: str) -> Release:
     content = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
     content["README.md"] = f"{site.home} {version}".encode()  # another test's package has other bytes
     before = len(await published(site.rollout.world, 0))
-    golden = await site.optimizer.objects.put_bytes(ANYTHING, "application/jsonl")
+    golden = await site.optimizer.objects.put_bytes(ANY_ANSWER, "application/jsonl")
     await site.optimizer.announce(
         (await site.optimizer.variant(content, version=version)).model_copy(update={"golden": golden})
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from integration.console_cli import Cli, ended
+from integration.console_cli import Cli, wait_for_exit
 from integration.kit_world import World, envelope, moved, until, world_on
 from unit.console.console_examples import blueprint, gateway, rollout, version
 
@@ -121,7 +121,7 @@ async def test_watch_survives_a_restart_of_the_service(world: World, slmops: Cli
     assert json.loads(await process.stdout.readline())["state"] == "running"
     await first.stop()
     await world.service("rollout", Rollouts(rollout("completed")).declare)
-    done = await ended(process)
+    done = await wait_for_exit(process)
     assert (done.exit_code, done.lines[-1]["state"]) == (0, "completed")
 
 
@@ -138,7 +138,7 @@ async def test_ctrl_c_ends_quietly_with_130(world: World, slmops: Cli) -> None:
     assert process.stdout
     await process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    done = await ended(process)
+    done = await wait_for_exit(process)
     assert (done.exit_code, done.err) == (130, "Interrupted.\n")
 
 
@@ -255,7 +255,7 @@ async def test_dead_letters_are_listed_without_what_they_say(world: World, slmop
     await world.service("optimizer", Optimizer().declare)
     await world.publish(moved("stable"))
     await world.client.store(SUBJECT, b"my secret", {"Nats-Msg-Id": "malformed"})
-    await world.dead(2)
+    await world.dead_letters(2)
     readers = (await world.client.js.stream_info("DLQ")).state.consumer_count
     done = await slmops("dlq", "ls", "--json")
     first, second = sorted(done.json["dead_letters"], key=lambda letter: str(letter["code"]), reverse=True)
@@ -282,7 +282,7 @@ async def test_a_replayed_message_is_the_same_event_under_a_new_message_id(world
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("stable"))
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     optimizer.mended = True
     done = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--json")
     assert (done.exit_code, done.json["replayed"][0]["problem"]) == (0, None)
@@ -293,32 +293,32 @@ async def test_a_replayed_message_is_the_same_event_under_a_new_message_id(world
     assert (first.headers or {})["Nats-Msg-Id"] != (second.headers or {})["Nats-Msg-Id"]
     ours = [key for key in second.headers or {} if key.startswith("slmops-")]
     assert ours == []
-    await world.dead(0)
+    await world.dead_letters(0)
 
 
 async def test_all_are_replayed_and_what_fails_again_is_a_new_dead_letter(world: World, slmops: Cli) -> None:
     await world.service("optimizer", Optimizer().declare)
     await world.publish(moved("stable"), moved("canary"))
-    before = {letter.metadata.sequence.stream for letter in await world.dead(2)}
+    before = {letter.metadata.sequence.stream for letter in await world.dead_letters(2)}
     done = await slmops("dlq", "replay", "--all", "--json")
     assert {row["sequence"] for row in done.json["replayed"]} == before
     after: set[int] = set()
     while len(after) < 2:
         after = {letter.metadata.sequence.stream for letter in await world.stored("DLQ")} - before
-    assert len(await world.dead(2)) == 2
+    assert len(await world.dead_letters(2)) == 2
 
 
 async def test_dead_letters_are_removed_one_or_all(world: World, slmops: Cli) -> None:
     await world.service("optimizer", Optimizer().declare)
     await world.publish(moved("stable"), moved("canary"), moved("third"))
-    first, *others = sorted(letter.metadata.sequence.stream for letter in await world.dead(3))
+    first, *others = sorted(letter.metadata.sequence.stream for letter in await world.dead_letters(3))
     done = await slmops("dlq", "rm", str(first), "--json")
     assert [letter["sequence"] for letter in done.json["dead_letters"]] == [first]
-    assert sorted(letter.metadata.sequence.stream for letter in await world.dead(2)) == others
+    assert sorted(letter.metadata.sequence.stream for letter in await world.dead_letters(2)) == others
     again = await slmops("dlq", "rm", str(first), "--json")
     assert (again.exit_code, again.problem["code"]) == (1, NotFound.code)
     assert (await slmops("dlq", "rm", "--all")).exit_code == 0
-    await world.dead(0)
+    await world.dead_letters(0)
 
 
 async def test_a_dead_command_is_kept_while_nobody_answers_it(world: World, slmops: Cli) -> None:
@@ -327,16 +327,16 @@ async def test_a_dead_command_is_kept_while_nobody_answers_it(world: World, slmo
 
     bus = await world.service("registry", lambda bus: bus.serve(RetireVersion, retire))
     await world.client.connection.request("cmd.registry.retire_version", b"{}", timeout=10)
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     sequence = str(letter.metadata.sequence.stream)
     again = await slmops("dlq", "replay", sequence, "--json")
     assert (again.exit_code, again.json["replayed"][0]["problem"]["code"]) == (65, "invalid_message")
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert str(letter.metadata.sequence.stream) != sequence
     await bus.stop()
     silent = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--json")
     assert (silent.exit_code, silent.json["replayed"][0]["problem"]["code"]) == (75, "unreachable")
-    await world.dead(1)
+    await world.dead_letters(1)
 
 
 async def test_a_dead_letter_that_is_not_there_is_an_error(slmops: Cli) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from integration.artifact_world import store_of
+from integration.artifact_world import open_store
 from integration.console_cli import Cli
 from integration.kit_world import World, world_on
 from unit.console.test_console_render_optimizer import FOUND, PASS, RECIPE, job, whole_report
@@ -155,7 +155,7 @@ async def test_recipes_and_passes(world: World, slmops: Cli) -> None:
 async def test_an_evaluation_is_fetched_verified_and_saved(world: World, slmops: Cli, s3: S3, tmp_path: Path) -> None:
     import json
 
-    objects = await store_of(s3)
+    objects = await open_store(s3)
 
     async def stored(path: str, data: bytes) -> PackageFile:
         blob = await objects.put_bytes(data, "application/octet-stream")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 import pytest
-from integration.console_cli import Cli, ended
+from integration.console_cli import Cli, wait_for_exit
 from integration.kit_world import AT, World, world_on
 from safetensors.numpy import save_file
 from tiny_model import make_gguf, make_tiny_llama
@@ -165,7 +165,7 @@ async def test_wait_tells_the_progress_and_fails_when_every_variant_is_refused(w
     while b"evaluating int4 3/8" not in told:
         told += await asyncio.wait_for(process.stderr.readline(), 10)
     await world.publish(VariantRejected(**job, recipe="int4", reason="KL 0.9 is over 0.5"))
-    done = await ended(process)
+    done = await wait_for_exit(process)
     assert done.exit_code == OptimizationFailed.exit_code
     assert "error [optimization_failed]: no variant passed its gate. int4: KL 0.9 is over 0.5" in done.err
 

@@ -24,11 +24,11 @@ MANIFEST = b"manifest"
 
 
 class Web:
-    """The metadata of a world and its targets over HTTP. `lies` by file name go before; None breaks the connection
+    """The metadata of a world and its targets over HTTP. `overrides` by file name go before; None breaks the connection
     half way, and an endless one is sent until the client hangs up."""
 
     def __init__(self, world: TrustWorld) -> None:
-        self.world, self.lies, self.sent = world, dict[str, bytes | None](), 0
+        self.world, self.overrides, self.sent = world, dict[str, bytes | None](), 0
         web = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ class Web:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = request.path.rpartition("/")[2]
-        lied = next((data for end, data in self.lies.items() if name.endswith(end)), b"")
+        lied = next((data for end, data in self.overrides.items() if name.endswith(end)), b"")
         data = lied or (b"" if lied is None else self.truth(request.path))
         request.send_response(404 if data is None else 200)
         if lied != ENDLESS:
@@ -159,14 +159,14 @@ def test_it_follows_rotations_of_every_key(client: Client, world: TrustWorld) ->
     assert client.version("root") == newest.signed.version
 
 
-# ---- attacks: each is given a world that the client trusts, and lies -----------------------------------------
+# ---- attacks: each is given a world that the client trusts, and overrides -----------------------------------------
 
 
 def rollback(web: Web, client: Client) -> None:
     old = web.world.file("timestamp.json")
     web.world.publish(version="1.0.1")
     assert client("refresh").exit_code == 0
-    web.lies["timestamp.json"] = old
+    web.overrides["timestamp.json"] = old
 
 
 def freeze(web: Web, client: Client) -> None:
@@ -181,19 +181,19 @@ def expired(web: Web, client: Client) -> None:
 def mix_and_match(web: Web, client: Client) -> None:
     old = web.world.file(f"{web.world.version('snapshot')}.snapshot.json")
     web.world.publish(version="1.0.1")
-    web.lies[f"{web.world.version('snapshot')}.snapshot.json"] = old
+    web.overrides[f"{web.world.version('snapshot')}.snapshot.json"] = old
 
 
 def endless(web: Web, client: Client) -> None:
-    web.lies["timestamp.json"] = ENDLESS
+    web.overrides["timestamp.json"] = ENDLESS
 
 
 def endless_root(web: Web, client: Client) -> None:
-    web.lies["2.root.json"] = ENDLESS
+    web.overrides["2.root.json"] = ENDLESS
 
 
 def wrong_key(web: Web, client: Client) -> None:
-    web.lies["timestamp.json"] = web.world.sign_as("timestamp", lambda s: s.update(version=99), new_key())
+    web.overrides["timestamp.json"] = web.world.sign_as("timestamp", lambda s: s.update(version=99), new_key())
 
 
 def too_few_keys(web: Web, client: Client) -> None:
@@ -203,11 +203,11 @@ def too_few_keys(web: Web, client: Client) -> None:
     by_old = [signature for signature in document["signatures"] if signature["keyid"] in old]
     by_new = [signature for signature in document["signatures"] if signature["keyid"] not in old]
     assert (len(by_old), len(by_new)) == (3, 3)
-    web.lies["2.root.json"] = json.dumps(document | {"signatures": by_old[:1] + by_new}).encode()
+    web.overrides["2.root.json"] = json.dumps(document | {"signatures": by_old[:1] + by_new}).encode()
 
 
 def corrupt(web: Web, client: Client) -> None:
-    web.lies["timestamp.json"] = b'{"signed": {"_type": "timestamp"'
+    web.overrides["timestamp.json"] = b'{"signed": {"_type": "timestamp"'
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_an_attack_is_named_and_gains_nothing(
     assert client.version("snapshot") == kept["snapshot"]
     # The client stopped reading at its limit. The rest is what sockets hold, which the kernel lets grow under load.
     assert web.sent <= METADATA_LIMIT_BYTES + (32 << 20)
-    if web.lies:  # the liar gone, it goes on from what it trusts
-        web.lies.clear()
+    if web.overrides:  # the liar gone, it goes on from what it trusts
+        web.overrides.clear()
         assert client.download(target).exit_code == 0
 
 
@@ -251,7 +251,7 @@ def test_an_attack_is_named_and_gains_nothing(
     ],
 )
 def test_another_file_in_the_place_of_a_target(client: Client, target: str, bytes_: bytes, name: Attack) -> None:
-    client.web.lies["manifest.json"] = bytes_
+    client.web.overrides["manifest.json"] = bytes_
     assert client.refused(client.download(target)) == name
     assert everything_below(client.into) == {}
 
@@ -264,10 +264,10 @@ def test_what_nobody_vouches_for_is_an_arbitrary_package(client: Client, world: 
 
 
 def test_a_network_that_fails_is_no_attack(client: Client) -> None:
-    client.web.lies["timestamp.json"] = None
+    client.web.overrides["timestamp.json"] = None
     broken = client("refresh")
     assert (broken.exit_code, json.loads(broken.stderr)["code"]) == (1, "unreachable")
-    client.web.lies.clear()
+    client.web.overrides.clear()
     nobody = client("refresh", **{"metadata-url": "http://127.0.0.1:1/"})
     assert (nobody.exit_code, json.loads(nobody.stderr)["code"]) == (1, "unreachable")
     assert json.loads(nobody.stderr)["what"] == "the repository does not answer: MaxRetryError"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from integration.device import ANYTHING, BLUEPRINT, HELLO, Device, lay_out, new_device, new_root, tiny_package
+from integration.device import ANY_ANSWER, BLUEPRINT, HELLO, Device, lay_out, new_device, new_root, tiny_package
 
 from slmops.console.image.factory import read
 from slmops.contracts.blueprint import RuntimeSettings
@@ -135,7 +135,7 @@ async def test_what_was_installed_is_not_replaced_by_what_came_with_another_imag
     await world.run_until_started()
     installed = world.factory.release.manifest.digest
     await world.serving.stop()
-    package, keys = tiny_package(tmp_path / "newer", genai_model, ANYTHING * 2)
+    package, keys = tiny_package(tmp_path / "newer", genai_model, ANY_ANSWER * 2)
     world.factory = Factory.open(
         lay_out(read(package, keys.public, new_root(tmp_path / "newer"), BLUEPRINT), tmp_path / "newer" / "factory")
     )

@@ -248,7 +248,7 @@ async def test_a_malformed_command_is_answered_kept_as_a_dead_letter_and_the_ser
     await world.service("registry", answer_versions)
     reply = await world.client.connection.request("cmd.registry.list_versions", payload, timeout=5)
     assert (reply.headers or {})[PROBLEM_HEADER] == InvalidMessage.code
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert (letter.subject, letter.data) == ("dlq.cmd.registry.list_versions", payload)
     assert await world.client.request(ListVersions()) == NONE
 

@@ -66,7 +66,7 @@ async def test_a_lasting_failure_is_dead_lettered_at_once_with_its_reason_and_it
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("permanent"))
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert optimizer.tried == ["permanent"]
     assert letter.subject == f"dlq.{SUBJECT}"
     assert letter.data == moved("permanent").model_dump_json().encode()
@@ -90,14 +90,14 @@ async def test_a_passing_failure_is_tried_again_and_leaves_no_dead_letter(world:
     await world.publish(moved("temporary"))
     await until(lambda: optimizer.done == ["temporary"])
     assert len(optimizer.tried) == 3
-    await world.dead(0)
+    await world.dead_letters(0)
 
 
 async def test_a_failure_that_does_not_pass_is_dead_lettered_after_the_last_delivery(world: World) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("temporary"))
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert (letter.headers or {})[CODE_HEADER] == Conflict.code
     await asyncio.sleep(0.2)
     assert len(optimizer.tried) == 3
@@ -124,7 +124,7 @@ async def test_a_defect_of_ours_is_tried_again_then_kept_without_its_text(
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("defect"))
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert len(optimizer.tried) == 3
     assert (letter.headers or {})[CODE_HEADER] == InternalError.code
     assert "hunter2" not in str(letter.headers)
@@ -136,7 +136,7 @@ async def test_a_failing_message_does_not_hold_up_the_next_one(world: World) -> 
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("permanent"), moved("temporary"), moved("stable"))
     await until(lambda: optimizer.done == ["stable"])
-    letters = await world.dead(2)
+    letters = await world.dead_letters(2)
     assert [json.loads(letter.data)["alias"] for letter in letters] == ["permanent", "temporary"]
 
 
@@ -167,7 +167,7 @@ async def test_a_malformed_event_is_dead_lettered_and_the_service_goes_on(
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.client.js.publish(SUBJECT, payload, headers=headers | {"Nats-Msg-Id": "malformed"})
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert (letter.data, (letter.headers or {})[CODE_HEADER]) == (payload, "invalid_message")
     assert reason in (letter.headers or {})[REASON_HEADER]
     await world.publish(moved("next"))
@@ -182,7 +182,7 @@ async def test_a_malformed_measurement_is_dead_lettered_too(world: World, header
 
     await world.service("telemetry", lambda bus: bus.consume("measure.*", MeasurementBatch, note))
     await world.client.js.publish("measure.gw-1", b'{"batch_id":""}', headers=headers)
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert letter.subject == "dlq.measure.gw-1"
 
 
@@ -193,7 +193,7 @@ async def test_the_dead_letter_of_a_gateway_says_which_gateway(world: World) -> 
     await world.service("rollout", lambda bus: bus.on(GatewayReported, refuse))
     report = GatewayReported(gateway_id="gw-1", blueprint="edge-chat", sequence=1, phase=UpdatePhase.IDLE, at=AT)
     await world.publish(report)
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert letter.subject == "dlq.slmops.gateway.reported.v1.gw-1"
     assert (letter.headers or {})[CONSUMER_HEADER] == "rollout/slmops.gateway.reported.v1.{gateway_id}"
 
@@ -202,7 +202,7 @@ async def test_each_service_that_gives_up_leaves_its_own_dead_letter(world: Worl
     for name in ("optimizer", "packager"):
         await world.service(name, Optimizer().declare)
     await world.publish(moved("permanent"))
-    letters = await world.dead(2)
+    letters = await world.dead_letters(2)
     assert {(letter.headers or {})[CONSUMER_HEADER] for letter in letters} == {
         f"optimizer/{SUBJECT}",
         f"packager/{SUBJECT}",
@@ -214,7 +214,7 @@ async def test_a_message_that_is_given_up_twice_is_kept_once(world: World) -> No
     (message,) = await world.stored("EVENTS")
     for _ in range(2):  # as when a service dies between the dead letter and the rejection
         await dead_letter(world.client, message, "optimizer/x", NotFound("gone"))
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert letter.data == message.data
     assert (letter.headers or {})[CONSUMER_HEADER] == "optimizer/x"
 

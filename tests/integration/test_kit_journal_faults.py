@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from integration.kit_counter import Counter
-from integration.kit_small_disk import SAID, run_on_a_small_disk
+from integration.kit_small_disk import PASSED, run_on_a_small_disk
 from sqlalchemy import create_engine, text
 
 from slmops.contracts.errors import Unreachable
@@ -74,4 +74,4 @@ async def test_connections_that_the_database_cut_are_made_anew(database: str) ->
 
 
 def test_a_full_or_read_only_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
-    assert run_on_a_small_disk(tmp_path / "disk", "journal").strip() == SAID
+    assert run_on_a_small_disk(tmp_path / "disk", "journal").strip() == PASSED

@@ -52,13 +52,13 @@ async def test_a_message_as_large_as_the_bus_allows_is_kept_in_part_and_says_so(
     limit = world.client.connection.max_payload
     payload, headers = (b"x" * (limit - 100), {}) if large == "payload" else (b"x", {"much": "x" * 65_400})
     await world.client.js.publish(SUBJECT, payload, headers=headers)
-    await world.dead(1)
+    await world.dead_letters(1)
     (letter,) = [letter async for letter in dead_letters(world.client)]
     assert (letter.subject, letter.code, letter.size_bytes) == (SUBJECT, "invalid_message", len(payload))
     assert not letter.whole
     with pytest.raises(PermanentError, match="incomplete"):
         await replay(world.client, letter)
-    await world.dead(1)
+    await world.dead_letters(1)
     await world.publish(moved("next"))
     await until(lambda: optimizer.tried == ["next"])
 
@@ -71,7 +71,7 @@ async def test_a_message_that_fails_for_the_last_time_is_kept_until_the_dead_let
     await until(lambda: len(optimizer.tried) >= 3)
     await asyncio.sleep(0.2)
     await provision(world.client.js)
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert letter.data == moved("busy").model_dump_json().encode()
     assert await world.unsettled("EVENTS", DURABLE) == 0
 
@@ -84,7 +84,7 @@ async def test_a_message_that_ends_every_process_that_handles_it_is_dead_lettere
         await (await reader.fetch(1))[0].nak()
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
-    (letter,) = await world.dead(1)
+    (letter,) = await world.dead_letters(1)
     assert (letter.headers or {})[CODE_HEADER] == InternalError.code
     assert "delivered 4 times" in (letter.headers or {})[REASON_HEADER]
     assert (letter.headers or {})["ce-id"] == envelope(moved("deadly")).id

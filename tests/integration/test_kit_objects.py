@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from integration.kit_small_disk import SAID, run_on_a_small_disk
+from integration.kit_small_disk import PASSED, run_on_a_small_disk
 from minio import Minio
 
 from slmops.contracts.addresses import blob_key
@@ -285,4 +285,4 @@ async def test_a_disk_without_room_is_said_and_leaves_no_half_file(objects: Obje
     settings = json.dumps({"s3_endpoint": s3.endpoint, "s3_bucket": objects.bucket} | keys)
     disk = tmp_path / "disk"
     done = await asyncio.to_thread(run_on_a_small_disk, disk, "objects", put.digest, stdin=settings)
-    assert done.strip() == SAID
+    assert done.strip() == PASSED

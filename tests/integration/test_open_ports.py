@@ -26,14 +26,14 @@ from minio.error import S3Error
 from port_probe import (
     Answer,
     Listener,
-    damage,
     http,
     listeners,
     nats_refusal,
     socket_files,
     speaks_grpc,
     statuses,
-    steal,
+    try_to_change,
+    try_to_read,
     with_certificate,
     without_certificate,
 )
@@ -149,10 +149,10 @@ def check_object_is_out_of_reach(store: Store, ports: set[int]) -> None:
     store.put()
     file_ids = store.file_ids()
     assert [store.inside("s3.volume", f"/{file_id}").body for file_id in file_ids] == [CONTENT]
-    loot = steal(ports, BUCKET, KEY, CONTENT, file_ids)
-    assert (loot.listed, loot.read) == (set(), set())
+    leak = try_to_read(ports, BUCKET, KEY, CONTENT, file_ids)
+    assert (leak.listed, leak.read) == (set(), set())
     for method in ("PUT", "POST", "DELETE"):
-        damage(ports, BUCKET, KEY, method, file_ids)
+        try_to_change(ports, BUCKET, KEY, method, file_ids)
         assert store.content() == CONTENT, method
 
 
@@ -232,16 +232,16 @@ def test_the_probe_takes_what_an_open_server_gives(own: tuple[Layout, dict[str, 
         store = Store(layout, ports)
         store.put()
         file_ids = store.file_ids(closed=False)
-        loot = steal(ports.values(), BUCKET, KEY, CONTENT, file_ids)
-        assert loot.listed == {ports["s3.filer"], ports["s3.filer-grpc"]}
-        assert loot.read == {ports["s3.filer"], ports["s3.volume"]}
+        leak = try_to_read(ports.values(), BUCKET, KEY, CONTENT, file_ids)
+        assert leak.listed == {ports["s3.filer"], ports["s3.filer-grpc"]}
+        assert leak.read == {ports["s3.filer"], ports["s3.volume"]}
         assert {name for name, port in ports.items() if speaks_grpc(port)} == {n for n in ports if n.endswith("-grpc")}
         for name in BY_CERTIFICATE:
             with pytest.raises(AssertionError):
                 check_certificate_is_asked(ports[name])
-        damage(ports.values(), BUCKET, KEY, "PUT", ())
+        try_to_change(ports.values(), BUCKET, KEY, "PUT", ())
         assert store.content() == b"damaged"
-        damage(ports.values(), BUCKET, KEY, "DELETE", ())
+        try_to_change(ports.values(), BUCKET, KEY, "DELETE", ())
         assert store.content() is None
 
 

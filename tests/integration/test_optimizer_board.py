@@ -169,7 +169,7 @@ async def test_a_long_job_outlives_more_deaths_of_its_workers_than_other_message
     found = await board.find(JOB.id)
     assert found and (found.state, found.reason) == (JobState.FAILED, "the store lost its files")
     assert worker.asked == 1
-    await world.dead(0)
+    await world.dead_letters(0)
 
 
 async def settled(world: World) -> None:

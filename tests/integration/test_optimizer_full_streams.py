@@ -92,13 +92,13 @@ async def test_a_job_waits_while_its_events_are_refused_although_it_is_its_last_
 
     board = await optimizer(world, Worker(NotFound("never asked")))
     await asyncio.sleep(WAITS_S)
-    await world.dead(0)
+    await world.dead_letters(0)
     (waiting,) = await board.all()
     assert waiting.state is JobState.QUEUED
     assert "the stream EVENTS is full" in waiting.reason
     await enlarge(world, "EVENTS")
     await ended_jobs(board)
-    await world.dead(0)
+    await world.dead_letters(0)
     rejected = [m for m in await world.stored("EVENTS") if m.subject == VariantRejected.type]
     assert len(rejected) == len(JOB.recipes)
 
@@ -120,7 +120,7 @@ async def test_a_version_waits_while_the_queue_of_jobs_is_full(world: World, mon
 
     await eventually(look)
     assert [job.state for job in await board.all()] == [JobState.QUEUED]
-    await world.dead(0)
+    await world.dead_letters(0)
 
 
 async def test_who_asks_for_a_job_is_told_that_the_queue_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

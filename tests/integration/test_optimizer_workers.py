@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from integration.artifact_world import eventually
 from integration.kit_world import World, world_on
-from integration.optimizer_world import Factory, factory_on, gone, processes_in
+from integration.optimizer_world import Factory, factory_on, processes_in, wait_until_no_process
 
 from slmops.contracts.errors import JobCancelled, NotEnoughMemory
 from slmops.contracts.events import VariantOptimized, VariantProgressed, VariantRejected, VariantStarted
@@ -84,7 +84,7 @@ async def test_a_killed_workers_job_is_taken_over(factory: Factory, same_machine
     quantized = await finished_pass(data)
     made = quantized.stat().st_ino
     first.kill()
-    await gone(data, within_s=5)  # the job's process does not outlive its worker
+    await wait_until_no_process(data, within_s=5)  # the job's process does not outlive its worker
     await factory.start("two", data if same_machine else None, recipes='["int8", "int4"]')
 
     seen = set()
@@ -119,7 +119,7 @@ async def test_a_job_is_cancelled_on_whichever_worker_and_a_queued_one_never_sta
         ended = await factory.reached(view.job, JobState.CANCELLED, within_s=10)
         assert ended.reason == "cancelled by a test"
     for folder in data:
-        await gone(folder, within_s=5)
+        await wait_until_no_process(folder, within_s=5)
         assert not list(folder.glob("jobs/*"))
     print(f"cancelled after {time.monotonic() - start:.1f} s")
 

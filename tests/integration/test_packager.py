@@ -22,14 +22,14 @@ from integration.artifact_world import (
     download,
     eventually,
     model_file,
+    open_store,
     published,
     release,
     running,
     settings_of,
-    store_of,
 )
 from integration.kit_world import World, world_on
-from integration.packager_small_disk import SAID, run_on_a_small_disk
+from integration.packager_small_disk import PASSED, run_on_a_small_disk
 from unit.packager.packager_examples import Keys, new_keys
 
 from slmops.contracts.addresses import blob_key
@@ -74,7 +74,7 @@ def trust(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 async def objects(s3: S3) -> Objects:
-    return await store_of(s3)
+    return await open_store(s3)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ async def test_a_variant_whose_files_are_missing_or_changed_is_never_signed(
     misjudged = misjudged.model_copy(update={"files": sizes})
     for variant in (lost, changed, misjudged):
         await optimizer.announce(variant)
-    dead = await world.dead(3)
+    dead = await world.dead_letters(3)
     assert sorted((m.headers or {})["slmops-dead-code"] for m in dead) == [
         "digest_mismatch",
         "digest_mismatch",
@@ -271,7 +271,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(s3: S3, optimizer: Optimiz
     store = {"s3_endpoint": s3.endpoint, "s3_access_key": s3.access_key, "s3_secret_key": s3.secret_key}
     given = {"objects": store | {"s3_bucket": s3.bucket}, "variant": variant.model_dump(mode="json", by_alias=True)}
     done = await asyncio.to_thread(run_on_a_small_disk, tmp_path / "small", keys.private, given)
-    assert done.strip() == SAID
+    assert done.strip() == PASSED
 
 
 async def test_a_gateway_gets_what_its_plan_names_and_nothing_else(

@@ -18,10 +18,10 @@ from integration.artifact_world import (
     Process,
     Rollout,
     eventually,
+    open_store,
     published,
     running,
     settings_of,
-    store_of,
 )
 from integration.kit_world import World, world_on
 from trust_world import everything_below
@@ -55,7 +55,7 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def optimizer(world: World, s3: S3) -> Optimizer:
-    return Optimizer(world, await store_of(s3))
+    return Optimizer(world, await open_store(s3))
 
 
 @pytest.fixture

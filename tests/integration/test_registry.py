@@ -15,10 +15,10 @@ from integration.artifact_world import (
     Optimizer,
     eventually,
     model_file,
+    open_store,
     put,
     running,
     settings_of,
-    store_of,
 )
 from integration.kit_world import World, envelope, world_on
 from sqlalchemy import create_engine, text
@@ -85,7 +85,7 @@ async def operator(world: World, settings: Settings) -> AsyncIterator[Operator]:
 
 @pytest.fixture
 async def objects(s3: S3) -> Objects:
-    return await store_of(s3)
+    return await open_store(s3)
 
 
 def weights(path: str = "model.gguf") -> dict[str, bytes]:

@@ -64,7 +64,7 @@ async def assert_nothing_is_collected(site: Site, blobs: list[Digest], match: st
         with pytest.raises(FactsMissing, match=match) as caught:
             await site.collect(dry_run=dry_run)
         assert "slmops stream accept EVENTS" in str(caught.value.fix)
-    assert all(await site.there(*blobs))
+    assert all(await site.exist(*blobs))
 
 
 async def test_a_package_whose_event_was_purged_before_it_was_heard_is_no_garbage(
@@ -82,7 +82,7 @@ async def test_a_package_whose_event_was_purged_before_it_was_heard_is_no_garbag
         assert {(gap["first"], gap["last"]) for gap in accepted.json["accepted"]} == {(1, 2)}
         report = await site.collect()
         assert report.removed == report.garbage
-        assert not any(await site.there(*blobs)), "an accepted loss is a loss"
+        assert not any(await site.exist(*blobs)), "an accepted loss is a loss"
 
 
 async def test_a_purge_is_noticed_in_the_moment_of_the_collection(world: World, settings: Settings) -> None:
@@ -110,4 +110,4 @@ async def test_a_stream_that_was_made_anew_is_not_taken_for_the_one_before(world
         again = await published(site)
         await asyncio.sleep(OLD_S)
         await site.collect()
-        assert all(await site.there(*again)), "the new stream is read from its beginning"
+        assert all(await site.exist(*again)), "the new stream is read from its beginning"

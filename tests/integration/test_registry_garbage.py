@@ -125,7 +125,7 @@ async def test_pushes_go_on_while_garbage_is_collected(site: Site) -> None:
         for number in range(5):
             content = {"model.gguf": f"GGUF {model} {number}".encode(), "tokenizer.json": f"{number % 3}".encode()}
             view = await operator.push(f"1.0.{number}", content)
-            assert all(await site.there(*(file.digest for file in view.files)))
+            assert all(await site.exist(*(file.digest for file in view.files)))
             await operator.client.request(RetireVersion(model=model, version=f"1.0.{number}"))
             await asyncio.sleep(1)
 

@@ -21,7 +21,7 @@ from rollout_world import (
     _new_databases,
     _world,
     eventually,
-    tell,
+    publish_event,
 )
 
 from slmops.contracts import subjects
@@ -98,7 +98,7 @@ async def test_a_release_goes_to_the_canary_then_to_the_fleet(any_world: World) 
     plan = await eventually(operator.plan, lambda p: bool(p and p.stable), "plan")
     assert plan is not None
     assert (plan.candidate, plan.stable and plan.stable.manifest.digest) == (None, first)
-    assert await operator.told() == {"started.v1": 1, "stage_advanced.v1": 1, "completed.v1": 1}
+    assert await operator.event_counts() == {"started.v1": 1, "stage_advanced.v1": 1, "completed.v1": 1}
     fleet = (await operator.client.request(ListGateways())).gateways
     assert {(g.gateway_id, g.running_version, g.desired) for g in fleet} == {
         (f"gw-{n}", "1.0.0", first) for n in (1, 2, 3)
@@ -152,7 +152,7 @@ async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(killabl
     await operator.reached("completed")
     await killed_and_started()
     assert (await operator.rollout()).state == "completed"
-    assert await operator.told() == {"started.v1": 1, "stage_advanced.v1": 1, "completed.v1": 1}
+    assert await operator.event_counts() == {"started.v1": 1, "stage_advanced.v1": 1, "completed.v1": 1}
     assert await operator.dead_letters() == {}
 
 
@@ -186,7 +186,7 @@ async def test_what_was_committed_and_not_written_is_written_by_the_next_process
     plan = await eventually(operator.plan, lambda p: bool(p and p.generation == generation), "healed")
     assert plan is not None
     assert plan.candidate is None
-    assert (await operator.told())["aborted.v1"] == 1, "and the outbox was published"
+    assert (await operator.event_counts())["aborted.v1"] == 1, "and the outbox was published"
 
 
 async def test_a_plan_that_somebody_changed_in_the_bucket_is_restored(world: World) -> None:
@@ -222,7 +222,7 @@ async def test_without_data_a_stage_is_held_and_goes_on_when_data_comes(world: W
     assert "requests measured" in held.reason or "have not committed" in held.reason
     canary.silent = False
     await operator.reached("completed")
-    assert (await operator.told())["held.v1"] >= 1
+    assert (await operator.event_counts())["held.v1"] >= 1
 
 
 async def test_an_operator_pauses_resumes_aborts_and_takes_back(world: World) -> None:
@@ -283,11 +283,11 @@ async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_g
     report = GatewayReported(
         gateway_id="gw-1", blueprint=NAME, sequence=1, phase=UpdatePhase.IDLE, at=datetime.now(UTC)
     )
-    await tell(client, report, "foreign", subject="slmops.gateway.reported.v1.gw-2")
+    await publish_event(client, report, "foreign", subject="slmops.gateway.reported.v1.gw-2")
     await client.store("slmops.gateway.reported.v1.gw-3", b"not json", {MESSAGE_ID_HEADER: "garbage"})
     letters = await eventually(operator.dead_letters, lambda found: len(found) == 2, "dead letters")
     assert set(letters) == {"dlq.slmops.gateway.reported.v1.gw-2", "dlq.slmops.gateway.reported.v1.gw-3"}
-    await tell(gateway.client, report, "own")
+    await publish_event(gateway.client, report, "own")
     fleet = await eventually(
         lambda: client.request(ListGateways(gateway_id="gw-1")),
         lambda f: f.gateways[0].last_seen > report.at,
@@ -357,8 +357,8 @@ async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrol
     report = GatewayReported(
         gateway_id="gw-1", blueprint=NAME, sequence=1, phase=UpdatePhase.IDLE, at=datetime.now(UTC)
     )
-    await tell(gateway.client, report, "own")
-    await tell(client, report.model_copy(update={"gateway_id": "gw-9"}), "stranger")
+    await publish_event(gateway.client, report, "own")
+    await publish_event(client, report.model_copy(update={"gateway_id": "gw-9"}), "stranger")
     [view] = (
         await eventually(lambda: client.request(ListGateways()), lambda found: bool(found.gateways), "the fleet")
     ).gateways

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout_world import System, _new_databases, eventually, open_system, tell
+from rollout_world import System, _new_databases, eventually, open_system, publish_event
 
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
@@ -59,18 +59,18 @@ class Measured:
         headers = {MESSAGE_ID_HEADER: str(uuid.uuid4())}
         await self.client.store(subject or f"measure.{batch.gateway_id}", batch.model_dump_json().encode(), headers)
 
-    async def tell(self, event: Event) -> None:
+    async def publish(self, event: Event) -> None:
         """As the service that owns it."""
-        await tell(self.client, event, str(uuid.uuid4()))
+        await publish_event(self.client, event, str(uuid.uuid4()))
 
     async def enrol(self, gateway_id: str, blueprint: str = "edge-chat", ring: str = "fleet") -> None:
         key = public_key(new_user_seed())
         fields = {"gateway_id": gateway_id, "blueprint": blueprint, "public_key": key, "labels": {"ring": ring}}
-        await self.tell(GatewayEnrolled(**fields, at=EARLIER))
+        await self.publish(GatewayEnrolled(**fields, at=EARLIER))
 
     async def start(self, rollout: str, candidate: Release, stable: Release | None = None) -> None:
         fields = {"rollout": rollout, "candidate": candidate, "stable": stable, "stages": STAGES}
-        await self.tell(RolloutStarted(blueprint="edge-chat", **fields, at=EARLIER + timedelta(seconds=30)))
+        await self.publish(RolloutStarted(blueprint="edge-chat", **fields, at=EARLIER + timedelta(seconds=30)))
 
     async def write_plan(self, plan: Plan) -> None:
         signer = read_key(self.system.layout.plan_signing_key)
@@ -132,7 +132,7 @@ async def measured_on(
     for gateway_id in ("gw-1", "gw-2", "gw-3", "gw-4"):
         await measured.enrol(gateway_id)
     await measured.start("edge-chat-1", release("1.0.0"))
-    await measured.tell(RolloutCompleted(blueprint="edge-chat", rollout="edge-chat-1", reason="", at=EARLIER))
+    await measured.publish(RolloutCompleted(blueprint="edge-chat", rollout="edge-chat-1", reason="", at=EARLIER))
     return measured
 
 
@@ -235,7 +235,8 @@ async def test_a_batch_of_a_release_that_no_stage_gives_its_gateway_does_not_cou
     await measured.send(batch("d", "gw-3", requests=500, release=digest_of(b"unknown"), version="3.0.0"))
     assert "has a release 3.0.0 with digest" in await measured.reason("measure.gw-3")
     at = datetime.now(UTC)
-    await measured.tell(RolloutStageAdvanced(blueprint="edge-chat", rollout="edge-chat-2", stage=1, reason="", at=at))
+    advanced = RolloutStageAdvanced(blueprint="edge-chat", rollout="edge-chat-2", stage=1, reason="", at=at)
+    await measured.publish(advanced)
     await asyncio.sleep(0.5)
     await measured.send(batch("e", "gw-1", requests=5, release=CANDIDATE, version="2.0.0"))
     await eventually(measured.requests, lambda n: n == 12, "the stage that is open now")
@@ -255,7 +256,7 @@ async def test_a_gateway_that_is_ahead_of_the_events_is_believed_by_the_plan(mea
 async def test_labels_that_a_gateway_reported_since_are_those_that_count(measured: Measured) -> None:
     await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
     about = {"blueprint": "edge-chat", "sequence": 1, "labels": {"ring": "canary"}, "phase": UpdatePhase.IDLE}
-    await measured.tell(GatewayReported(gateway_id="gw-1", **about, at=datetime.now(UTC)))
+    await measured.publish(GatewayReported(gateway_id="gw-1", **about, at=datetime.now(UTC)))
     await measured.send(batch("a", "gw-1", requests=7, release=CANDIDATE, version="2.0.0"))
     await eventually(measured.requests, lambda n: n == 7, "the canary of now")
     assert await measured.dead_letters() == {}
@@ -268,7 +269,7 @@ async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: M
     restored = release("1.0.0")
     at = datetime.now(UTC)
     back = RolloutRolledBack(blueprint="edge-chat", rollout="edge-chat-2", reason="", restored=restored, at=at)
-    await measured.tell(back)
+    await measured.publish(back)
     await asyncio.sleep(0.5)
     await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
     await eventually(measured.requests, lambda n: n == 7, "the late batch")

@@ -40,7 +40,7 @@ def refusal(world: TrustWorld, path: str | None = None) -> str:
         world.client.refresh(world.mirror, path)
     assert everything_below(world.client.folder) == before
     assert [p.name for p in world.client.folder.parent.glob("state-*")] == [world.client.folder.resolve().name]
-    world.mirror.lies.clear()
+    world.mirror.overrides.clear()
     return refused.value.attack
 
 
@@ -53,7 +53,7 @@ def test_rollback_of_the_timestamp(world: TrustWorld) -> None:
     old = world.file("timestamp.json")
     world.publish(version="1.0.1")
     world.client.refresh(world.mirror)
-    world.mirror.lies["timestamp.json"] = old
+    world.mirror.overrides["timestamp.json"] = old
     assert refusal(world) == Attack.ROLLBACK
 
 
@@ -81,8 +81,8 @@ def retimed(world: TrustWorld, snapshot: bytes) -> None:
         meta = signed["meta"]["snapshot.json"]
         meta |= {"length": len(snapshot), "hashes": {"sha256": digest_of(snapshot).removeprefix("sha256:")}}
 
-    world.mirror.lies[f"{world.version('snapshot')}.snapshot.json"] = snapshot
-    world.mirror.lies["timestamp.json"] = world.sign_as("timestamp", edit, world.online("timestamp"))
+    world.mirror.overrides[f"{world.version('snapshot')}.snapshot.json"] = snapshot
+    world.mirror.overrides["timestamp.json"] = world.sign_as("timestamp", edit, world.online("timestamp"))
 
 
 def test_freeze(world: TrustWorld) -> None:
@@ -127,14 +127,14 @@ def test_an_expired_delegated_role(world: TrustWorld) -> None:
 def test_mix_and_match_of_an_older_snapshot(world: TrustWorld) -> None:
     old = world.file(f"{world.version('snapshot')}.snapshot.json")
     world.publish(version="1.0.1")
-    world.mirror.lies[f"{world.version('snapshot')}.snapshot.json"] = old
+    world.mirror.overrides[f"{world.version('snapshot')}.snapshot.json"] = old
     assert refusal(world) == Attack.MIX_AND_MATCH
 
 
 def test_mix_and_match_of_an_older_model_role(world: TrustWorld) -> None:
     old = world.file(f"{world.version('model-smollm2')}.model-smollm2.json")
     path = world.publish(version="1.0.1")
-    world.mirror.lies[f"{world.version('model-smollm2')}.model-smollm2.json"] = old
+    world.mirror.overrides[f"{world.version('model-smollm2')}.model-smollm2.json"] = old
     assert refusal(world, path) == Attack.MIX_AND_MATCH
 
 
@@ -145,12 +145,12 @@ def test_a_snapshot_of_another_version_than_the_timestamp_says(world: TrustWorld
 
 
 def test_one_kind_of_metadata_in_the_place_of_another(world: TrustWorld) -> None:
-    world.mirror.lies["timestamp.json"] = world.memory.newest("snapshot")
+    world.mirror.overrides["timestamp.json"] = world.memory.newest("snapshot")
     assert refusal(world) == Attack.MIX_AND_MATCH
 
 
 def test_a_timestamp_by_a_foreign_key(world: TrustWorld) -> None:
-    world.mirror.lies["timestamp.json"] = world.sign_as("timestamp", lambda s: s.update(version=9), new_key())
+    world.mirror.overrides["timestamp.json"] = world.sign_as("timestamp", lambda s: s.update(version=9), new_key())
     assert refusal(world) == Attack.WRONG_KEY
 
 
@@ -159,12 +159,12 @@ def test_keys_rotated_between_two_reads_are_not_an_attack(world: TrustWorld, rol
     """The client finds no second root. Then there is one, and all other files are signed by its keys."""
 
     def rotate_now() -> Iterator[bytes]:
-        world.mirror.lies.clear()
+        world.mirror.overrides.clear()
         ceremony.rotate(world.folder, role, world.holders(), world.now).apply()
         world.adopt()
         yield from world.mirror.fetch("tuf://repository/timestamp.json")
 
-    world.mirror.lies["timestamp.json"] = rotate_now()
+    world.mirror.overrides["timestamp.json"] = rotate_now()
     path = world.publish(version="1.0.1")
     assert world.client.refresh(world.mirror, path) is not None
     assert world.version("root") == 2
@@ -190,21 +190,21 @@ def test_a_root_signed_by_too_few_keyholders(world: TrustWorld) -> None:
     ceremony.rotate(world.folder, "root", world.holders(), world.now, keep_keys=True).apply()
     document = json.loads((world.folder.metadata / "2.root.json").read_bytes())
     document["signatures"] = document["signatures"][:1]
-    world.mirror.lies["2.root.json"] = json.dumps(document).encode()
+    world.mirror.overrides["2.root.json"] = json.dumps(document).encode()
     assert refusal(world) == Attack.TOO_FEW_KEYS
 
 
 def test_a_root_signed_only_by_its_own_new_keys(world: TrustWorld, tmp_path: Path) -> None:
     foreign = TrustWorld(tmp_path / "foreign")
     ceremony.rotate(foreign.folder, "root", foreign.holders(), foreign.now).apply()
-    world.mirror.lies["2.root.json"] = (foreign.folder.metadata / "2.root.json").read_bytes()
+    world.mirror.overrides["2.root.json"] = (foreign.folder.metadata / "2.root.json").read_bytes()
     assert refusal(world) == Attack.WRONG_KEY
 
 
 def test_a_root_that_skips_versions(world: TrustWorld) -> None:
     for _ in range(2):
         ceremony.rotate(world.folder, "root", world.holders(), world.now, keep_keys=True).apply()
-    world.mirror.lies["2.root.json"] = (world.folder.metadata / "3.root.json").read_bytes()
+    world.mirror.overrides["2.root.json"] = (world.folder.metadata / "3.root.json").read_bytes()
     assert refusal(world) == Attack.ROLLBACK
 
 
@@ -220,7 +220,7 @@ def test_endless_data_is_not_read_to_its_end(world: TrustWorld, name: str) -> No
             yield b"x" * (1 << 16)
 
     role = name.removesuffix(".json").rpartition(".")[2]
-    world.mirror.lies[name.format(world.version(role))] = endless()
+    world.mirror.overrides[name.format(world.version(role))] = endless()
     tracemalloc.start()
     assert refusal(world, path) == Attack.ENDLESS_DATA
     _, peak = tracemalloc.get_traced_memory()
@@ -272,14 +272,14 @@ def hostile(text: bytes) -> dict[str, Callable[[bytes], bytes]]:
 def test_invalid_metadata_is_rejected(world: TrustWorld, role: str, how: str) -> None:
     path = world.publish(version="1.0.1")
     name = "timestamp.json" if role == "timestamp" else f"{world.version(role)}.{role}.json"
-    world.mirror.lies[name] = hostile(b"")[how](world.file(name) or b"")
+    world.mirror.overrides[name] = hostile(b"")[how](world.file(name) or b"")
     assert refusal(world, path) in (Attack.CORRUPT, Attack.MIX_AND_MATCH, Attack.ENDLESS_DATA)
 
 
 def test_every_flipped_byte_is_refused(world: TrustWorld) -> None:
     data = (world.publish(version="1.0.1") and world.file("timestamp.json")) or b""
     for at in range(0, len(data), 37):
-        world.mirror.lies["timestamp.json"] = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        world.mirror.overrides["timestamp.json"] = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
         assert refusal(world) in (Attack.CORRUPT, Attack.WRONG_KEY, Attack.TOO_FEW_KEYS, Attack.MIX_AND_MATCH)
 
 
