@@ -1,4 +1,4 @@
-"""A site's own LoRA, from its push to an answer: kilobytes on a base that the gateway has."""
+"""A LoRA adapter of one site, from its push to an answer: kilobytes on a base that the gateway already has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUESTION = InferenceRequest(prompt="What is a washer for?", max_tokens=24)
 
 
 @pytest.mark.timeout(400)
-async def test_a_site_gets_its_own_adapter_on_the_base_that_it_has(
+async def test_a_gateway_with_the_base_fetches_only_the_adapter_and_answers_with_it(
     nats_server: NatsServer, s3: S3, tmp_path: Path
 ) -> None:
     base = make_tiny_llama(tmp_path / "llama-210", 210)
@@ -41,18 +41,18 @@ async def test_a_site_gets_its_own_adapter_on_the_base_that_it_has(
         manifest = await manifest_of(site, second)
         assert manifest.annotations["io.slmops.adapter-of"] == first.manifest.digest
 
-        below = await site.install(release(first))
-        alone = answer(below.path)
+        base_slot = await site.install(release(first))
+        base_answer = answer(base_slot.path)
         site.slots.activate()
         site.slots.commit()
         slot = await site.install(release(second))
-        there = {one.digest for one in layers_by_path(await manifest_of(site, first)).values()}
-        fetched = {path: one.size for path, one in layers_by_path(manifest).items() if one.digest not in there}
+        installed = {one.digest for one in layers_by_path(await manifest_of(site, first)).values()}
+        fetched = {path: one.size for path, one in layers_by_path(manifest).items() if one.digest not in installed}
         assert fetched.keys() == {ADAPTER_PATH, "README.md", "bom.cdx.json", "evaluation.json", "provenance.json"}
         assert site.acquirer.fetched_bytes == sum(fetched.values())
-        assert answer(slot.path) != alone
+        assert answer(slot.path) != base_answer
         (slot.path / ADAPTER_PATH).unlink()
-        assert answer(slot.path) == alone
+        assert answer(slot.path) == base_answer
 
 
 async def manifest_of(site: Site, package: PackagePublished) -> Manifest:

@@ -1,4 +1,4 @@
-"""From a fine-tuned version to an update of few bytes: registry, optimizer and packager, as they run."""
+"""From a fine-tuned version to a small update, on a real registry, optimizer and packager."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.timeout(400)
-async def test_a_fine_tuned_version_is_quantized_on_the_grids_of_what_the_fleet_runs(
+async def test_a_fine_tuned_version_is_quantized_on_the_grids_of_the_running_release_and_has_a_small_delta(
     nats_server: NatsServer, s3: S3, tmp_path: Path
 ) -> None:
     base = make_tiny_llama(tmp_path / "llama-200", 200)
@@ -45,7 +45,7 @@ async def test_a_fine_tuned_version_is_quantized_on_the_grids_of_what_the_fleet_
 
         made_delta = await eventually(delta)
         assert (made_delta.base, made_delta.target) == (before.manifest.digest, after.manifest.digest)
-        assert made_delta.delta.size < 0.4 * made_delta.full_bytes  # much of so tiny a model is its graph
+        assert made_delta.delta.size < 0.4 * made_delta.full_bytes  # the graph is a large part of a model this small
 
 
 async def made(factory: Factory, version: str, seed: int, recipe: str) -> VariantOptimized:
@@ -72,8 +72,8 @@ async def report(factory: Factory, running: str) -> None:
     )
     await client.publish(event, envelope(event))
 
-    async def heard() -> bool | None:
+    async def received() -> bool | None:
         left = await world.unsettled("GATEWAYS", "packager-slmops_gateway_reported_v1_each")
         return True if left == 0 else None
 
-    await eventually(heard)
+    await eventually(received)

@@ -1,4 +1,4 @@
-"""Across an air gap: exported by the command line, carried as a file, installed by a gateway that has no network."""
+"""Bundles across an air gap: exported by the command line, copied as a file, installed by an offline gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from integration.console_cli import Cli
 from integration.device import ANY_ANSWER, HELLO, Device
 from integration.gateway_site import Site, site_on
 from integration.kit_world import envelope
-from integration.test_deltas import Versions, deltas, installed, report, weights
+from integration.test_deltas import Versions, deltas, install_and_commit, report, weights
 
 from slmops.console.commands.bundles import write
 from slmops.contracts.blueprint import SoakPolicy
@@ -41,7 +41,7 @@ async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator
 
 @pytest.fixture
 def device(site: Site, tmp_path: Path) -> Device:
-    """It knows its keys and its folder for bundles, and nothing came with it."""
+    """Returns a device with its trusted keys and its folder for bundles, and without a factory release."""
     given = tmp_path / "given"
     given.mkdir()
     (given / "trusted.pem").write_bytes(site.keys.public.read_bytes())
@@ -54,9 +54,9 @@ def device(site: Site, tmp_path: Path) -> Device:
 
 
 async def publish(site: Site, model: Path, version: str) -> Release:
-    """The tiny model as a release, wanted by the plan."""
+    """Publishes the tiny model as a release and writes a plan that names it."""
     content = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
-    content["README.md"] = f"{site.home} {version}".encode()  # another test's package has other bytes
+    content["README.md"] = f"{site.home} {version}".encode()  # differs from the package of every other test
     before = len(await published(site.rollout.world, 0))
     golden = await site.optimizer.objects.put_bytes(ANY_ANSWER, "application/jsonl")
     await site.optimizer.announce(
@@ -68,7 +68,7 @@ async def publish(site: Site, model: Path, version: str) -> Release:
     return wanted
 
 
-async def answers_with(api: httpx.AsyncClient, digest: str, log: Device) -> None:
+async def wait_until_answered_by(api: httpx.AsyncClient, digest: str, log: Device) -> None:
     try:
         async with asyncio.timeout(30):
             while True:
@@ -80,7 +80,7 @@ async def answers_with(api: httpx.AsyncClient, digest: str, log: Device) -> None
         pytest.fail(log.log)
 
 
-async def test_a_gateway_that_has_no_network_is_updated_by_files(
+async def test_an_offline_gateway_is_updated_by_bundle_files(
     site: Site, device: Device, genai_model: Path, tmp_path: Path
 ) -> None:
     console, drop = Cli(site.rollout.world), device.settings["SLMOPS_BUNDLES"]
@@ -96,9 +96,9 @@ async def test_a_gateway_that_has_no_network_is_updated_by_files(
             assert [package["manifest"]["digest"] for package in done.json["packages"]] == [wanted.manifest.digest]
             done = await console("bundle", "import", str(file), "--to", drop)
             assert done.exit_code == 0, done.err
-            await answers_with(api, wanted.manifest.digest, device)
-    async with device.on() as api:  # from its slot, and the bundle still lies there
-        await answers_with(api, wanted.manifest.digest, device)
+            await wait_until_answered_by(api, wanted.manifest.digest, device)
+    async with device.on() as api:  # serves from its slot; the bundle is still in the folder
+        await wait_until_answered_by(api, wanted.manifest.digest, device)
     refused = await console("bundle", "export", "--for", "kiosk", "--out", str(file), "--json")
     assert refused.problem["code"] == "not_ready"
     half = tmp_path / "half.slmops"
@@ -108,7 +108,7 @@ async def test_a_gateway_that_has_no_network_is_updated_by_files(
     assert not (Path(drop) / half.name).exists()
 
 
-async def test_what_it_has_to_tell_is_carried_back_under_its_own_seal(
+async def test_sealed_results_of_an_offline_gateway_are_imported_if_their_key_is_trusted_or_enrolled(
     site: Site, device: Device, genai_model: Path, tmp_path: Path
 ) -> None:
     device.settings |= {"SLMOPS_GATEWAY_ID": "gw-9", "SLMOPS_RESULTS_EVERY": "PT0.2S"}
@@ -118,7 +118,7 @@ async def test_what_it_has_to_tell_is_carried_back_under_its_own_seal(
     assert done.exit_code == 0, done.err
     file = drop / "gw-9.slmops-results"
     async with device.on() as api:
-        await answers_with(api, wanted.manifest.digest, device)
+        await wait_until_answered_by(api, wanted.manifest.digest, device)
 
         async def committed() -> bool | None:
             return (file.exists() and b'"phase\\":\\"committed' in file.read_bytes()) or None
@@ -126,39 +126,39 @@ async def test_what_it_has_to_tell_is_carried_back_under_its_own_seal(
         await eventually(committed)
     refused = await console("bundle", "results", str(file), "--json")
     assert (refused.exit_code, refused.problem["code"]) == (77, "denied")
-    assert not await told(site)
+    assert not await reports_of(site)
     key = ResultsFile(file).seal.public_key
     assert key in refused.problem["fix"]
-    for vouched in (["--trust-key", key], []):
-        if not vouched:
-            await enrolled(site, key)
-        done = await console("bundle", "results", str(file), *vouched, "--json")
+    for options in (["--trust-key", key], []):
+        if not options:
+            await publish_enrolment(site, key)
+        done = await console("bundle", "results", str(file), *options, "--json")
         assert done.exit_code == 0, done.err
         [found] = done.json["results"]
         assert (found["gateway_id"], found["running"]) == ("gw-9", wanted.manifest.digest)
-        reports = await told(site)
+        reports = await reports_of(site)
         assert len(reports) == found["reports"]
         assert UpdatePhase.COMMITTED in {one.phase for one in reports}
-    await enrolled(site, public_key(new_user_seed()))
+    await publish_enrolment(site, public_key(new_user_seed()))
     other = await console("bundle", "results", str(file), "--trust-key", key, "--json")
     assert (other.exit_code, other.problem["code"]) == (77, "denied")
 
 
-async def enrolled(site: Site, key: str) -> None:
+async def publish_enrolment(site: Site, key: str) -> None:
     event = GatewayEnrolled(gateway_id="gw-9", blueprint="edge-chat", public_key=key, at=utc_now())
     await (await site.rollout.world.connect("rollout")).publish(event, envelope(event))
 
 
-async def told(site: Site) -> list[GatewayReported]:
+async def reports_of(site: Site) -> list[GatewayReported]:
     stored = await site.rollout.world.stored("GATEWAYS")
     data = [m.data for m in stored if m.subject == f"{GatewayReported.type}.gw-9"]
     return [GatewayReported.model_validate_json(one) for one in data]
 
 
-async def test_a_bundle_of_deltas_is_for_those_that_have_the_base(site: Site, tmp_path: Path) -> None:
+async def test_a_bundle_of_deltas_installs_only_on_a_gateway_that_has_the_base(site: Site, tmp_path: Path) -> None:
     versions = Versions(site)
     first = await versions.publish()
-    await installed(site, first)
+    await install_and_commit(site, first)
     await report(site, first)
     second = await versions.publish()
     [made] = await deltas(site, 1)

@@ -1,4 +1,4 @@
-"""The command line against services on a real bus: answers, errors, exit codes, dead letters, spans."""
+"""The command line with fake services on a real bus: answers, errors, exit codes, dead letters, spans."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def slmops(world: World) -> Cli:
 
 
 class Rollouts:
-    """A rollout service that has lived already: `story` is told one view per question, the last for ever."""
+    """A fake rollout service. Each query gets the next view of `views`; the last one is repeated."""
 
-    def __init__(self, *story: RolloutView) -> None:
-        self.story = list(story) or [rollout()]
-        self.asked: list[object] = []
+    def __init__(self, *views: RolloutView) -> None:
+        self.views = list(views) or [rollout()]
+        self.received: list[object] = []
 
     async def start(self, command: StartRollout) -> RolloutView:
-        self.asked.append(command)
-        return self.story[0]
+        self.received.append(command)
+        return self.views[0]
 
     async def pause(self, command: PauseRollout) -> RolloutView:
         raise IllegalTransition("a rollout that is completed does not take pause", fix="It takes: roll_back.")
 
     async def rollouts(self, query: ListRollouts) -> RolloutList:
-        self.asked.append(query)
+        self.received.append(query)
         if query.blueprint not in (None, "edge-chat"):
             return RolloutList(rollouts=())
-        view = self.story[0] if len(self.story) == 1 else self.story.pop(0)
+        view = self.views[0] if len(self.views) == 1 else self.views.pop(0)
         return RolloutList(rollouts=(view,))
 
     async def gateways(self, query: ListGateways) -> GatewayList:
@@ -79,7 +79,7 @@ class Rollouts:
         return GatewayList(gateways=tuple(g for g in fleet if query.gateway_id in (None, g.gateway_id)))
 
     async def apply(self, command: ApplyBlueprint) -> BlueprintView:
-        self.asked.append(command)
+        self.received.append(command)
         return blueprint()
 
     async def blueprints(self, _: ListBlueprints) -> BlueprintList:
@@ -97,24 +97,24 @@ class Rollouts:
 # ---- rollouts, blueprints, gateways -----------------------------------------------------------------------
 
 
-async def test_watch_prints_a_line_per_change_and_says_by_its_exit_code_how_it_ended(world: World, slmops: Cli) -> None:
+async def test_watch_prints_a_line_per_change_and_its_exit_code_is_the_outcome(world: World, slmops: Cli) -> None:
     running = rollout()
     stages = (running.stages[0].model_copy(update={"committed": 1, "failed": 0}), running.stages[1])
-    story = [running, running, running.model_copy(update={"stages": stages}), rollout("rolled_back")]
-    await world.service("rollout", Rollouts(*story).declare)
+    views = [running, running, running.model_copy(update={"stages": stages}), rollout("rolled_back")]
+    await world.service("rollout", Rollouts(*views).declare)
     done = await slmops("rollout", "watch", "edge-chat", "--json")
     assert done.exit_code == 3
-    assert [RolloutView.model_validate(line) for line in done.lines] == [story[0], story[2], story[3]]
+    assert [RolloutView.model_validate(line) for line in done.lines] == [views[0], views[2], views[3]]
     assert (await slmops("rollout", "watch", "edge-chat")).out.startswith("rolled_back, stage 1/2 canary: 0 of 1")
 
 
-async def test_watch_of_a_rollout_that_completes_is_a_success(world: World, slmops: Cli) -> None:
+async def test_watch_of_a_completed_rollout_exits_with_0(world: World, slmops: Cli) -> None:
     await world.service("rollout", Rollouts(rollout(), rollout("completed")).declare)
     done = await slmops("rollout", "watch", "edge-chat", "--json")
     assert (done.exit_code, [line["state"] for line in done.lines]) == (0, ["running", "completed"])
 
 
-async def test_watch_survives_a_restart_of_the_service(world: World, slmops: Cli) -> None:
+async def test_watch_continues_after_a_restart_of_the_service(world: World, slmops: Cli) -> None:
     first = await world.service("rollout", Rollouts(rollout()).declare)
     process = await slmops.start("rollout", "watch", "edge-chat", "--json")
     assert process.stdout
@@ -125,14 +125,14 @@ async def test_watch_survives_a_restart_of_the_service(world: World, slmops: Cli
     assert (done.exit_code, done.lines[-1]["state"]) == (0, "completed")
 
 
-async def test_watch_without_a_rollout_says_how_to_start_one(world: World, slmops: Cli) -> None:
+async def test_watch_without_a_rollout_is_an_error_that_says_how_to_start_one(world: World, slmops: Cli) -> None:
     await world.service("rollout", Rollouts().declare)
     done = await slmops("rollout", "watch", "another", "--json")
     assert (done.exit_code, done.problem["code"]) == (1, NotFound.code)
     assert "slmops rollout start another" in done.problem["fix"]
 
 
-async def test_ctrl_c_ends_quietly_with_130(world: World, slmops: Cli) -> None:
+async def test_ctrl_c_exits_with_130_and_without_a_traceback(world: World, slmops: Cli) -> None:
     await world.service("rollout", Rollouts(rollout()).declare)
     process = await slmops.start("rollout", "watch", "edge-chat", "--json")
     assert process.stdout
@@ -142,15 +142,15 @@ async def test_ctrl_c_ends_quietly_with_130(world: World, slmops: Cli) -> None:
     assert (done.exit_code, done.err) == (130, "Interrupted.\n")
 
 
-async def test_start_asks_for_what_was_said_and_answers_with_the_view(world: World, slmops: Cli) -> None:
+async def test_start_sends_the_command_and_prints_the_rollout(world: World, slmops: Cli) -> None:
     service = Rollouts()
     await world.service("rollout", service.declare)
     done = await slmops("rollout", "start", "edge-chat", "--version", "1.0.1", "--json")
-    assert service.asked == [StartRollout(blueprint="edge-chat", version="1.0.1")]
+    assert service.received == [StartRollout(blueprint="edge-chat", version="1.0.1")]
     assert RolloutView.model_validate(done.json) == rollout()
 
 
-async def test_a_refusal_of_a_service_is_its_own_error(world: World, slmops: Cli) -> None:
+async def test_the_error_of_a_service_is_printed_unchanged(world: World, slmops: Cli) -> None:
     await world.service("rollout", Rollouts().declare)
     done = await slmops("rollout", "pause", "edge-chat", "--json")
     assert done.exit_code == IllegalTransition.exit_code
@@ -163,7 +163,7 @@ async def test_a_refusal_of_a_service_is_its_own_error(world: World, slmops: Cli
     }
 
 
-async def test_a_service_that_does_not_run_is_named(slmops: Cli) -> None:
+async def test_the_error_for_a_stopped_service_names_it(slmops: Cli) -> None:
     done = await slmops("model", "ls")
     assert done.exit_code == 75
     assert "the registry service is not running" in done.err
@@ -179,13 +179,13 @@ async def test_a_blueprint_is_applied_from_yaml_and_from_json_on_standard_input(
     assert (await slmops("blueprint", "apply", str(file))).exit_code == 0
     spec = Blueprint(name="edge-chat", model="smollm2")
     assert (await slmops("blueprint", "apply", "-", stdin=spec.model_dump_json())).exit_code == 0
-    assert service.asked == [
+    assert service.received == [
         ApplyBlueprint(spec=spec.model_copy(update={"soak": spec.soak.model_copy(update={"seconds": 1})})),
         ApplyBlueprint(spec=spec),
     ]
 
 
-async def test_lists_are_the_replies_for_machines_and_tables_for_people(world: World, slmops: Cli) -> None:
+async def test_lists_are_the_replies_as_json_and_tables_as_text(world: World, slmops: Cli) -> None:
     await world.service("rollout", Rollouts(rollout("completed")).declare)
     for command, kind, word in (
         (("gateway", "ls"), GatewayList, "gw-2"),
@@ -196,7 +196,7 @@ async def test_lists_are_the_replies_for_machines_and_tables_for_people(world: W
         assert word in (await slmops(*command)).out
 
 
-async def test_a_gateway_is_shown_with_the_source_of_what_it_should_run(world: World, slmops: Cli) -> None:
+async def test_gateway_show_explains_the_desired_release(world: World, slmops: Cli) -> None:
     await world.service("rollout", Rollouts().declare)
     assert "no rollout under way" in (await slmops("gateway", "show", "gw-1")).out
     unknown = await slmops("gateway", "show", "gw-9", "--json")
@@ -212,21 +212,21 @@ async def test_the_list_of_gateways_has_the_addresses_of_their_apis(world: World
 
 
 async def test_an_alias_is_moved_and_a_version_retired(world: World, slmops: Cli) -> None:
-    asked: list[object] = []
+    received: list[object] = []
 
     async def alias(command: SetAlias) -> VersionView:
-        asked.append(command)
+        received.append(command)
         return version()
 
     async def retire(command: RetireVersion) -> VersionView:
-        asked.append(command)
+        received.append(command)
         return version()
 
     await world.service("registry", lambda bus: (bus.serve(SetAlias, alias), bus.serve(RetireVersion, retire)))
     assert (await slmops("model", "alias", "smollm2:1.0.0", "production")).exit_code == 0
     done = await slmops("model", "retire", "smollm2:1.0.0", "--reason", "old", "--json")
     assert VersionView.model_validate(done.json) == version()
-    assert asked == [
+    assert received == [
         SetAlias(model="smollm2", alias="production", version="1.0.0"),
         RetireVersion(model="smollm2", version="1.0.0", reason="old"),
     ]
@@ -236,14 +236,14 @@ async def test_an_alias_is_moved_and_a_version_retired(world: World, slmops: Cli
 
 
 class Optimizer:
-    """Refuses until it is mended."""
+    """A fake optimizer that raises `NotFound` until `fixed` is set."""
 
     def __init__(self) -> None:
-        self.mended = False
+        self.fixed = False
         self.done: list[tuple[str, str]] = []
 
     async def on_alias(self, event: ModelAliasMoved, delivered: MessageContext) -> None:
-        if not self.mended:
+        if not self.fixed:
             raise NotFound("no such model")
         self.done.append((event.alias, delivered.id))
 
@@ -251,7 +251,7 @@ class Optimizer:
         bus.on(ModelAliasMoved, self.on_alias)
 
 
-async def test_dead_letters_are_listed_without_what_they_say(world: World, slmops: Cli) -> None:
+async def test_dead_letters_are_listed_without_their_payload_unless_it_is_requested(world: World, slmops: Cli) -> None:
     await world.service("optimizer", Optimizer().declare)
     await world.publish(moved("stable"))
     await world.client.store(SUBJECT, b"my secret", {"Nats-Msg-Id": "malformed"})
@@ -283,7 +283,7 @@ async def test_a_replayed_message_is_the_same_event_under_a_new_message_id(world
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("stable"))
     (letter,) = await world.dead_letters(1)
-    optimizer.mended = True
+    optimizer.fixed = True
     done = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--json")
     assert (done.exit_code, done.json["replayed"][0]["problem"]) == (0, None)
     original = envelope(moved("stable"))
@@ -296,7 +296,9 @@ async def test_a_replayed_message_is_the_same_event_under_a_new_message_id(world
     await world.dead_letters(0)
 
 
-async def test_all_are_replayed_and_what_fails_again_is_a_new_dead_letter(world: World, slmops: Cli) -> None:
+async def test_replay_all_replays_every_dead_letter_and_a_new_failure_is_a_new_dead_letter(
+    world: World, slmops: Cli
+) -> None:
     await world.service("optimizer", Optimizer().declare)
     await world.publish(moved("stable"), moved("canary"))
     before = {letter.metadata.sequence.stream for letter in await world.dead_letters(2)}
@@ -308,7 +310,7 @@ async def test_all_are_replayed_and_what_fails_again_is_a_new_dead_letter(world:
     assert len(await world.dead_letters(2)) == 2
 
 
-async def test_dead_letters_are_removed_one_or_all(world: World, slmops: Cli) -> None:
+async def test_dead_letters_are_removed_one_by_one_or_all_at_once(world: World, slmops: Cli) -> None:
     await world.service("optimizer", Optimizer().declare)
     await world.publish(moved("stable"), moved("canary"), moved("third"))
     first, *others = sorted(letter.metadata.sequence.stream for letter in await world.dead_letters(3))
@@ -321,7 +323,7 @@ async def test_dead_letters_are_removed_one_or_all(world: World, slmops: Cli) ->
     await world.dead_letters(0)
 
 
-async def test_a_dead_command_is_kept_while_nobody_answers_it(world: World, slmops: Cli) -> None:
+async def test_a_dead_command_is_kept_while_its_service_does_not_answer(world: World, slmops: Cli) -> None:
     async def retire(command: RetireVersion) -> RolloutView:
         raise AssertionError("never valid")
 
@@ -339,7 +341,7 @@ async def test_a_dead_command_is_kept_while_nobody_answers_it(world: World, slmo
     await world.dead_letters(1)
 
 
-async def test_a_dead_letter_that_is_not_there_is_an_error(slmops: Cli) -> None:
+async def test_replaying_an_unknown_dead_letter_is_an_error(slmops: Cli) -> None:
     done = await slmops("dlq", "replay", "4711", "--json")
     assert (done.exit_code, done.problem["code"]) == (1, NotFound.code)
     assert (await slmops("dlq", "ls")).out.strip() == "No dead letters."
@@ -348,7 +350,7 @@ async def test_a_dead_letter_that_is_not_there_is_an_error(slmops: Cli) -> None:
 # ---- traces -----------------------------------------------------------------------------------------------
 
 
-async def test_a_call_is_a_span_of_the_callers_trace_and_the_service_sees_it(world: World, tmp_path: Path) -> None:
+async def test_a_call_with_a_traceparent_is_a_span_of_that_trace(world: World, tmp_path: Path) -> None:
     trace = tmp_path / "console.jsonl"
     await world.service("rollout", Rollouts().declare)
     parent = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -364,7 +366,7 @@ async def test_a_call_is_a_span_of_the_callers_trace_and_the_service_sees_it(wor
     assert calls["slmops rollout pause"]["status"]["status_code"] == "ERROR"
 
 
-async def test_without_a_caller_it_is_a_trace_of_its_own(world: World, tmp_path: Path) -> None:
+async def test_a_call_without_a_traceparent_starts_a_new_trace_without_the_prompt(world: World, tmp_path: Path) -> None:
     trace = tmp_path / "console.jsonl"
     await Cli(world, SLMOPS_TRACE_FILE=str(trace))("chat", "my secret", "--url", "http://127.0.0.1:1")
     (span,) = [json.loads(line) for line in trace.read_text().splitlines()]

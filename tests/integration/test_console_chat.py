@@ -63,25 +63,25 @@ async def url(make_runner: Callable[..., ProcessRunner]) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def closed_url() -> AsyncIterator[str]:
-    """A gateway that requires a key, and has no release yet."""
+async def protected_url() -> AsyncIterator[str]:
+    """Yields the URL of a gateway that requires a key and has no release yet."""
     async for address in serve(Serving(ServingLimits()), Access(keys=(b"the-key",))):
         yield address
 
 
 @pytest.fixture
 async def empty_url() -> AsyncIterator[str]:
-    """A gateway that has no release yet."""
+    """Yields the URL of a gateway that has no release yet."""
     async for address in serve(Serving(ServingLimits())):
         yield address
 
 
 async def test_a_line_separator_in_an_answer_does_not_end_an_event() -> None:
-    """The gateway does not escape U+2028, and neither do others."""
+    """Neither our gateway nor other servers escape U+2028."""
     text = "one\u2028two\x85three"
     chunk = json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=False)
     events = f"data: {chunk}\r\n\r\ndata: [DONE]\n\n".encode()
-    pieces = [events[at : at + 7] for at in range(0, len(events), 7)]  # characters are torn, too
+    pieces = [events[at : at + 7] for at in range(0, len(events), 7)]  # splits characters, too
 
     async def answer(request: Request) -> Response:
         return StreamingResponse(iter(pieces), media_type="text/event-stream")
@@ -91,7 +91,9 @@ async def test_a_line_separator_in_an_answer_does_not_end_an_event() -> None:
         assert (await ask(address, "?")).text == text
 
 
-async def test_an_answer_comes_whole_and_in_pieces_and_with_its_figures(world: World, url: str, tmp_path: Path) -> None:
+async def test_an_answer_is_printed_whole_or_streamed_and_with_its_figures(
+    world: World, url: str, tmp_path: Path
+) -> None:
     client = {"nats_url": world.url, "gateways": {"gw-1": "http://127.0.0.1:1", "gw-2": url}}
     (tmp_path / "client.json").write_text(json.dumps(client))
     slmops = Cli(world, SLMOPS_DATA=str(tmp_path))
@@ -106,47 +108,47 @@ async def test_an_answer_comes_whole_and_in_pieces_and_with_its_figures(world: W
     assert "12 tokens, " in whole.err
     unknown = await slmops("chat", "gw-3", QUESTION, "--json")
     assert (unknown.exit_code, unknown.problem["fix"]) == (1, "Use one of: gw-1, gw-2; or use --url.")
-    gone = await slmops("chat", QUESTION, "--json")  # the first gateway, where nobody listens
+    gone = await slmops("chat", QUESTION, "--json")  # the first gateway, whose port is closed
     assert (gone.exit_code, gone.problem["code"]) == (75, "unreachable")
 
 
-async def test_pieces_are_told_as_they_come(url: str) -> None:
+async def test_a_streamed_answer_calls_on_text_for_each_piece(url: str) -> None:
     pieces: list[str] = []
     answer = await ask(url, QUESTION, max_tokens=12, on_text=pieces.append)
     assert len(pieces) > 1
     assert "".join(pieces) == answer.text
 
 
-async def test_a_gateway_without_a_model_says_so(empty_url: str) -> None:
+async def test_a_gateway_without_a_model_is_not_ready(empty_url: str) -> None:
     with pytest.raises(NotReady):
         await ask(empty_url, QUESTION)
 
 
-async def test_a_gateway_that_requires_a_key_gets_it_from_a_file(world: World, closed_url: str, tmp_path: Path) -> None:
+async def test_the_api_key_is_read_from_a_key_file(world: World, protected_url: str, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("the-key\nanother\n")
     slmops = Cli(world)
-    asked = ("chat", "--url", closed_url, QUESTION, "--json")
+    asked = ("chat", "--url", protected_url, QUESTION, "--json")
     assert (await slmops(*asked)).problem["code"] == "permanent"
     assert (await slmops(*asked, "--key-file", str(tmp_path / "key"))).problem["code"] == "not_ready"
     assert (await slmops(*asked, "--key-file", str(tmp_path / "none"))).problem["code"] == "invalid_message"
 
 
-async def test_a_prompt_beyond_the_context_is_the_gateways_own_error(url: str) -> None:
+async def test_a_prompt_longer_than_the_context_raises_the_error_of_the_gateway(url: str) -> None:
     with pytest.raises(PermanentError, match="maximum context length"):
         await ask(url, "word " * 2000)
 
 
-async def test_something_that_is_no_chat_api_is_told(url: str) -> None:
+async def test_an_answer_that_is_not_a_chat_completion_is_an_error(url: str) -> None:
     with pytest.raises(PermanentError):
         await ask(f"{url}/metrics", QUESTION)
-    server = await asyncio.start_server(_nonsense, "127.0.0.1", 0)
+    server = await asyncio.start_server(_serve_html, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(InvalidMessage, match="not a chat completion"):
             await ask(f"http://127.0.0.1:{port}", QUESTION)
 
 
-async def _nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _serve_html(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\nconnection: close\r\n\r\ndata: <html>\n")
     await writer.drain()

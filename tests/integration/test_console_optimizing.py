@@ -1,4 +1,4 @@
-"""`slmops optimize`, `job`, `recipe` and `eval` against an optimizer that has lived already, on a real bus."""
+"""`slmops optimize`, `job`, `recipe` and `eval` with a fake optimizer on a real bus."""
 
 from __future__ import annotations
 
@@ -50,33 +50,33 @@ def slmops(world: World) -> Cli:
 
 
 class Optimizer:
-    """`story` is told one view per question about jobs, the last for ever."""
+    """A fake optimizer. Each query about jobs gets the next view of `views`; the last one is repeated."""
 
-    def __init__(self, *story: JobView, files: EvaluationFiles | None = None, found: Verification = FOUND) -> None:
-        self.story, self.files, self.found = list(story) or [job()], files, found
-        self.asked: list[object] = []
+    def __init__(self, *views: JobView, files: EvaluationFiles | None = None, found: Verification = FOUND) -> None:
+        self.views, self.files, self.found = list(views) or [job()], files, found
+        self.received: list[object] = []
 
     async def optimize(self, command: Optimize) -> JobView:
-        self.asked.append(command)
-        return self.story[0]
+        self.received.append(command)
+        return self.views[0]
 
     async def jobs(self, query: ListJobs) -> JobList:
-        return JobList(jobs=(self.story[0] if len(self.story) == 1 else self.story.pop(0),))
+        return JobList(jobs=(self.views[0] if len(self.views) == 1 else self.views.pop(0),))
 
     async def cancel(self, command: CancelJob) -> JobView:
-        self.asked.append(command)
-        return self.story[0].model_copy(update={"state": JobState.CANCELLING})
+        self.received.append(command)
+        return self.views[0].model_copy(update={"state": JobState.CANCELLING})
 
     async def recipes(self, _: ListRecipes) -> RecipeList:
         return RecipeList(recipes=(RECIPE,), passes=(PASS,))
 
     async def fetch(self, command: FetchEvaluation) -> EvaluationFiles:
-        self.asked.append(command)
+        self.received.append(command)
         assert self.files
         return self.files
 
     async def verify(self, command: VerifyEvaluation) -> Verification:
-        self.asked.append(command)
+        self.received.append(command)
         return self.found
 
     def declare(self, bus: Bus) -> None:
@@ -88,7 +88,7 @@ class Optimizer:
         bus.serve(VerifyEvaluation, self.verify)
 
 
-async def test_optimize_sends_names_files_and_a_search_and_waits_with_what_is_known(
+async def test_optimize_sends_recipes_and_a_search_and_prints_the_progress_while_it_waits(
     world: World, slmops: Cli, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.yaml"
@@ -100,7 +100,7 @@ async def test_optimize_sends_names_files_and_a_search_and_waits_with_what_is_kn
     recipes = ("--recipe", "int8", "--recipe", str(mine), "--profile", "edge-small")
     done = await slmops("optimize", "smollm2:1.0.0", *recipes, *search, "--wait")
     assert done.exit_code == 0, done.err
-    assert optimizer.asked == [
+    assert optimizer.received == [
         Optimize(
             model="smollm2",
             version="1.0.0",
@@ -121,7 +121,7 @@ async def test_optimize_sends_names_files_and_a_search_and_waits_with_what_is_kn
         (job(JobState.CANCELLED, problem=Problem(code="job_cancelled", what="cancelled by bob")), JobCancelled.code),
     ],
 )
-async def test_waiting_for_a_job_that_comes_to_nothing_is_an_error(
+async def test_waiting_for_a_refused_or_cancelled_job_is_an_error(
     world: World, slmops: Cli, last: JobView, code: str
 ) -> None:
     await world.service("optimizer", Optimizer(job(), last).declare)
@@ -129,19 +129,19 @@ async def test_waiting_for_a_job_that_comes_to_nothing_is_an_error(
     assert (done.exit_code, done.problem["code"]) == (1, code)
 
 
-async def test_a_job_is_named_by_its_beginning(world: World, slmops: Cli) -> None:
+async def test_a_job_may_be_named_by_a_prefix_of_its_id(world: World, slmops: Cli) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     listed = await slmops("job", "ls", "--json")
     assert JobList.model_validate(listed.json) == JobList(jobs=(job(),))
     done = await slmops("job", "cancel", "5f0c", "--by", "alice", "--json")
     assert JobView.model_validate(done.json).state is JobState.CANCELLING
-    assert optimizer.asked == [CancelJob(job=job().job, by="alice")]
+    assert optimizer.received == [CancelJob(job=job().job, by="alice")]
     other = await slmops("job", "cancel", "ffff", "--json")
     assert (other.exit_code, other.problem["code"]) == (1, NotFound.code)
 
 
-async def test_recipes_and_passes(world: World, slmops: Cli) -> None:
+async def test_recipes_and_passes_are_listed_and_shown(world: World, slmops: Cli) -> None:
     await world.service("optimizer", Optimizer().declare)
     assert Recipe.model_validate((await slmops("recipe", "show", "mine", "--json")).json) == RECIPE
     text = (await slmops("recipe", "show", "mine")).out
@@ -169,15 +169,15 @@ async def test_an_evaluation_is_fetched_verified_and_saved(world: World, slmops:
     assert done.json["report"] == whole_report()
     assert (tmp_path / "front" / "job.json").read_bytes() == report
     assert (tmp_path / "front" / "front.png").read_bytes() == b"picture"
-    assert optimizer.asked == [FetchEvaluation(job=job().job)]
+    assert optimizer.received == [FetchEvaluation(job=job().job)]
 
-    lying = files.report.model_copy(update={"descriptor": Descriptor.of(b"other", "application/json")})
-    optimizer.files = EvaluationFiles(report=lying)
+    wrong_digest = files.report.model_copy(update={"descriptor": Descriptor.of(b"other", "application/json")})
+    optimizer.files = EvaluationFiles(report=wrong_digest)
     refused = await slmops("eval", "show", "smollm2:1.0.0:int4", "--json")
     assert refused.problem["code"] == "digest_mismatch"
 
 
-async def test_verify_says_by_its_exit_code_whether_the_figures_are_found_again(world: World, slmops: Cli) -> None:
+async def test_the_exit_code_of_verify_says_whether_the_figures_are_reproduced(world: World, slmops: Cli) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     done = await slmops("eval", "verify", "smollm2:1.0.0:int4", "--json")
@@ -185,7 +185,7 @@ async def test_verify_says_by_its_exit_code_whether_the_figures_are_found_again(
     optimizer.found = FOUND.model_copy(update={"agrees": True})
     digest = "sha256:" + "ab" * 32
     assert (await slmops("eval", "verify", digest)).exit_code == 0
-    assert optimizer.asked == [
+    assert optimizer.received == [
         VerifyEvaluation(model="smollm2", version="1.0.0", recipe="int4"),
         VerifyEvaluation(report=digest),
     ]

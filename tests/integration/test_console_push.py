@@ -1,4 +1,4 @@
-"""A push against the real registry and a real object store."""
+"""Pushes to a real registry and a real object store."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def listed(world: World, model: str) -> list[VersionView]:
     return list((await world.client.request(ListVersions(model=model))).versions)
 
 
-async def test_a_push_registers_a_version_and_a_repetition_changes_nothing(world: World, tmp_path: Path) -> None:
+async def test_a_push_registers_a_version_and_repeating_it_changes_nothing(world: World, tmp_path: Path) -> None:
     slmops, path, golden = Cli(world), make_gguf(tmp_path / "tiny.gguf"), tmp_path / "golden.jsonl"
     golden.write_text(GOLDEN)
     arguments = ("model", "push", str(path), "--name", "pushed", "--version", "1.0.0", "--golden", str(golden))
@@ -88,7 +88,7 @@ async def test_a_push_registers_a_version_and_a_repetition_changes_nothing(world
     assert "slmops model show pushed:1.1.0" in newer.err
 
 
-async def test_whatever_ends_a_push_early_leaves_nothing_that_a_list_shows(world: World, tmp_path: Path) -> None:
+async def test_an_interrupted_or_failed_push_registers_no_version(world: World, tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "tiny.gguf", rows=410)
 
     def interrupt(step: str, done: int, of: int) -> None:
@@ -111,7 +111,7 @@ async def test_whatever_ends_a_push_early_leaves_nothing_that_a_list_shows(world
     assert len(await listed(world, "early")) == 1
 
 
-async def test_a_base_that_the_store_has_is_not_sent_again_with_its_adapter(world: World, tmp_path: Path) -> None:
+async def test_an_adapter_is_pushed_without_uploading_its_base_again(world: World, tmp_path: Path) -> None:
     base, adapter = make_tiny_llama(tmp_path / "base"), tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "target_modules": ["o_proj"]}')
@@ -151,7 +151,9 @@ async def test_a_base_that_the_store_has_is_not_sent_again_with_its_adapter(worl
     assert (await slmops(*arguments)).json == json.loads(view.model_dump_json())
 
 
-async def test_wait_tells_the_progress_and_fails_when_every_variant_is_refused(world: World, tmp_path: Path) -> None:
+async def test_push_wait_prints_the_progress_and_fails_when_every_variant_is_rejected(
+    world: World, tmp_path: Path
+) -> None:
     path = make_gguf(tmp_path / "tiny.gguf")
     arguments = ("model", "push", str(path), "--name", "waited", "--version", "1.0.0", "--wait")
     process = await Cli(world).start(*arguments)
@@ -161,21 +163,21 @@ async def test_wait_tells_the_progress_and_fails_when_every_variant_is_refused(w
     await world.publish(VariantStarted(**job, recipes=("int4",)))
     await world.publish(VariantProgressed(**job, step="evaluating int4", done=3, of=8))
     assert process.stderr
-    told = b""
-    while b"evaluating int4 3/8" not in told:
-        told += await asyncio.wait_for(process.stderr.readline(), 10)
+    stderr = b""
+    while b"evaluating int4 3/8" not in stderr:
+        stderr += await asyncio.wait_for(process.stderr.readline(), 10)
     await world.publish(VariantRejected(**job, recipe="int4", reason="KL 0.9 is over 0.5"))
     done = await wait_for_exit(process)
     assert done.exit_code == OptimizationFailed.exit_code
     assert "error [optimization_failed]: no variant passed its gate. int4: KL 0.9 is over 0.5" in done.err
 
 
-# ---- one file to an object store that is not well ---------------------------------------------------------
+# ---- uploads to an object store that fails ----------------------------------------------------------------
 
 
 @asynccontextmanager
 async def store(*statuses: int) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """An HTTP server that answers PUTs with these, and what it got."""
+    """Yields the URL of an HTTP server that answers PUTs with `statuses`, and the bodies that it receives."""
     bodies: list[bytes] = []
     answers = list(statuses)
 
@@ -205,7 +207,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     return Source(path, ModelFile(path="weights", digest=digest_of(path.read_bytes()), size_bytes=10_000_000))
 
 
-async def test_an_upload_that_fails_for_a_moment_is_tried_again_from_its_beginning(source: Source) -> None:
+async def test_an_upload_that_fails_once_is_retried_from_its_beginning(source: Source) -> None:
     sent: list[int] = []
     async with store(503, 200) as (url, bodies), httpx.AsyncClient() as http:
         await engine._put(http, url, source, sent.append)
@@ -213,7 +215,7 @@ async def test_an_upload_that_fails_for_a_moment_is_tried_again_from_its_beginni
     assert sent == [4 << 20, 8 << 20, 10_000_000] * 2
 
 
-async def test_an_upload_that_keeps_failing_is_unreachable_without_the_signature(source: Source) -> None:
+async def test_an_upload_that_keeps_failing_is_unreachable_and_the_error_hides_the_signature(source: Source) -> None:
     async with store(503, 503, 503) as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="3 attempts: the object store answered 503") as caught:
             await engine._put(http, url, source, lambda _: None)
@@ -225,7 +227,7 @@ async def test_an_upload_that_keeps_failing_is_unreachable_without_the_signature
 
 
 @pytest.mark.parametrize("change_bytes", [-1, 1])
-async def test_a_file_that_has_another_size_by_now_is_not_sent(source: Source, change_bytes: int) -> None:
+async def test_a_file_whose_size_changed_after_hashing_is_not_sent(source: Source, change_bytes: int) -> None:
     hashed = source.file.model_copy(update={"size_bytes": source.file.size_bytes + change_bytes})
     async with store() as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(DigestMismatch, match="changed during the push"):
@@ -233,13 +235,13 @@ async def test_a_file_that_has_another_size_by_now_is_not_sent(source: Source, c
     assert bodies == []
 
 
-async def test_a_refused_upload_is_not_tried_again(source: Source) -> None:
+async def test_a_refused_upload_is_not_retried(source: Source) -> None:
     async with store(403) as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="refused weights with status 403"):
             await engine._put(http, url, source, lambda _: None)
     assert len(bodies) == 1
 
 
-async def test_the_list_of_versions_is_json_that_a_script_can_read(world: World) -> None:
+async def test_model_ls_prints_json(world: World) -> None:
     done = await Cli(world)("model", "ls", "--json")
     assert set(json.loads(done.out)) == {"versions"}

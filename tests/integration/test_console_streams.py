@@ -39,7 +39,7 @@ async def make_a_gap(world: World) -> None:
     assert await gaps.look(world.client, OURS)
 
 
-async def test_status_has_the_backlog_and_doctor_everything_with_its_fix(world: World, slmops: Cli) -> None:
+async def test_status_lists_the_backlog_and_doctor_lists_every_problem_with_a_fix(world: World, slmops: Cli) -> None:
     await make_a_gap(world)
     found = (await slmops("status", "--json")).json
     assert {"stream": "EVENTS", "consumer": OURS.consumer, "pending": 1} in found["backlog"]
@@ -66,7 +66,7 @@ async def test_streams_are_listed_with_their_consumers_and_gaps(world: World, sl
         assert text in shown
 
 
-async def test_a_full_stream_is_enlarged_and_takes_messages_again(
+async def test_a_full_stream_accepts_messages_after_it_is_enlarged(
     world: World, slmops: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_tiny(world, monkeypatch, "EVENTS")
@@ -87,7 +87,7 @@ async def test_a_full_stream_is_enlarged_and_takes_messages_again(
         (("NOTHING", "1GiB"), "not_found", 1, "no stream NOTHING"),
     ],
 )
-async def test_a_size_that_cannot_be_is_refused(
+async def test_an_invalid_stream_size_is_refused_and_changes_nothing(
     world: World,
     slmops: Cli,
     monkeypatch: pytest.MonkeyPatch,
@@ -105,7 +105,7 @@ async def test_a_size_that_cannot_be_is_refused(
     assert (info.config.max_bytes, info.state.messages) == (TINY_BYTES, taken)
 
 
-async def test_a_stream_that_forgets_may_be_made_smaller(world: World, slmops: Cli) -> None:
+async def test_a_stream_that_drops_old_messages_may_be_made_smaller(world: World, slmops: Cli) -> None:
     done = await slmops("stream", "resize", "WINDOWS", "64MiB", "--force", "--json")
     assert (done.exit_code, done.json["limit_bytes"]) == (0, 64 << 20)
 
@@ -118,7 +118,9 @@ async def test_a_gap_is_accepted_once(world: World, slmops: Cli) -> None:
     assert (await slmops("stream", "accept", "NOTHING", "--json")).problem["code"] == "not_found"
 
 
-async def test_attention_lists_what_needs_a_person(world: World, slmops: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attention_lists_problems_that_need_an_operator(
+    world: World, slmops: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await make_tiny(world, monkeypatch, "EVENTS")
     await make_a_gap(world)
     await fill(world, "EVENTS")

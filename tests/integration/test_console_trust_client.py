@@ -1,4 +1,4 @@
-"""`slmops trust client` against a plain HTTP server that can be made to lie: each attack is refused by its name."""
+"""`slmops trust client` against an HTTP server that can return forged files: each attack is refused by its name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MANIFEST = b"manifest"
 
 
 class Web:
-    """The metadata of a world and its targets over HTTP. `overrides` by file name go before; None breaks the connection
-    half way, and an endless one is sent until the client hangs up."""
+    """Serves the metadata of a world and its targets over HTTP. `overrides` maps the end of a file name to the content
+    returned instead: None cuts the connection, and `ENDLESS` sends data until the client disconnects."""
 
     def __init__(self, world: TrustWorld) -> None:
         self.world, self.overrides, self.sent = world, dict[str, bytes | None](), 0
@@ -36,7 +36,7 @@ class Web:
                 web.answer(self)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Quiet."""
+                """Logs nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -44,18 +44,18 @@ class Web:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = request.path.rpartition("/")[2]
-        lied = next((data for end, data in self.overrides.items() if name.endswith(end)), b"")
-        data = lied or (b"" if lied is None else self.truth(request.path))
+        override = next((data for end, data in self.overrides.items() if name.endswith(end)), b"")
+        data = override or (b"" if override is None else self.genuine(request.path))
         request.send_response(404 if data is None else 200)
-        if lied != ENDLESS:
-            request.send_header("Content-Length", "1000" if lied is None else str(len(data or b"")))
+        if override != ENDLESS:
+            request.send_header("Content-Length", "1000" if override is None else str(len(data or b"")))
         request.end_headers()
-        if lied == ENDLESS:
+        if override == ENDLESS:
             self.endless(request)
         else:
             request.wfile.write(data or b"")
 
-    def truth(self, path: str) -> bytes | None:
+    def genuine(self, path: str) -> bytes | None:
         folder, _, name = path.rpartition("/")
         if folder == "/metadata":
             return self.world.file(name)
@@ -97,7 +97,7 @@ class Client:
         return int(json.loads((self.trusted / f"{role}.json").read_bytes())["signed"]["version"])
 
     def refused(self, done: Result) -> Attack:
-        """The attack that is named, by an error of one code; nothing was written into the targets' folder."""
+        """Asserts that the call failed with `trust_refused`. Returns the attack that the error names."""
         assert (done.exit_code, done.stdout) == (1, ""), done.output
         problem = json.loads(done.stderr)
         assert problem["code"] == "trust_refused"
@@ -105,7 +105,7 @@ class Client:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nothing_set_up(monkeypatch, tmp_path / "nowhere")
 
 
@@ -129,22 +129,22 @@ def target(world: TrustWorld) -> str:
 
 @pytest.fixture
 def client(web: Web, tmp_path: Path, target: str) -> Client:
-    """It trusts a repository with one package, and is up to date."""
+    """Returns an up-to-date client that trusts a repository with one package."""
     client = Client(web, tmp_path / "client")
     client.init()
     assert client("refresh").exit_code == 0
     return client
 
 
-def test_what_is_vouched_for_is_downloaded(client: Client, target: str) -> None:
-    for name, content in ((target, MANIFEST), (ROLLOUT_TARGET, client.web.truth("/targets/trust/x.rollout.json"))):
+def test_signed_targets_are_downloaded(client: Client, target: str) -> None:
+    for name, content in ((target, MANIFEST), (ROLLOUT_TARGET, client.web.genuine("/targets/trust/x.rollout.json"))):
         done = client.download(name)
         assert done.exit_code == 0, done.stderr
         assert Path(json.loads(done.stdout)["file"]).read_bytes() == content
     assert len(list(client.into.iterdir())) == 2
 
 
-def test_it_follows_rotations_of_every_key(client: Client, world: TrustWorld) -> None:
+def test_the_client_follows_rotations_of_every_key(client: Client, world: TrustWorld) -> None:
     for _ in range(2):
         for role in ("root", "targets", "snapshot", "timestamp", "packages"):
             ceremony.rotate(world.folder, role, world.holders(), world.now).apply()
@@ -153,7 +153,7 @@ def test_it_follows_rotations_of_every_key(client: Client, world: TrustWorld) ->
     newest = world.folder.newest("root")
     assert newest is not None and client.version("root") == newest.signed.version > 4
     history = everything_below(client.trusted / "root_history")
-    client.init()  # the old root again: what it knew stays as it was, and is learnt again
+    client.init()  # with the old root: its history is kept
     assert everything_below(client.trusted / "root_history") == history
     assert client("refresh").exit_code == 0
     assert client.version("root") == newest.signed.version
@@ -225,7 +225,7 @@ def corrupt(web: Web, client: Client) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_an_attack_is_named_and_gains_nothing(
+def test_an_attack_is_named_in_the_error_and_changes_no_trusted_file(
     web: Web, client: Client, target: str, attack: Callable[[Web, Client], None], name: Attack
 ) -> None:
     attack(web, client)
@@ -234,9 +234,9 @@ def test_an_attack_is_named_and_gains_nothing(
     assert client.refused(client.download(target)) == name
     assert not client.into.exists()
     assert client.version("snapshot") == kept["snapshot"]
-    # The client stopped reading at its limit. The rest is what sockets hold, which the kernel lets grow under load.
+    # The client stops reading at its limit. The rest is in socket buffers, which the kernel enlarges under load.
     assert web.sent <= METADATA_LIMIT_BYTES + (32 << 20)
-    if web.overrides:  # the liar gone, it goes on from what it trusts
+    if web.overrides:  # without the forged files the client continues
         web.overrides.clear()
         assert client.download(target).exit_code == 0
 
@@ -250,32 +250,32 @@ def test_an_attack_is_named_and_gains_nothing(
         (ENDLESS, Attack.ENDLESS_DATA),
     ],
 )
-def test_another_file_in_the_place_of_a_target(client: Client, target: str, bytes_: bytes, name: Attack) -> None:
+def test_a_target_with_other_content_is_refused(client: Client, target: str, bytes_: bytes, name: Attack) -> None:
     client.web.overrides["manifest.json"] = bytes_
     assert client.refused(client.download(target)) == name
     assert everything_below(client.into) == {}
 
 
-def test_what_nobody_vouches_for_is_an_arbitrary_package(client: Client, world: TrustWorld, target: str) -> None:
+def test_an_unsigned_or_revoked_package_is_refused_as_arbitrary(client: Client, world: TrustWorld, target: str) -> None:
     assert client.refused(client.download("smollm2/9.9.9/" + "0" * 64 + "/manifest.json")) == Attack.ARBITRARY_PACKAGE
     ceremony.revoke(world.folder, "smollm2", world.holders(), world.now).apply()
     world.adopt()
     assert client.refused(client.download(target)) == Attack.ARBITRARY_PACKAGE
 
 
-def test_a_network_that_fails_is_no_attack(client: Client) -> None:
+def test_a_network_failure_is_not_reported_as_an_attack(client: Client) -> None:
     client.web.overrides["timestamp.json"] = None
     broken = client("refresh")
     assert (broken.exit_code, json.loads(broken.stderr)["code"]) == (1, "unreachable")
     client.web.overrides.clear()
-    nobody = client("refresh", **{"metadata-url": "http://127.0.0.1:1/"})
-    assert (nobody.exit_code, json.loads(nobody.stderr)["code"]) == (1, "unreachable")
-    assert json.loads(nobody.stderr)["what"] == "the repository does not answer: MaxRetryError"
-    nowhere = client("refresh", **{"metadata-url": f"{client.web.url}/metadata/nothing/here/"})
-    assert (nowhere.exit_code, json.loads(nowhere.stderr)["code"]) == (1, "not_ready")
+    refused = client("refresh", **{"metadata-url": "http://127.0.0.1:1/"})
+    assert (refused.exit_code, json.loads(refused.stderr)["code"]) == (1, "unreachable")
+    assert json.loads(refused.stderr)["what"] == "the repository does not answer: MaxRetryError"
+    missing = client("refresh", **{"metadata-url": f"{client.web.url}/metadata/nothing/here/"})
+    assert (missing.exit_code, json.loads(missing.stderr)["code"]) == (1, "not_ready")
 
 
-def test_wrong_calls_are_typed_errors(client: Client, world: TrustWorld, tmp_path: Path) -> None:
+def test_invalid_roots_urls_and_options_are_typed_errors(client: Client, world: TrustWorld, tmp_path: Path) -> None:
     forged = json.loads(world.folder.first_root.read_bytes())
     forged["signed"]["roles"]["root"]["threshold"] = 1
     targets = (world.folder.metadata / "1.targets.json").read_text()

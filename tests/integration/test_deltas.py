@@ -1,4 +1,4 @@
-"""Updates in few bytes: planned from what the fleet reports, followed by a gateway, and never trusted."""
+"""Delta updates: planned from what the fleet reports, followed by a gateway, and always verified."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEIGHTS = random.Random(7).randbytes(400_000)
 
 
 def changed(data: bytes, number: int) -> bytes:
-    """A few hundred bytes are others."""
+    """Returns a copy of `data` with a few hundred changed bytes."""
     found = bytearray(data)
     places = random.Random(number)
     for _ in range(300):
@@ -42,7 +42,7 @@ def changed(data: bytes, number: int) -> bytes:
 
 @dataclass
 class Versions:
-    """Of one model, none of which another test has put into the store; each differs a little from the one before."""
+    """Versions of one model, new to the store; each one differs a little from the previous one."""
 
     site: Site
     weights: list[bytes] = field(default_factory=lambda: [uuid4().bytes + WEIGHTS])
@@ -69,7 +69,7 @@ def versions(site: Site) -> Versions:
 
 
 async def report(site: Site, running: Release, gateway: str = "gw-1") -> None:
-    """What the fleet runs, in the words of one of it, heard by the packager."""
+    """Publishes a report of what a gateway runs, and waits until the packager has received it."""
     bus = site.bus if gateway == "gw-1" else await site.rollout.enrol(gateway)
     event = GatewayReported(
         gateway_id=gateway,
@@ -81,10 +81,10 @@ async def report(site: Site, running: Release, gateway: str = "gw-1") -> None:
     )
     await bus.publish(event, envelope(event))
 
-    async def heard() -> bool | None:
+    async def received() -> bool | None:
         return True if await site.rollout.world.unsettled("GATEWAYS", CONSUMER) == 0 else None
 
-    await eventually(heard)
+    await eventually(received)
 
 
 SEQUENCE = itertools.count(1)
@@ -104,35 +104,35 @@ def weights(slot: Slot) -> bytes:
     return (slot.path / "model.onnx.data").read_bytes()
 
 
-async def installed(site: Site, wanted: Release) -> Slot:
-    """And serving, so that the next one goes to the other slot."""
+async def install_and_commit(site: Site, wanted: Release) -> Slot:
+    """Installs a release and makes its slot the active one, so that the next release goes to the other slot."""
     slot = await site.install(wanted)
     site.slots.activate()
     site.slots.commit()
     return slot
 
 
-async def test_what_the_fleet_runs_is_the_base_and_a_gateway_fetches_a_hundredth(
+async def test_a_delta_is_made_from_the_release_that_the_fleet_runs_and_a_gateway_fetches_only_the_delta(
     site: Site, versions: Versions
 ) -> None:
     first = await versions.publish()
-    await installed(site, first)
+    await install_and_commit(site, first)
     assert site.acquirer.fetched_bytes > len(versions.weights[0])
     await report(site, first)
     second = await versions.publish()
     [made] = await deltas(site, 1)
     assert (made.base, made.target) == (first.manifest.digest, second.manifest.digest)
     assert made.delta.size < len(versions.weights[1]) / 50 < made.full_bytes
-    slot = await installed(site, second)
+    slot = await install_and_commit(site, second)
     assert weights(slot) == versions.weights[1]
     assert site.acquirer.fetched_bytes == made.delta.size
     site.acquirer.prune()
     assert not [path for path in (site.home / "blobs").iterdir() if path.name == made.delta.digest[7:]]
 
 
-async def test_a_gateway_that_missed_a_version_follows_a_chain(site: Site, versions: Versions) -> None:
+async def test_a_gateway_that_missed_a_version_follows_a_chain_of_deltas(site: Site, versions: Versions) -> None:
     first = await versions.publish()
-    await installed(site, first)
+    await install_and_commit(site, first)
     await report(site, first, "gw-2")
     second = await versions.publish()
     await deltas(site, 1)
@@ -144,14 +144,13 @@ async def test_a_gateway_that_missed_a_version_follows_a_chain(site: Site, versi
     assert site.acquirer.fetched_bytes == one.delta.size + two.delta.size
 
 
-async def test_of_too_many_deltas_the_oldest_is_offered_no_more(
+async def test_the_oldest_delta_is_withdrawn_when_the_space_for_deltas_is_used_up(
     nats_server: NatsServer, s3: S3, tmp_path: Path
 ) -> None:
-    """And said to be garbage."""
     async with site_on(nats_server, s3, tmp_path, delta_bases=1, delta_space_bytes=3000) as site:
         versions = Versions(site)
         first = await versions.publish()
-        await installed(site, first)
+        await install_and_commit(site, first)
         await report(site, first)
         await versions.publish()
         [one] = await deltas(site, 1)
@@ -159,21 +158,21 @@ async def test_of_too_many_deltas_the_oldest_is_offered_no_more(
         await report(site, versions.published[1], "gw-3")
         third = await versions.publish()
         await deltas(site, 2)
-        assert 1500 < one.delta.size < 3000, "two do not fit"
+        assert 1500 < one.delta.size < 3000, "two deltas do not fit"
 
-        async def taken_back() -> PackageDeltaWithdrawn | None:
+        async def withdrawn() -> PackageDeltaWithdrawn | None:
             stored = [m for m in await site.rollout.world.stored("EVENTS") if m.subject == PackageDeltaWithdrawn.type]
             return PackageDeltaWithdrawn.model_validate_json(stored[0].data) if stored else None
 
-        assert (await eventually(taken_back)).delta == one.delta.digest
+        assert (await eventually(withdrawn)).delta == one.delta.digest
         assert weights(await site.install(third)) == versions.weights[2]
-        assert site.acquirer.fetched_bytes >= len(versions.weights[2]), "no chain leads there any more"
+        assert site.acquirer.fetched_bytes >= len(versions.weights[2]), "no chain of deltas leads to this release"
 
 
-@pytest.mark.parametrize("harm", ["the delta is another", "the delta is gone", "the base was changed on the device"])
-async def test_whatever_is_wrong_with_a_delta_the_whole_files_come(site: Site, versions: Versions, harm: str) -> None:
+@pytest.mark.parametrize("harm", ["the delta is damaged", "the delta is missing", "the base was changed on the device"])
+async def test_an_unusable_delta_is_replaced_by_the_whole_files(site: Site, versions: Versions, harm: str) -> None:
     first = await versions.publish()
-    slot = await installed(site, first)
+    slot = await install_and_commit(site, first)
     await report(site, first)
     second = await versions.publish()
     [made] = await deltas(site, 1)
@@ -182,47 +181,51 @@ async def test_whatever_is_wrong_with_a_delta_the_whole_files_come(site: Site, v
         blob.unlink()
         blob.write_bytes(changed(versions.weights[0], 9))
     else:
-        await spoil(site, made, gone=harm == "the delta is gone")
+        await damage_delta(site, made, missing=harm == "the delta is missing")
     found = await site.install(second)
     assert weights(found) == versions.weights[1]
     assert site.acquirer.fetched_bytes >= len(versions.weights[1])
 
 
-async def spoil(site: Site, made: PackageDeltaPublished, *, gone: bool) -> None:
+async def damage_delta(site: Site, made: PackageDeltaPublished, *, missing: bool) -> None:
     objects = site.optimizer.objects
     key = blob_key(made.delta.digest)
-    if gone:
+    if missing:
         objects._client.remove_object(objects.bucket, key)
     else:
         await objects.put_object(key, bytes(made.delta.size))
 
 
-async def test_a_route_that_leads_elsewhere_is_not_followed(site: Site, versions: Versions, monkeypatch: Any) -> None:
+async def test_a_chain_of_deltas_to_another_release_is_not_followed(
+    site: Site, versions: Versions, monkeypatch: Any
+) -> None:
     first = await versions.publish()
-    await installed(site, first)
+    await install_and_commit(site, first)
     await report(site, first)
     second = await versions.publish()
     await deltas(site, 1)
     ask = Acquirer._request_package
 
-    async def lying(self: Acquirer, digest: Any) -> Any:
+    async def with_wrong_target(self: Acquirer, digest: Any) -> Any:
         package = await ask(self, digest)
         [step] = package.route
         return package.model_copy(update={"route": (step.model_copy(update={"target": first.manifest.digest}),)})
 
-    monkeypatch.setattr(Acquirer, "_request_package", lying)
+    monkeypatch.setattr(Acquirer, "_request_package", with_wrong_target)
     assert weights(await site.install(second)) == versions.weights[1]
     assert site.acquirer.fetched_bytes >= len(versions.weights[1])
 
 
-async def test_who_asks_while_a_delta_is_made_gets_it(site: Site, versions: Versions, monkeypatch: Any) -> None:
+async def test_a_gateway_that_asks_while_a_delta_is_made_gets_the_delta(
+    site: Site, versions: Versions, monkeypatch: Any
+) -> None:
     def slowly(*arguments: Any) -> Any:
         time.sleep(1.5)
         return make(*arguments)
 
     monkeypatch.setattr(planning, "make", slowly)
     first = await versions.publish()
-    await installed(site, first)
+    await install_and_commit(site, first)
     await report(site, first)
     second = await versions.publish()
     assert weights(await site.install(second)) == versions.weights[1]
