@@ -159,7 +159,7 @@ def test_the_client_follows_rotations_of_every_key(client: Client, world: TrustW
     assert client.version("root") == newest.signed.version
 
 
-# ---- attacks: each is given a world that the client trusts, and overrides -----------------------------------------
+# ---- attacks: each forges files of a world that the client trusts ----------------------------------------------
 
 
 def rollback(web: Web, client: Client) -> None:

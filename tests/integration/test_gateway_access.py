@@ -1,4 +1,4 @@
-"""Who may use the gateway's API: pages of strangers may not, over a real socket and without a model."""
+"""Access to the gateway's API over a real socket, without a model: foreign hosts and web pages are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slmops.gateway.serving.releases import Serving
 from slmops.gateway.settings import Settings
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
-EVERYWHERE = (MODELS, "/healthz", "/metrics", "/nothing")
+PATHS = (MODELS, "/healthz", "/metrics", "/nothing")
 PAGE = "https://app.example"
 
 
@@ -48,9 +48,9 @@ def settings(tmp_path: Path, **fields: object) -> Settings:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil", "", "2130706433"]
 )
-async def test_a_name_that_somebody_resolves_to_this_device_reaches_nothing(host: str) -> None:
+async def test_a_foreign_host_name_is_refused_on_every_path(host: str) -> None:
     async with api() as client:
-        for path in EVERYWHERE:
+        for path in PATHS:
             assert code(await client.get(path, headers={"Host": host})) == (403, "host_refused")
         assert code(await client.post(CHAT, headers={"Host": host}, json={})) == (403, "host_refused")
 
@@ -83,9 +83,9 @@ async def test_the_gateways_own_names_and_configured_ones_reach_the_api(tmp_path
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:3000", "null", "http://127.0.0.1"])
-async def test_a_page_of_any_origin_is_refused_unless_it_is_allowed(origin: str) -> None:
+async def test_a_web_page_is_refused_unless_its_origin_is_allowed(origin: str) -> None:
     async with api() as client:
-        for path in EVERYWHERE:
+        for path in PATHS:
             assert code(await client.get(path, headers={"Origin": origin})) == (403, "origin_refused")
         refused = await client.post(CHAT, headers={"Origin": origin, "Content-Type": "text/plain"}, content="{}")
         assert code(refused) == (403, "origin_refused")
@@ -95,7 +95,7 @@ async def test_a_page_of_any_origin_is_refused_unless_it_is_allowed(origin: str)
         assert not [name for name in preflight.headers if name.startswith("access-control-allow")]
 
 
-async def test_an_allowed_page_gets_what_its_browser_asks_for(tmp_path: Path) -> None:
+async def test_an_allowed_origin_gets_the_cors_headers_that_browsers_need(tmp_path: Path) -> None:
     async with api(Access.of(settings(tmp_path, api_origins=(f"{PAGE}/",)))) as client:
         asked = {
             "Origin": PAGE,
@@ -114,19 +114,19 @@ async def test_an_allowed_page_gets_what_its_browser_asks_for(tmp_path: Path) ->
         assert code(await client.get(MODELS, headers={"Origin": f"{PAGE}.evil"})) == (403, "origin_refused")
 
 
-async def test_with_keys_only_their_holders_use_the_model(tmp_path: Path) -> None:
+async def test_with_api_keys_only_their_holders_may_use_the_model(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("first-key\n\n second-key \n")
     access = Access.of(settings(tmp_path, api_keys=tmp_path / "keys", api_origins=(PAGE,)))
     async with api(access) as client:
-        for shown in (
+        for headers in (
             {},
             {"Authorization": "Bearer wrong"},
             {"Authorization": "first-key"},
             {"Authorization": "Bearer"},
         ):
             for path in (MODELS, f"{MODELS}/tiny", "/v1/nothing"):
-                assert code(await client.get(path, headers=shown)) == (401, "invalid_api_key")
-            assert code(await client.post(CHAT, headers=shown, json={})) == (401, "invalid_api_key")
+                assert code(await client.get(path, headers=headers)) == (401, "invalid_api_key")
+            assert code(await client.post(CHAT, headers=headers, json={})) == (401, "invalid_api_key")
         for key in ("first-key", "second-key"):
             assert (await client.get(MODELS, headers={"Authorization": f"Bearer {key}"})).status_code == 200
         assert (await client.get("/healthz")).status_code == 200
@@ -134,10 +134,10 @@ async def test_with_keys_only_their_holders_use_the_model(tmp_path: Path) -> Non
         refused = await client.get(MODELS, headers={"Origin": PAGE})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, PAGE)
         asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
-        assert (await client.options(CHAT, headers=asked)).status_code == 200, "a preflight cannot show a key"
+        assert (await client.options(CHAT, headers=asked)).status_code == 200, "a preflight cannot send a key"
 
 
-def test_keys_that_cannot_be_read_are_an_error_and_not_an_open_api(tmp_path: Path) -> None:
+def test_a_missing_or_empty_key_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     for name in ("missing", "empty"):
         with pytest.raises(InvalidMessage, match="keys"):

@@ -41,7 +41,7 @@ async def api(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def serving_api(runner: ProcessRunner) -> AsyncIterator[httpx.AsyncClient]:
-    """The API of a gateway that serves this runner."""
+    """Yields a client of the API of a gateway that serves this runner."""
     serving = Serving(ServingLimits(drain=timedelta(seconds=5)))
     await runner.start()
     await serving.swap(runner)
@@ -73,7 +73,7 @@ def events(text: str) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-async def test_a_completion_has_the_shape_that_openai_clients_read(client: httpx.AsyncClient) -> None:
+async def test_a_chat_completion_has_the_fields_of_the_openai_api(client: httpx.AsyncClient) -> None:
     body = (await client.post(URL, json={**ASK, "model": "tiny"})).raise_for_status().json()
     assert body["object"] == "chat.completion"
     assert body["model"] == "tiny"
@@ -86,7 +86,7 @@ async def test_a_completion_has_the_shape_that_openai_clients_read(client: httpx
     assert 0 < usage["completion_tokens"] <= 12
 
 
-async def test_a_stream_says_the_same_as_the_whole_answer(client: httpx.AsyncClient) -> None:
+async def test_a_streamed_answer_equals_the_whole_answer(client: httpx.AsyncClient) -> None:
     whole = (await client.post(URL, json=ASK)).json()
     response = await client.post(URL, json={**ASK, "stream": True, "stream_options": {"include_usage": True}})
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -104,7 +104,7 @@ async def test_a_stream_without_the_option_has_no_usage(client: httpx.AsyncClien
     assert all("usage" not in chunk for chunk in chunks)
 
 
-async def test_content_may_come_in_parts_and_stop_as_one_string(client: httpx.AsyncClient) -> None:
+async def test_content_may_be_a_list_of_parts_and_stop_a_single_string(client: httpx.AsyncClient) -> None:
     parts = [{"type": "text", "text": "Capital "}, {"type": "text", "text": "of France?"}]
     asked = {**ASK, "messages": [{"role": "user", "content": parts}], "stop": "\0"}
     assert (await client.post(URL, json=asked)).json()["choices"] == (await client.post(URL, json=ASK)).json()[
@@ -133,7 +133,7 @@ async def test_content_may_come_in_parts_and_stop_as_one_string(client: httpx.As
     ],
     ids=str,
 )
-async def test_what_cannot_be_served_is_a_400_in_openais_form(
+async def test_an_unsupported_request_is_a_400_in_the_openai_format(
     client: httpx.AsyncClient, change: dict[str, Any]
 ) -> None:
     response = await client.post(URL, content=json.dumps({**ASK, **change}))
@@ -142,7 +142,7 @@ async def test_what_cannot_be_served_is_a_400_in_openais_form(
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_nonsense_is_a_400_and_does_not_come_back_in_the_message(client: httpx.AsyncClient) -> None:
+async def test_a_body_that_is_not_json_is_a_400_whose_message_does_not_quote_it(client: httpx.AsyncClient) -> None:
     response = await client.post(URL, content=b"secret not json")
     assert response.status_code == 400
     assert "secret" not in response.text
@@ -160,7 +160,7 @@ async def test_a_prompt_longer_than_the_context_is_a_400_streamed_or_not(client:
     assert (await client.post(URL, json=ASK)).status_code == 200
 
 
-async def test_an_answer_longer_than_the_limit_is_refused_and_not_cut_without_a_word(make_runner: MakeRunner) -> None:
+async def test_a_request_for_more_tokens_than_the_limit_is_refused_and_not_truncated(make_runner: MakeRunner) -> None:
     async with serving_api(make_runner(max_tokens=20)) as client:
         for name in ("max_tokens", "max_completion_tokens"):
             asked = {"messages": ASK["messages"], "temperature": 0, name: 21}
@@ -170,7 +170,9 @@ async def test_an_answer_longer_than_the_limit_is_refused_and_not_cut_without_a_
             assert (await client.post(URL, json={**asked, name: 20})).status_code == 200
 
 
-async def test_without_a_limit_an_answer_may_be_as_long_as_the_release_allows(make_runner: MakeRunner) -> None:
+async def test_without_max_tokens_an_answer_may_have_the_length_that_the_release_allows(
+    make_runner: MakeRunner,
+) -> None:
     async with serving_api(make_runner(context_tokens=512, max_tokens=300)) as client:
         asked = {"messages": ASK["messages"], "temperature": 0, "logit_bias": None}
         body = (await client.post(URL, json=asked)).raise_for_status().json()
@@ -178,21 +180,21 @@ async def test_without_a_limit_an_answer_may_be_as_long_as_the_release_allows(ma
         assert body["usage"]["completion_tokens"] == 300
 
 
-async def test_an_answer_that_the_context_cuts_says_so(make_runner: MakeRunner) -> None:
+async def test_an_answer_cut_by_the_context_has_finish_reason_length(make_runner: MakeRunner) -> None:
     async with serving_api(make_runner(context_tokens=64, max_tokens=60)) as client:
         body = (await client.post(URL, json={**ASK, "max_tokens": 60})).raise_for_status().json()
         assert body["choices"][0]["finish_reason"] == "length"
         assert body["usage"]["total_tokens"] == 64
 
 
-async def test_the_model_tells_its_limits(make_runner: MakeRunner) -> None:
-    for configured, told in ((512, 512), (10_000, 2048)):  # the tiny model was trained for 2048
+async def test_the_model_card_has_the_context_and_token_limits(make_runner: MakeRunner) -> None:
+    for configured, expected in ((512, 512), (10_000, 2048)):  # the tiny model was trained for 2048
         async with serving_api(make_runner(context_tokens=configured, max_tokens=100)) as client:
             [card] = (await client.get("/v1/models")).json()["data"]
-            assert (card["max_model_len"], card["max_completion_tokens"]) == (told, 100)
+            assert (card["max_model_len"], card["max_completion_tokens"]) == (expected, 100)
 
 
-async def test_what_official_clients_send_for_unset_fields_and_after_tools_is_answered(
+async def test_null_fields_and_tool_messages_of_official_clients_are_accepted(
     client: httpx.AsyncClient,
 ) -> None:
     plain = (await client.post(URL, json=ASK)).json()["choices"]
@@ -221,7 +223,7 @@ def of_schema(schema: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
 async def test_an_answer_fits_the_schema_of_response_format(client: httpx.AsyncClient, temperature: float) -> None:
-    """The model's weights are random: only the runtime can have held it to the schema."""
+    """The model's weights are random: only constrained decoding can make the answer fit the schema."""
     asked = {**ASK, "max_tokens": 120, "temperature": temperature, "seed": 1, "response_format": of_schema(PERSON)}
     choice = (await client.post(URL, json=asked)).raise_for_status().json()["choices"][0]
     person = json.loads(choice["message"]["content"])
@@ -234,19 +236,21 @@ async def test_an_answer_fits_the_schema_of_response_format(client: httpx.AsyncC
     assert streamed == choice["message"]["content"]
 
 
-async def test_a_json_object_begins_as_one_even_from_a_model_that_talks_nonsense(client: httpx.AsyncClient) -> None:
+async def test_response_format_json_object_makes_a_random_model_answer_with_an_object(
+    client: httpx.AsyncClient,
+) -> None:
     asked = {**ASK, "max_tokens": 30, "response_format": {"type": "json_object"}}
     assert (await client.post(URL, json=asked)).json()["choices"][0]["message"]["content"].lstrip().startswith("{")
 
 
 @pytest.mark.parametrize("schema", [{"type": "nonsense"}, {"$ref": "http://x/y"}, {"type": "string", "pattern": "("}])
-async def test_a_schema_that_the_runtime_cannot_follow_is_the_clients_error(
+async def test_a_schema_that_the_runtime_does_not_support_is_a_client_error(
     client: httpx.AsyncClient, serving: Serving, schema: dict[str, Any]
 ) -> None:
     response = await client.post(URL, json={**ASK, "response_format": of_schema(schema)})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "prompt_refused")
     assert "response_format" in response.json()["error"]["message"]
-    assert serving.take_measurements() == {}, "it says nothing about the release"
+    assert serving.take_measurements() == {}, "a client error is not counted as a measurement of the release"
 
 
 async def text(client: httpx.AsyncClient, **fields: Any) -> str:
@@ -255,11 +259,11 @@ async def text(client: httpx.AsyncClient, **fields: Any) -> str:
 
 
 def letters(allowed: str) -> dict[str, int]:
-    """A bias that leaves only these letters. The byte-level alphabet begins with "!", after three control tokens."""
+    """Returns a logit bias that allows only these letters. The byte alphabet starts with "!" after 3 control tokens."""
     return {str(ord(letter) - ord("!") + 3): 100 for letter in allowed}
 
 
-async def test_penalties_and_biases_change_the_answer_as_openai_defines_them(client: httpx.AsyncClient) -> None:
+async def test_penalties_and_logit_bias_change_the_answer(client: httpx.AsyncClient) -> None:
     plain = await text(client)
     assert await text(client, frequency_penalty=0, presence_penalty=0, logit_bias={}, repetition_penalty=1) == plain
     for penalty in ({"frequency_penalty": 2}, {"presence_penalty": 2}, {"repetition_penalty": 2}):
@@ -269,7 +273,7 @@ async def test_penalties_and_biases_change_the_answer_as_openai_defines_them(cli
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "prompt_refused")
 
 
-async def test_top_k_bounds_the_choice(client: httpx.AsyncClient) -> None:
+async def test_top_k_limits_the_sampled_tokens(client: httpx.AsyncClient) -> None:
     greedy = await text(client)
     assert await text(client, temperature=2, top_k=1, seed=3) == greedy
     for everything in (0, -1, 100_000):
@@ -293,7 +297,7 @@ async def test_logprobs_describe_each_token_of_the_answer(client: httpx.AsyncCli
         assert [other["logprob"] for other in one["top_logprobs"]] == sorted(
             (other["logprob"] for other in one["top_logprobs"]), reverse=True
         )
-        assert one["logprob"] == one["top_logprobs"][0]["logprob"] <= 0, "greedy decoding takes the best"
+        assert one["logprob"] == one["top_logprobs"][0]["logprob"] <= 0, "greedy decoding takes the most likely token"
     assert (await client.post(URL, json=ASK)).json()["choices"][0]["logprobs"] is None
 
 
@@ -307,7 +311,7 @@ async def test_logprobs_of_a_stop_string_are_left_out(client: httpx.AsyncClient)
     assert "".join(one["token"] for one in choice["logprobs"]["content"]) == choice["message"]["content"]
 
 
-async def test_another_model_is_a_404_and_its_version_may_be_named(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_model_or_version_is_a_404(client: httpx.AsyncClient) -> None:
     assert (await client.post(URL, json={**ASK, "model": "gpt-x"})).status_code == 404
     assert (await client.post(URL, json={**ASK, "model": "tiny:9.9.9"})).status_code == 404
     assert (await client.post(URL, json={**ASK, "model": "tiny:1.0.0"})).status_code == 200
@@ -315,7 +319,7 @@ async def test_another_model_is_a_404_and_its_version_may_be_named(client: httpx
     assert (await client.get(URL)).status_code == 405
 
 
-async def test_a_body_beyond_the_limit_is_a_413_with_and_without_a_length(client: httpx.AsyncClient) -> None:
+async def test_a_body_above_the_size_limit_is_a_413_with_and_without_content_length(client: httpx.AsyncClient) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b"x" * 1000
@@ -324,7 +328,7 @@ async def test_a_body_beyond_the_limit_is_a_413_with_and_without_a_length(client
     assert (await client.post(URL, content=endless())).status_code == 413
 
 
-async def test_without_a_model_it_is_alive_but_not_ready_and_says_when_to_come_back() -> None:
+async def test_without_a_model_the_api_is_alive_but_not_ready_and_sends_retry_after() -> None:
     async with api(Serving()) as client:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/readyz")).status_code == 503
@@ -335,16 +339,16 @@ async def test_without_a_model_it_is_alive_but_not_ready_and_says_when_to_come_b
         assert response.json()["error"]["code"] == "not_ready"
 
 
-async def test_health_and_models_of_a_gateway_that_serves(client: httpx.AsyncClient) -> None:
+async def test_a_serving_gateway_is_ready_and_lists_its_model(client: httpx.AsyncClient) -> None:
     assert (await client.get("/readyz")).json() == {"ready": True}
     assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["tiny"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_before_the_first_token_cancels_its_answer(
+async def test_a_client_that_disconnects_before_the_first_token_cancels_its_answer(
     make_runner: MakeRunner, stream: bool
 ) -> None:
-    """The runner stands still meanwhile, so an answer that was not cancelled would be finished and counted."""
+    """The runner is stopped meanwhile: an answer that is not cancelled would be completed later and counted."""
     serving, runner = Serving(), make_runner()
     await runner.start()
     await serving.swap(runner)
@@ -353,14 +357,14 @@ async def test_a_client_that_leaves_before_the_first_token_cancels_its_answer(
         os.kill(runner.pid, signal.SIGSTOP)
         with pytest.raises(httpx.ReadTimeout):
             await client.post(URL, json={**ASK, "stream": stream}, timeout=httpx.Timeout(5, read=0.1))
-        await asyncio.sleep(0.6)  # twice as long as the gateway takes to look
+        await asyncio.sleep(0.6)  # twice the interval at which the gateway checks the connection
         os.kill(runner.pid, signal.SIGCONT)
         assert (await client.post(URL, json=ASK)).status_code == 200
     assert serving.take_measurements()[runner.release.digest].requests == 1
     await serving.stop()
 
 
-async def test_a_client_that_leaves_a_stream_cancels_the_rest(make_runner: MakeRunner) -> None:
+async def test_a_client_that_disconnects_during_a_stream_cancels_the_rest(make_runner: MakeRunner) -> None:
     serving, runner = Serving(), make_runner(context_tokens=2048, max_tokens=2000)
     await runner.start()
     await serving.swap(runner)
@@ -377,7 +381,7 @@ async def test_a_client_that_leaves_a_stream_cancels_the_rest(make_runner: MakeR
     await serving.stop()
 
 
-async def test_metrics_use_the_genai_names_and_hold_nothing_a_client_wrote(client: httpx.AsyncClient) -> None:
+async def test_metrics_use_the_opentelemetry_genai_names_and_no_text_of_clients(client: httpx.AsyncClient) -> None:
     await client.post(URL, json={**ASK, "model": "tiny:1.0.0"})
     await client.post(URL, json={**ASK, "model": "invented-by-a-client"})
     text = (await client.get("/metrics")).text
@@ -396,7 +400,7 @@ async def test_no_prompt_and_no_answer_reaches_a_log(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    secret = "a-word-that-nobody-may-log"
+    secret = "a-word-that-must-not-be-logged"
     asked = {**ASK, "messages": [{"role": "user", "content": secret}]}
     answers = [(await client.post(URL, json=asked)).json()["choices"][0]["message"]["content"]]
     await client.post(URL, json={**asked, "temperature": 9})
@@ -408,7 +412,7 @@ async def test_no_prompt_and_no_answer_reaches_a_log(
     assert answers[0] not in logged
 
 
-async def test_one_model_is_described_under_its_name_with_and_without_its_version(client: httpx.AsyncClient) -> None:
+async def test_a_model_card_is_found_by_name_with_and_without_a_version(client: httpx.AsyncClient) -> None:
     [card] = (await client.get("/v1/models")).json()["data"]
     for name in ("tiny", "tiny:1.0.0"):
         assert (await client.get(f"/v1/models/{name}")).json() == card
@@ -418,7 +422,7 @@ async def test_one_model_is_described_under_its_name_with_and_without_its_versio
         assert (await empty.get("/v1/models/tiny")).status_code == 404
 
 
-async def test_a_completion_continues_a_text_without_the_chat_template(client: httpx.AsyncClient) -> None:
+async def test_a_text_completion_does_not_use_the_chat_template(client: httpx.AsyncClient) -> None:
     asked = {"model": "tiny", "prompt": "Capital of France?", "max_tokens": 12, "temperature": 0}
     body = (await client.post("/v1/completions", json=asked)).raise_for_status().json()
     assert (body["object"], body["id"][:5]) == ("text_completion", "cmpl-")
@@ -434,7 +438,7 @@ async def test_a_completion_continues_a_text_without_the_chat_template(client: h
     assert chunks[-1]["usage"] == body["usage"]
 
 
-async def test_a_completion_has_openais_default_length(client: httpx.AsyncClient) -> None:
+async def test_a_text_completion_has_the_openai_default_of_16_tokens(client: httpx.AsyncClient) -> None:
     asked = {"prompt": "Capital of France?", "temperature": 0, "logit_bias": letters("x")}
     assert (await client.post("/v1/completions", json=asked)).json()["usage"]["completion_tokens"] == 16
 
@@ -447,13 +451,13 @@ async def test_a_completion_has_openais_default_length(client: httpx.AsyncClient
     ],
     ids=str,
 )
-async def test_what_a_completion_cannot_do_is_a_400(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
+async def test_an_unsupported_text_completion_is_a_400(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
     response = await client.post("/v1/completions", json={"prompt": "x", **change})
     assert response.status_code == 400
     assert response.json()["error"]["param"] in change
 
 
-async def test_every_answer_has_a_request_id_which_the_client_may_choose(client: httpx.AsyncClient) -> None:
+async def test_every_response_has_a_request_id_that_the_client_may_set(client: httpx.AsyncClient) -> None:
     for path, method in ((URL, "POST"), ("/v1/models", "GET"), ("/nothing", "GET"), ("/healthz", "GET")):
         own = (await client.request(method, path, json=ASK)).headers["x-request-id"]
         assert own.startswith("req_")

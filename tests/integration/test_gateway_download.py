@@ -1,4 +1,4 @@
-"""Downloads from a real HTTP server that behaves badly, onto a real disk that gets full."""
+"""Downloads from a real HTTP server with faults, onto a real disk that fills up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def ranged(self, data: bytes = DATA, at_most: int | None = None) -> None:
-        """What a good server does; `at_most` bytes and then the connection is cut."""
+        """Answers as a correct server does; cuts the connection after `at_most` bytes."""
         start = self.start()
         if start >= len(data):
             self.answer(b"", status=416, length=0)
@@ -63,14 +63,14 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behaviour: Behaviour = Handler.ranged
         self.ranges: list[str | None] = []
-        self.asked_for_url = 0
+        self.url_requests = 0
 
     async def url(self) -> str:
-        self.asked_for_url += 1
-        return f"http://127.0.0.1:{self.server_port}/blob?signature={self.asked_for_url}"
+        self.url_requests += 1
+        return f"http://127.0.0.1:{self.server_port}/blob?signature={self.url_requests}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is expected here."""
+        """Ignores clients that disconnect, which is expected here."""
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-async def test_a_blob_arrives_whole_and_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+async def test_a_blob_is_downloaded_completely_and_not_fetched_again(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     path = await fetch(BLOB, server.url, tmp_path, lambda have, size: seen.append((have, size)), patience=PATIENCE)
     assert path == blob_path(tmp_path, BLOB.digest)
@@ -91,41 +91,39 @@ async def test_a_blob_arrives_whole_and_is_not_fetched_again(server: Server, tmp
     assert [have for have, _ in seen] == sorted(have for have, _ in seen)
     assert seen[-1] == (BLOB.size, BLOB.size)
     assert await fetch(BLOB, server.url, tmp_path, patience=PATIENCE) == path
-    assert (server.asked_for_url, list(tmp_path.iterdir())) == (1, [path])
+    assert (server.url_requests, list(tmp_path.iterdir())) == (1, [path])
 
 
-async def test_an_empty_blob_is_a_blob(server: Server, tmp_path: Path) -> None:
+async def test_an_empty_blob_is_downloaded(server: Server, tmp_path: Path) -> None:
     assert (await fetch(Descriptor.of(b"", "x/y"), server.url, tmp_path)).read_bytes() == b""
 
 
-async def test_a_file_under_the_name_that_is_not_the_blob_is_replaced(server: Server, tmp_path: Path) -> None:
-    blob_path(tmp_path, BLOB.digest).write_bytes(b"rotten")
+async def test_a_file_with_other_content_at_the_path_of_the_blob_is_replaced(server: Server, tmp_path: Path) -> None:
+    blob_path(tmp_path, BLOB.digest).write_bytes(b"damaged")
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
 
 
-async def test_cut_connections_are_continued_by_range(server: Server, tmp_path: Path) -> None:
+async def test_a_cut_download_continues_with_a_range_request(server: Server, tmp_path: Path) -> None:
     server.behaviour = lambda handler: handler.ranged(at_most=400_000)
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
     assert server.ranges == [None, *(f"bytes={start}-" for start in range(400_000, 3_000_000, 400_000))]
 
 
-async def test_what_an_earlier_process_left_is_continued(server: Server, tmp_path: Path) -> None:
+async def test_the_partial_file_of_an_earlier_process_is_continued(server: Server, tmp_path: Path) -> None:
     blob_path(tmp_path, BLOB.digest).with_suffix(".part").write_bytes(DATA[:1_000_000])
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
     assert server.ranges == ["bytes=1000000-"]
 
 
 @pytest.mark.parametrize("left", [b"x" * 1_000_000, b"x" * BLOB.size, b"x" * (BLOB.size + 1)])
-async def test_a_part_that_went_bad_costs_a_new_start_and_not_the_release(
-    server: Server, tmp_path: Path, left: bytes
-) -> None:
+async def test_a_damaged_partial_file_is_downloaded_from_the_start(server: Server, tmp_path: Path, left: bytes) -> None:
     blob_path(tmp_path, BLOB.digest).with_suffix(".part").write_bytes(left)
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
 
 
-async def test_a_whole_part_needs_no_network(tmp_path: Path) -> None:
+async def test_a_complete_partial_file_needs_no_network(tmp_path: Path) -> None:
     async def no_url() -> str:
-        raise AssertionError("nobody should ask")
+        raise AssertionError("no URL may be requested")
 
     blob_path(tmp_path, BLOB.digest).with_suffix(".part").write_bytes(DATA)
     assert (await fetch(BLOB, no_url, tmp_path)).read_bytes() == DATA
@@ -137,7 +135,7 @@ async def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Serve
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
 
 
-async def test_a_server_that_answers_another_range_is_not_believed(server: Server, tmp_path: Path) -> None:
+async def test_an_answer_with_another_range_is_discarded(server: Server, tmp_path: Path) -> None:
     blob_path(tmp_path, BLOB.digest).with_suffix(".part").write_bytes(DATA[:1_000_000])
 
     def wrong_range(handler: Handler) -> None:
@@ -150,7 +148,7 @@ async def test_a_server_that_answers_another_range_is_not_believed(server: Serve
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
 
 
-async def test_wrong_bytes_are_refused_and_nothing_is_left(server: Server, tmp_path: Path) -> None:
+async def test_wrong_content_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
     server.behaviour = lambda handler: handler.ranged(DATA[:-1] + b"?")
     with pytest.raises(DigestMismatch, match="digest is different"):
         await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)
@@ -158,12 +156,12 @@ async def test_wrong_bytes_are_refused_and_nothing_is_left(server: Server, tmp_p
     assert len(server.ranges) == 1
 
 
-async def test_endless_data_is_refused_at_the_first_byte_too_many(server: Server, tmp_path: Path) -> None:
+async def test_data_beyond_the_expected_size_is_refused_at_once(server: Server, tmp_path: Path) -> None:
     sent = 0
 
     def endless(handler: Handler) -> None:
         nonlocal sent
-        handler.answer(DATA)  # without a length, to the end of the connection
+        handler.answer(DATA)  # without a length, until the connection closes
         for _ in range(10_000):
             handler.wfile.write(b"x" * 100_000)
             sent += 100_000
@@ -176,15 +174,15 @@ async def test_endless_data_is_refused_at_the_first_byte_too_many(server: Server
     assert sent < 100_000_000
 
 
-async def test_a_short_length_is_continued_and_a_long_one_too(server: Server, tmp_path: Path) -> None:
-    def lies(handler: Handler) -> None:
+async def test_a_download_with_a_wrong_content_length_is_continued(server: Server, tmp_path: Path) -> None:
+    def wrong_length(handler: Handler) -> None:
         start = handler.start()
         piece = DATA[start : start + 1_000_000]
         status, content_range = (206, {"Content_Range": f"bytes {start}-"}) if start else (200, {})
-        # Too short for the blob first, then more than it sends.
+        # The first length is shorter than the blob, the others are longer than the piece.
         handler.answer(piece, status=status, length=len(piece) + (5_000_000 if start else 0), **content_range)
 
-    server.behaviour = lies
+    server.behaviour = wrong_length
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
 
 
@@ -197,10 +195,10 @@ async def test_an_expired_url_is_renewed(server: Server, tmp_path: Path) -> None
 
     server.behaviour = expires
     assert (await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)).read_bytes() == DATA
-    assert server.asked_for_url == 2
+    assert server.url_requests == 2
 
 
-async def test_a_url_source_that_is_not_ready_is_asked_again_and_one_that_denies_is_not(
+async def test_a_url_source_that_is_not_ready_is_retried_and_one_that_denies_is_not(
     server: Server, tmp_path: Path
 ) -> None:
     asked = 0
@@ -228,9 +226,9 @@ async def test_a_url_source_that_is_not_ready_is_asked_again_and_one_that_denies
         lambda handler: handler.answer(b"", length=len(DATA)),
         lambda handler: threading.Event().wait(3),
     ],
-    ids=["500", "403 for ever", "cut at once", "silence"],
+    ids=["500", "always 403", "cut at once", "no answer"],
 )
-async def test_without_progress_it_gives_up_and_keeps_what_it_has(
+async def test_a_download_without_progress_fails_and_keeps_its_partial_file(
     server: Server, tmp_path: Path, behaviour: Behaviour
 ) -> None:
     part = blob_path(tmp_path, BLOB.digest).with_suffix(".part")
@@ -243,7 +241,7 @@ async def test_without_progress_it_gives_up_and_keeps_what_it_has(
     assert not blob_path(tmp_path, BLOB.digest).exists()
 
 
-async def test_a_server_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
+async def test_a_closed_port_is_unreachable(tmp_path: Path) -> None:
     async def nowhere() -> str:
         return "http://127.0.0.1:9/blob"
 
@@ -251,13 +249,15 @@ async def test_a_server_that_is_not_there_is_unreachable(tmp_path: Path) -> None
         await fetch(BLOB, nowhere, tmp_path, patience=PATIENCE)
 
 
-async def test_a_blob_that_storage_does_not_have_is_not_found(server: Server, tmp_path: Path) -> None:
+async def test_a_blob_that_the_store_does_not_have_is_not_found(server: Server, tmp_path: Path) -> None:
     server.behaviour = lambda handler: handler.answer(b"", status=404, length=0)
     with pytest.raises(NotFound):
         await fetch(BLOB, server.url, tmp_path, patience=PATIENCE)
 
 
-async def test_too_little_room_is_said_before_the_first_byte(server: Server, tmp_path: Path) -> None:
+async def test_a_blob_larger_than_the_free_disk_space_is_refused_before_the_download(
+    server: Server, tmp_path: Path
+) -> None:
     huge = BLOB.model_copy(update={"size": 2**60})
     with pytest.raises(DiskFull, match=r"\d{18,} bytes are missing"):
         await fetch(huge, server.url, tmp_path, patience=PATIENCE)
@@ -266,7 +266,7 @@ async def test_too_little_room_is_said_before_the_first_byte(server: Server, tmp
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """4 MiB of tmpfs."""
+    """Yields a folder on a tmpfs of 4 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True).returncode:
@@ -275,7 +275,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-async def test_a_disk_that_fills_up_on_the_way_says_how_much_is_missing_and_the_rest_follows(
+async def test_a_disk_that_fills_up_is_an_error_and_the_download_continues_after_space_is_freed(
     server: Server, small_disk: Path
 ) -> None:
     filler = small_disk / "filler"

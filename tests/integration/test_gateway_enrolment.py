@@ -1,4 +1,4 @@
-"""A gateway whose credentials the bus refuses asks to be enrolled again, with the same key, and goes on serving."""
+"""A gateway whose credentials are refused by the bus enrols again with the same key and keeps serving."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def gateway(system: System, home: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "slmops.gateway.app"], env=env, stdout=log, stderr=log)
 
 
-async def enrolled(operator: BusClient) -> GatewayView:
-    """gw-1, once the rollout service knows it."""
+async def wait_until_enrolled(operator: BusClient) -> GatewayView:
+    """Waits until the rollout service knows gw-1, and returns its view."""
 
     async def look() -> list[GatewayView]:
         return list((await operator.request(ListGateways(gateway_id="gw-1"))).gateways)
@@ -64,17 +64,17 @@ async def reported(operator: BusClient) -> GatewayReported | None:
     return await operator.latest(GatewayReported, "gw-1")
 
 
-async def test_a_gateway_of_an_older_system_enrols_again_by_itself(system: System, tmp_path: Path) -> None:
+async def test_a_gateway_with_credentials_of_an_older_release_enrols_again(system: System, tmp_path: Path) -> None:
     home = tmp_path / "gw-1"
     seed = own_seed(home)
-    # As before gateways had an account of their own: signed by the same key, for the account of the services.
+    # As in releases without a separate account for gateways: signed by the same key for the services' account.
     authority = system.layout.authority()
     old = gateway_jwt(f"{authority.gateways}\n{public_key(authority.account)}", public_key(seed), "gw-1", NAME)
     (home / "user.jwt").write_text(old)
     operator = await system.connect("console")
     process = gateway(system, home)
     try:
-        assert (await enrolled(operator)).labels == {"ring": "canary"}
+        assert (await wait_until_enrolled(operator)).labels == {"ring": "canary"}
         await eventually(lambda: reported(operator), bool, "its first report")
         assert (home / "user.jwt").read_text() != old
         assert own_seed(home) == seed
@@ -86,7 +86,7 @@ async def test_a_gateway_of_an_older_system_enrols_again_by_itself(system: Syste
         await operator.close()
 
 
-async def test_a_gateway_that_may_not_enrol_again_goes_on_serving(system: System, tmp_path: Path) -> None:
+async def test_a_gateway_whose_new_enrolment_is_refused_keeps_running(system: System, tmp_path: Path) -> None:
     home = tmp_path / "gw-1"
     seed = own_seed(home)
     authority = system.layout.authority()

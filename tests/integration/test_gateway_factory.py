@@ -1,4 +1,4 @@
-"""A gateway whose release came with the device: it serves before there is a network, trusted no more than others."""
+"""A gateway with a factory release: it serves without a network, and verifies it like any other release."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from slmops.gateway.serving.releases import Serving
 from slmops.kit.clock import utc_now
 
 
-async def test_a_device_answers_before_it_has_ever_seen_a_network_and_after_a_restart(
+async def test_a_device_without_a_network_serves_its_factory_release_also_after_a_restart(
     tmp_path: Path, genai_model: Path
 ) -> None:
     device = new_device(tmp_path, genai_model)
@@ -44,7 +44,9 @@ async def test_a_device_answers_before_it_has_ever_seen_a_network_and_after_a_re
         (await api.post("/v1/chat/completions", json=HELLO)).raise_for_status()
 
 
-async def test_a_package_that_somebody_changed_on_the_device_never_serves(tmp_path: Path, genai_model: Path) -> None:
+async def test_a_factory_package_that_was_changed_on_the_device_is_not_served(
+    tmp_path: Path, genai_model: Path
+) -> None:
     device = new_device(tmp_path, genai_model)
     weights = device.factory / "package" / "model.onnx.data"
     changed = bytearray(weights.read_bytes())
@@ -55,7 +57,9 @@ async def test_a_package_that_somebody_changed_on_the_device_never_serves(tmp_pa
     assert "model.onnx.data is sha256:" in device.log
 
 
-async def test_a_device_whose_factory_folder_is_damaged_starts_and_says_so(tmp_path: Path, genai_model: Path) -> None:
+async def test_a_device_with_a_damaged_factory_folder_starts_and_logs_the_error(
+    tmp_path: Path, genai_model: Path
+) -> None:
     device = new_device(tmp_path, genai_model)
     (device.factory / "release.json").write_text('{"revision": 0}')
     async with device.on() as api:
@@ -63,18 +67,18 @@ async def test_a_device_whose_factory_folder_is_damaged_starts_and_says_so(tmp_p
     assert "the factory release document is not valid" in device.log
 
 
-# ---- what the plan changes --------------------------------------------------------------------------------
+# ---- factory releases and plans ---------------------------------------------------------------------------
 
 
 class World:
-    """The agent of a device, without a process around it and without a network."""
+    """The agent of a device in this process, without a network."""
 
     def __init__(self, folder: Path, factory: Path) -> None:
         self.folder, self.factory = folder, Factory.open(factory)
         self.start()
 
     def start(self) -> None:
-        """As after a restart: everything from disk."""
+        """Builds the agent from the files on disk, as a restart does."""
         self.slots, self.serving = Slots(self.folder / "data"), Serving()
         key = self.factory.package.parent / "trusted.pem"
         identity = Identity(gateway_id="gw-1", blueprint="edge-chat")
@@ -110,7 +114,7 @@ async def world(tmp_path: Path, genai_model: Path) -> AsyncIterator[World]:
     await world.serving.stop()
 
 
-async def test_settings_that_came_later_for_the_same_package_outlive_a_restart_without_a_network(world: World) -> None:
+async def test_newer_settings_for_the_factory_package_are_kept_over_an_offline_restart(world: World) -> None:
     await world.run_until_started()
     assert (await world.longest_answer(), world.updater.phase) == (7, Phase.COMMITTED)
     later = world.factory.release.model_copy(update={"revision": 2, "runtime": RuntimeSettings(max_tokens=3)})
@@ -123,13 +127,13 @@ async def test_settings_that_came_later_for_the_same_package_outlive_a_restart_w
     assert await world.longest_answer() == 3
 
 
-async def test_a_plan_that_names_nothing_yet_leaves_the_device_serving(world: World) -> None:
+async def test_a_plan_without_a_release_leaves_the_device_serving(world: World) -> None:
     world.plan(None)
     await world.run_until_started()
     assert await world.longest_answer() == 7
 
 
-async def test_what_was_installed_is_not_replaced_by_what_came_with_another_image(
+async def test_an_installed_release_is_not_replaced_by_the_factory_release_of_another_image(
     world: World, tmp_path: Path, genai_model: Path
 ) -> None:
     await world.run_until_started()
@@ -146,7 +150,9 @@ async def test_what_was_installed_is_not_replaced_by_what_came_with_another_imag
     assert world.slots.active.digest == installed
 
 
-async def test_one_that_fails_its_probe_is_told_and_not_tried_again(tmp_path: Path, genai_model: Path) -> None:
+async def test_a_factory_release_that_fails_its_probe_is_reported_and_not_retried(
+    tmp_path: Path, genai_model: Path
+) -> None:
     device = new_device(
         tmp_path, genai_model, b'{"prompt": "hi", "expect": ["no such answer, ever"], "max_tokens": 4}\n'
     )
@@ -159,7 +165,7 @@ async def test_one_that_fails_its_probe_is_told_and_not_tried_again(tmp_path: Pa
         world.start()
 
 
-def test_a_link_in_the_factory_folder_is_not_followed(tmp_path: Path, genai_model: Path) -> None:
+def test_a_symlink_in_the_factory_folder_is_refused(tmp_path: Path, genai_model: Path) -> None:
     device: Device = new_device(tmp_path, genai_model)
     (device.factory / "package" / "more").symlink_to("/etc/passwd")
     with pytest.raises(Exception, match="not a regular file"):

@@ -31,7 +31,7 @@ from slmops.gateway.serving.runner_process import TurnTaker
 
 MakeRunner = Callable[..., ProcessRunner]
 QUICK = ServingLimits(backoff=timedelta(milliseconds=20), drain=timedelta(seconds=20), patience=timedelta(seconds=20))
-ANYTHING_GOES = ProbeBudget(min_tokens_per_s=0, max_ttft_s=inf, max_rss_bytes=10**12)
+NO_LIMITS = ProbeBudget(min_tokens_per_s=0, max_ttft_s=inf, max_rss_bytes=10**12)
 
 
 def ask(text: str = "Capital of France?", **fields: object) -> InferenceRequest:
@@ -39,15 +39,15 @@ def ask(text: str = "Capital of France?", **fields: object) -> InferenceRequest:
 
 
 async def answer(runner: Runner, request: InferenceRequest) -> tuple[str, Done]:
-    """What was streamed, and the end."""
+    """Returns the streamed text and the final item."""
     async with aclosing(runner.generate(request)) as items:
         pieces = [item async for item in items]
     assert isinstance(pieces[-1], Done)
     return "".join(piece.text for piece in pieces[:-1]), pieces[-1]
 
 
-async def served(serving: Serving, request: InferenceRequest) -> tuple[str, Done]:
-    """The version that answered, and the end."""
+async def ask_serving(serving: Serving, request: InferenceRequest) -> tuple[str, Done]:
+    """Returns the version that answered and the final item."""
     async with aclosing(serving.generate(request)) as items:
         pieces = [item async for item in items]
     release, done = pieces[-1]
@@ -55,7 +55,7 @@ async def served(serving: Serving, request: InferenceRequest) -> tuple[str, Done
     return release.version, done
 
 
-async def test_a_runner_answers_says_what_it_took_and_greedy_answers_repeat(make_runner: MakeRunner) -> None:
+async def test_a_runner_answers_with_its_figures_and_greedy_answers_are_repeatable(make_runner: MakeRunner) -> None:
     runner = make_runner()
     ready = await runner.start()
     assert ready.rss_bytes > 10**7
@@ -70,7 +70,7 @@ async def test_a_runner_answers_says_what_it_took_and_greedy_answers_repeat(make
     assert runner.peak_rss_bytes() >= ready.rss_bytes * 0.9
 
 
-async def test_the_chat_template_makes_messages_another_prompt_than_raw_text(make_runner: MakeRunner) -> None:
+async def test_a_chat_message_has_a_longer_prompt_than_raw_text(make_runner: MakeRunner) -> None:
     runner = make_runner()
     await runner.start()
     _, chat = await answer(runner, ask("hello"))
@@ -78,7 +78,7 @@ async def test_the_chat_template_makes_messages_another_prompt_than_raw_text(mak
     assert chat.prompt_tokens > raw.prompt_tokens
 
 
-async def test_a_seed_repeats_a_sampled_answer_and_another_seed_does_not(make_runner: MakeRunner) -> None:
+async def test_a_sampled_answer_is_the_same_for_the_same_seed_only(make_runner: MakeRunner) -> None:
     runner = make_runner()
     await runner.start()
 
@@ -99,7 +99,9 @@ async def test_a_stop_string_ends_the_answer_before_it(make_runner: MakeRunner) 
     assert done.finish_reason == "stop"
 
 
-async def test_a_prompt_longer_than_the_context_is_refused_and_the_runner_goes_on(make_runner: MakeRunner) -> None:
+async def test_a_prompt_longer_than_the_context_is_refused_and_the_runner_keeps_running(
+    make_runner: MakeRunner,
+) -> None:
     runner = make_runner(context_tokens=100)
     await runner.start()
     with pytest.raises(ContextLengthExceeded, match="maximum context length is 100 tokens"):
@@ -110,8 +112,8 @@ async def test_a_prompt_longer_than_the_context_is_refused_and_the_runner_goes_o
     assert done.prompt_tokens + done.completion_tokens <= 100
 
 
-async def test_a_prompt_read_in_pieces_gives_the_answer_of_one_read_alone(make_runner: MakeRunner) -> None:
-    """Long prompts take turns with other answers; neither may change the other."""
+async def test_concurrent_prompts_get_the_same_answers_as_single_ones(make_runner: MakeRunner) -> None:
+    """Long prompts are processed in pieces between the tokens of other answers; neither may change the other."""
     runner = make_runner()
     await runner.start()
     requests = [ask("long " * 60), ask("short"), ask("middle " * 20)]
@@ -120,7 +122,7 @@ async def test_a_prompt_read_in_pieces_gives_the_answer_of_one_read_alone(make_r
     assert [done.text for _, done in together] == alone
 
 
-async def test_closing_a_stream_tells_the_process_to_cancel(
+async def test_closing_a_stream_sends_a_cancellation_to_the_process(
     make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner, sent = make_runner(context_tokens=512), []
@@ -161,7 +163,7 @@ def test_answers_take_turns_token_by_token(genai_model: Path) -> None:
     assert [answer["id"] for answer in answers if answer["event"] == "done"] == ["short"]
 
 
-async def test_a_folder_that_is_no_model_is_a_typed_error(make_runner: MakeRunner, tmp_path: Path) -> None:
+async def test_a_folder_without_a_model_is_a_typed_error(make_runner: MakeRunner, tmp_path: Path) -> None:
     with pytest.raises(InferenceFailed, match="could not be loaded"):
         await make_runner(model_dir=tmp_path).start()
 
@@ -183,13 +185,13 @@ async def test_a_model_that_loads_too_slowly_is_killed(make_runner: MakeRunner) 
     assert not psutil.pid_exists(runner.pid)
 
 
-async def test_a_killed_runner_is_noticed_and_can_start_again(make_runner: MakeRunner) -> None:
+async def test_a_killed_runner_fails_its_requests_and_can_be_restarted(make_runner: MakeRunner) -> None:
     runner = make_runner()
     await runner.start()
     waiting = asyncio.create_task(answer(runner, ask(max_tokens=400)))
     await asyncio.sleep(0)
     assert runner.pid
-    os.kill(runner.pid, signal.SIGSTOP)  # so that it dies in the middle for sure
+    os.kill(runner.pid, signal.SIGSTOP)  # so that it is killed before the answer is complete
     os.kill(runner.pid, signal.SIGKILL)
     with pytest.raises(RunnerDied, match="SIGKILL"):
         await waiting
@@ -200,7 +202,7 @@ async def test_a_killed_runner_is_noticed_and_can_start_again(make_runner: MakeR
     await answer(runner, ask())
 
 
-async def test_stop_lets_an_answer_finish(make_runner: MakeRunner) -> None:
+async def test_stop_waits_for_a_running_answer(make_runner: MakeRunner) -> None:
     runner = make_runner()
     await runner.start()
     waiting = asyncio.create_task(answer(runner, ask(max_tokens=100)))
@@ -211,7 +213,7 @@ async def test_stop_lets_an_answer_finish(make_runner: MakeRunner) -> None:
     await runner.stop()
 
 
-def test_a_runner_never_outlives_its_agent(genai_model: Path) -> None:
+def test_a_runner_exits_when_its_agent_is_killed(genai_model: Path) -> None:
     code = f"""
 import asyncio; from pathlib import Path
 from slmops.gateway.serving.inference import Release; from slmops.gateway.serving.runner import ProcessRunner
@@ -226,7 +228,7 @@ asyncio.run(main())
     assert agent.stdout
     pid = int(agent.stdout.readline())
     assert psutil.pid_exists(pid)
-    os.kill(pid, signal.SIGSTOP)  # busy in native code, say: it cannot notice that stdin ended
+    os.kill(pid, signal.SIGSTOP)  # as if busy in native code, where it cannot see that stdin was closed
     agent.kill()
     agent.wait()
     deadline = time.monotonic() + 5
@@ -235,7 +237,7 @@ asyncio.run(main())
         time.sleep(0.02)
 
 
-def test_what_native_code_prints_cannot_break_the_protocol(genai_model: Path) -> None:
+def test_output_of_native_code_does_not_reach_the_protocol_on_stdout(genai_model: Path) -> None:
     """The process keeps the real stdout for itself; a print to descriptor 1 goes to stderr."""
     code = """
 import os, sys
@@ -256,13 +258,13 @@ async def test_a_swap_under_load_fails_no_request_and_measures_both_releases(mak
 
     async def client() -> None:
         while not stop:
-            versions.append((await served(serving, ask(max_tokens=30)))[0])
+            versions.append((await ask_serving(serving, ask(max_tokens=30)))[0])
 
     clients = [asyncio.create_task(client()) for _ in range(3)]
     await new.start()
     await serving.swap(new)
     assert not old.alive
-    versions.append((await served(serving, ask()))[0])
+    versions.append((await ask_serving(serving, ask()))[0])
     stop = True
     await asyncio.gather(*clients)
     assert set(versions) == {"1.0.0", "2.0.0"}
@@ -275,13 +277,13 @@ async def test_a_swap_under_load_fails_no_request_and_measures_both_releases(mak
     await serving.stop()
 
 
-async def test_a_request_survives_the_death_of_its_runner_before_the_first_token(make_runner: MakeRunner) -> None:
+async def test_a_request_is_retried_when_its_runner_is_killed_before_the_first_token(make_runner: MakeRunner) -> None:
     serving, runner = Serving(QUICK), make_runner()
     await runner.start()
     await serving.swap(runner)
     assert runner.pid
     os.kill(runner.pid, signal.SIGSTOP)
-    waiting = asyncio.create_task(served(serving, ask()))
+    waiting = asyncio.create_task(ask_serving(serving, ask()))
     await asyncio.sleep(0.05)
     os.kill(runner.pid, signal.SIGKILL)
     await waiting
@@ -290,7 +292,7 @@ async def test_a_request_survives_the_death_of_its_runner_before_the_first_token
     await serving.stop()
 
 
-async def test_after_the_first_token_a_death_is_told_and_counted_and_the_next_request_is_answered(
+async def test_a_runner_killed_after_the_first_token_fails_the_request_and_the_next_one_is_answered(
     make_runner: MakeRunner,
 ) -> None:
     serving, runner = Serving(QUICK), make_runner(context_tokens=512)
@@ -302,54 +304,56 @@ async def test_after_the_first_token_a_death_is_told_and_counted_and_the_next_re
         os.kill(runner.pid, signal.SIGKILL)
         with pytest.raises(RunnerDied):
             [item async for item in items]
-    await served(serving, ask())
+    await ask_serving(serving, ask())
     figures = serving.take_measurements()[runner.release.digest]
     assert (figures.requests, figures.failed) == (2, 1)
     await serving.stop()
 
 
-async def test_a_refused_prompt_is_nobodys_failure(make_runner: MakeRunner) -> None:
+async def test_a_refused_prompt_is_not_counted_as_a_failure(make_runner: MakeRunner) -> None:
     serving, runner = Serving(QUICK), make_runner(context_tokens=64)
     await runner.start()
     await serving.swap(runner)
     with pytest.raises(PromptRefused):
-        await served(serving, ask("word " * 300))
+        await ask_serving(serving, ask("word " * 300))
     assert serving.take_measurements() == {}
     await serving.stop()
 
 
-async def test_without_a_model_and_with_too_many_requests_nobody_waits(make_runner: MakeRunner) -> None:
+async def test_requests_without_a_model_or_above_the_limit_are_refused_at_once(make_runner: MakeRunner) -> None:
     serving = Serving(ServingLimits(max_requests=1))
     with pytest.raises(NotReady, match="does not serve a model yet"):
-        await served(serving, ask())
+        await ask_serving(serving, ask())
     runner = make_runner(context_tokens=512)
     await runner.start()
     await serving.swap(runner)
     async with aclosing(serving.generate(ask(max_tokens=400))) as items:
         await anext(items)
         with pytest.raises(NotReady, match="too many"):
-            await served(serving, ask())
-    await served(serving, ask())
+            await ask_serving(serving, ask())
+    await ask_serving(serving, ask())
     await serving.stop()
     with pytest.raises(NotReady):
-        await served(serving, ask())
+        await ask_serving(serving, ask())
 
 
-async def test_the_probe_passes_what_answers_and_stops_what_talks_nonsense(make_runner: MakeRunner) -> None:
+async def test_the_probe_passes_right_answers_and_fails_wrong_ones(make_runner: MakeRunner) -> None:
     runner = make_runner()
     await runner.start()
     _, done = await answer(runner, InferenceRequest(messages=(ChatMessage(role="user", content="?"),), max_tokens=32))
     right = GoldenPrompt(prompt="?", expect=(done.text[:10],))
     wrong = GoldenPrompt(prompt="?", expect=("Paris",))
-    report = await probe(runner, GoldenPrompts((right,)), ANYTHING_GOES)
+    report = await probe(runner, GoldenPrompts((right,)), NO_LIMITS)
     assert (report.passed, report.reasons) == (True, ())
     assert report.peak_rss_bytes > 10**7
-    report = await probe(runner, GoldenPrompts((right, wrong)), ANYTHING_GOES)
+    report = await probe(runner, GoldenPrompts((right, wrong)), NO_LIMITS)
     assert not report.passed
     assert [result.passed for result in report.results] == [True, False]
 
 
-async def test_a_runner_that_dies_or_hangs_under_the_probe_is_a_report(make_runner: MakeRunner) -> None:
+async def test_a_runner_that_is_killed_or_hangs_during_the_probe_fails_it_with_a_reason(
+    make_runner: MakeRunner,
+) -> None:
     runner = make_runner()
     await runner.start()
     assert runner.pid

@@ -1,4 +1,4 @@
-"""A gateway installs what packager and rollout agree on, and says which attack it refused; on real NATS and S3."""
+"""A gateway installs only packages that packager and rollout both signed for, and names each refused attack."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator
         yield site
 
 
-async def test_what_both_agree_on_is_installed(site: Site) -> None:
+async def test_a_package_in_both_the_metadata_and_the_plan_is_installed(site: Site) -> None:
     wanted = await site.publish("1.0.0")
     slot = await site.install(wanted)
     assert slot.digest == wanted.manifest.digest
     assert (site.home / "trust/current/timestamp.json").exists()
 
 
-async def test_a_package_that_nobody_vouched_for_is_arbitrary(site: Site) -> None:
+async def test_an_unsigned_package_is_refused_as_arbitrary(site: Site) -> None:
     wanted = await site.publish("1.0.0")
     await site.install(wanted)
     forged = wanted.manifest.model_copy(update={"digest": digest_of(b"forged")})
     assert await site.refused(wanted.model_copy(update={"manifest": forged})) == Attack.ARBITRARY_PACKAGE
-    # Genuine, but of another version and another model than the plan says: an old one cannot pass as a new one.
+    # A genuine package with another version or model than in the plan: an old one cannot be passed off as a new one.
     for changes in ({"version": "9.9.9"}, {"model": "other"}):
         another = wanted.model_copy(update={**changes, "manifest": wanted.manifest})
         site.slots.clear_failure(wanted.manifest.digest)
@@ -65,7 +65,7 @@ async def test_a_package_that_nobody_vouched_for_is_arbitrary(site: Site) -> Non
         await site.trust.check(wanted.model_copy(update={"manifest": longer}))
 
 
-async def test_a_revoked_model_is_refused_also_from_the_other_slot(site: Site) -> None:
+async def test_a_revoked_model_is_refused_even_if_it_is_installed(site: Site) -> None:
     wanted = await site.publish("1.0.0")
     await site.install(wanted)
     ceremony.revoke(site.folder, "smollm2", site.holders(), utc_now()).apply()
@@ -80,21 +80,21 @@ async def test_a_revoked_model_is_refused_also_from_the_other_slot(site: Site) -
     assert await eventually(revoked) == Attack.ARBITRARY_PACKAGE
 
 
-async def test_without_a_packager_only_what_is_installed_may_be_taken(site: Site) -> None:
+async def test_without_a_packager_only_an_installed_release_can_be_acquired(site: Site) -> None:
     first, second = await site.publish("1.0.0"), await site.publish("1.0.1")
     await site.install(first)
     await site.packager.aclose()
-    assert (await site.acquirer.acquire(first)).digest == first.manifest.digest  # back, by what is here
+    assert (await site.acquirer.acquire(first)).digest == first.manifest.digest  # a rollback, with the stored metadata
     site.slots.activate()
     site.slots.commit()
     with pytest.raises(Unreachable):
         await site.acquirer.acquire(second)
 
 
-async def test_after_a_freeze_it_keeps_what_it_has_and_installs_nothing_new(
+async def test_during_a_freeze_attack_the_gateway_keeps_its_release_and_installs_nothing_new(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut off for longer than a timestamp lasts: whoever answers has yesterday's news only."""
+    """The gateway receives only metadata whose timestamp has expired."""
     first = await site.publish("1.0.0")
     kept = await site.install(first)
     site.slots.activate()
@@ -107,17 +107,17 @@ async def test_after_a_freeze_it_keeps_what_it_has_and_installs_nothing_new(
         second = await site.publish("1.0.1")
         await asyncio.sleep(2)
         assert await site.refused(second) == Attack.FREEZE
-        assert site.slots.state.active == kept.name  # it serves what it served
+        assert site.slots.state.active == kept.name  # the same release is still active
         await site.packager.aclose()
-        with pytest.raises(Unreachable):  # nobody answers at all: no attack, and nothing new either
+        with pytest.raises(Unreachable):  # no answer at all is not an attack, and installs nothing
             await site.acquirer.acquire(second)
     site.settings |= {"trust_renew_every": "PT0.2S"}
     await site.packager.enter_async_context(running(build(Settings.model_validate(site.settings))))
-    assert (await site.install(second)).digest == second.manifest.digest  # and goes on by itself
+    assert (await site.install(second)).digest == second.manifest.digest  # continues without an operator
 
 
-async def test_a_packager_that_is_rolled_back_is_found_out(site: Site) -> None:
-    """Its database of an hour ago was restored, or somebody replays it."""
+async def test_metadata_of_a_restored_packager_database_is_refused_as_a_rollback(site: Site) -> None:
+    """As after a restore from an old backup, or a replay by an attacker."""
     await site.publish("1.0.0")
     await site.packager.aclose()
     database = Path(site.settings["database_url"].removeprefix("sqlite:///"))
@@ -144,7 +144,7 @@ def signed(site: Site, generation: int, **changes: Any) -> bytes:
 
 
 async def refused_plan(site: Site, data: bytes) -> str:
-    """The attack that is named; the generation that is remembered stays."""
+    """Asserts that a plan is refused and the stored generation unchanged. Returns the named attack."""
     before = everything_below(site.home / "trust")
     with pytest.raises(TrustRefused) as error:
         await site.trust.plan(data)
@@ -153,13 +153,13 @@ async def refused_plan(site: Site, data: bytes) -> str:
     return error.value.attack
 
 
-async def test_a_plan_is_followed_only_if_rollout_signed_it(site: Site) -> None:
+async def test_a_plan_is_followed_only_if_the_rollout_service_signed_it(site: Site) -> None:
     good = signed(site, 5)
     assert (await site.trust.plan(good)).generation == 5
-    assert (await site.trust.plan(good)).generation == 5  # the same again is no attack
+    assert (await site.trust.plan(good)).generation == 5  # repeating it is not an attack
     assert await refused_plan(site, signed(site, 6, signer=new_key())) == Attack.WRONG_KEY
     [online, *_] = read_keys(site.folder.online.glob("packages-*.pem")).values()
-    assert await refused_plan(site, signed(site, 6, signer=online)) == Attack.WRONG_KEY  # the packager cannot either
+    assert await refused_plan(site, signed(site, 6, signer=online)) == Attack.WRONG_KEY  # the packager's key, too
     unsigned = Plan(blueprint="edge-chat", generation=6).model_dump_json().encode()
     assert await refused_plan(site, unsigned) == Attack.TOO_FEW_KEYS
     envelope = json.loads(good)
@@ -173,16 +173,16 @@ async def test_a_plan_is_followed_only_if_rollout_signed_it(site: Site) -> None:
     assert await refused_plan(site, signed(site, 6, at=utc_now() - timedelta(days=8))) == Attack.FREEZE
 
 
-async def test_the_generation_never_goes_back_until_its_key_is_revoked(site: Site) -> None:
+async def test_a_lower_generation_is_refused_until_the_plan_key_is_revoked(site: Site) -> None:
     await site.trust.plan(signed(site, 5))
     assert await refused_plan(site, signed(site, 4)) == Attack.ROLLBACK
     again = Authorization(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, utc_now)
-    with pytest.raises(TrustRefused, match=Attack.ROLLBACK):  # a restart does not forget it
+    with pytest.raises(TrustRefused, match=Attack.ROLLBACK):  # also after a restart
         await again.plan(signed(site, 4))
     old = read_key(site.folder.plan_key)
     ceremony.rotate(site.folder, "rollout", site.holders(), utc_now()).apply()
     [new_file] = site.folder.rollout.glob("plan-*.pem")
-    beyond = signed(site, 1, signer=read_key(new_file))
+    recovery = signed(site, 1, signer=read_key(new_file))
 
     async def named() -> bool | None:
         try:
@@ -191,21 +191,21 @@ async def test_the_generation_never_goes_back_until_its_key_is_revoked(site: Sit
             return None
 
     await eventually(named)
-    await site.trust.plan(signed(site, 1_000_000, signer=old))  # a thief's fast-forward, before he was found out
-    assert await refused_plan(site, beyond) == Attack.ROLLBACK
+    await site.trust.plan(signed(site, 1_000_000, signer=old))  # a fast-forward attack with the stolen key
+    assert await refused_plan(site, recovery) == Attack.ROLLBACK
     ceremony.revoke(site.folder, old.public_key.keyid, site.holders(), utc_now()).apply()
 
     async def recovered() -> bool | None:
         try:
             await site.trust.refresh(site.bus)
-            return (await site.trust.plan(beyond)).generation == 1
+            return (await site.trust.plan(recovery)).generation == 1
         except TrustRefused:
             return None
 
     assert await eventually(recovered)
 
 
-async def test_a_plan_whose_key_was_revoked_since_installs_nothing(site: Site) -> None:
+async def test_a_stored_plan_whose_key_is_revoked_installs_nothing(site: Site) -> None:
     wanted = await site.publish("1.0.0")
     await site.rollout.plan(wanted)
     await site.trust.plan(await site.written())
@@ -239,18 +239,18 @@ async def revoke_plan_key(site: Site) -> CryptoSigner:
     return old
 
 
-async def test_a_new_plan_of_a_revoked_key_is_not_followed_although_the_stored_metadata_names_the_key(
+async def test_a_new_plan_signed_by_a_revoked_key_is_refused_even_if_stored_metadata_lists_the_key(
     site: Site,
 ) -> None:
-    """Nothing was installed meanwhile, so nothing had refreshed the metadata: the plan was followed."""
+    """The metadata is refreshed for a new plan, although no installation has refreshed it since the revocation."""
     await site.trust.plan(signed(site, 5))
     old = await revoke_plan_key(site)
     assert await refused_plan(site, signed(site, 6, signer=old)) == Attack.WRONG_KEY
-    assert await refused_plan(site, signed(site, 5, signer=old)) == Attack.WRONG_KEY  # nor the one that was followed
+    assert await refused_plan(site, signed(site, 5, signer=old)) == Attack.WRONG_KEY  # nor the same generation again
 
 
 async def test_without_a_packager_a_new_plan_is_followed_until_the_timestamp_expires(site: Site) -> None:
-    """A fleet can roll back while the packager is down, and a thief of a key cannot use that for ever."""
+    """A fleet can roll back while the packager is down, but a stolen key is useful only until the timestamp expires."""
     await site.trust.plan(signed(site, 5))
     await site.packager.aclose()
     assert (await site.trust.plan(signed(site, 6))).generation == 6
@@ -258,4 +258,4 @@ async def test_without_a_packager_a_new_plan_is_followed_until_the_timestamp_exp
     later = Authorization(IDENTITY, lambda: site.bus, site.home / "trust", site.folder.first_root, lambda: days_later)
     with pytest.raises(Unreachable):
         await later.plan(signed(site, 7))
-    assert (await later.plan(signed(site, 6))).generation == 6  # it was accepted before, signed again or not
+    assert (await later.plan(signed(site, 6))).generation == 6  # a generation that was accepted before stays accepted

@@ -1,4 +1,4 @@
-"""One gateway's updater on real files, a real model and a real runner; only the download is left out."""
+"""A gateway's updater on real files, a real model and a real runner; only the download is replaced."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from slmops.gateway.serving.inference import ChatMessage, Done, InferenceRequest
 from slmops.gateway.serving.releases import Serving
 from slmops.kit.clock import utc_now
 
-ANYTHING = json.dumps({"prompt": "hello", "expect": list(string.ascii_letters), "max_tokens": 24}) + "\n"
+ANY_ANSWER = json.dumps({"prompt": "hello", "expect": list(string.ascii_letters), "max_tokens": 24}) + "\n"
 IMPOSSIBLE = '{"prompt": "hello", "expect": ["no such answer, ever"], "max_tokens": 4}\n'
 
 
 class LocalAcquirer(Acquirer):
-    """The tiny model under any digest; its golden prompts are what the test says."""
+    """Installs the tiny model for any digest, with the golden prompts of the test."""
 
     def __init__(self, slots: Slots, model: Path, blobs: Path) -> None:
         trust = Authorization(IDENTITY, lambda: None, blobs / "trust", blobs / "unused.json", utc_now)
         super().__init__("gw-1", lambda: None, slots, blobs, blobs / "unused.pem", trust)
-        self.model, self.golden, self.asked = model, ANYTHING, 0
+        self.model, self.golden, self.requests = model, ANY_ANSWER, 0
 
     async def acquire(self, release: Release) -> Slot:
-        self.asked += 1
+        self.requests += 1
         folder = self._blobs / release.version
         shutil.copytree(self.model, folder, dirs_exist_ok=True)
         (folder / "golden.jsonl").write_text(self.golden)
@@ -58,7 +58,7 @@ class World:
         self.start()
 
     def start(self) -> None:
-        """As after a restart of the process: everything from disk."""
+        """Builds the agent from the files on disk, as a restart of the process does."""
         self.slots, self.serving = Slots(self.home), Serving()
         self.acquirer = LocalAcquirer(self.slots, self.model, self.home / "blobs")
         self.updater = Updater(self.slots, self.acquirer, self.serving, self.home / "releases")
@@ -71,7 +71,7 @@ class World:
         return done[0].completion_tokens
 
     async def follow(self, release: Release, rollout: str) -> None:
-        """What the agent does when the plan names `release` as the candidate of `rollout`."""
+        """Lets the agent follow a plan that names `release` as the candidate of `rollout`."""
         candidate = Candidate(rollout=rollout, release=release, stages=(Stage(name="all"),))
         plan = Plan(blueprint="edge-chat", generation=1, candidate=candidate)
         self.agent.desired_changed(Desired(side=Side.CANDIDATE, release=release, explain={}), plan)
@@ -106,15 +106,15 @@ async def test_a_release_that_fails_its_probe_leaves_the_old_one_serving(world: 
     assert world.updater.failed_in(digest_of(b"1.0.1")) == "r2"
 
 
-async def test_a_failed_release_is_tried_again_in_another_rollout_only(world: World) -> None:
+async def test_a_failed_release_is_retried_only_in_another_rollout(world: World) -> None:
     await world.follow(release("1.0.0"), "r1")
     world.acquirer.golden = IMPOSSIBLE
     await world.follow(release("1.0.1"), "r2")
     await world.follow(release("1.0.1"), "r2")
-    assert world.acquirer.asked == 2
-    world.acquirer.golden = ANYTHING
+    assert world.acquirer.requests == 2
+    world.acquirer.golden = ANY_ANSWER
     await world.follow(release("1.0.1"), "r3")
-    assert (world.acquirer.asked, world.slots.failed) == (3, ())
+    assert (world.acquirer.requests, world.slots.failed) == (3, ())
     assert world.serving.release and world.serving.release.version == "1.0.1"
 
 
@@ -122,11 +122,11 @@ async def test_other_settings_of_the_same_package_are_served_without_an_update(w
     await world.follow(release("1.0.0"), "r1")
     assert await world.longest_answer() == 64
     await world.follow(release("1.0.0", revision=2, runtime=RuntimeSettings(max_tokens=5)), "r2")
-    assert (await world.longest_answer(), world.acquirer.asked) == (5, 1)
+    assert (await world.longest_answer(), world.acquirer.requests) == (5, 1)
 
 
-@pytest.mark.parametrize(("expected", "counts"), [(ANYTHING, (1, 0)), (IMPOSSIBLE, (0, 1))])
-async def test_new_settings_are_measured_although_nobody_asks(
+@pytest.mark.parametrize(("expected", "counts"), [(ANY_ANSWER, (1, 0)), (IMPOSSIBLE, (0, 1))])
+async def test_new_settings_are_measured_without_any_client_request(
     world: World, expected: str, counts: tuple[int, int]
 ) -> None:
     await world.follow(release("1.0.0"), "r1")
@@ -135,20 +135,20 @@ async def test_new_settings_are_measured_although_nobody_asks(
     (world.slots.active.path / "golden.jsonl").write_text(expected)
     await world.follow(release("1.0.0", revision=2, runtime=RuntimeSettings(max_tokens=24)), "r2")
     digest = digest_of(b"1.0.0")
-    asked = world.updater.take_golden()[digest]
-    assert (asked.passed, asked.failed) == counts
+    golden = world.updater.take_golden()[digest]
+    assert (golden.passed, golden.failed) == counts
     assert world.serving.take_measurements()[digest].requests == 1
 
 
-async def test_a_release_under_which_the_gateway_goes_down_again_and_again_is_at_fault(world: World) -> None:
+async def test_a_release_during_which_the_gateway_crashes_repeatedly_is_marked_as_failed(world: World) -> None:
     await world.updater.update(release("1.0.0"), "r1")
     await world.acquirer.acquire(release("1.0.1"))
     for _ in range(MAX_ATTEMPTS):
         assert digest_of(b"1.0.1") not in world.slots.failed
         world.slots.activate()
-        await world.serving.stop()  # the process dies while 1.0.1 soaks …
+        await world.serving.stop()  # the process stops while 1.0.1 soaks
         world.start()
-        await world.updater.restore()  # … and starts again
+        await world.updater.restore()  # and starts again
         assert world.serving.release and world.serving.release.version == "1.0.0"
     assert digest_of(b"1.0.1") in world.slots.failed
     assert "went down" in world.updater.problems[digest_of(b"1.0.1")].what
