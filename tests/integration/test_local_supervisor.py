@@ -1,4 +1,4 @@
-"""Processes are restarted when they crash, and never outlive their supervisor."""
+"""The supervisor restarts processes that crash, and stops every process when it stops itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(6
 open('grandchild', 'w').write(str(child.pid))
 time.sleep(600)
 """
-SUPERVISING = """
+SUPERVISOR_SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from datetime import timedelta
@@ -84,7 +84,9 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
         yield supervisor
 
 
-async def test_a_killed_process_is_restarted_and_it_shows(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_a_killed_process_is_restarted_and_its_state_shows_the_restart(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     await supervisor.start(script(tmp_path, "a", SLEEPER))
     first = state_of(tmp_path, "a")
     assert (first["status"], first["restarts"]) == ("ready", 0)
@@ -96,7 +98,7 @@ async def test_a_killed_process_is_restarted_and_it_shows(supervisor: Supervisor
     assert not alive(int(str(first["pid"])))
 
 
-async def test_a_process_that_keeps_crashing_is_restarted_ever_more_slowly(tmp_path: Path) -> None:
+async def test_a_process_that_keeps_crashing_is_restarted_with_increasing_delays(tmp_path: Path) -> None:
     crashes: list[float] = []
 
     def seen(state: ProcessState) -> None:
@@ -120,20 +122,20 @@ async def test_a_process_that_keeps_crashing_is_restarted_ever_more_slowly(tmp_p
         ("ModuleNotFoundError: no nats", "ModuleNotFoundError: no nats"),
     ],
 )
-async def test_what_restarts_in_a_loop_shows_its_last_error_until_it_is_ready(
+async def test_the_last_error_of_a_crashing_process_is_shown_until_it_is_ready(
     line: str, message: str, tmp_path: Path
 ) -> None:
-    failing = "import sys, os; os.path.exists('healed') or sys.exit(" + repr("started\n" + line) + ")"
+    failing = "import sys, os; os.path.exists('repaired') or sys.exit(" + repr("started\n" + line) + ")"
     code = failing + "\n" + PARENT
     async with Supervisor(tmp_path / "state.json", grace=GRACE) as supervisor:
         await supervisor.start(script(tmp_path, "b", code))  # ready as soon as it runs
         await until(lambda: state_of(tmp_path, "b")["restarts"])
         assert state_of(tmp_path, "b")["last_error"] == message
-        (tmp_path / "healed").touch()
+        (tmp_path / "repaired").touch()
         await until(lambda: state_of(tmp_path, "b")["status"] == "ready" and not state_of(tmp_path, "b")["last_error"])
 
 
-async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
+async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path / "state.json", grace=GRACE)
     await supervisor.start(script(tmp_path, "stubborn", STUBBORN, tmp_path / "up"))
     [pid] = [state.pid for state in supervisor.states()]
@@ -141,11 +143,11 @@ async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(tmp_path
     await supervisor.stop()
     assert pid
     assert not alive(pid)
-    assert time.monotonic() - began >= GRACE.total_seconds(), "it was given its time to stop"
+    assert time.monotonic() - began >= GRACE.total_seconds(), "the grace period was respected"
     assert (state_of(tmp_path, "stubborn")["status"], state_of(tmp_path, "stubborn")["last_exit"]) == ("stopped", -9)
 
 
-async def test_what_a_process_started_goes_with_it(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_the_child_processes_of_a_killed_process_are_killed(supervisor: Supervisor, tmp_path: Path) -> None:
     note = tmp_path / "grandchild"
     await supervisor.start(script(tmp_path, "parent", PARENT, note))
     await until(lambda: note.read_text())
@@ -153,11 +155,11 @@ async def test_what_a_process_started_goes_with_it(supervisor: Supervisor, tmp_p
     assert alive(grandchild)
     [parent] = [state.pid for state in supervisor.states()]
     assert parent
-    os.kill(parent, signal.SIGKILL)  # only the parent: the supervisor sweeps the rest of its group
+    os.kill(parent, signal.SIGKILL)  # only the parent: the supervisor kills the rest of its process group
     await until(lambda: not alive(grandchild))
 
 
-async def test_stop_goes_in_reverse_order(tmp_path: Path) -> None:
+async def test_processes_are_stopped_in_reverse_order(tmp_path: Path) -> None:
     stopped: list[str] = []
     async with Supervisor(
         tmp_path / "state.json", lambda s: stopped.append(s.name) if s.status == "stopped" else None, GRACE
@@ -177,7 +179,9 @@ async def test_a_process_that_exits_before_it_is_ready_is_an_error_with_its_log(
     assert state_of(tmp_path, "bad")["status"] == "failed"
 
 
-async def test_a_process_whose_needs_are_not_there_yet_is_tried_again(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_a_process_that_exits_with_a_temporary_failure_is_retried_during_start(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     code = "import os, time; os.path.exists('need') or exit((open('need', 'w').close(), 75)[1]); time.sleep(600)"
 
     async def second_try() -> bool:
@@ -201,7 +205,7 @@ async def test_a_process_that_never_becomes_ready_is_an_error_and_is_stopped(
     assert state_of(tmp_path, "slow")["pid"] is None
 
 
-async def test_a_probe_with_a_defect_is_raised(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_an_unexpected_exception_of_a_readiness_probe_is_raised(supervisor: Supervisor, tmp_path: Path) -> None:
     async def broken() -> bool:
         raise ZeroDivisionError
 
@@ -211,24 +215,24 @@ async def test_a_probe_with_a_defect_is_raised(supervisor: Supervisor, tmp_path:
         )
 
 
-async def test_killing_what_does_not_run_is_an_error(supervisor: Supervisor) -> None:
+async def test_killing_an_unknown_process_is_an_error(supervisor: Supervisor) -> None:
     with pytest.raises(NotFound):
         await supervisor.kill("nobody")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_no_child_outlives_a_supervisor_that_gets(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_child_process_survives_a_signal_to_the_supervisor(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     (tmp_path / "stubborn.py").write_text(STUBBORN)
-    supervising = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISING, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    supervisor_process = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR_SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    assert supervising.stdout
-    assert supervising.stdout.readline() == b"supervising\n"
+    assert supervisor_process.stdout
+    assert supervisor_process.stdout.readline() == b"supervising\n"
     pids = [int(str(state_of(tmp_path, name)["pid"])) for name in ("sleeper", "stubborn")]
     assert all(alive(pid) for pid in pids)
-    supervising.send_signal(number)
-    supervising.wait(timeout=10)
+    supervisor_process.send_signal(number)
+    supervisor_process.wait(timeout=10)
     asyncio.run(until(lambda: not any(alive(pid) for pid in pids), seconds=2))
     if number != signal.SIGKILL:
         assert {state_of(tmp_path, name)["status"] for name in ("sleeper", "stubborn")} == {"stopped"}

@@ -1,4 +1,4 @@
-"""The real servers come up together, keep their data over a restart, and say what is wrong when they cannot."""
+"""The real servers start together, keep their data over a restart, and report why they cannot start."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_fresh_system_starts_on_a_small_disk_with_smaller_streams(
     free: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Before, the streams reserved 4 GiB whatever the disk had, and services restarted until the start failed."""
+    """Streams that reserve 4 GiB whatever the size of the disk would make the start fail."""
     monkeypatch.setattr(capacity, "free_bytes", lambda _folder: free)
     for _ in range(2):  # a restart opens the streams that exist
         async with System(tmp_path, services=("telemetry",), gateways=()) as system:
@@ -115,7 +115,9 @@ def test_a_detached_system_runs_until_down_and_its_logs_can_be_read(
     assert {state["status"] for state in states} == {"stopped"}
 
 
-async def test_a_full_disk_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_full_disk_is_an_error_before_any_process_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(capacity, "free_bytes", lambda _folder: 500 * MiB)
     system = servers(tmp_path)
     with pytest.raises(DiskFull, match="500MiB free"):
@@ -140,7 +142,7 @@ async def test_the_servers_keep_their_data_and_ports_over_a_restart(tmp_path: Pa
         assert (await asyncio.to_thread(bucket(system).get_object, "slmops", "blobs/x")).data == data
 
 
-async def test_data_survives_when_every_port_has_to_change(tmp_path: Path) -> None:
+async def test_data_is_kept_when_every_port_changes(tmp_path: Path) -> None:
     async with servers(tmp_path) as system:
         old = ports(system)
         await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
@@ -164,7 +166,7 @@ async def test_the_servers_listen_on_the_loopback_interface_only(tmp_path: Path)
         assert {connection.laddr.port for connection in listening} == set(ports(system).values())
 
 
-async def test_a_stranger_has_no_access_to_the_objects(tmp_path: Path) -> None:
+async def test_a_request_without_credentials_cannot_read_an_object(tmp_path: Path) -> None:
     async with servers(tmp_path) as system, httpx.AsyncClient() as http:
         await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
         answer = await http.get(f"http://{HOST}:{ports(system)['s3.api']}/slmops/a")
@@ -172,7 +174,7 @@ async def test_a_stranger_has_no_access_to_the_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nats", "s3.api"])
-async def test_a_fixed_port_that_is_taken_is_an_error_and_nothing_runs(tmp_path: Path, name: str) -> None:
+async def test_a_taken_fixed_port_is_an_error_and_starts_no_process(tmp_path: Path, name: str) -> None:
     with socket.create_server((HOST, 0)) as taken:
         system = servers(tmp_path, **{name: taken.getsockname()[1]})
         with pytest.raises(PortTaken, match=name):
@@ -180,7 +182,7 @@ async def test_a_fixed_port_that_is_taken_is_an_error_and_nothing_runs(tmp_path:
     assert system.states() == []
 
 
-async def test_a_killed_server_comes_back_on_its_port_with_its_data(tmp_path: Path) -> None:
+async def test_a_killed_server_is_restarted_on_its_port_with_its_data(tmp_path: Path) -> None:
     async with servers(tmp_path) as system:
         js = await jetstream(system)
         kv = await js.key_value("desired")
@@ -194,7 +196,7 @@ async def test_a_killed_server_comes_back_on_its_port_with_its_data(tmp_path: Pa
         await js._nc.close()
 
 
-async def test_one_system_per_folder(tmp_path: Path) -> None:
+async def test_a_second_system_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     async with servers(tmp_path):
         with pytest.raises(Conflict, match="another slmops"):
             await servers(tmp_path).start()
@@ -202,7 +204,7 @@ async def test_one_system_per_folder(tmp_path: Path) -> None:
         pass
 
 
-async def test_a_service_that_does_not_start_stops_everything_and_says_why(tmp_path: Path) -> None:
+async def test_a_service_that_fails_to_start_stops_the_system_and_the_error_has_the_reason(tmp_path: Path) -> None:
     seen: list[ProcessState] = []
     system = System(tmp_path, services=("nosuchservice",), gateways=())
     (tmp_path / "keys").mkdir()
@@ -213,7 +215,7 @@ async def test_a_service_that_does_not_start_stops_everything_and_says_why(tmp_p
     assert {state.name for state in seen if state.status == "ready"} == {"nats", "s3"}
 
 
-def test_up_tells_its_story_and_ctrl_c_stops_it(tmp_path: Path) -> None:
+def test_up_prints_its_progress_and_ctrl_c_stops_the_servers(tmp_path: Path) -> None:
     code = """
 import asyncio, pathlib, sys
 from rich.console import Console

@@ -1,4 +1,4 @@
-"""A real nats-server enforces the permission table: everybody speaks as themselves, and as nobody else."""
+"""A real nats-server enforces the permission table: every user may publish and subscribe only on its own subjects."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from slmops.kit.bus.nats_auth import Authority, creds_text, gateway_jwt, new_use
 from slmops.kit.bus.provision import consumer, provision
 
 BUCKET = "KV_desired"
-MINE = "$KV.desired.blueprint.edge-chat"
+PLAN_KEY = "$KV.desired.blueprint.edge-chat"
 
 
 @dataclass
 class User:
-    """A connection, and what the server refused it."""
+    """A connection and the errors with which the server refused its requests."""
 
     nc: Client
     refused: list[str] = field(default_factory=list)
 
     async def refusals(self) -> list[str]:
-        """What was refused since the last call. The server's errors precede its answer to a flush."""
-        await flushed(self.nc)
+        """Returns the errors since the last call. The server sends them before its answer to a flush."""
+        await flush_twice(self.nc)
         found, self.refused[:] = list(self.refused), []
         return found
 
 
-async def flushed(nc: Client) -> None:
-    """The server has seen all that was sent. Twice, because nats-py's first PING overtakes what is still buffered."""
+async def flush_twice(nc: Client) -> None:
+    """Waits until the server has received everything. Flushes twice: nats-py's first PING overtakes buffered data."""
     await nc.flush()
     await nc.flush()
 
@@ -62,20 +62,20 @@ async def connected(url: str, creds: Path | UserString, inbox: bytes = b"_INBOX"
 
 
 def gateway_creds(server: NatsServer, gateway_id: str, blueprint: str = "edge-chat") -> RawCredentials:
-    """As in enrolment: the seed is the gateway's, the signature is the rollout service's."""
+    """Returns credentials as enrolment makes them: the gateway's seed, signed by the rollout service."""
     seed = new_user_seed()
     jwt = gateway_jwt(server.gateway_signing_key.read_text(), public_key(seed), gateway_id, blueprint)
     return RawCredentials(creds_text(jwt, seed))
 
 
 async def stored(observer: User) -> int:
-    """How many messages all streams hold."""
+    """Returns the number of messages in all streams."""
     return sum(stream.state.messages for stream in await observer.nc.jetstream().streams_info())
 
 
 @pytest.fixture
 async def observer(nats_server: NatsServer) -> AsyncIterator[User]:
-    """A user that may do everything in the services' account."""
+    """Yields a user with all rights in the services' account."""
     creds = nats_server.authority.user_creds("observer", Permissions((">",), (">",)))
     async with connected(nats_server.url, RawCredentials(creds), b"_INBOX_observer") as user:
         yield user
@@ -104,7 +104,7 @@ async def test_a_gateway_reads_its_own_plan(gateway: User, key: str) -> None:
     assert await gateway.refusals() == []
 
 
-async def test_a_gateway_hears_of_a_new_plan_with_its_sequence(gateway: User, desired: KeyValue) -> None:
+async def test_a_gateway_receives_a_new_plan_with_its_sequence(gateway: User, desired: KeyValue) -> None:
     blueprint = await gateway.nc.subscribe("twin.desired.blueprint.edge-chat")
     own = await gateway.nc.subscribe("twin.desired.gateway.gw-1")
     assert await gateway.refusals() == []
@@ -116,16 +116,20 @@ async def test_a_gateway_hears_of_a_new_plan_with_its_sequence(gateway: User, de
 
 
 @pytest.mark.parametrize("subject", ["slmops.gateway.reported.v1.gw-1", "measure.gw-1"])
-async def test_a_gateway_publishes_as_itself_and_gets_an_acknowledgement(gateway: User, subject: str) -> None:
+async def test_a_gateway_may_publish_on_its_own_subjects_and_gets_an_acknowledgement(
+    gateway: User, subject: str
+) -> None:
     ack = await gateway.nc.jetstream().publish(subject, b"{}", timeout=5)
     assert ack.stream == stream_of(subject)
     assert await gateway.refusals() == []
 
 
-async def test_a_gateway_asks_the_packager_and_the_packager_answers(gateway: User, nats_server: NatsServer) -> None:
+async def test_a_gateway_may_send_requests_to_the_packager_and_gets_the_answer(
+    gateway: User, nats_server: NatsServer
+) -> None:
     async with connected(nats_server.url, nats_server.creds["packager-answers"]) as packager:
         requests = await packager.nc.subscribe("cmd.packager.fetch.*")
-        await flushed(packager.nc)
+        await flush_twice(packager.nc)
         answer = asyncio.create_task(gateway.nc.request("cmd.packager.fetch.gw-1", b"", timeout=5))
         await (await requests.next_msg(timeout=5)).respond(b"url")
         assert (await answer).data == b"url"
@@ -151,7 +155,7 @@ async def test_a_gateway_asks_the_packager_and_the_packager_answers(gateway: Use
         "_INBOX_gw-2.x",
     ],
 )
-async def test_a_gateway_may_not_publish(gateway: User, observer: User, subject: str) -> None:
+async def test_a_gateway_may_not_publish_on_other_subjects(gateway: User, observer: User, subject: str) -> None:
     before = await stored(observer)
     await gateway.nc.publish(subject, b"")
     [refusal] = await gateway.refusals()
@@ -175,20 +179,20 @@ async def test_a_gateway_may_not_publish(gateway: User, observer: User, subject:
         "cmd.packager.fetch.gw-1",
     ],
 )
-async def test_a_gateway_may_not_subscribe(gateway: User, subject: str) -> None:
+async def test_a_gateway_may_not_subscribe_to_other_subjects(gateway: User, subject: str) -> None:
     await gateway.nc.subscribe(subject)
     [refusal] = await gateway.refusals()
     assert "subscription" in refusal
     assert subject.lower() in refusal
 
 
-async def test_an_unenrolled_gateway_can_only_ask_to_be_enrolled(nats_server: NatsServer) -> None:
+async def test_an_unenrolled_gateway_may_only_request_enrolment(nats_server: NatsServer) -> None:
     async with (
         connected(nats_server.url, nats_server.creds["rollout-answers"]) as rollout,
         connected(nats_server.url, nats_server.creds["enrol"], b"_INBOX_enrol") as enrol,
     ):
         requests = await rollout.nc.subscribe("cmd.rollout.enrol")
-        await flushed(rollout.nc)
+        await flush_twice(rollout.nc)
         answer = asyncio.create_task(enrol.nc.request("cmd.rollout.enrol", b"", timeout=5))
         await (await requests.next_msg(timeout=5)).respond(b"jwt")
         assert (await answer).data == b"jwt"
@@ -201,7 +205,7 @@ async def test_an_unenrolled_gateway_can_only_ask_to_be_enrolled(nats_server: Na
 
 
 @pytest.mark.parametrize("service", ["registry", "optimizer", "packager", "telemetry"])
-async def test_a_service_publishes_what_it_owns_and_nothing_else(nats_server: NatsServer, service: str) -> None:
+async def test_a_service_may_publish_only_on_its_own_subjects(nats_server: NatsServer, service: str) -> None:
     own, *_ = SERVICE_PERMISSIONS[service].publish
     foreign = [p.publish[0] for name, p in SERVICE_PERMISSIONS.items() if name not in (service, "console")]
     async with connected(nats_server.url, nats_server.creds[service], f"_INBOX_{service}".encode()) as user:
@@ -214,7 +218,7 @@ async def test_a_service_publishes_what_it_owns_and_nothing_else(nats_server: Na
 
 
 @pytest.mark.parametrize("service", ANSWERING_PERMISSIONS)
-async def test_who_answers_publishes_on_inboxes_and_nowhere_else(nats_server: NatsServer, service: str) -> None:
+async def test_the_user_for_answers_may_publish_only_on_inboxes(nats_server: NatsServer, service: str) -> None:
     # The server itself refuses a request that names an acknowledgement as its reply subject.
     patterns = {p for row in SERVICE_PERMISSIONS.values() for p in row.publish if not p.startswith("$JS.ACK")}
     owned = [pattern.replace("*", "x").replace(">", "x") for pattern in sorted(patterns)]
@@ -223,7 +227,7 @@ async def test_who_answers_publishes_on_inboxes_and_nowhere_else(nats_server: Na
         connected(nats_server.url, nats_server.creds[f"{service}-answers"]) as answering,
     ):
         requests = await answering.nc.subscribe(f"cmd.{service}.any")
-        await flushed(answering.nc)
+        await flush_twice(answering.nc)
         answer = asyncio.create_task(console.nc.request(f"cmd.{service}.any", b"", timeout=5))
         await (await requests.next_msg(timeout=5)).respond(b"one")
         assert (await answer).data == b"one"
@@ -237,14 +241,16 @@ async def test_who_answers_publishes_on_inboxes_and_nowhere_else(nats_server: Na
             assert len(await answering.refusals()) == 1, subject
 
 
-async def test_a_service_reads_nobody_elses_answers(nats_server: NatsServer) -> None:
+async def test_a_service_may_not_subscribe_to_the_inboxes_of_others(nats_server: NatsServer) -> None:
     async with connected(nats_server.url, nats_server.creds["registry"], b"_INBOX_registry") as registry:
         for subject in ("_INBOX.>", "_INBOX_optimizer.>", "_R_.>", ">"):
             await registry.nc.subscribe(subject)
             assert len(await registry.refusals()) == 1, subject
 
 
-async def test_a_service_consumes_a_stream_and_reads_a_bucket(nats_server: NatsServer, desired: KeyValue) -> None:
+async def test_a_service_may_consume_its_stream_and_read_the_plan_bucket(
+    nats_server: NatsServer, desired: KeyValue
+) -> None:
     async with connected(nats_server.url, nats_server.creds["telemetry"], b"_INBOX_telemetry") as telemetry:
         js = telemetry.nc.jetstream()
         durable = durable_name("telemetry", "measure.*")
@@ -254,27 +260,27 @@ async def test_a_service_consumes_a_stream_and_reads_a_bucket(nats_server: NatsS
             await gateway.nc.jetstream().publish("measure.gw-7", b"batch", timeout=5)
         messages = await subscription.fetch(1, timeout=5)
         await messages[0].ack_sync()
-        plan = await js.get_last_msg(BUCKET, MINE, direct=True)
+        plan = await js.get_last_msg(BUCKET, PLAN_KEY, direct=True)
         assert plan.data == b"blueprint.edge-chat"
         assert await telemetry.refusals() == []
 
 
 async def test_credentials_of_another_authority_are_refused(nats_server: NatsServer) -> None:
-    stranger = Authority.generate()
+    other = Authority.generate()
     with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
-        async with connected(nats_server.url, RawCredentials(stranger.service_creds("console"))):
+        async with connected(nats_server.url, RawCredentials(other.service_creds("console"))):
             pass
 
 
 async def test_the_gateway_key_cannot_sign_more_than_its_template(nats_server: NatsServer) -> None:
-    """A thief of the rollout service's key makes gateways, not operators."""
+    """A stolen key of the rollout service can make credentials of gateways, but not of operators."""
     authority = Authority(**{**vars(nats_server.authority), "services": nats_server.authority.gateways})
     with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
         async with connected(nats_server.url, RawCredentials(authority.service_creds("console"))):
             pass
 
 
-def test_a_gateway_cannot_be_named_into_another_subject(nats_server: NatsServer) -> None:
+def test_a_gateway_name_that_would_match_other_subjects_is_refused(nats_server: NatsServer) -> None:
     key = nats_server.gateway_signing_key.read_text()
     public = public_key(new_user_seed())
     for bad in ("*", ">", "gw-1.x", "", "GW"):
@@ -284,7 +290,7 @@ def test_a_gateway_cannot_be_named_into_another_subject(nats_server: NatsServer)
             gateway_jwt(key, public, "gw-1", bad)
 
 
-def test_only_a_public_user_key_is_signed(nats_server: NatsServer) -> None:
+def test_anything_but_a_public_user_key_is_not_signed(nats_server: NatsServer) -> None:
     key = nats_server.gateway_signing_key.read_text()
     user = public_key(new_user_seed())
     forged = user[:-1] + ("A" if user[-1] != "A" else "B")

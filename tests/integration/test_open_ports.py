@@ -1,6 +1,6 @@
-"""Every port that we open asks for a credential, on loopback too, or answers only what is public by decision.
+"""Every open port, also on loopback, requires a credential or answers only what is public by decision.
 
-The probes are in `port_probe.py`. That they find what is open is shown on SeaweedFS as it was started before it asked.
+The probes are in `port_probe.py`. A SeaweedFS without authentication proves that they find open ports.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ ROOT = Path(__file__).parents[2]
 GATEWAY = "gw-1"
 S3_API = "s3.api"
 BY_CERTIFICATE = tuple(name for name in S3_PORTS if name != S3_API)
-KEY, CONTENT = "blobs/sha256/4be1", b"weights that cost somebody a month"
+KEY, CONTENT = "blobs/sha256/4be1", b"secret weights of a model"
 
 REFUSED = {401, 403}
-"""Statuses with which a server that speaks to everybody refuses one who shows nothing."""
+"""Statuses of an HTTP server that refuses a request without credentials."""
 NOT_THERE = {404, 405}
 PUBLIC_HEALTH = {("GET", "/health"), ("GET", "/metrics")}
 PUBLIC: dict[str, set[tuple[str, str]]] = {
@@ -69,9 +69,9 @@ PUBLIC: dict[str, set[tuple[str, str]]] = {
         ("GET", "/metrics"),
     },
 }
-"""What answers anybody, by decision: state and counts, signed trust metadata, and the gateway's OpenAI API."""
+"""Public requests by decision: state and counts, signed trust metadata, and the gateway's OpenAI API."""
 S3_PUBLIC = {("GET", "/status"), ("GET", "/healthz"), ("GET", "/readyz"), ("OPTIONS", "/")}
-"""S3's own health and the preflight of browsers: 200, and nothing in it."""
+"""S3's health checks and the preflight of browsers: 200 with an empty body."""
 
 
 class Store:
@@ -89,7 +89,7 @@ class Store:
         self._minio.put_object(BUCKET, KEY, io.BytesIO(CONTENT), len(CONTENT))
 
     def content(self) -> bytes | None:
-        """None when it was deleted."""
+        """Returns the content of the object, or None if it was deleted."""
         try:
             return bytes(self._minio.get_object(BUCKET, KEY).data)
         except S3Error as error:
@@ -98,11 +98,11 @@ class Store:
             return None
 
     def inside(self, name: str, path: str, *, closed: bool = True) -> Answer:
-        """What a port answers to SeaweedFS itself: over TLS with the certificate when ports are closed."""
+        """Returns what a port answers to SeaweedFS itself: over TLS with its certificate if the ports are closed."""
         return http(self.ports[name], "GET", path, tls=with_certificate(self.certificate) if closed else None)
 
     def file_ids(self, *, closed: bool = True) -> list[str]:
-        """Under which names the volume server holds the object's bytes."""
+        """Returns the ids under which the volume server stores the object."""
         described = self.inside("s3.filer", f"/buckets/{BUCKET}/{KEY}?metadata=true", closed=closed)
         return re.findall(r'"file_id":\s*"([^"]+)"', described.body.decode())
 
@@ -123,20 +123,20 @@ def listening(system: System) -> set[Listener]:
     return listeners(state.pid for state in system.states() if state.pid)
 
 
-def check_certificate_is_asked(port: int) -> None:
-    """Neither HTTP nor gRPC says anything, in plain text or over TLS, to one without a certificate."""
-    stranger = without_certificate()
+def check_certificate_is_required(port: int) -> None:
+    """Asserts that a port answers neither HTTP nor gRPC, in plain text or over TLS, without a client certificate."""
+    anonymous = without_certificate()
     assert not speaks_grpc(port)
-    assert not speaks_grpc(port, tls=stranger)
+    assert not speaks_grpc(port, tls=anonymous)
     for status in statuses(port).values():
         assert status in (None, 400), "plain HTTP on a port with TLS is no request"
-    refused = http(port, "GET", "/", tls=stranger)
+    refused = http(port, "GET", "/", tls=anonymous)
     assert refused.status is None
     assert "certificate required" in refused.refusal
 
 
-def check_keys_are_asked(port: int) -> None:
-    """S3 answers nothing but its health to a request without a signature."""
+def check_keys_are_required(port: int) -> None:
+    """Asserts that S3 answers only its public requests without a signature."""
     answers = statuses(port)
     assert {request for request, status in answers.items() if status == 200} == S3_PUBLIC
     assert {http(port, *request).body for request in S3_PUBLIC} == {b""}
@@ -144,8 +144,8 @@ def check_keys_are_asked(port: int) -> None:
     assert not speaks_grpc(port)
 
 
-def check_object_is_out_of_reach(store: Store, ports: set[int]) -> None:
-    """One object cannot be listed, read, overwritten or deleted by any port without a credential."""
+def check_object_is_protected(store: Store, ports: set[int]) -> None:
+    """Asserts that no port lists, returns, overwrites or deletes an object without a credential."""
     store.put()
     file_ids = store.file_ids()
     assert [store.inside("s3.volume", f"/{file_id}").body for file_id in file_ids] == [CONTENT]
@@ -156,7 +156,7 @@ def check_object_is_out_of_reach(store: Store, ports: set[int]) -> None:
         assert store.content() == CONTENT, method
 
 
-async def test_every_socket_is_known_and_on_loopback(system: System, ports: dict[str, int]) -> None:
+async def test_only_the_known_ports_are_open_and_only_on_loopback(system: System, ports: dict[str, int]) -> None:
     found = listening(system)
     assert {listener.ip for listener in found} == {HOST}
     assert {listener.port for listener in found} == set(ports.values())
@@ -164,24 +164,24 @@ async def test_every_socket_is_known_and_on_loopback(system: System, ports: dict
 
 
 @pytest.mark.parametrize("name", BY_CERTIFICATE)
-async def test_ports_inside_the_object_store_ask_for_a_certificate(
+async def test_internal_ports_of_the_object_store_require_a_certificate(
     system: System, ports: dict[str, int], name: str
 ) -> None:
-    await asyncio.to_thread(check_certificate_is_asked, ports[name])
+    await asyncio.to_thread(check_certificate_is_required, ports[name])
 
 
-async def test_s3_asks_for_keys(system: System, ports: dict[str, int]) -> None:
-    await asyncio.to_thread(check_keys_are_asked, ports[S3_API])
+async def test_s3_requires_keys(system: System, ports: dict[str, int]) -> None:
+    await asyncio.to_thread(check_keys_are_required, ports[S3_API])
 
 
-async def test_nats_asks_for_credentials(system: System, ports: dict[str, int]) -> None:
+async def test_nats_requires_credentials(system: System, ports: dict[str, int]) -> None:
     for connect in (b"CONNECT {}", b'CONNECT {"user":"nobody","pass":""}', b"SUB > 1"):
         assert b"Authorization Violation" in await nats_refusal(ports["nats"], connect, b"SUB > 1", b"PING")
     assert set((await asyncio.to_thread(statuses, ports["nats"])).values()) == {None}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-async def test_what_is_public_is_listed_here_and_nothing_else_is(
+async def test_each_http_port_answers_exactly_its_public_requests(
     system: System, ports: dict[str, int], name: str
 ) -> None:
     answers = await asyncio.to_thread(statuses, ports[name])
@@ -190,13 +190,13 @@ async def test_what_is_public_is_listed_here_and_nothing_else_is(
     assert not await asyncio.to_thread(speaks_grpc, ports[name])
 
 
-async def test_a_blob_is_out_of_reach_without_credentials(system: System, ports: dict[str, int]) -> None:
+async def test_a_blob_cannot_be_read_or_changed_without_credentials(system: System, ports: dict[str, int]) -> None:
     store = Store(system.layout, ports)
     found = {listener.port for listener in listening(system)}
-    await asyncio.to_thread(check_object_is_out_of_reach, store, found)
+    await asyncio.to_thread(check_object_is_protected, store, found)
 
 
-async def test_sockets_of_the_file_system_are_private_or_ask_for_a_certificate(system: System) -> None:
+async def test_unix_sockets_are_private_or_require_a_certificate(system: System) -> None:
     found = socket_files(state.pid for state in system.states() if state.pid)
     private = {path for path in found if not path.is_absolute()}
     assert private == {Path("filer.sock"), Path("s3.sock")}
@@ -208,7 +208,7 @@ async def test_sockets_of_the_file_system_are_private_or_ask_for_a_certificate(s
         assert not await asyncio.to_thread(speaks_grpc, path, tls=without_certificate())
 
 
-# Below: SeaweedFS alone. As it was started before ports asked, as compose starts it, and when a certificate is damaged.
+# SeaweedFS alone: without authentication, as compose starts it, and with a damaged certificate.
 
 
 @pytest.fixture
@@ -220,13 +220,15 @@ def own(tmp_path: Path) -> tuple[Layout, dict[str, int]]:
 
 
 def open_spec(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
-    """SeaweedFS as `slmops up` started it before its ports asked for a certificate."""
+    """Returns SeaweedFS as older releases started it: without certificates on its ports."""
     spec = s3_spec(layout, ports)
     (layout.home("s3") / "security.toml").unlink()
     return spec
 
 
-def test_the_probe_takes_what_an_open_server_gives(own: tuple[Layout, dict[str, int]]) -> None:
+def test_the_probes_read_and_change_an_object_on_a_server_without_authentication(
+    own: tuple[Layout, dict[str, int]],
+) -> None:
     layout, ports = own
     with running(open_spec(layout, ports)):
         store = Store(layout, ports)
@@ -238,14 +240,16 @@ def test_the_probe_takes_what_an_open_server_gives(own: tuple[Layout, dict[str, 
         assert {name for name, port in ports.items() if speaks_grpc(port)} == {n for n in ports if n.endswith("-grpc")}
         for name in BY_CERTIFICATE:
             with pytest.raises(AssertionError):
-                check_certificate_is_asked(ports[name])
+                check_certificate_is_required(ports[name])
         try_to_change(ports.values(), BUCKET, KEY, "PUT", ())
         assert store.content() == b"damaged"
         try_to_change(ports.values(), BUCKET, KEY, "DELETE", ())
         assert store.content() is None
 
 
-def test_objects_of_a_folder_from_before_are_still_there(own: tuple[Layout, dict[str, int]]) -> None:
+def test_objects_of_a_data_folder_of_an_older_release_are_kept_and_protected(
+    own: tuple[Layout, dict[str, int]],
+) -> None:
     layout, ports = own
     with running(open_spec(layout, ports)):
         store = Store(layout, ports)
@@ -253,11 +257,11 @@ def test_objects_of_a_folder_from_before_are_still_there(own: tuple[Layout, dict
     with running(s3_spec(layout, ports)):
         store = Store(layout, ports)
         assert store.content() == CONTENT
-        check_object_is_out_of_reach(store, set(ports.values()))
+        check_object_is_protected(store, set(ports.values()))
 
 
-def test_a_damaged_certificate_ends_the_server(own: tuple[Layout, dict[str, int]]) -> None:
-    """SeaweedFS serves gRPC without TLS when it cannot read a certificate; it must not go on like that."""
+def test_a_server_with_a_damaged_certificate_does_not_start(own: tuple[Layout, dict[str, int]]) -> None:
+    """SeaweedFS serves gRPC without TLS if it cannot read a certificate, so such a start must fail."""
     layout, ports = own
     layout.weed_identity.write_text("no certificate")
     with pytest.raises(pytest.fail.Exception, match="does not start"), running(s3_spec(layout, ports)):
@@ -273,7 +277,7 @@ def prepare_for_containers() -> ModuleType:
 
 
 def container(name: str, layout: Layout) -> Path:
-    """The volume of a server's container as `init` fills it, below `layout.root` instead of `/`."""
+    """Makes the volume of a server's container as `init` fills it, below `layout.root` instead of `/`."""
     home = layout.root / "volumes" / name
     (home / "keys").mkdir(parents=True)
     for file, text in prepare_for_containers()._server_files(layout, home).items():
@@ -281,12 +285,12 @@ def container(name: str, layout: Layout) -> Path:
     return home
 
 
-async def greets_over_http(port: int) -> bool:
+async def is_healthy(port: int) -> bool:
     return (await asyncio.to_thread(http, port, "GET", "/healthz")).status == 200
 
 
 def compose_spec(name: str, home: Path, **changed: object) -> ProcessSpec:
-    """A server as docker-compose.yml starts it, in `home` instead of `/data`, and on loopback."""
+    """Returns a server as docker-compose.yml starts it, in `home` instead of `/data`, and on loopback."""
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][name]
     program, *arguments = (word.replace("/data", str(home)).replace("0.0.0.0", HOST) for word in service["command"])
     folder = Path(service.get("working_dir", "/data").replace("/data", str(home)))
@@ -294,21 +298,21 @@ def compose_spec(name: str, home: Path, **changed: object) -> ProcessSpec:
     return replace(spec, **changed)  # type: ignore[arg-type]
 
 
-def test_the_object_store_of_compose_asks_on_every_port(own: tuple[Layout, dict[str, int]]) -> None:
+def test_the_object_store_of_compose_requires_credentials_on_every_port(own: tuple[Layout, dict[str, int]]) -> None:
     layout, ports = own
     ports = {name: port for name, port in ports.items() if not name.startswith("s3.admin")}  # `weed server` has none
-    spec = compose_spec("s3", container("s3", layout), ready=lambda: greets_over_http(ports[S3_API]))
+    spec = compose_spec("s3", container("s3", layout), ready=lambda: is_healthy(ports[S3_API]))
     spec = replace(spec, argv=[*spec.argv, *(f"-{_WEED_OPTIONS[name]}={port}" for name, port in ports.items())])
     with running(spec) as pid:
         assert {listener.port for listener in listeners([pid])} == set(ports.values())
         store = Store(layout, ports)
-        check_object_is_out_of_reach(store, set(ports.values()))
-        check_keys_are_asked(ports[S3_API])
+        check_object_is_protected(store, set(ports.values()))
+        check_keys_are_required(ports[S3_API])
         for name in ports.keys() - {S3_API}:
-            check_certificate_is_asked(ports[name])
+            check_certificate_is_required(ports[name])
 
 
-def test_nats_of_compose_opens_its_client_port_only(own: tuple[Layout, dict[str, int]]) -> None:
+def test_nats_of_compose_opens_only_its_client_port(own: tuple[Layout, dict[str, int]]) -> None:
     layout, _ = own
     home = container("nats", layout)
     port = choose_ports(layout.ports_file, ["nats"])["nats"]
@@ -322,6 +326,6 @@ def test_nats_of_compose_opens_its_client_port_only(own: tuple[Layout, dict[str,
 
 
 def healthy(url: str) -> bool:
-    """What the health check of a container says."""
+    """Returns the result of the container's health check."""
     check = ROOT / "deploy" / "docker" / "healthy.py"
     return subprocess.run([sys.executable, check, url], capture_output=True).returncode == 0

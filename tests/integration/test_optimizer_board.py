@@ -1,4 +1,4 @@
-"""The job board on a real NATS: who sees what of a job, and when."""
+"""The job board on a real NATS server: states, cancellation, lists and deliveries of jobs."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def view(job: str = "a", state: JobState = JobState.QUEUED, **changes: Any) -> J
     return JobView(**fields | {"recipes": ("int8",), "state": state, "queued_at": AT, "at": AT} | changes)
 
 
-async def test_an_empty_board_is_empty(board: Board) -> None:
+async def test_an_empty_board_has_no_jobs_and_no_cancellations(board: Board) -> None:
     assert await board.all() == []
     assert await board.find("a") is None
     assert await board.cancelled("a") is None
 
 
-async def test_a_job_that_is_queued_again_stays_as_far_as_it_came(board: Board) -> None:
+async def test_queueing_a_running_job_again_keeps_its_progress(board: Board) -> None:
     await board.queue(view())
     await board.put(view(state=JobState.RUNNING, done=3, of=5))
     await board.queue(view())
@@ -72,7 +72,7 @@ async def test_a_job_that_is_queued_again_stays_as_far_as_it_came(board: Board) 
 
 
 @pytest.mark.parametrize(
-    ("state", "seen"),
+    ("state", "visible"),
     [
         (JobState.QUEUED, JobState.CANCELLED),
         (JobState.RUNNING, JobState.CANCELLING),
@@ -80,14 +80,14 @@ async def test_a_job_that_is_queued_again_stays_as_far_as_it_came(board: Board) 
         (JobState.FAILED, JobState.FAILED),
     ],
 )
-async def test_the_wish_to_end_a_job_is_seen_before_its_worker_has_heard_of_it(
-    board: Board, state: JobState, seen: JobState
+async def test_a_cancellation_is_visible_before_the_worker_receives_it(
+    board: Board, state: JobState, visible: JobState
 ) -> None:
     await board.put(view(state=state))
     await board.cancel("a", "alice")
     found = await board.find("a")
-    assert found and found.state is seen
-    assert [one.state for one in await board.all()] == [seen]
+    assert found and found.state is visible
+    assert [one.state for one in await board.all()] == [visible]
     assert await board.cancelled("a") == "alice"
 
 
@@ -99,7 +99,7 @@ async def test_jobs_are_listed_in_the_order_in_which_they_were_queued(board: Boa
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 15])
-async def test_a_list_is_whole_while_the_board_changes_and_the_process_is_busy(board: Board, jobs: int) -> None:
+async def test_a_list_is_complete_while_the_board_changes_and_the_process_is_busy(board: Board, jobs: int) -> None:
     queued = [f"job-{number}" for number in range(jobs)]
     for job in queued:
         await board.queue(view(job))
@@ -107,7 +107,7 @@ async def test_a_list_is_whole_while_the_board_changes_and_the_process_is_busy(b
     async def change() -> None:
         for done in range(100):
             await board.put(view("job-0", done=done))
-            time.sleep(0.003)  # noqa: ASYNC251 - what arrives is processed late
+            time.sleep(0.003)  # noqa: ASYNC251 - delays the processing of messages
 
     changing = asyncio.create_task(change())
     listed = await asyncio.gather(*[board.all() for _ in range(40)])
@@ -115,7 +115,7 @@ async def test_a_list_is_whole_while_the_board_changes_and_the_process_is_busy(b
     assert all({entry.job for entry in found} == set(queued) for found in listed)
 
 
-async def test_a_board_that_is_gone_is_told(world: World, board: Board) -> None:
+async def test_a_deleted_board_is_reported_as_unreachable(world: World, board: Board) -> None:
     await board.queue(view())
     await world.client.js.delete_stream(f"KV_{subjects.JOB_BUCKET}")
     with pytest.raises(Unreachable, match="job board"):
@@ -123,18 +123,18 @@ async def test_a_board_that_is_gone_is_told(world: World, board: Board) -> None:
 
 
 class Worker:
-    """Knows of nothing that it could work with."""
+    """A fake worker that fails every job with `error` and counts the jobs."""
 
     def __init__(self, error: Exception) -> None:
-        self.error, self.asked = error, 0
+        self.error, self.calls = error, 0
 
     async def run(self, job: OptimizeJob, publisher: object) -> None:
-        self.asked += 1
+        self.calls += 1
         raise self.error
 
 
 async def deliver(world: World, worker: Worker, times_before: int) -> Board:
-    """A job that was delivered so often and never ended, and then to this worker."""
+    """Publishes a job that was delivered `times_before` times without an end, and starts an optimizer with `worker`."""
     client = await world.connect("optimizer")
     headers = {"Nats-Msg-Id": JOB.id}
     bus = Bus("optimizer", world.settings("optimizer"))
@@ -143,7 +143,7 @@ async def deliver(world: World, worker: Worker, times_before: int) -> Board:
     await consumer(client.js, "JOBS", DURABLE, subjects.optimize_job("*"))
     await client.store(subjects.optimize_job("edge-small"), JOB.model_dump_json(by_alias=True).encode(), headers)
     reader = await client.js.pull_subscribe_bind(DURABLE, "JOBS")
-    for _ in range(times_before):  # as by workers that died of it
+    for _ in range(times_before):  # as when the job crashed its workers
         await (await reader.fetch(1))[0].nak()
     await reader.unsubscribe()
     await bus.start()
@@ -151,29 +151,29 @@ async def deliver(world: World, worker: Worker, times_before: int) -> Board:
     return board
 
 
-async def test_a_job_that_no_worker_survives_is_refused_in_the_end(world: World) -> None:
-    worker = Worker(NotFound("never asked"))
+async def test_a_job_that_crashes_every_worker_is_rejected_after_the_last_delivery(world: World) -> None:
+    worker = Worker(NotFound("not called"))
     board = await deliver(world, worker, DELIVERIES - 1)
     await settled(world)
     found = await board.find(JOB.id)
     assert found and found.problem and found.problem.code == InternalError.code
     assert f"started {DELIVERIES - 1} times" in found.reason
-    assert worker.asked == 0
+    assert worker.calls == 0
     assert len([m for m in await world.stored("EVENTS") if m.subject == VariantRejected.type]) == 2
 
 
-async def test_a_long_job_outlives_more_deaths_of_its_workers_than_other_messages_do(world: World) -> None:
+async def test_a_job_has_more_deliveries_than_other_messages(world: World) -> None:
     worker = Worker(NotFound("the store lost its files"))
     board = await deliver(world, worker, 10)
     await settled(world)
     found = await board.find(JOB.id)
     assert found and (found.state, found.reason) == (JobState.FAILED, "the store lost its files")
-    assert worker.asked == 1
+    assert worker.calls == 1
     await world.dead_letters(0)
 
 
 async def settled(world: World) -> None:
-    """Until no job waits for anything."""
+    """Waits until every job is acknowledged."""
 
     async def look() -> bool | None:
         return await world.unsettled("JOBS", DURABLE) == 0 or None

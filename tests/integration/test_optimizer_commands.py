@@ -1,4 +1,4 @@
-"""What was made and measured once is not made again, whatever it is asked for as; and commands on the real servers."""
+"""Variants and measurements are reused, whichever job requests them; and the optimizer's commands on real servers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def steps(factory: Factory, job: str) -> set[str]:
     return {event.step for event in await factory.events(VariantProgressed, job)}
 
 
-async def test_the_same_work_is_done_once(factory: Factory) -> None:
+async def test_a_second_job_with_the_same_work_reuses_the_variants_and_measurements(factory: Factory) -> None:
     await factory.start("one")
     await factory.push("1.0.0", seed=140)
     first = await made(factory, (await factory.job_of("1.0.0")).job)
@@ -62,19 +62,19 @@ async def test_the_same_work_is_done_once(factory: Factory) -> None:
     assert await steps(factory, again.job) == set(), "nothing is made or measured again"
     assert (again.job != first.job, again.files, again.evaluation) == (True, first.files, first.evaluation)
 
-    await factory.push("2.0.0", seed=140, model="other")  # the same weights by another name
+    await factory.push("2.0.0", seed=140, model="other")  # the same weights under another name
     view = await factory.job_of("2.0.0", "other")
     other = await made(factory, view.job)
     assert await steps(factory, view.job) == set()
     assert (other.model, other.files, other.evaluation) == ("other", first.files, first.evaluation)
 
-    more = await factory.ask(recipes=("int8", "int4"))  # one of them is known
+    more = await factory.ask(recipes=("int8", "int4"))  # int8 is reused
     assert (await made(factory, more.job)).evaluation == first.evaluation
     assert (await made(factory, more.job, "int4")).digest != first.digest
 
 
 @pytest.mark.slow
-async def test_measured_with_questions_it_is_another_measurement_of_the_same_variant(factory: Factory) -> None:
+async def test_a_push_with_golden_prompts_measures_the_same_variant_again(factory: Factory) -> None:
     await factory.start("one")
     await factory.push("1.0.0", seed=142)
     first = await made(factory, (await factory.job_of("1.0.0")).job)
@@ -86,7 +86,7 @@ async def test_measured_with_questions_it_is_another_measurement_of_the_same_var
 
 
 @pytest.mark.slow
-async def test_a_report_can_be_fetched_and_measured_again(factory: Factory) -> None:
+async def test_a_report_can_be_fetched_and_verified(factory: Factory) -> None:
     await factory.start("one")
     await factory.push("1.0.0", seed=141)
     job = (await factory.job_of("1.0.0")).job
@@ -109,7 +109,7 @@ async def test_a_report_can_be_fetched_and_measured_again(factory: Factory) -> N
 
 
 @pytest.mark.slow
-async def test_a_search_ends_in_a_front_with_its_picture_and_is_not_made_twice(factory: Factory) -> None:
+async def test_a_search_ends_with_a_pareto_front_and_its_picture_and_is_reused(factory: Factory) -> None:
     await factory.start("one")
     await factory.push("1.0.0", seed=143)
     await made(factory, (await factory.job_of("1.0.0")).job)
@@ -139,7 +139,7 @@ async def test_a_search_ends_in_a_front_with_its_picture_and_is_not_made_twice(f
     assert await steps(factory, again) == set(), "nothing is searched again"
 
 
-async def test_what_cannot_be_done_is_refused_before_it_is_queued(factory: Factory) -> None:
+async def test_an_invalid_request_is_refused_before_a_job_is_queued(factory: Factory) -> None:
     await factory.start("one", recipes=json.dumps(["stock-int4"]))
     await factory.push("1.0.0", seed=142)
     mine = Recipe(name="mine", passes=(PassSpec(pass_="quantize", params={"bits": 4}),))
@@ -156,7 +156,7 @@ async def test_what_cannot_be_done_is_refused_before_it_is_queued(factory: Facto
         await factory.cancel("00000000-0000-0000-0000-000000000000")
 
     job = await factory.job_of("1.0.0")
-    same = await factory.ask()  # under way already
+    same = await factory.ask()  # the running job
     assert same.job == job.job
     await factory.cancel(job.job)
     await factory.reached(job.job, JobState.CANCELLED)

@@ -1,4 +1,4 @@
-"""An optimizer whose streams are full waits: no job and no result is given up for it."""
+"""An optimizer waits while its streams are full: no job and no result is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REGISTERED = ModelVersionRegistered(
     model="smollm2", version="1.0.0", digest=JOB.digest, format="gguf", architecture="llama", files=JOB.files, at=AT
 )
 WAITS_S = 4.0
-"""Longer than two attempts to store take."""
+"""Longer than two attempts to store a message."""
 
 
 class NoAncestors:
@@ -65,19 +65,19 @@ async def enlarge(world: World, stream: str) -> None:
 
 
 async def fill_the_queue(world: World) -> None:
-    """With jobs that nobody does."""
+    """Pauses the consumer of jobs and fills its stream."""
     await world.client.js.pause_consumer("JOBS", DURABLE, "2100-01-01T00:00:00Z")
     await fill(world, "JOBS")
 
 
-async def ended_jobs(board: Board) -> None:
+async def wait_until_jobs_ended(board: Board) -> None:
     async def look() -> bool | None:
         return all(job.state.ended for job in await board.all()) or None
 
     await eventually(look)
 
 
-async def test_a_job_waits_while_its_events_are_refused_although_it_is_its_last_delivery(
+async def test_a_job_in_its_last_delivery_waits_while_the_stream_of_its_events_is_full(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_tiny(world, monkeypatch, "EVENTS")
@@ -90,14 +90,14 @@ async def test_a_job_waits_while_its_events_are_refused_although_it_is_its_last_
         await (await reader.fetch(1))[0].nak()
     await reader.unsubscribe()
 
-    board = await optimizer(world, Worker(NotFound("never asked")))
+    board = await optimizer(world, Worker(NotFound("not called")))
     await asyncio.sleep(WAITS_S)
     await world.dead_letters(0)
     (waiting,) = await board.all()
     assert waiting.state is JobState.QUEUED
     assert "the stream EVENTS is full" in waiting.reason
     await enlarge(world, "EVENTS")
-    await ended_jobs(board)
+    await wait_until_jobs_ended(board)
     await world.dead_letters(0)
     rejected = [m for m in await world.stored("EVENTS") if m.subject == VariantRejected.type]
     assert len(rejected) == len(JOB.recipes)
@@ -105,14 +105,14 @@ async def test_a_job_waits_while_its_events_are_refused_although_it_is_its_last_
 
 async def test_a_version_waits_while_the_queue_of_jobs_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await make_tiny(world, monkeypatch, "JOBS")
-    board = await optimizer(world, Worker(NotFound("never asked")))
+    board = await optimizer(world, Worker(NotFound("not called")))
     await fill_the_queue(world)
     await world.publish(REGISTERED)
     await asyncio.sleep(WAITS_S)
     durable = "optimizer-slmops_model_version_registered_v1"
     info = await world.client.js.consumer_info("EVENTS", durable)
-    assert (info.num_ack_pending, info.num_redelivered) == (1, 0), "it is kept, and not tried to death"
-    assert await board.all() == [], "no job is shown that nobody would ever do"
+    assert (info.num_ack_pending, info.num_redelivered) == (1, 0), "the message is kept without redeliveries"
+    assert await board.all() == [], "no job is shown that is not in the queue"
     await enlarge(world, "JOBS")
 
     async def look() -> bool | None:
@@ -123,13 +123,15 @@ async def test_a_version_waits_while_the_queue_of_jobs_is_full(world: World, mon
     await world.dead_letters(0)
 
 
-async def test_who_asks_for_a_job_is_told_that_the_queue_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_optimize_command_fails_while_the_queue_of_jobs_is_full(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def versions(query: ListVersions) -> VersionList:
         return VersionList(versions=(version_view(),))
 
     await make_tiny(world, monkeypatch, "JOBS")
     await world.service("registry", lambda bus: bus.serve(ListVersions, versions))
-    board = await optimizer(world, Worker(NotFound("never asked")))
+    board = await optimizer(world, Worker(NotFound("not called")))
     await fill_the_queue(world)
     with pytest.raises(DiskFull, match="the stream JOBS is full"):
         await world.client.request(Optimize(model="smollm2", version="1.0.0"))

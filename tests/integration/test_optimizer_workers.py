@@ -1,4 +1,4 @@
-"""Several optimizers on one queue, and what happens to a job whose worker, process or patience ends."""
+"""Several optimizers on one queue: jobs whose worker or process is killed, and jobs that are cancelled."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def factory(world: World, s3: S3, tmp_path: Path) -> AsyncIterator[Factory
 
 
 async def finished_pass(data: Path) -> Path:
-    """A pass that a job under `data` has finished while it goes on."""
+    """Waits until a running job under `data` has finished a pass. Returns the folder of the pass."""
 
     async def look() -> Path | None:
         return next((path for path in data.glob("jobs/*/passes/quantize-*") if path.suffix != ".part"), None)
@@ -54,7 +54,7 @@ async def process_in(folder: Path) -> int:
 
 
 @pytest.mark.slow
-async def test_two_workers_share_the_queue_and_do_nothing_twice(factory: Factory) -> None:
+async def test_two_workers_share_the_queue_and_run_each_job_once(factory: Factory) -> None:
     workers = [await factory.start(name) for name in ("one", "two")]
     versions = ["1.0.0", "1.0.1", "1.0.2"]
     for seed, version in enumerate(versions, 100):
@@ -76,7 +76,7 @@ async def test_two_workers_share_the_queue_and_do_nothing_twice(factory: Factory
         pytest.param(False, id="on another machine", marks=pytest.mark.slow),
     ],
 )
-async def test_a_killed_workers_job_is_taken_over(factory: Factory, same_machine: bool) -> None:
+async def test_the_job_of_a_killed_worker_is_continued_by_another_one(factory: Factory, same_machine: bool) -> None:
     data = factory.folder / "shared"
     first = await factory.start("one", data, recipes='["int8", "int4"]')
     await factory.push("1.0.0", seed=110 + same_machine)
@@ -84,7 +84,7 @@ async def test_a_killed_workers_job_is_taken_over(factory: Factory, same_machine
     quantized = await finished_pass(data)
     made = quantized.stat().st_ino
     first.kill()
-    await wait_until_no_process(data, within_s=5)  # the job's process does not outlive its worker
+    await wait_until_no_process(data, within_s=5)  # the job's process is killed with its worker
     await factory.start("two", data if same_machine else None, recipes='["int8", "int4"]')
 
     seen = set()
@@ -93,13 +93,15 @@ async def test_a_killed_workers_job_is_taken_over(factory: Factory, same_machine
         assert not view.state.ended, view
         await asyncio.sleep(0.1)
     if same_machine:
-        assert seen == {made}  # what was finished is not made again
+        assert seen == {made}  # the finished pass is reused
     assert {e.recipe for e in await factory.events(VariantOptimized, job)} == {"int8", "int4"}
     assert len(await factory.events(VariantOptimized, job)) == 2
     assert await factory.world.unsettled("JOBS", "optimizer-jobs_optimize_each") == 0
 
 
-async def test_a_job_is_cancelled_on_whichever_worker_and_a_queued_one_never_starts(factory: Factory) -> None:
+async def test_running_jobs_are_cancelled_on_every_worker_and_a_cancelled_queued_job_never_starts(
+    factory: Factory,
+) -> None:
     data = [factory.folder / name / "data" for name in ("one", "two")]
     await factory.start("one")
     await factory.start("two")
@@ -131,12 +133,12 @@ async def test_a_job_is_cancelled_on_whichever_worker_and_a_queued_one_never_sta
     assert sorted(e.job for e in rejected) == sorted(j.job for j in jobs)
     assert {e.problem.code for e in rejected if e.problem} == {JobCancelled.code}
     assert await factory.events(VariantProgressed, queued.job) == []
-    again = await factory.ask(queued.version, recipes=("int8",))  # a cancelled job may be asked for again
+    again = await factory.ask(queued.version, recipes=("int8",))  # a cancelled job may be requested again
     assert again.job != queued.job
     await factory.reached(again.job, JobState.DONE)
 
 
-async def test_a_job_that_is_killed_for_memory_is_refused_and_the_queue_goes_on(factory: Factory) -> None:
+async def test_a_job_killed_for_memory_fails_and_the_next_job_runs(factory: Factory) -> None:
     worker = await factory.start("one")
     await factory.push("1.0.0", seed=130)
     await factory.push("1.0.1", seed=131)
@@ -149,7 +151,7 @@ async def test_a_job_that_is_killed_for_memory_is_refused_and_the_queue_goes_on(
     worker.stop()
 
 
-async def test_a_model_that_needs_more_memory_than_the_limit_is_refused_before_it_is_begun(factory: Factory) -> None:
+async def test_a_model_that_needs_more_memory_than_the_limit_fails_before_its_job_starts(factory: Factory) -> None:
     await factory.start("one", job_memory_bytes=100_000_000)
     await factory.push("1.0.0", seed=132)
     ended = await factory.reached((await factory.job_of("1.0.0")).job, JobState.FAILED)
