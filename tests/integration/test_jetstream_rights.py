@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from servers import NatsServer
 
 NAMES = [*(spec.name for spec in STREAMS), f"KV_{DESIRED_BUCKET}", f"KV_{JOB_BUCKET}"]
-EVERYBODY = [*SERVICE_PERMISSIONS, *(f"{name}-answers" for name in ANSWERING_PERMISSIONS), "enrol", PROVISIONER]
+USERS = [*SERVICE_PERMISSIONS, *(f"{name}-answers" for name in ANSWERING_PERMISSIONS), "enrol", PROVISIONER]
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
         yield world
 
 
-def destructive(user: str) -> Iterator[str]:
-    """Requests that remove what others need, or that make JetStream publish on their behalf."""
+def destructive_requests(user: str) -> Iterator[str]:
+    """Returns the subjects of requests that delete data of other users or make JetStream publish for the requester."""
     for stream in NAMES:
         yield from (f"$JS.API.STREAM.{verb}.{stream}" for verb in ("DELETE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN"))
         if user != PROVISIONER:
@@ -48,8 +48,8 @@ def destructive(user: str) -> Iterator[str]:
     yield from ("$JS.API.STREAM.CREATE.OWN", "$JS.API.STREAM.LIST", "$JS.API.ACCOUNT.PURGE.x", "$JS.API.SERVER.REMOVE")
 
 
-def foreign_consumers(user: str) -> Iterator[str]:
-    """Requests about the consumers of other services."""
+def foreign_consumer_requests(user: str) -> Iterator[str]:
+    """Returns the subjects of requests about consumers of other services."""
     for service, subjects in CONSUMED.items():
         for subject in subjects:
             stream, durable = stream_of(subject), durable_name(service, subject)
@@ -59,21 +59,23 @@ def foreign_consumers(user: str) -> Iterator[str]:
                 yield f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{durable}"
                 yield f"$JS.ACK.{stream}.{durable}.1.1.1.1.0"
             if user != "console":
-                # Not even its own with another filter: it could read the whole stream.
+                # Not even the service's own consumer with another filter: it could read the whole stream.
                 yield f"$JS.API.CONSUMER.CREATE.{stream}.{durable}.>"
                 yield f"$JS.API.CONSUMER.CREATE.{stream}.{durable}"
 
 
-@pytest.mark.parametrize("user", EVERYBODY)
-async def test_nobody_removes_a_stream_or_uses_a_consumer_of_another(nats_server: NatsServer, user: str) -> None:
+@pytest.mark.parametrize("user", USERS)
+async def test_no_user_may_delete_a_stream_or_use_the_consumer_of_another_user(
+    nats_server: NatsServer, user: str
+) -> None:
     async with connected(nats_server.url, nats_server.creds[user], inbox(user).encode()) as connection:
-        for subject in (*destructive(user), *foreign_consumers(user)):
+        for subject in (*destructive_requests(user), *foreign_consumer_requests(user)):
             await connection.nc.publish(subject, b"")
             assert len(await connection.refusals()) == 1, subject
 
 
 @pytest.mark.parametrize("service", CONSUMED)
-async def test_a_service_creates_pulls_acknowledges_and_watches_its_own_consumers(world: World, service: str) -> None:
+async def test_a_service_may_create_read_and_inspect_its_own_consumers(world: World, service: str) -> None:
     client = await world.connect(service)
     refused: list[str] = []
 
@@ -96,7 +98,7 @@ async def test_a_service_creates_pulls_acknowledges_and_watches_its_own_consumer
 
 
 async def test_the_filter_of_a_consumer_cannot_be_widened(world: World) -> None:
-    """The right contains the filter, and the server compares it with the request."""
+    """The permitted subject contains the filter, and the server compares it with the request."""
     client = await world.connect("optimizer")
     subject = "slmops.model.version_registered.v1"
     durable = durable_name("optimizer", subject)
@@ -107,14 +109,14 @@ async def test_the_filter_of_a_consumer_cannot_be_widened(world: World) -> None:
         assert "error" in json.loads(answer.data), config
 
 
-async def test_a_service_without_streams_says_who_creates_them(world: World) -> None:
+async def test_the_error_for_a_missing_stream_names_the_provisioner(world: World) -> None:
     client = await world.connect("optimizer")
     await world.client.js.delete_stream("JOBS")
     with pytest.raises(NotReady, match=r"slmops\.kit\.bus\.provisioner"):
         await consumer(client.js, "JOBS", durable_name("optimizer", "jobs.optimize.*"), "jobs.optimize.*")
 
 
-async def test_the_provisioner_creates_everything_and_publishes_nothing(world: World, nats_server: NatsServer) -> None:
+async def test_the_provisioner_may_create_all_streams_but_not_publish(world: World, nats_server: NatsServer) -> None:
     for name in NAMES:
         await world.client.js.delete_stream(name)
     settings = BusSettings(nats_url=nats_server.url, nats_creds=nats_server.creds[PROVISIONER])
@@ -131,11 +133,11 @@ async def test_the_provisioner_creates_everything_and_publishes_nothing(world: W
 async def test_no_other_user_can_provision(world: World, nats_server: NatsServer, user: str) -> None:
     await world.client.js.delete_stream("WINDOWS")
     with pytest.raises(Unreachable):
-        await _impatient(BusSettings(nats_url=nats_server.url, nats_creds=nats_server.creds[user]))
+        await _provision_with_short_timeout(BusSettings(nats_url=nats_server.url, nats_creds=nats_server.creds[user]))
 
 
-async def _impatient(settings: BusSettings) -> None:
-    """Provisions; a request that the server refuses is not answered, so waiting for it takes a second only."""
+async def _provision_with_short_timeout(settings: BusSettings) -> None:
+    """Provisions with a timeout of one second, because the server does not answer a request that it refuses."""
     client = await BusClient.connect(settings, name="test", patient=False)
     try:
         await provision(client.connection.jetstream(timeout=1))
@@ -143,7 +145,7 @@ async def _impatient(settings: BusSettings) -> None:
         await client.close()
 
 
-async def test_the_operator_resizes_reads_and_accepts_but_does_not_delete(world: World) -> None:
+async def test_the_operator_may_resize_and_read_streams(world: World) -> None:
     console = await world.connect("console")
     await console.publish(moved("stable"), envelope(moved("stable")))
     info = await console.js.stream_info("EVENTS")

@@ -81,7 +81,9 @@ def measured(gateway_id: str = "gw-1", batch: str = "1") -> MeasurementBatch:
 # ---- events -----------------------------------------------------------------------------------------------
 
 
-async def test_an_event_reaches_each_service_that_wants_it_and_is_acknowledged_after_the_work(world: World) -> None:
+async def test_an_event_is_delivered_to_every_subscribed_service_and_acknowledged_after_the_handler(
+    world: World,
+) -> None:
     seen: list[tuple[str, ModelAliasMoved, str]] = []
 
     def listen(bus: Bus) -> None:
@@ -101,7 +103,7 @@ async def test_an_event_reaches_each_service_that_wants_it_and_is_acknowledged_a
     assert await world.unsettled("EVENTS", ALIAS_CONSUMER) == 0
 
 
-async def test_an_event_waits_for_a_service_that_is_not_running(world: World) -> None:
+async def test_an_event_is_delivered_after_a_stopped_service_starts(world: World) -> None:
     seen: list[str] = []
 
     def listen(bus: Bus) -> None:
@@ -148,7 +150,7 @@ async def test_two_processes_of_a_service_share_its_events(world: World) -> None
     assert {number for number, _ in handled} == {1, 2}
 
 
-async def test_events_of_all_gateways_arrive_and_metrics_do_not_name_them(world: World) -> None:
+async def test_events_of_all_gateways_are_consumed_and_metrics_do_not_contain_gateway_ids(world: World) -> None:
     seen: list[str] = []
 
     def listen(bus: Bus) -> None:
@@ -167,7 +169,7 @@ async def test_events_of_all_gateways_arrive_and_metrics_do_not_name_them(world:
     assert not any("gw-" in str(s.labels) for metric in REGISTRY.collect() for s in metric.samples)
 
 
-async def test_measurements_are_consumed_by_their_message_id(world: World) -> None:
+async def test_a_measurement_with_a_repeated_message_id_is_consumed_once(world: World) -> None:
     seen: list[tuple[str, str]] = []
 
     def listen(bus: Bus) -> None:
@@ -185,7 +187,7 @@ async def test_measurements_are_consumed_by_their_message_id(world: World) -> No
     assert seen == [("gw-1", "gw-1/1")]
 
 
-async def test_the_trace_of_an_event_goes_on_in_its_handler(world: World) -> None:
+async def test_a_handler_continues_the_trace_of_its_event(world: World) -> None:
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     seen: list[tuple[str | None, str | None]] = []
 
@@ -223,14 +225,14 @@ async def test_a_command_is_answered_with_its_result(world: World) -> None:
     assert await world.client.request(ListVersions()) == NONE
 
 
-async def test_a_refusal_comes_back_as_the_same_error(world: World) -> None:
+async def test_the_requester_gets_the_error_that_the_service_raised(world: World) -> None:
     await world.service("registry", answer_versions)
     with pytest.raises(NotFound) as caught:
         await world.client.request(ListVersions(model="missing"))
     assert (caught.value.what, caught.value.where, caught.value.fix) == ("no such model", "missing", "Push it.")
 
 
-async def test_a_defect_is_answered_without_its_text_and_logged_with_it(
+async def test_an_unexpected_exception_is_answered_without_its_text_and_logged_with_it(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     await world.service("registry", answer_versions)
@@ -242,7 +244,7 @@ async def test_a_defect_is_answered_without_its_text_and_logged_with_it(
 
 
 @pytest.mark.parametrize("payload", [b"{garbage", b"[]", b'{"model":"NO NAME"}', b"\xff\xfe"])
-async def test_a_malformed_command_is_answered_kept_as_a_dead_letter_and_the_service_goes_on(
+async def test_a_malformed_command_is_refused_and_dead_lettered_and_the_service_keeps_running(
     world: World, payload: bytes
 ) -> None:
     await world.service("registry", answer_versions)
@@ -253,14 +255,14 @@ async def test_a_malformed_command_is_answered_kept_as_a_dead_letter_and_the_ser
     assert await world.client.request(ListVersions()) == NONE
 
 
-async def test_a_command_for_a_service_that_does_not_run_says_so_at_once(world: World) -> None:
+async def test_a_command_for_a_stopped_service_fails_at_once(world: World) -> None:
     async with asyncio.timeout(2):
         with pytest.raises(Unreachable, match="registry service is not running") as caught:
             await world.client.request(ListVersions())
     assert caught.value.fix
 
 
-async def test_a_command_that_is_not_answered_in_time_says_so(world: World) -> None:
+async def test_a_command_without_an_answer_within_its_timeout_fails(world: World) -> None:
     async def never(_: ListVersions) -> VersionList:
         await asyncio.sleep(1)
         return NONE
@@ -290,7 +292,7 @@ async def test_two_processes_of_a_service_share_its_commands(world: World) -> No
     assert set(answered) == {1, 2}
 
 
-async def test_a_slow_command_does_not_hold_up_the_others(world: World) -> None:
+async def test_a_slow_command_does_not_delay_other_commands(world: World) -> None:
     async def set_alias(command: SetAlias) -> Any:
         await asyncio.sleep(1)
         raise Denied("no")
@@ -308,7 +310,7 @@ async def test_a_slow_command_does_not_hold_up_the_others(world: World) -> None:
         await slow
 
 
-async def test_a_gateway_may_ask_for_itself_and_not_in_the_name_of_another(world: World) -> None:
+async def test_a_gateway_command_whose_subject_names_another_gateway_is_refused(world: World) -> None:
     file = PackageFile(path="a", descriptor=Descriptor.of(b"", "text/plain"), url="http://s3.example/a")
     asked: list[str] = []
 
@@ -326,7 +328,7 @@ async def test_a_gateway_may_ask_for_itself_and_not_in_the_name_of_another(world
     assert asked == ["gw-1"]
 
 
-async def test_every_answer_tells_how_far_the_clock_of_the_requester_is_ahead(
+async def test_the_requester_learns_its_clock_offset_from_every_answer(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def declare(bus: Bus) -> None:
@@ -346,13 +348,13 @@ async def test_every_answer_tells_how_far_the_clock_of_the_requester_is_ahead(
     assert timedelta(days=3) - timedelta(minutes=1) < world.client.clock_ahead < timedelta(days=3, minutes=1)
 
 
-async def test_a_message_knows_when_it_arrived_and_when_it_was_sent(world: World) -> None:
+async def test_a_message_context_has_the_times_of_arrival_and_of_sending(world: World) -> None:
     found: list[MessageContext] = []
 
-    async def hear(_: ModelAliasMoved, delivered: MessageContext) -> None:
+    async def record(_: ModelAliasMoved, delivered: MessageContext) -> None:
         found.append(delivered)
 
-    await world.service("optimizer", lambda bus: bus.on(ModelAliasMoved, hear))
+    await world.service("optimizer", lambda bus: bus.on(ModelAliasMoved, record))
     event = moved("stable")
     headers = envelope(event).headers()
     before = utc_now()
@@ -366,7 +368,7 @@ async def test_a_message_knows_when_it_arrived_and_when_it_was_sent(world: World
     assert [one.sent_at for one in found] == [datetime(2031, 1, 1, tzinfo=UTC), None, None]
 
 
-async def test_the_trace_of_a_request_goes_on_in_the_answering_service(world: World) -> None:
+async def test_a_command_handler_continues_the_trace_of_the_request(world: World) -> None:
     seen: list[str | None] = []
 
     async def list_versions(_: ListVersions) -> VersionList:
@@ -386,24 +388,24 @@ async def test_a_plan_is_written_read_and_announced(world: World, nats_server: N
     rollout = await world.connect("rollout")
     key = subjects.blueprint_key("edge-chat")
     assert await rollout.read_desired(key) is None
-    heard: list[tuple[bytes, str]] = []
+    received: list[tuple[bytes, str]] = []
 
-    async def hear(message: Any) -> None:
-        heard.append((message.data, message.headers["Nats-Sequence"]))
+    async def record(message: Any) -> None:
+        received.append((message.data, message.headers["Nats-Sequence"]))
 
     seed = new_user_seed()
     jwt = gateway_jwt(nats_server.gateway_signing_key.read_text(), public_key(seed), "gw-1", "edge-chat")
     world.creds["gw-1"] = tmp_path / "gw-1.creds"
     world.creds["gw-1"].write_text(creds_text(jwt, seed))
     gateway = await world.connect("gw-1", inbox_prefix=b"_INBOX_gw-1")
-    await gateway.connection.subscribe(subjects.twin(key), cb=hear)
+    await gateway.connection.subscribe(subjects.twin(key), cb=record)
     await gateway.connection.flush()
     first = await rollout.write_desired(key, b"one", 0)
     second = await rollout.write_desired(key, b"two", first)
     assert second > first
     assert await rollout.read_desired(key) == (b"two", second)
-    await until(lambda: len(heard) == 2)
-    assert heard == [(b"one", str(first)), (b"two", str(second))]
+    await until(lambda: len(received) == 2)
+    assert received == [(b"one", str(first)), (b"two", str(second))]
     assert await gateway.read_desired(key) == (b"two", second)
 
 
@@ -419,10 +421,10 @@ async def test_a_plan_is_written_only_over_the_revision_that_was_read(world: Wor
     assert await slow.read_desired(key) == (b"generation 2", second)
 
 
-# ---- nobody there -----------------------------------------------------------------------------------------
+# ---- connections that fail --------------------------------------------------------------------------------
 
 
-async def test_a_bus_that_does_not_answer_is_an_error_now_and_says_what_to_do() -> None:
+async def test_connecting_to_a_stopped_server_fails_at_once_with_a_fix() -> None:
     nowhere = BusSettings(nats_url="nats://127.0.0.1:1")
     for attempt in (BusClient.connect(nowhere, name="test"), Bus("registry", nowhere).start()):
         async with asyncio.timeout(5):
@@ -432,7 +434,7 @@ async def test_a_bus_that_does_not_answer_is_an_error_now_and_says_what_to_do() 
         assert "SLMOPS_NATS_URL" in str(caught.value.fix)
 
 
-async def test_credentials_of_somebody_else_are_refused(world: World, tmp_path: Path) -> None:
+async def test_forged_credentials_are_refused(world: World, tmp_path: Path) -> None:
     forged = tmp_path / "forged.creds"
     text = world.creds["registry"].read_text()
     forged.write_text(text.replace(text.split("\n")[1][-20:], "A" * 20))

@@ -1,4 +1,4 @@
-"""Commands on a real NATS: side by side, no longer than their requester waits, and with answers of any size."""
+"""Commands on a real NATS server: concurrency, deadlines, large answers and closed connections."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def version(number: int, size_bytes: int = 0) -> VersionView:
     )
 
 
-# ---- side by side -----------------------------------------------------------------------------------------
+# ---- concurrency ------------------------------------------------------------------------------------------
 
 
-async def test_slow_requests_of_one_subject_do_not_wait_for_each_other(world: World) -> None:
-    """Four gateways that fetched at the same time were served one after the other, and the last ones timed out."""
+async def test_slow_requests_on_one_subject_are_handled_concurrently(world: World) -> None:
+    """If several gateways fetch at the same time and are served one after the other, the last ones time out."""
     together = asyncio.Barrier(4)
 
     async def list_versions(_: ListVersions) -> VersionList:
@@ -70,7 +70,7 @@ async def test_slow_requests_of_one_subject_do_not_wait_for_each_other(world: Wo
 # ---- deadlines --------------------------------------------------------------------------------------------
 
 
-async def test_a_request_is_not_carried_out_after_its_requester_gave_up(world: World) -> None:
+async def test_a_request_whose_deadline_has_passed_is_not_executed(world: World) -> None:
     release, done = asyncio.Event(), list[str]()
 
     async def list_versions(command: ListVersions) -> VersionList:
@@ -83,15 +83,15 @@ async def test_a_request_is_not_carried_out_after_its_requester_gave_up(world: W
     slow = asyncio.create_task(world.client.request(ListVersions(model="slow")))
     await until(lambda: done == ["slow"])
     with pytest.raises(Unreachable, match=r"did not answer within 0\.2 s"):
-        await world.client.request(ListVersions(model="impatient"), SHORT)
-    patient = asyncio.create_task(world.client.request(ListVersions(model="patient")))
+        await world.client.request(ListVersions(model="expired"), SHORT)
+    waiting = asyncio.create_task(world.client.request(ListVersions(model="waiting")))
     await world.client.connection.flush()
     release.set()
-    assert await slow == await patient == NONE
-    assert done == ["slow", "patient"]
+    assert await slow == await waiting == NONE
+    assert done == ["slow", "waiting"]
 
 
-async def test_a_request_is_stopped_when_its_requester_gives_up(world: World) -> None:
+async def test_a_running_request_is_cancelled_at_its_deadline(world: World) -> None:
     stopped = asyncio.Event()
 
     async def list_versions(_: ListVersions) -> VersionList:
@@ -109,7 +109,7 @@ async def test_a_request_is_stopped_when_its_requester_gives_up(world: World) ->
         await stopped.wait()
 
 
-async def test_a_service_that_asks_another_waits_no_longer_than_its_own_requester(world: World) -> None:
+async def test_a_nested_request_inherits_the_remaining_time_of_the_outer_request(world: World) -> None:
     asked: list[float] = []
 
     async def list_versions(_: ListVersions) -> VersionList:
@@ -133,8 +133,8 @@ async def test_a_service_that_asks_another_waits_no_longer_than_its_own_requeste
 
 
 @pytest.mark.parametrize("size_bytes", [1 << 10, (1 << 20) - 600, 1 << 20, 5 << 20])
-async def test_an_answer_of_any_size_arrives(world: World, size_bytes: int) -> None:
-    """One that fit into a message only without its headers made the server close the connection."""
+async def test_an_answer_larger_than_a_message_is_received(world: World, size_bytes: int) -> None:
+    """Includes a size that fits into a message only without its headers: the server must not close the connection."""
 
     async def list_versions(_: ListVersions) -> VersionList:
         return VersionList(versions=tuple(version(n, size_bytes // 4) for n in range(4)))
@@ -144,7 +144,7 @@ async def test_an_answer_of_any_size_arrives(world: World, size_bytes: int) -> N
     assert [len(one.architecture) for one in found.versions] == [size_bytes // 4] * 4
 
 
-async def test_what_is_too_large_for_the_bus_says_so(world: World, nats_server: NatsServer) -> None:
+async def test_a_request_or_answer_above_the_limit_is_an_error(world: World, nats_server: NatsServer) -> None:
     async def list_versions(_: ListVersions) -> VersionList:
         return VersionList(versions=tuple(version(n, 1 << 20) for n in range(70)))
 
@@ -163,7 +163,7 @@ async def test_what_is_too_large_for_the_bus_says_so(world: World, nats_server: 
     assert world.client.connection.is_connected
 
 
-# ---- a connection that is closed for good -----------------------------------------------------------------
+# ---- a connection that is closed permanently --------------------------------------------------------------
 
 
 async def connected(world: World, server: NatsServer, expires_in_s: int | None = None) -> BusClient:
@@ -182,7 +182,7 @@ async def connected(world: World, server: NatsServer, expires_in_s: int | None =
 
 
 def expiring(server: NatsServer, key: str, in_s: int) -> str:
-    """A gateway's credential that the server stops to accept while the gateway is connected."""
+    """Returns a gateway's credential that expires while the gateway is connected."""
     original = json.dumps
 
     def dumps(document: Any, *rest: Any, **options: Any) -> str:
@@ -194,7 +194,9 @@ def expiring(server: NatsServer, key: str, in_s: int) -> str:
         return gateway_jwt(server.gateway_signing_key.read_text(), key, "gw-1", "edge-chat")
 
 
-async def test_a_client_knows_that_its_connection_was_closed_for_good(world: World, nats_server: NatsServer) -> None:
+async def test_a_client_reports_that_its_connection_was_closed_permanently(
+    world: World, nats_server: NatsServer
+) -> None:
     gateway = await connected(world, nats_server, expires_in_s=2)
     assert not gateway.closed.is_set()
     async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""Nothing is swallowed and nothing stops the service: what cannot be handled is kept with its reason."""
+"""A message that cannot be handled is stored as a dead letter with its reason, and the service keeps running."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 SUBJECT = ModelAliasMoved.type
 CONSUMER = "optimizer-slmops_model_alias_moved_v1"
-AT_ONCE = timedelta(0)
+NO_DELAY = timedelta(0)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redeliveries at once, and three of them instead of six."""
+def quick_redelivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes redeliveries immediate, and three instead of six."""
     monkeypatch.setattr("slmops.kit.bus.delivery.MAX_DELIVER", 3)
     monkeypatch.setattr("slmops.kit.bus.delivery.BACKOFF_S", (0.02, 0.02))
 
 
 @pytest.fixture
-async def world(nats_server: NatsServer, impatient: None) -> AsyncIterator[World]:
+async def world(nats_server: NatsServer, quick_redelivery: None) -> AsyncIterator[World]:
     async with world_on(nats_server.url, nats_server.creds) as world:
         yield world
 
 
 class Optimizer:
-    """Fails as the alias asks for; `failures` is how often, then it works."""
+    """A fake optimizer that fails `failures` times, in the way that the alias names, and then succeeds."""
 
     def __init__(self, failures: int = 99) -> None:
         self.failures = failures
@@ -53,7 +53,7 @@ class Optimizer:
                 case "permanent":
                     raise NotFound("no such\nmodel", where="smollm2")
                 case "temporary":
-                    raise Conflict("busy", delay=AT_ONCE)
+                    raise Conflict("busy", delay=NO_DELAY)
                 case "defect":
                     raise ValueError("hunter2")
         self.done.append(event.alias)
@@ -62,7 +62,9 @@ class Optimizer:
         bus.on(ModelAliasMoved, self.on_alias)
 
 
-async def test_a_lasting_failure_is_dead_lettered_at_once_with_its_reason_and_its_original(world: World) -> None:
+async def test_a_permanent_error_is_dead_lettered_at_once_with_its_reason_and_the_original_message(
+    world: World,
+) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("permanent"))
@@ -84,7 +86,7 @@ async def test_a_lasting_failure_is_dead_lettered_at_once_with_its_reason_and_it
     assert await world.unsettled("EVENTS", CONSUMER) == 0
 
 
-async def test_a_passing_failure_is_tried_again_and_leaves_no_dead_letter(world: World) -> None:
+async def test_a_temporary_error_is_retried_and_leaves_no_dead_letter(world: World) -> None:
     optimizer = Optimizer(failures=2)
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("temporary"))
@@ -93,7 +95,7 @@ async def test_a_passing_failure_is_tried_again_and_leaves_no_dead_letter(world:
     await world.dead_letters(0)
 
 
-async def test_a_failure_that_does_not_pass_is_dead_lettered_after_the_last_delivery(world: World) -> None:
+async def test_a_temporary_error_is_dead_lettered_after_the_last_delivery(world: World) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("temporary"))
@@ -104,7 +106,7 @@ async def test_a_failure_that_does_not_pass_is_dead_lettered_after_the_last_deli
     assert await world.unsettled("EVENTS", CONSUMER) == 0
 
 
-async def test_a_passing_failure_waits_as_long_as_it_asks(world: World) -> None:
+async def test_a_temporary_error_is_retried_after_its_delay(world: World) -> None:
     times: list[float] = []
 
     async def on_alias(_: ModelAliasMoved, __: MessageContext) -> None:
@@ -118,7 +120,7 @@ async def test_a_passing_failure_waits_as_long_as_it_asks(world: World) -> None:
     assert 0.45 <= times[1] - times[0] < 3
 
 
-async def test_a_defect_of_ours_is_tried_again_then_kept_without_its_text(
+async def test_an_unexpected_exception_is_retried_and_then_dead_lettered_without_its_text(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer = Optimizer()
@@ -131,7 +133,7 @@ async def test_a_defect_of_ours_is_tried_again_then_kept_without_its_text(
     assert any("hunter2" in str(record.exc_info) for record in caplog.records)
 
 
-async def test_a_failing_message_does_not_hold_up_the_next_one(world: World) -> None:
+async def test_a_failing_message_does_not_delay_the_next_one(world: World) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.publish(moved("permanent"), moved("temporary"), moved("stable"))
@@ -161,7 +163,7 @@ HEADERS = envelope(moved("stable")).headers()
         (GOOD, HEADERS | {"ce-specversion": "3.0"}, "specversion"),
     ],
 )
-async def test_a_malformed_event_is_dead_lettered_and_the_service_goes_on(
+async def test_a_malformed_event_is_dead_lettered_and_the_service_keeps_running(
     world: World, payload: bytes, headers: dict[str, str], reason: str
 ) -> None:
     optimizer = Optimizer()
@@ -175,8 +177,8 @@ async def test_a_malformed_event_is_dead_lettered_and_the_service_goes_on(
     assert optimizer.tried == ["next"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"Nats-Msg-Id": "m-1"}], ids=["without an id", "with one"])
-async def test_a_malformed_measurement_is_dead_lettered_too(world: World, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("headers", [{}, {"Nats-Msg-Id": "m-1"}], ids=["without an id", "with an id"])
+async def test_a_malformed_measurement_is_dead_lettered(world: World, headers: dict[str, str]) -> None:
     async def note(_: MeasurementBatch, __: MessageContext) -> None:
         pytest.fail("it is malformed")
 
@@ -186,7 +188,7 @@ async def test_a_malformed_measurement_is_dead_lettered_too(world: World, header
     assert letter.subject == "dlq.measure.gw-1"
 
 
-async def test_the_dead_letter_of_a_gateway_says_which_gateway(world: World) -> None:
+async def test_the_dead_letter_of_a_gateway_event_names_the_gateway(world: World) -> None:
     async def refuse(_: GatewayReported, __: MessageContext) -> None:
         raise NotFound("no such gateway")
 
@@ -198,7 +200,7 @@ async def test_the_dead_letter_of_a_gateway_says_which_gateway(world: World) -> 
     assert (letter.headers or {})[CONSUMER_HEADER] == "rollout/slmops.gateway.reported.v1.{gateway_id}"
 
 
-async def test_each_service_that_gives_up_leaves_its_own_dead_letter(world: World) -> None:
+async def test_each_service_that_fails_makes_its_own_dead_letter(world: World) -> None:
     for name in ("optimizer", "packager"):
         await world.service(name, Optimizer().declare)
     await world.publish(moved("permanent"))
@@ -209,17 +211,17 @@ async def test_each_service_that_gives_up_leaves_its_own_dead_letter(world: Worl
     }
 
 
-async def test_a_message_that_is_given_up_twice_is_kept_once(world: World) -> None:
+async def test_dead_lettering_a_message_twice_stores_it_once(world: World) -> None:
     await world.publish(moved("permanent"))
     (message,) = await world.stored("EVENTS")
-    for _ in range(2):  # as when a service dies between the dead letter and the rejection
+    for _ in range(2):  # as when a service is killed between the dead letter and the rejection
         await dead_letter(world.client, message, "optimizer/x", NotFound("gone"))
     (letter,) = await world.dead_letters(1)
     assert letter.data == message.data
     assert (letter.headers or {})[CONSUMER_HEADER] == "optimizer/x"
 
 
-async def test_a_message_is_kept_while_the_dead_letters_cannot_be_stored(world: World) -> None:
+async def test_a_message_is_redelivered_while_its_dead_letter_cannot_be_stored(world: World) -> None:
     optimizer = Optimizer(failures=1)
     await world.service("optimizer", optimizer.declare)
     await world.client.js.delete_stream("DLQ")

@@ -1,4 +1,4 @@
-"""A full stream: facts are refused and nothing is lost; other messages are forgotten, and consumers say so."""
+"""Full streams: a stream of facts refuses new messages; other streams drop old ones, and consumers report the gap."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from servers import NatsServer
 
 REFUSING = [spec for spec in STREAMS if spec.refuses]
-FORGETTING = [spec for spec in STREAMS if not spec.refuses]
+DROPPING = [spec for spec in STREAMS if not spec.refuses]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
         yield world
 
 
-async def eventually_empty(journal: Journal) -> None:
+async def wait_until_empty(journal: Journal) -> None:
     for _ in range(300):
         if not await journal.outbox():
             return
@@ -49,7 +49,7 @@ async def eventually_empty(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("spec", REFUSING, ids=lambda s: s.name)
-async def test_a_full_stream_that_refuses_keeps_what_it_has(
+async def test_a_full_stream_that_refuses_messages_keeps_the_stored_ones(
     world: World, spec: StreamSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_tiny(world, monkeypatch, spec.name)
@@ -63,8 +63,8 @@ async def test_a_full_stream_that_refuses_keeps_what_it_has(
     assert (state.first_seq, state.messages, state.last_seq) == (1, taken, taken)
 
 
-@pytest.mark.parametrize("spec", FORGETTING, ids=lambda s: s.name)
-async def test_a_full_stream_that_forgets_drops_the_oldest(
+@pytest.mark.parametrize("spec", DROPPING, ids=lambda s: s.name)
+async def test_a_full_stream_that_drops_messages_drops_the_oldest(
     world: World, spec: StreamSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_tiny(world, monkeypatch, spec.name)
@@ -74,8 +74,8 @@ async def test_a_full_stream_that_forgets_drops_the_oldest(
     assert state.last_seq == 60
 
 
-@pytest.mark.parametrize("spec", [s for s in FORGETTING if not gaps.exempt(s.name)], ids=lambda s: s.name)
-async def test_a_slow_consumer_of_a_stream_that_forgets_says_what_it_missed(
+@pytest.mark.parametrize("spec", [s for s in DROPPING if not gaps.exempt(s.name)], ids=lambda s: s.name)
+async def test_a_slow_consumer_reports_the_messages_that_were_dropped_before_it_read_them(
     world: World, spec: StreamSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await make_tiny(world, monkeypatch, spec.name)
@@ -87,7 +87,7 @@ async def test_a_slow_consumer_of_a_stream_that_forgets_says_what_it_missed(
     await message.ack_sync()
     assert await gaps.look(world.client, durable) is None
     await fill(world, spec.name)
-    # It goes on before anybody looks: its position on the server does not show that anything is missing.
+    # The consumer continues before the check: its position on the server does not show the missing messages.
     (message,) = await reader.fetch(1)
     await message.ack_sync()
     with caplog.at_level(logging.ERROR, "slmops.gaps"):
@@ -97,7 +97,7 @@ async def test_a_slow_consumer_of_a_stream_that_forgets_says_what_it_missed(
     assert f"2 to {first - 1} of {spec.name} for rollout-slow" in caplog.text
 
 
-async def test_the_newest_enrolment_of_a_known_gateway_fits_into_a_full_stream(
+async def test_a_full_stream_accepts_a_new_enrolment_of_a_known_gateway(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_tiny(world, monkeypatch, "ENROLMENTS")
@@ -107,7 +107,7 @@ async def test_the_newest_enrolment_of_a_known_gateway_fits_into_a_full_stream(
     assert state.messages == taken
 
 
-async def test_dead_letters_of_one_gateway_do_not_push_out_those_of_others(
+async def test_dead_letters_of_one_gateway_do_not_displace_those_of_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = tuple(replace(spec, per_subject=3) if spec.name == "DLQ" else spec for spec in STREAMS)
@@ -120,7 +120,7 @@ async def test_dead_letters_of_one_gateway_do_not_push_out_those_of_others(
     assert kept == [("dlq.measure.gw-1", b"the only one")] + [("dlq.measure.gw-2", n) for n in (b"7", b"8", b"9")]
 
 
-async def test_what_a_full_stream_refuses_waits_in_the_outbox_and_is_published_once(
+async def test_an_event_refused_by_a_full_stream_stays_in_the_outbox_and_is_published_once(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     await make_tiny(world, monkeypatch, "EVENTS")
@@ -138,7 +138,7 @@ async def test_what_a_full_stream_refuses_waits_in_the_outbox_and_is_published_o
         assert (await world.client.js.stream_info("EVENTS")).state.messages == before
         config = (await world.client.js.stream_info("EVENTS")).config
         await world.client.js.update_stream(config.evolve(max_bytes=2 * TINY_BYTES))
-        await eventually_empty(journal)
+        await wait_until_empty(journal)
     finally:
         await cancel_and_wait([relay])
         await journal.close()
@@ -146,7 +146,7 @@ async def test_what_a_full_stream_refuses_waits_in_the_outbox_and_is_published_o
     assert len(sent) == 1
 
 
-async def test_a_stream_that_fills_warns_once_at_each_level(
+async def test_a_stream_that_fills_up_is_warned_about_once_per_level(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await make_tiny(world, monkeypatch, "EVENTS", "GATEWAYS")
@@ -166,7 +166,7 @@ async def test_a_stream_that_fills_warns_once_at_each_level(
     assert FILL.labels("EVENTS")._value.get() > 0.9
 
 
-async def test_a_service_goes_on_consuming_while_its_marks_move(world: World) -> None:
+async def test_a_service_consumes_every_message_while_its_marks_are_updated(world: World) -> None:
     got: list[str] = []
 
     async def handle(event: ModelAliasMoved, delivered: MessageContext) -> None:

@@ -1,4 +1,4 @@
-"""Messages that are removed before a consumer had them are a gap, and it stays until somebody accepts it."""
+"""Messages that are removed before a consumer read them are a gap, which stays until an operator accepts it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def reader(world: World) -> JetStreamContext.PullSubscription:
-    """Of a new consumer of facts."""
+    """Returns a subscription of a new consumer of facts."""
     await consumer(world.client.js, *OURS, ModelAliasMoved.type)
     return await world.client.js.pull_subscribe_bind(OURS.consumer, OURS.stream)
 
@@ -51,7 +51,7 @@ async def look(world: World) -> tuple[int, int] | None:
     return (gap.first, gap.last) if gap else None
 
 
-async def test_what_was_handled_may_be_removed(world: World, reader: JetStreamContext.PullSubscription) -> None:
+async def test_removing_handled_messages_is_not_a_gap(world: World, reader: JetStreamContext.PullSubscription) -> None:
     await publish(world, 1, 2, 3)
     await handle(reader, 3)
     assert await look(world) is None
@@ -62,7 +62,7 @@ async def test_what_was_handled_may_be_removed(world: World, reader: JetStreamCo
     assert await look(world) is None
 
 
-async def test_what_is_purged_before_it_is_delivered_is_a_gap(
+async def test_messages_purged_before_their_delivery_are_a_gap(
     world: World, reader: JetStreamContext.PullSubscription
 ) -> None:
     await publish(world, 1, 2, 3)
@@ -72,7 +72,7 @@ async def test_what_is_purged_before_it_is_delivered_is_a_gap(
     assert await look(world) == (2, 3)
 
 
-async def test_a_gap_shows_although_the_consumer_went_on_behind_it(
+async def test_a_gap_is_found_after_the_consumer_has_read_later_messages(
     world: World, reader: JetStreamContext.PullSubscription
 ) -> None:
     await publish(world, 1, 2, 3)
@@ -84,7 +84,7 @@ async def test_a_gap_shows_although_the_consumer_went_on_behind_it(
     assert await look(world) == (2, 3)
 
 
-async def test_what_waits_to_be_tried_again_is_not_handled(
+async def test_purging_a_message_that_waits_for_redelivery_is_a_gap(
     world: World, reader: JetStreamContext.PullSubscription
 ) -> None:
     await publish(world, 1)
@@ -95,7 +95,7 @@ async def test_what_waits_to_be_tried_again_is_not_handled(
     assert await look(world) == (1, 1)
 
 
-async def test_a_fact_that_is_deleted_from_the_middle_is_a_gap(
+async def test_deleting_an_unread_message_between_others_is_a_gap(
     world: World, reader: JetStreamContext.PullSubscription
 ) -> None:
     await publish(world, 1, 2, 3, 4)
@@ -103,19 +103,19 @@ async def test_a_fact_that_is_deleted_from_the_middle_is_a_gap(
     assert await look(world) is None
     await world.client.js.delete_msg("EVENTS", 1)
     await world.client.js.delete_msg("EVENTS", 2)
-    assert await look(world) is None, "it was handled"
+    assert await look(world) is None, "handled messages are no gap"
     await world.client.js.delete_msg("EVENTS", 3)
     assert await look(world) == (3, 3)
 
 
-async def test_facts_that_went_before_a_consumer_was_new_are_missing_to_it(world: World) -> None:
+async def test_facts_removed_before_a_consumer_was_created_are_a_gap(world: World) -> None:
     await publish(world, 1, 2, 3)
     await world.client.js.purge_stream("EVENTS", seq=3)
     await consumer(world.client.js, *OURS, ModelAliasMoved.type)
     assert await look(world) == (1, 2)
 
 
-async def test_a_new_consumer_of_what_may_be_forgotten_begins_with_what_is_there(world: World) -> None:
+async def test_a_new_consumer_of_a_stream_that_drops_messages_has_no_gap(world: World) -> None:
     for number in range(3):
         await world.client.store("measure.gw-1", str(number).encode(), {})
     await world.client.js.purge_stream("MEASUREMENTS", seq=3)
@@ -124,7 +124,7 @@ async def test_a_new_consumer_of_what_may_be_forgotten_begins_with_what_is_there
     assert await gaps.look(world.client, durable) is None
 
 
-async def test_a_consumer_of_an_earlier_release_begins_with_what_is_there(world: World) -> None:
+async def test_a_consumer_of_an_earlier_release_has_gaps_only_after_its_upgrade(world: World) -> None:
     await publish(world, 1, 2, 3)
     config = ConsumerConfig(durable_name=OURS.consumer, filter_subject=ModelAliasMoved.type)
     await world.client.js.add_consumer("EVENTS", config)
@@ -135,7 +135,7 @@ async def test_a_consumer_of_an_earlier_release_begins_with_what_is_there(world:
     assert await look(world) == (3, 3)
 
 
-async def test_a_gap_outlives_restarts_and_stays_until_it_is_accepted(
+async def test_a_gap_is_kept_over_restarts_until_it_is_accepted(
     world: World, reader: JetStreamContext.PullSubscription
 ) -> None:
     await publish(world, 1, 2)
@@ -152,7 +152,7 @@ async def test_a_gap_outlives_restarts_and_stays_until_it_is_accepted(
     assert await gaps.accept(world.client, "EVENTS") == []
 
 
-async def test_a_stream_that_ends_before_the_mark_was_restored_from_an_older_state(
+async def test_a_stream_restored_from_an_older_state_is_a_gap(
     world: World, reader: JetStreamContext.PullSubscription
 ) -> None:
     await publish(world, 1, 2)
@@ -162,7 +162,7 @@ async def test_a_stream_that_ends_before_the_mark_was_restored_from_an_older_sta
     await world.client.js.add_consumer("EVENTS", info.config.evolve(metadata={gaps.MARK_KEY: later}))
     assert await look(world) == (3, 9)
     assert [gap for _, gap in await gaps.accept(world.client, "EVENTS")]
-    assert await look(world) is None, "the mark went back"
+    assert await look(world) is None, "the mark was reset"
 
 
 async def test_a_work_queue_has_no_gaps(world: World) -> None:
@@ -173,13 +173,13 @@ async def test_a_work_queue_has_no_gaps(world: World) -> None:
     assert await gaps.look(world.client, durable) is None
 
 
-async def test_a_consumer_that_is_not_there_is_no_proof_of_anything(world: World) -> None:
+async def test_looking_for_gaps_of_a_missing_consumer_or_stream_is_an_error(world: World) -> None:
     with pytest.raises(NotReady):
         await gaps.look(world.client, OURS)
     with pytest.raises(NotFound, match="no stream NOTHING"):
         await gaps.found(world.client, "NOTHING")
 
 
-def test_gaps_are_told_in_one_line() -> None:
+def test_gaps_are_described_in_one_line() -> None:
     gap = Gap(first=2, last=5, why="removed", found_at=utc_now())
     assert gaps.described([gaps.Found(OURS, gap)]) == "2 to 5 of EVENTS for packager-test (removed)"

@@ -1,4 +1,4 @@
-"""The journal's promises, each on SQLite and on PostgreSQL: nothing lost, nothing invented, nothing half."""
+"""The guarantees of the journal on SQLite and PostgreSQL: atomic appends, no lost events and no duplicates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def counter(database_url: str) -> AsyncIterator[Counter]:
 
 @pytest.fixture
 async def other(database_url: str, counter: Counter) -> AsyncIterator[Counter]:
-    """Another process's journal on the same database."""
+    """Yields a second journal on the same database, as another process has it."""
     other = Counter(database_url)
     await other.journal.open()
     yield other
@@ -52,7 +52,7 @@ async def versions(counter: Counter) -> list[str]:
 # ---- append -----------------------------------------------------------------------------------------------
 
 
-async def test_what_is_appended_is_loaded_in_order_and_survives_a_restart(counter: Counter, database_url: str) -> None:
+async def test_appended_events_are_loaded_in_order_also_after_a_restart(counter: Counter, database_url: str) -> None:
     assert [await counter.step() for _ in range(3)] == [1, 2, 3]
     await counter.step("other")
     again = Counter(database_url)
@@ -75,7 +75,7 @@ async def test_an_event_is_recorded_with_its_envelope(counter: Counter) -> None:
     assert envelope.traceparent.split("-")[1] == PARENT.split("-")[1]
 
 
-async def test_a_stream_that_moved_on_refuses_the_late_writer(counter: Counter) -> None:
+async def test_an_append_with_an_outdated_version_is_a_conflict(counter: Counter) -> None:
     await counter.step()
 
     def late(unit: UnitOfWork) -> None:
@@ -86,7 +86,7 @@ async def test_a_stream_that_moved_on_refuses_the_late_writer(counter: Counter) 
     assert await versions(counter) == ["m 1.0.0"]
 
 
-async def test_two_processes_that_race_both_win_in_turn_and_lose_nothing(counter: Counter, other: Counter) -> None:
+async def test_concurrent_writers_retry_and_lose_no_event(counter: Counter, other: Counter) -> None:
     async def steps(mine: Counter) -> list[int]:
         return [await mine.step() for _ in range(15)]
 
@@ -95,14 +95,14 @@ async def test_two_processes_that_race_both_win_in_turn_and_lose_nothing(counter
     assert await versions(counter) == [f"m {n}.0.0" for n in range(1, 31)]
 
 
-async def test_a_fact_is_added_wherever_the_stream_is(counter: Counter) -> None:
+async def test_emit_appends_without_a_version_check(counter: Counter) -> None:
     await counter.step()
     await counter.journal.transact(lambda unit: unit.emit("m", [moved("m", "stable", 2)]))
     assert (await counter.count(), await counter.step()) == (2, 3)
 
 
 @pytest.mark.parametrize("how", [{"fail": True}, {"alias": "unprojectable"}], ids=["decision", "read table"])
-async def test_a_transaction_that_fails_leaves_nothing(counter: Counter, how: dict[str, Any]) -> None:
+async def test_a_failed_transaction_stores_nothing(counter: Counter, how: dict[str, Any]) -> None:
     await counter.step()
     with pytest.raises((ValueError, RuntimeError)):
         await counter.step(**how)
@@ -110,7 +110,7 @@ async def test_a_transaction_that_fails_leaves_nothing(counter: Counter, how: di
     assert await counter.step() == 2
 
 
-async def test_the_read_table_is_never_seen_behind_or_ahead_of_the_events(counter: Counter, other: Counter) -> None:
+async def test_the_read_table_always_agrees_with_the_events(counter: Counter, other: Counter) -> None:
     def look(connection: Any) -> tuple[int, int]:
         row = connection.execute(
             text("SELECT coalesce((SELECT max(version) FROM journal), 0), coalesce((SELECT count FROM now), 0)")
@@ -130,7 +130,7 @@ async def _steps(counter: Counter, count: int) -> None:
         await counter.step()
 
 
-async def test_a_consumed_message_counts_once_also_when_it_arrives_at_two_processes_at_once(
+async def test_a_message_consumed_by_two_processes_at_the_same_time_takes_effect_once(
     counter: Counter, other: Counter
 ) -> None:
     def consume(unit: UnitOfWork) -> bool:
@@ -145,7 +145,7 @@ async def test_a_consumed_message_counts_once_also_when_it_arrives_at_two_proces
     assert await counter.journal.transact(lambda unit: unit.first_time("another", "message-1"))
 
 
-async def test_a_message_whose_handling_failed_is_met_for_the_first_time_again(counter: Counter) -> None:
+async def test_a_message_whose_handler_failed_is_new_on_the_next_delivery(counter: Counter) -> None:
     def fail(unit: UnitOfWork) -> None:
         assert unit.first_time("counter", "message-1")
         raise ValueError("no")
@@ -155,7 +155,7 @@ async def test_a_message_whose_handling_failed_is_met_for_the_first_time_again(c
             await counter.journal.transact(fail)
 
 
-async def test_an_event_that_this_release_does_not_know_is_named(counter: Counter) -> None:
+async def test_the_error_for_an_unknown_event_type_names_the_type(counter: Counter) -> None:
     await counter.step()
     table = counter.journal.events
     await counter.journal.transact(
@@ -169,7 +169,7 @@ async def test_an_event_that_this_release_does_not_know_is_named(counter: Counte
 # ---- outbox and relay -------------------------------------------------------------------------------------
 
 
-async def test_the_outbox_holds_what_is_not_published_oldest_first(counter: Counter) -> None:
+async def test_the_outbox_holds_unpublished_events_oldest_first(counter: Counter) -> None:
     await _steps(counter, 3)
     waiting = await counter.journal.outbox()
     assert [r.event.version for r in waiting] == ["1.0.0", "2.0.0", "3.0.0"]  # type: ignore[attr-defined]
@@ -184,11 +184,11 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
         yield world
 
 
-async def on_the_bus(world: World) -> list[str]:
+async def published_versions(world: World) -> list[str]:
     return [ModelAliasMoved.model_validate_json(message.data).version for message in await world.stored("EVENTS")]
 
 
-async def test_the_relay_publishes_everything_in_order_as_it_is_written(counter: Counter, world: World) -> None:
+async def test_the_relay_publishes_events_in_order(counter: Counter, world: World) -> None:
     relay = asyncio.create_task(run_relay(counter.journal, await world.connect("registry")))
     try:
         await _steps(counter, 10)
@@ -198,18 +198,18 @@ async def test_the_relay_publishes_everything_in_order_as_it_is_written(counter:
             await asyncio.sleep(0.02)
     finally:
         relay.cancel()
-    assert await on_the_bus(world) == [f"{n}.0.0" for n in range(1, 11)]
+    assert await published_versions(world) == [f"{n}.0.0" for n in range(1, 11)]
     sent = (await world.stored("EVENTS"))[0].headers or {}
     assert sent.items() >= (await counter.journal.history())[0].envelope.headers().items()
 
 
-async def test_a_relay_that_died_between_publishing_and_marking_publishes_once(counter: Counter, world: World) -> None:
+async def test_a_relay_killed_before_marking_events_publishes_them_once(counter: Counter, world: World) -> None:
     registry = await world.connect("registry")
     await _steps(counter, 3)
     for recorded in (await counter.journal.outbox())[:2]:
-        await registry.publish(recorded.event, recorded.envelope)  # and dies here
+        await registry.publish(recorded.event, recorded.envelope)  # killed here, before the events are marked
     assert await drain(counter.journal, registry) == 3
-    assert await on_the_bus(world) == ["1.0.0", "2.0.0", "3.0.0"]
+    assert await published_versions(world) == ["1.0.0", "2.0.0", "3.0.0"]
     assert await counter.journal.outbox() == []
 
 
@@ -217,11 +217,13 @@ async def test_two_relays_publish_each_event_once(counter: Counter, other: Count
     await _steps(counter, 20)
     registry = await world.connect("registry")
     await asyncio.gather(drain(counter.journal, registry), drain(other.journal, registry))
-    assert await on_the_bus(world) == [f"{n}.0.0" for n in range(1, 21)]
+    assert await published_versions(world) == [f"{n}.0.0" for n in range(1, 21)]
     assert await counter.journal.outbox() == []
 
 
-async def test_the_outbox_waits_for_the_bus_and_what_was_stored_is_marked(counter: Counter, world: World) -> None:
+async def test_events_stay_in_the_outbox_while_the_bus_is_unreachable_and_stored_ones_are_marked(
+    counter: Counter, world: World
+) -> None:
     registry = await world.connect("registry")
 
     class Failing(BusClient):
@@ -235,13 +237,13 @@ async def test_the_outbox_waits_for_the_bus_and_what_was_stored_is_marked(counte
         await drain(counter.journal, Failing(registry.connection))
     assert [r.event.version for r in await counter.journal.outbox()] == ["3.0.0", "4.0.0"]  # type: ignore[attr-defined]
     await drain(counter.journal, registry)
-    assert await on_the_bus(world) == ["1.0.0", "2.0.0", "3.0.0", "4.0.0"]
+    assert await published_versions(world) == ["1.0.0", "2.0.0", "3.0.0", "4.0.0"]
 
 
 # ---- faults -----------------------------------------------------------------------------------------------
 
 
-async def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(database_url: str) -> None:
+async def test_a_killed_writer_loses_no_acknowledged_event(database_url: str) -> None:
     acknowledged: list[int] = []
     for _ in range(3):
         argv = [sys.executable, kit_counter.__file__, database_url]
@@ -255,14 +257,14 @@ async def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(databa
     counter = Counter(database_url)
     await counter.journal.open()
     stored = await versions(counter)
-    # The last write of a process may have been stored without being acknowledged, so there may be one more each.
+    # The last write of each process may have been stored without an acknowledgement.
     assert stored == [f"m {n}.0.0" for n in range(1, len(stored) + 1)]
     assert acknowledged[-1] <= len(stored) <= len(acknowledged) + 3
     assert await counter.count() == len(stored) == len(await counter.journal.outbox())
     await counter.journal.close()
 
 
-async def test_the_relay_is_woken_by_an_append(counter: Counter) -> None:
+async def test_an_append_wakes_the_relay(counter: Counter) -> None:
     counter.journal.appended.clear()
     await counter.step()
     assert counter.journal.appended.is_set()

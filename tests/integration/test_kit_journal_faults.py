@@ -1,4 +1,4 @@
-"""A database that is not there, full, read-only or cut off: a typed error that says what to do, and no half state."""
+"""A database that is missing, full, read-only or disconnected: typed errors with a fix, and no partial state."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from slmops.contracts.errors import Unreachable
 
 @pytest.fixture
 def database(postgres: str) -> str:
-    """The URL of an empty database of its own."""
+    """Returns the URL of an empty database for this test."""
     name = f"test_{uuid4().hex}"
     with create_engine(postgres, isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     return postgres.rpartition("/")[0] + f"/{name}"
 
 
-async def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
+async def test_the_error_for_an_unreachable_database_has_its_address_but_no_password() -> None:
     counter = Counter("postgresql+psycopg://slmops:hunter2@127.0.0.1:1/journal")
     async with asyncio.timeout(10):
         with pytest.raises(Unreachable) as caught:
@@ -37,8 +37,8 @@ async def test_a_database_that_does_not_answer_is_named_without_its_password() -
 @pytest.mark.parametrize(
     "path", ["{tmp}", "{tmp}/file/journal.db", "{tmp}/file"], ids=["folder", "below a file", "text"]
 )
-async def test_a_path_that_cannot_hold_a_database_is_named(tmp_path: Path, path: str) -> None:
-    (tmp_path / "file").write_text("this is no database, it is a text that somebody keeps here" * 100)
+async def test_the_error_for_an_unusable_database_path_names_the_path(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("this is a text file and not a database" * 100)
     where = path.format(tmp=tmp_path)
     counter = Counter(f"sqlite:///{where}")
     with pytest.raises(Unreachable) as caught:
@@ -47,14 +47,14 @@ async def test_a_path_that_cannot_hold_a_database_is_named(tmp_path: Path, path:
     await counter.journal.close()
 
 
-async def test_a_new_folder_is_made(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_created(tmp_path: Path) -> None:
     counter = Counter(f"sqlite:///{tmp_path}/new/folder/journal.db")
     await counter.journal.open()
     assert await counter.step() == 1
     await counter.journal.close()
 
 
-async def test_first_starts_at_the_same_moment_do_not_trip_over_each_other(database: str) -> None:
+async def test_several_processes_can_open_a_new_database_at_the_same_time(database: str) -> None:
     counters = [Counter(database) for _ in range(4)]
     await asyncio.gather(*(counter.journal.open() for counter in counters))
     assert sorted(await asyncio.gather(*(counter.step() for counter in counters))) == [1, 2, 3, 4]
@@ -62,7 +62,7 @@ async def test_first_starts_at_the_same_moment_do_not_trip_over_each_other(datab
         await counter.journal.close()
 
 
-async def test_connections_that_the_database_cut_are_made_anew(database: str) -> None:
+async def test_connections_closed_by_the_database_are_reopened(database: str) -> None:
     counter = Counter(database)
     await counter.journal.open()
     await counter.step()
@@ -73,5 +73,5 @@ async def test_connections_that_the_database_cut_are_made_anew(database: str) ->
     await counter.journal.close()
 
 
-def test_a_full_or_read_only_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_or_read_only_disk_is_an_error_and_stored_events_are_kept(tmp_path: Path) -> None:
     assert run_on_a_small_disk(tmp_path / "disk", "journal").strip() == PASSED

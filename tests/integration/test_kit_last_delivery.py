@@ -1,4 +1,4 @@
-"""The ends of delivery: what is too large to be kept, cannot be kept now, or kills whoever handles it, is kept."""
+"""Dead letters in special cases: very large messages, a missing stream, and messages that crash their consumers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DURABLE = "optimizer-slmops_model_alias_moved_v1"
 
 @pytest.fixture
 async def world(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """Redeliveries at once, and three of them instead of six."""
+    """Yields a bus with immediate redeliveries, and three instead of six."""
     monkeypatch.setattr("slmops.kit.bus.delivery.MAX_DELIVER", 3)
     monkeypatch.setattr("slmops.kit.bus.delivery.BACKOFF_S", (0.02, 0.02))
     async with world_on(nats_server.url, nats_server.creds) as world:
@@ -46,7 +46,9 @@ class Optimizer:
 
 
 @pytest.mark.parametrize("large", ["payload", "header"])
-async def test_a_message_as_large_as_the_bus_allows_is_kept_in_part_and_says_so(world: World, large: str) -> None:
+async def test_a_message_of_the_maximum_size_is_dead_lettered_in_part_and_marked_as_incomplete(
+    world: World, large: str
+) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     limit = world.client.connection.max_payload
@@ -63,7 +65,7 @@ async def test_a_message_as_large_as_the_bus_allows_is_kept_in_part_and_says_so(
     await until(lambda: optimizer.tried == ["next"])
 
 
-async def test_a_message_that_fails_for_the_last_time_is_kept_until_the_dead_letters_are_back(world: World) -> None:
+async def test_a_message_in_its_last_delivery_is_kept_until_the_dead_letter_stream_exists_again(world: World) -> None:
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)
     await world.client.js.delete_stream("DLQ")
@@ -76,11 +78,11 @@ async def test_a_message_that_fails_for_the_last_time_is_kept_until_the_dead_let
     assert await world.unsettled("EVENTS", DURABLE) == 0
 
 
-async def test_a_message_that_ends_every_process_that_handles_it_is_dead_lettered(world: World) -> None:
+async def test_a_message_that_crashes_every_consumer_is_dead_lettered(world: World) -> None:
     await consumer(world.client.js, "EVENTS", DURABLE, SUBJECT)
     await world.publish(moved("deadly"))
     reader = await world.client.js.pull_subscribe_bind(DURABLE, "EVENTS")
-    for _ in range(3):  # as whoever dies of it: taken, and never acknowledged
+    for _ in range(3):  # as a consumer that crashes: it never acknowledges
         await (await reader.fetch(1))[0].nak()
     optimizer = Optimizer()
     await world.service("optimizer", optimizer.declare)

@@ -1,4 +1,4 @@
-"""A connection that is closed for good ends the service; it must not keep it busy with nothing."""
+"""A permanently closed connection stops the service; its consumers must not run in a busy loop."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 async def ignore(_event: ModelAliasMoved, _delivered: MessageContext) -> None:
-    """There is nothing to consume."""
+    """Consumes nothing."""
 
 
-async def started(server: NatsServer) -> Bus:
+async def start_bus(server: NatsServer) -> Bus:
     await provisioner.run(BusSettings(nats_url=server.url, nats_creds=server.creds[PROVISIONER]))
-    creds = unrestricted(server.creds["optimizer"].parent, "optimizer")  # the real one consumes no aliases
+    creds = unrestricted(server.creds["optimizer"].parent, "optimizer")  # the real optimizer consumes no aliases
     bus = Bus("optimizer", BusSettings(nats_url=server.url, nats_creds=creds))
     bus.on(ModelAliasMoved, ignore)
     await bus.start()
     return bus
 
 
-async def test_whoever_runs_the_bus_is_told_when_the_connection_is_lost_for_good(nats_server: NatsServer) -> None:
-    bus, lost = await started(nats_server), asyncio.Event()
+async def test_on_lost_is_called_when_the_connection_is_closed_permanently(nats_server: NatsServer) -> None:
+    bus, lost = await start_bus(nats_server), asyncio.Event()
     bus.on_lost = lost.set
     await bus.client.connection.close()
     assert await asyncio.wait_for(lost.wait(), 5)
-    await asyncio.wait_for(asyncio.sleep(0.5), 5)  # a consumer that spins would let nothing else run
-    with suppress(ExceptionGroup):  # there is nobody to say goodbye to
+    await asyncio.wait_for(asyncio.sleep(0.5), 5)  # a busy loop in a consumer would block this
+    with suppress(ExceptionGroup):  # the server cannot be notified any more
         await bus.stop()
 
 
-async def test_an_orderly_stop_is_no_loss(nats_server: NatsServer) -> None:
-    bus, lost = await started(nats_server), asyncio.Event()
+async def test_on_lost_is_not_called_by_a_normal_stop(nats_server: NatsServer) -> None:
+    bus, lost = await start_bus(nats_server), asyncio.Event()
     bus.on_lost = lost.set
     await bus.stop()
     assert not lost.is_set()

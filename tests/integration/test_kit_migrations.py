@@ -56,7 +56,7 @@ def contents(url: str) -> dict[str, list[Any]]:
 
 
 def structure(connection: Connection) -> dict[str, Any]:
-    """Returns what `compare_metadata` leaves out too: keys, defaults and the columns that count by themselves."""
+    """Returns the structure of all tables, including what `compare_metadata` ignores: keys, defaults, autoincrement."""
     found = inspect(connection)
     return {
         table: {
@@ -104,7 +104,7 @@ def includes(now: Any, before: Any) -> bool:
 
 
 @every_service
-async def test_the_revisions_lead_to_the_tables(service: str, database_url: str) -> None:
+async def test_the_revisions_create_the_current_tables(service: str, database_url: str) -> None:
     journal = JOURNALS[service].journal(service, database_url)
     await journal.open()
     await journal.close()
@@ -119,7 +119,7 @@ async def test_the_revisions_lead_to_the_tables(service: str, database_url: str)
 
 @every_service
 @every_release
-async def test_a_database_of_an_earlier_release_is_read_as_that_release_read_it(
+async def test_a_database_of_an_earlier_release_is_migrated_and_read_completely(
     release: str, service: str, database_url: str
 ) -> None:
     load_release(release, service, database_url)
@@ -144,8 +144,8 @@ async def test_the_database_of_a_release_has_rows_in_every_table(release: str, s
 
 
 @every_service
-async def test_an_upgraded_and_a_new_database_hold_the_same(service: str, tmp_path: Path) -> None:
-    """Revisions keep what they do not change: the rows of today's release are read after another start."""
+async def test_the_state_is_the_same_after_a_restart(service: str, tmp_path: Path) -> None:
+    """The rows of the current release are read unchanged after another start."""
     url = f"sqlite:///{tmp_path}/j.db"
     journal = JOURNALS[service].journal(service, url)
     await journal.open()
@@ -176,7 +176,7 @@ async def refusal(service: str, url: str) -> IncompatibleDatabase:
 
 
 @every_service
-async def test_a_database_of_a_newer_release_is_refused_and_left_alone(service: str, database_url: str) -> None:
+async def test_a_database_of_a_newer_release_is_refused_and_not_changed(service: str, database_url: str) -> None:
     journal = JOURNALS[service].journal(service, database_url)
     await journal.open()
     await journal.close()
@@ -187,7 +187,7 @@ async def test_a_database_of_a_newer_release_is_refused_and_left_alone(service: 
     assert "newer release" in str(error.fix)
 
 
-async def test_the_database_of_another_service_is_refused_and_left_alone(database_url: str) -> None:
+async def test_the_database_of_another_service_is_refused_and_not_changed(database_url: str) -> None:
     """Packager and rollout both have tables named `packages`, `withdrawn` and `gateways`."""
     packager = JOURNALS["packager"].journal("packager", database_url)
     await packager.open()
@@ -195,7 +195,7 @@ async def test_the_database_of_another_service_is_refused_and_left_alone(databas
     assert "revision packager_" in (await refusal("rollout", database_url)).what
 
 
-async def test_the_database_of_another_service_without_a_revision_is_refused_and_left_alone(database_url: str) -> None:
+async def test_the_database_of_another_service_without_a_revision_is_refused_and_not_changed(database_url: str) -> None:
     load_release("0.1", "packager", database_url)
     assert "lacks" in (await refusal("rollout", database_url)).what
 
@@ -213,7 +213,7 @@ asyncio.run(journal.open())
 
 
 @pytest.mark.parametrize("before", ["nothing", "0.1"])
-async def test_processes_that_start_at_the_same_moment_migrate_once(database_url: str, before: str) -> None:
+async def test_processes_that_start_at_the_same_time_migrate_once(database_url: str, before: str) -> None:
     if before != "nothing":
         load_release(before, "registry", database_url)
     processes = [
@@ -234,7 +234,7 @@ async def test_processes_that_start_at_the_same_moment_migrate_once(database_url
     assert len(contents(database_url)["alembic_version"]) == 1
 
 
-async def test_journals_of_one_process_open_at_the_same_moment(tmp_path: Path) -> None:
+async def test_several_journals_of_one_process_can_be_opened_at_the_same_time(tmp_path: Path) -> None:
     """Tests open several journals in one process, and Alembic's `op` is one global of the process."""
     journals = [kept.journal(name, f"sqlite:///{tmp_path}/{name}.db") for name, kept in JOURNALS.items()]
     await asyncio.gather(*(journal.open() for journal in journals))

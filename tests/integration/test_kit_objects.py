@@ -1,4 +1,4 @@
-"""Blobs on a real S3 server: written once, verified on every read, never trusted before they are verified."""
+"""Blobs on a real S3 server: written once and verified on every read."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ async def objects(s3: S3) -> Objects:
 
 
 @pytest.fixture
-def behind(s3: S3) -> Minio:
-    """A client that changes what is stored behind our back."""
+def minio(s3: S3) -> Minio:
+    """Returns a client that can change stored objects without our code."""
     return Minio(s3.endpoint, s3.access_key, s3.secret_key, secure=False)
 
 
-def replace(behind: Minio, objects: Objects, digest: Digest, data: bytes) -> None:
-    behind.put_object(objects.bucket, blob_key(digest), BytesIO(data), len(data))
+def replace(minio: Minio, objects: Objects, digest: Digest, data: bytes) -> None:
+    minio.put_object(objects.bucket, blob_key(digest), BytesIO(data), len(data))
 
 
 def small(tmp_path: Path, data: bytes = b"weights") -> Path:
@@ -59,7 +59,7 @@ def small(tmp_path: Path, data: bytes = b"weights") -> Path:
 # ---- writing ----------------------------------------------------------------------------------------------
 
 
-async def test_a_blob_is_found_under_its_digest(objects: Objects, tmp_path: Path) -> None:
+async def test_a_blob_is_stored_and_read_by_its_digest(objects: Objects, tmp_path: Path) -> None:
     put = await objects.put_bytes(b"hello", "text/plain")
     assert (put.digest, put.size, put.media_type) == (digest_of(b"hello"), 5, "text/plain")
     assert await objects.get_bytes(put.digest) == b"hello"
@@ -71,40 +71,40 @@ async def test_a_blob_is_found_under_its_digest(objects: Objects, tmp_path: Path
     assert await objects.get_bytes((await objects.put_bytes(b"", KIND)).digest) == b""
 
 
-async def test_a_second_time_writes_nothing(objects: Objects, behind: Minio, tmp_path: Path) -> None:
+async def test_putting_a_stored_blob_again_writes_nothing(objects: Objects, minio: Minio, tmp_path: Path) -> None:
     first = await objects.put_bytes(b"weights", KIND)
-    written = behind.stat_object(objects.bucket, blob_key(first.digest)).last_modified
-    await asyncio.sleep(1.1)  # S3 tells seconds
+    written = minio.stat_object(objects.bucket, blob_key(first.digest)).last_modified
+    await asyncio.sleep(1.1)  # S3 rounds its times to seconds
     assert await objects.put_bytes(b"weights", KIND) == first
     assert (await objects.put_file(small(tmp_path), KIND)).digest == first.digest
-    assert behind.stat_object(objects.bucket, blob_key(first.digest)).last_modified == written
+    assert minio.stat_object(objects.bucket, blob_key(first.digest)).last_modified == written
 
 
-async def test_a_blob_that_is_there_is_never_written_over(objects: Objects, behind: Minio) -> None:
+async def test_a_stored_blob_is_never_overwritten(objects: Objects, minio: Minio) -> None:
     put = await objects.put_bytes(b"weights", KIND)
-    replace(behind, objects, put.digest, b"changed")
+    replace(minio, objects, put.digest, b"changed")
     await objects.put_bytes(b"weights", KIND)
     with pytest.raises(DigestMismatch):
         await objects.get_bytes(put.digest)
 
 
-async def test_the_store_itself_refuses_a_second_write(objects: Objects, behind: Minio) -> None:
+async def test_the_s3_server_refuses_a_conditional_second_write(objects: Objects, minio: Minio) -> None:
     put = await objects.put_bytes(b"weights", KIND)
-    url = behind.presigned_put_object(objects.bucket, blob_key(put.digest))
+    url = minio.presigned_put_object(objects.bucket, blob_key(put.digest))
     async with httpx.AsyncClient() as client:
         answer = await client.put(url, content=b"others", headers={"If-None-Match": "*"})
     assert answer.status_code == 412
     assert await objects.get_bytes(put.digest) == b"weights"
 
 
-async def test_many_writers_of_one_blob_agree(objects: Objects) -> None:
+async def test_concurrent_writers_of_one_blob_all_succeed(objects: Objects) -> None:
     found = await asyncio.gather(*(objects.put_bytes(b"weights", KIND) for _ in range(8)))
     assert found == found[:1] * 8
     assert await objects.get_bytes(found[0].digest) == b"weights"
 
 
-async def test_a_large_file_goes_in_parts_and_comes_back_the_same(
-    objects: Objects, behind: Minio, tmp_path: Path
+async def test_a_large_file_is_uploaded_in_parts_and_read_back_unchanged(
+    objects: Objects, minio: Minio, tmp_path: Path
 ) -> None:
     large = tmp_path / "large.bin"
     with large.open("wb") as out:
@@ -114,7 +114,7 @@ async def test_a_large_file_goes_in_parts_and_comes_back_the_same(
         out.write(b"last!")
     put = await objects.put_file(large, KIND)
     assert (put.digest, put.size) == digest_of_path(large) == digest_of_path(large)
-    etag = behind.stat_object(objects.bucket, blob_key(put.digest)).etag
+    etag = minio.stat_object(objects.bucket, blob_key(put.digest)).etag
     assert str(etag).endswith("-5"), "four parts of 16 MiB and the rest"
     target = tmp_path / "fetched" / "large.bin"
     await objects.get_file(put.digest, target)
@@ -122,7 +122,7 @@ async def test_a_large_file_goes_in_parts_and_comes_back_the_same(
     assert [p.name for p in target.parent.iterdir()] == ["large.bin"]
 
 
-async def test_an_object_that_is_no_blob_may_change(objects: Objects) -> None:
+async def test_an_object_outside_the_blobs_may_be_overwritten(objects: Objects) -> None:
     assert await objects.get_object("cache/x") is None
     for data in (b"one", b"two"):
         await objects.put_object("cache/x", data)
@@ -133,11 +133,11 @@ async def test_an_object_that_is_no_blob_may_change(objects: Objects) -> None:
 
 
 @pytest.mark.parametrize("stored", [b"changed", b"weight", b"weights and more", b""])
-async def test_bytes_that_changed_in_the_store_are_never_handed_out(
-    objects: Objects, behind: Minio, tmp_path: Path, stored: bytes
+async def test_a_blob_that_was_changed_in_the_store_is_refused(
+    objects: Objects, minio: Minio, tmp_path: Path, stored: bytes
 ) -> None:
     put = await objects.put_bytes(b"weights", KIND)
-    replace(behind, objects, put.digest, stored)
+    replace(minio, objects, put.digest, stored)
     with pytest.raises(DigestMismatch) as caught:
         await objects.get_bytes(put.digest)
     assert blob_key(put.digest) in str(caught.value.where)
@@ -146,7 +146,7 @@ async def test_bytes_that_changed_in_the_store_are_never_handed_out(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_is_not_there_is_not_found(objects: Objects, s3: S3, tmp_path: Path) -> None:
+async def test_a_missing_blob_or_bucket_is_not_found(objects: Objects, s3: S3, tmp_path: Path) -> None:
     for attempt in (
         objects.get_bytes(MISSING),
         objects.get_file(MISSING, tmp_path / "x"),
@@ -159,18 +159,18 @@ async def test_what_is_not_there_is_not_found(objects: Objects, s3: S3, tmp_path
         await Objects(settings_of(s3, s3_bucket="no-such-bucket")).get_bytes(MISSING)
 
 
-async def test_a_fetch_into_a_name_that_exists_keeps_the_old_bytes_until_the_new_are_verified(
-    objects: Objects, behind: Minio, tmp_path: Path
+async def test_an_existing_file_is_replaced_only_after_the_new_content_is_verified(
+    objects: Objects, minio: Minio, tmp_path: Path
 ) -> None:
     target = small(tmp_path, b"old")
     put = await objects.put_bytes(b"weights", KIND)
-    replace(behind, objects, put.digest, b"changed")
+    replace(minio, objects, put.digest, b"changed")
     with pytest.raises(DigestMismatch):
         await objects.get_file(put.digest, target)
     assert target.read_bytes() == b"old"
 
 
-async def test_a_presigned_url_gives_any_range_without_keys(objects: Objects) -> None:
+async def test_a_presigned_url_gives_the_whole_blob_or_a_range_without_keys(objects: Objects) -> None:
     put = await objects.put_bytes(bytes(range(100)), KIND)
     url = await objects.presigned_get(put.digest)
     async with httpx.AsyncClient() as client:
@@ -182,7 +182,7 @@ async def test_a_presigned_url_gives_any_range_without_keys(objects: Objects) ->
     assert without.status_code == 403
 
 
-# ---- uploads of others ------------------------------------------------------------------------------------
+# ---- uploads by clients -----------------------------------------------------------------------------------
 
 
 async def upload(objects: Objects, digest: Digest, data: bytes, name: str = "u-1") -> None:
@@ -191,7 +191,7 @@ async def upload(objects: Objects, digest: Digest, data: bytes, name: str = "u-1
     assert answer.status_code == 200
 
 
-async def test_uploaded_bytes_become_a_blob_once_they_are_verified(objects: Objects) -> None:
+async def test_an_upload_becomes_a_blob_after_it_is_verified(objects: Objects) -> None:
     digest = digest_of(b"weights")
     await upload(objects, digest, b"weights")
     assert not await objects.exists(digest)
@@ -201,7 +201,7 @@ async def test_uploaded_bytes_become_a_blob_once_they_are_verified(objects: Obje
 
 
 @pytest.mark.parametrize(("data", "size_bytes"), [(b"damaged", 7), (b"weights", 8)], ids=["bytes", "size"])
-async def test_uploaded_bytes_that_are_something_else_are_refused_and_leave_nothing(
+async def test_an_upload_with_another_digest_or_size_is_refused_and_deleted(
     objects: Objects, data: bytes, size_bytes: int
 ) -> None:
     await upload(objects, digest_of(b"weights"), data)
@@ -211,7 +211,7 @@ async def test_uploaded_bytes_that_are_something_else_are_refused_and_leave_noth
     assert await objects.keys() == []
 
 
-async def test_an_upload_of_what_is_there_is_thrown_away(objects: Objects) -> None:
+async def test_an_upload_of_a_stored_blob_is_discarded(objects: Objects) -> None:
     digest = (await objects.put_bytes(b"weights", KIND)).digest
     await upload(objects, digest, b"damaged")
     await objects.adopt("u-1", digest, 7)
@@ -220,7 +220,7 @@ async def test_an_upload_of_what_is_there_is_thrown_away(objects: Objects) -> No
     assert await objects.keys("uploads/") == []
 
 
-async def test_two_uploads_of_the_same_blob_do_not_meet(objects: Objects) -> None:
+async def test_two_uploads_of_the_same_blob_are_independent(objects: Objects) -> None:
     digest = digest_of(b"weights")
     await upload(objects, digest, b"damaged", "u-1")
     await upload(objects, digest, b"weights", "u-2")
@@ -254,15 +254,15 @@ async def test_an_upload_that_changes_after_it_was_verified_is_not_adopted(
 # ---- faults -----------------------------------------------------------------------------------------------
 
 
-async def test_a_store_that_does_not_answer_is_an_error_that_says_what_to_do(s3: S3, tmp_path: Path) -> None:
-    gone = Objects(settings_of(s3, s3_endpoint="127.0.0.1:1"))
+async def test_an_unreachable_store_is_an_error_with_a_fix(s3: S3, tmp_path: Path) -> None:
+    unreachable = Objects(settings_of(s3, s3_endpoint="127.0.0.1:1"))
     for attempt in (
-        gone.open(),
-        gone.put_bytes(b"x", KIND),
-        gone.put_file(small(tmp_path), KIND),
-        gone.get_bytes(MISSING),
-        gone.get_file(MISSING, tmp_path / "x"),
-        gone.adopt("u-1", MISSING, 1),
+        unreachable.open(),
+        unreachable.put_bytes(b"x", KIND),
+        unreachable.put_file(small(tmp_path), KIND),
+        unreachable.get_bytes(MISSING),
+        unreachable.get_file(MISSING, tmp_path / "x"),
+        unreachable.adopt("u-1", MISSING, 1),
     ):
         async with asyncio.timeout(10):
             with pytest.raises(Unreachable) as caught:
@@ -271,15 +271,15 @@ async def test_a_store_that_does_not_answer_is_an_error_that_says_what_to_do(s3:
         assert "SLMOPS_S3_ENDPOINT" in str(caught.value.fix)
 
 
-async def test_keys_that_are_refused_are_never_shown(s3: S3) -> None:
-    stranger = Objects(settings_of(s3, s3_access_key="AKIAEXAMPLE", s3_secret_key="hunter2"))
-    for attempt in (stranger.get_bytes(MISSING), stranger.put_bytes(b"x", KIND)):
+async def test_the_error_for_refused_keys_does_not_contain_the_secret(s3: S3) -> None:
+    refused = Objects(settings_of(s3, s3_access_key="AKIAEXAMPLE", s3_secret_key="hunter2"))
+    for attempt in (refused.get_bytes(MISSING), refused.put_bytes(b"x", KIND)):
         with pytest.raises(Unreachable) as caught:
             await attempt
         assert "hunter2" not in str(caught.value)
 
 
-async def test_a_disk_without_room_is_said_and_leaves_no_half_file(objects: Objects, s3: S3, tmp_path: Path) -> None:
+async def test_a_full_disk_is_an_error_and_leaves_no_partial_file(objects: Objects, s3: S3, tmp_path: Path) -> None:
     put = await objects.put_bytes(bytes(2 << 20), KIND)
     keys = {"s3_access_key": s3.access_key, "s3_secret_key": s3.secret_key}
     settings = json.dumps({"s3_endpoint": s3.endpoint, "s3_bucket": objects.bucket} | keys)

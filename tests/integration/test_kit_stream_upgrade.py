@@ -1,4 +1,4 @@
-"""From the streams of the first releases to those of today: nothing that counts is lost, and nothing is left behind."""
+"""Upgrades of the streams of the first releases: facts and consumer positions are kept, obsolete parts removed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WINDOWS_BEFORE = "rollout-slmops_cohort_measured_v1"
 
 @pytest.fixture
 async def world(nats_server: NatsServer) -> AsyncIterator[World]:
-    """With the streams as the first releases made them."""
+    """Yields a bus with the streams of the first releases."""
     async with world_on(nats_server.url, nats_server.creds) as world:
         await wipe(world.client)
         for name, subjects in BEFORE.items():
@@ -80,7 +80,7 @@ def headers(alias: str) -> dict[str, str]:
     return envelope(moved(alias)).headers()
 
 
-async def test_facts_stay_and_windows_leave_the_stream_of_facts(world: World) -> None:
+async def test_an_upgrade_keeps_the_facts_and_removes_windows_from_their_stream(world: World) -> None:
     await publish_old(world)
     await provision(world.client.js)
     assert await subjects_of(world, "EVENTS") == [ModelAliasMoved.type] * 2
@@ -90,7 +90,7 @@ async def test_facts_stay_and_windows_leave_the_stream_of_facts(world: World) ->
     await world.client.js.publish(CohortMeasured.type, b"{}", stream="WINDOWS")
 
 
-async def test_windows_that_an_interrupted_upgrade_left_are_removed_by_the_next(world: World) -> None:
+async def test_windows_left_by_an_interrupted_upgrade_are_removed_by_the_next_one(world: World) -> None:
     await publish_old(world)
     config = (await world.client.js.stream_info("EVENTS")).config
     await world.client.js.update_stream(config.evolve(subjects=list(STREAMS[0].subjects)))
@@ -98,7 +98,7 @@ async def test_windows_that_an_interrupted_upgrade_left_are_removed_by_the_next(
     assert await subjects_of(world, "EVENTS") == [ModelAliasMoved.type] * 2
 
 
-async def test_several_may_upgrade_at_the_same_moment(world: World) -> None:
+async def test_several_upgrades_may_run_at_the_same_time(world: World) -> None:
     await publish_old(world)
     clients = [await world.connect(PROVISIONER) for _ in range(5)]
     await asyncio.gather(*(provision(client.js) for client in clients))
@@ -106,7 +106,7 @@ async def test_several_may_upgrade_at_the_same_moment(world: World) -> None:
     assert {spec.name for spec in STREAMS} <= found
 
 
-async def test_consumers_move_with_their_subjects_and_the_others_keep_their_place(world: World) -> None:
+async def test_consumers_move_to_the_stream_of_their_subject_and_the_others_keep_their_position(world: World) -> None:
     await publish_old(world)
     seen: list[str] = []
 
@@ -139,7 +139,7 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
     await journal.close()
 
 
-async def test_enrolments_of_the_journal_come_to_their_stream(world: World, journal: Journal) -> None:
+async def test_enrolments_in_the_journal_are_republished_to_their_stream(world: World, journal: Journal) -> None:
     await provision(world.client.js)
     client = await world.connect("rollout")
     for number in range(450):

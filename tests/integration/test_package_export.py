@@ -1,4 +1,4 @@
-"""A package as other tools take it: skopeo copies it, a real registry has it, and what comes back is still signed."""
+"""Exported packages in other tools: skopeo copies them to a real registry and back, and the signature stays valid."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def slmops(site: Site) -> Cli:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """Debian's docker-registry (distribution v2), empty."""
+    """Yields the address of an empty docker-registry (distribution v2) of Debian."""
     program = shutil.which("docker-registry")
     if program is None or shutil.which("skopeo") is None:
         pytest.skip("needs skopeo and docker-registry: apt-get install skopeo docker-registry")
@@ -71,13 +71,13 @@ def registry(tmp_path: Path) -> Iterator[str]:
         process.wait(timeout=20)
 
 
-async def said(slmops: Cli, *arguments: str) -> Any:
+async def json_of(slmops: Cli, *arguments: str) -> Any:
     done = await slmops(*arguments, "--json")
     assert done.exit_code == 0, done.err
     return done.json
 
 
-async def refused(slmops: Cli, *arguments: str) -> Any:
+async def error_of(slmops: Cli, *arguments: str) -> Any:
     done = await slmops(*arguments, "--json")
     assert done.exit_code != 0
     return json.loads(done.err.splitlines()[-1])
@@ -90,52 +90,52 @@ def skopeo(*arguments: str) -> str:
     return done.stdout
 
 
-def copied(source: str, target: str, tags: list[str], **options: str) -> None:
+def copy_tags(source: str, target: str, tags: list[str], **options: str) -> None:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     for tag in tags:
         skopeo("copy", "--quiet", *flags, f"{source}:{tag}", f"{target}:{tag}")
 
 
-async def test_a_package_goes_to_a_registry_and_back_and_is_still_what_was_signed(
+async def test_a_package_copied_to_a_registry_and_back_is_verified(
     slmops: Cli, site: Site, package: Release, registry: str, tmp_path: Path
 ) -> None:
     layout, back = tmp_path / "layout", tmp_path / "back"
-    shown = await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    shown = await json_of(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
     assert shown["manifest"]["digest"] == package.manifest.digest
     tags = ["1.0.0", signature_tag(package.manifest.digest)]
-    copied(f"oci:{layout}", f"docker://{registry}/smollm2", tags, dest_tls_verify="false")
+    copy_tags(f"oci:{layout}", f"docker://{registry}/smollm2", tags, dest_tls_verify="false")
     accepts = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
     async with httpx.AsyncClient() as http:
         answer = await http.get(f"http://{registry}/v2/smollm2/manifests/1.0.0", headers=accepts)
     assert answer.headers["docker-content-digest"] == package.manifest.digest
     assert answer.json()["artifactType"] == MODEL_MANIFEST
-    copied(f"docker://{registry}/smollm2", f"oci:{back}", tags, src_tls_verify="false")
+    copy_tags(f"docker://{registry}/smollm2", f"oci:{back}", tags, src_tls_verify="false")
     key = str(site.keys.public)
     for folder in (layout, back):
-        found = await said(slmops, "package", "verify", str(folder), "--key", key)
+        found = await json_of(slmops, "package", "verify", str(folder), "--key", key)
         assert found["digest"] == package.manifest.digest
-    found = await said(slmops, "package", "verify", package.manifest.digest, "--key", key)
+    found = await json_of(slmops, "package", "verify", package.manifest.digest, "--key", key)
     assert found["digest"] == package.manifest.digest
 
 
-async def test_a_package_in_a_registry_is_verified_there_under_any_tag(
+async def test_a_package_in_a_registry_is_verified_by_any_tag_or_digest(
     slmops: Cli, site: Site, package: Release, registry: str, tmp_path: Path
 ) -> None:
     layout, key = tmp_path / "layout", str(site.keys.public)
-    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    await json_of(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
     target, tag = f"docker://{registry}/edge/smollm2", signature_tag(package.manifest.digest)
     plain = ["--key", key, "--no-tls-verify"]
     skopeo("copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:1.0.0", f"{target}:latest")
-    problem = await refused(slmops, "package", "verify", f"{target}:latest", *plain)  # its signature is not there
+    problem = await error_of(slmops, "package", "verify", f"{target}:latest", *plain)  # the signature was not copied
     assert problem["code"] == "not_found"
-    copied(f"oci:{layout}", target, [tag], dest_tls_verify="false")
+    copy_tags(f"oci:{layout}", target, [tag], dest_tls_verify="false")
     for named in (f"{target}:latest", target, f"{target}@{package.manifest.digest}"):
-        found = await said(slmops, "package", "verify", named, *plain)
+        found = await json_of(slmops, "package", "verify", named, *plain)
         assert found["digest"] == package.manifest.digest
     other = new_keys(tmp_path / "other")
-    problem = await refused(slmops, "package", "verify", target, "--key", str(other.public), "--no-tls-verify")
+    problem = await error_of(slmops, "package", "verify", target, "--key", str(other.public), "--no-tls-verify")
     assert problem["code"] == "signature_invalid"
-    problem = await refused(slmops, "package", "verify", target, "--key", key)
+    problem = await error_of(slmops, "package", "verify", target, "--key", key)
     assert "--no-tls-verify" in problem["fix"]
 
 
@@ -143,50 +143,50 @@ async def test_a_layout_copied_without_a_tag_or_with_two_is_verified(
     slmops: Cli, site: Site, package: Release, registry: str, tmp_path: Path
 ) -> None:
     layout, key = tmp_path / "layout", str(site.keys.public)
-    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    await json_of(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
     tag = signature_tag(package.manifest.digest)
     for name, tags in {"none": [""], "other": [":stable"], "two": [":stable", ":1.0.0"]}.items():
         for wanted in tags:
             skopeo("copy", "--quiet", f"oci:{layout}:1.0.0", f"oci:{tmp_path / name}{wanted}")
-        copied(f"oci:{layout}", f"oci:{tmp_path / name}", [tag])
-        found = await said(slmops, "package", "verify", str(tmp_path / name), "--key", key)
+        copy_tags(f"oci:{layout}", f"oci:{tmp_path / name}", [tag])
+        found = await json_of(slmops, "package", "verify", str(tmp_path / name), "--key", key)
         assert found["digest"] == package.manifest.digest
 
 
-async def test_layers_have_the_names_under_which_oras_writes_them(
+async def test_layers_have_title_annotations_for_oras(
     site: Site, package: Release, registry: str, slmops: Cli, tmp_path: Path
 ) -> None:
-    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(tmp_path / "layout"))
+    await json_of(slmops, "package", "export", "smollm2:1.0.0", "--to", str(tmp_path / "layout"))
     raw = json.loads(skopeo("inspect", "--raw", f"oci:{tmp_path / 'layout'}:1.0.0"))
     titles = {layer["annotations"]["org.opencontainers.image.title"] for layer in raw["layers"]}
     assert {"model.onnx", "genai_config.json", "bom.cdx.json"} <= titles
 
 
-async def test_one_bit_in_an_exported_layout_is_refused_by_name(
+async def test_the_error_for_a_flipped_bit_in_an_exported_layout_names_the_blob(
     slmops: Cli, site: Site, package: Release, tmp_path: Path
 ) -> None:
-    await said(slmops, "package", "export", package.manifest.digest, "--to", str(tmp_path / "layout"))
+    await json_of(slmops, "package", "export", package.manifest.digest, "--to", str(tmp_path / "layout"))
     blob = max((tmp_path / "layout" / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(blob.read_bytes())
     data[7] ^= 16
     blob.write_bytes(data)
-    problem = await refused(slmops, "package", "verify", str(tmp_path / "layout"), "--key", str(site.keys.public))
+    problem = await error_of(slmops, "package", "verify", str(tmp_path / "layout"), "--key", str(site.keys.public))
     assert (problem["code"], problem["where"]) == ("digest_mismatch", f"blobs/sha256/{blob.name}")
 
 
-async def test_an_export_that_was_interrupted_goes_on_and_one_into_a_full_folder_is_refused(
+async def test_an_interrupted_export_is_completed_and_an_export_into_a_folder_with_other_files_is_refused(
     slmops: Cli, package: Release, tmp_path: Path
 ) -> None:
     layout = tmp_path / "layout"
-    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    await json_of(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
     manifest = layout / blob_key(package.manifest.digest)
     kept = manifest.stat().st_mtime_ns
     (layout / "index.json").unlink()
-    await said(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    await json_of(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
     assert json.loads((layout / "index.json").read_bytes())["manifests"]
     assert manifest.stat().st_mtime_ns == kept
     (layout / "mine.txt").write_text("do not touch")
-    problem = await refused(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
+    problem = await error_of(slmops, "package", "export", "smollm2:1.0.0", "--to", str(layout))
     assert problem["code"] == "already_exists"
     assert "mine.txt" in problem["where"]
 
@@ -200,8 +200,8 @@ async def test_an_export_that_was_interrupted_goes_on_and_one_into_a_full_folder
     ],
     ids=str,
 )
-async def test_a_package_that_is_not_there_is_named(
+async def test_showing_an_unknown_package_is_an_error(
     slmops: Cli, package: Release, arguments: list[str], code: str
 ) -> None:
-    problem: dict[str, Any] = await refused(slmops, "package", *arguments)
+    problem: dict[str, Any] = await error_of(slmops, "package", *arguments)
     assert problem["code"] == code

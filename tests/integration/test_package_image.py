@@ -1,6 +1,6 @@
-"""An image with a package inside, on a real engine: built without a network, run without one, answering.
+"""An image with a package on a real Docker engine: built without a network, and it serves without a network.
 
-What `.ci/engine` makes is needed: an engine, and for the slow tests a base image and the gateway's wheels.
+The tests need what `.ci/engine` makes: an engine, and for the slow tests a base image and the gateway's wheels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import json, urllib.request
 body = json.dumps({HELLO!r}).encode()
 print(urllib.request.urlopen("http://127.0.0.1:8080/v1/chat/completions", body, timeout=60).read().decode())
 """
-DIAL = """
+CONNECT = """
 import socket
 try: socket.create_connection(("10.255.255.1", 53), 3); print("reached")
 except OSError as error: print(error.errno)
@@ -43,7 +43,7 @@ except OSError as error: print(error.errno)
 
 @dataclass
 class Docker:
-    """The engine, and a name of its own for everything that this file makes."""
+    """The engine, and a unique prefix for the names of all images and containers of this file."""
 
     engine: Engine
     sdk: docker.DockerClient
@@ -59,7 +59,7 @@ class Docker:
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Docker]:
-    """Containers and images of our names are removed afterwards; the gateway's image stays, as a build cache."""
+    """Yields the engine. Removes this file's containers and images afterwards; the gateway's image stays as a cache."""
     made = Docker(engine(), docker.from_env(), f"slmops-test-{uuid.uuid4().hex[:8]}")
     with made.engine:
         yield made
@@ -79,13 +79,13 @@ def factory(tmp_path_factory: pytest.TempPathFactory, genai_model: Path) -> Fact
 
 
 @pytest.fixture(scope="module")
-def ground(real: Docker) -> str:
-    """What passes for a gateway's image and is a few bytes."""
-    return imported(real, "ground", 'CMD ["python", "-m", "slmops.gateway.app"]', "USER root")
+def gateway_image(real: Docker) -> str:
+    """Returns a fake gateway image of a few bytes."""
+    return imported(real, "gateway", 'CMD ["python", "-m", "slmops.gateway.app"]', "USER root")
 
 
 def imported(real: Docker, name: str, *changes: str) -> str:
-    """The tag of an image with one empty file."""
+    """Imports an image with one empty file. Returns its tag."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("empty"))
@@ -94,40 +94,42 @@ def imported(real: Docker, name: str, *changes: str) -> str:
     return real.tag(name)
 
 
-def build(real: Docker, ground: str, factory: Factory, tag: str) -> dict[str, Any]:
+def build(real: Docker, gateway_image: str, factory: Factory, tag: str) -> dict[str, Any]:
     steps: list[str] = []
-    made = package_image(real.engine, ground, factory, tag, steps.append, base=ground, blueprint="edge-chat")
+    made = package_image(
+        real.engine, gateway_image, factory, tag, steps.append, base=gateway_image, blueprint="edge-chat"
+    )
     assert steps[0].startswith("Step 1/")
     return real.engine.inspect(made)
 
 
-def test_the_image_says_what_it_is_and_is_nobody_elses_than_its_own_user(
-    real: Docker, ground: str, factory: Factory
+def test_the_image_has_labels_a_health_check_and_an_unprivileged_user(
+    real: Docker, gateway_image: str, factory: Factory
 ) -> None:
-    config = build(real, ground, factory, real.tag("labels"))["Config"]
-    assert config["Labels"] == factory.labels(ground)
+    config = build(real, gateway_image, factory, real.tag("labels"))["Config"]
+    assert config["Labels"] == factory.labels(gateway_image)
     assert config["User"] == "10001:10001"
     assert list(config["Volumes"]) == ["/data"]
     assert config["Healthcheck"]["Test"][-1].endswith(":8000/health")
     assert {"SLMOPS_FACTORY=/opt/factory", "SLMOPS_BLUEPRINT=edge-chat"} <= set(config["Env"])
 
 
-def test_a_package_makes_the_same_layer_whenever_it_is_built(real: Docker, ground: str, factory: Factory) -> None:
+def test_building_a_package_again_makes_the_same_layers(real: Docker, gateway_image: str, factory: Factory) -> None:
     def layers() -> list[str]:
         context = stream(package_context(factory, None), factory.created)
-        arguments = {"GATEWAY_IMAGE": ground}
+        arguments = {"GATEWAY_IMAGE": gateway_image}
         image = real.engine.build(context, lambda step: None, nocache=True, buildargs=arguments, network_mode="none")
         found: list[str] = real.engine.inspect(image)["RootFS"]["Layers"]
         real.sdk.images.remove(image)
         return found
 
     first = layers()
-    time.sleep(1.1)  # a layer knows whole seconds
+    time.sleep(1.1)  # times in a layer have whole seconds
     assert layers() == first
     assert len(first) == 2
 
 
-def test_what_is_no_gateway_or_not_there_is_refused(real: Docker, factory: Factory) -> None:
+def test_a_base_image_that_is_missing_or_not_a_gateway_is_refused(real: Docker, factory: Factory) -> None:
     with pytest.raises(InvalidMessage, match="does not start a gateway"):
         build(
             real, imported(real, "other", 'CMD ["python", "-m", "slmops.registry.app"]'), factory, real.tag("refused")
@@ -136,15 +138,15 @@ def test_what_is_no_gateway_or_not_there_is_refused(real: Docker, factory: Facto
         build(real, f"{real.mark}-nowhere:1", factory, real.tag("refused"))
 
 
-def test_a_build_that_fails_says_at_which_step(real: Docker, ground: str) -> None:
-    recipe = f"FROM {ground}\nCOPY nowhere /\n".encode()
+def test_the_error_of_a_failed_build_names_the_step(real: Docker, gateway_image: str) -> None:
+    recipe = f"FROM {gateway_image}\nCOPY nowhere /\n".encode()
     with pytest.raises(PermanentError, match="nowhere") as failure:
         real.engine.build(stream({"Dockerfile": recipe}), lambda step: None, network_mode="none")
     assert failure.value.where == "Step 2/2 : COPY nowhere /"
 
 
-@pytest.mark.slow  # the base image is made for it
-def test_a_build_that_fails_says_what_the_failing_command_said(real: Docker) -> None:
+@pytest.mark.slow  # needs the base image
+def test_the_error_of_a_failed_build_has_the_output_of_the_command(real: Docker) -> None:
     recipe = f"FROM {base(real.engine)}\nRUN echo no such wheel && exit 3\n".encode()
     with pytest.raises(PermanentError, match="returned a non-zero code: 3") as failure:
         real.engine.build(stream({"Dockerfile": recipe}), lambda step: None, network_mode="none")
@@ -154,9 +156,9 @@ def test_a_build_that_fails_says_what_the_failing_command_said(real: Docker) -> 
     assert "no such wheel" in failure.value.fix
 
 
-def test_a_registry_that_does_not_answer_is_told(real: Docker, ground: str) -> None:
+def test_pushing_to_an_unreachable_registry_is_an_error(real: Docker, gateway_image: str) -> None:
     tag = "127.0.0.1:1/edge:1"
-    real.sdk.images.get(ground).tag(tag)
+    real.sdk.images.get(gateway_image).tag(tag)
     try:
         with pytest.raises(Unreachable, match="the image was not pushed"):
             real.engine.push(tag, lambda step: None)
@@ -164,7 +166,7 @@ def test_a_registry_that_does_not_answer_is_told(real: Docker, ground: str) -> N
         real.sdk.images.remove(tag, noprune=True)
 
 
-# ---- the whole of it --------------------------------------------------------------------------------------
+# ---- end to end -------------------------------------------------------------------------------------------
 
 
 def health(container: Container) -> str:
@@ -172,13 +174,13 @@ def health(container: Container) -> str:
     return str(container.attrs["State"]["Health"]["Status"])
 
 
-def said(container: Container, *argv: str) -> str:
+def output_of(container: Container, *argv: str) -> str:
     code, output = container.exec_run(list(argv))
     assert code == 0, output.decode()
     return str(output.decode())
 
 
-def until_healthy(container: Container) -> None:
+def wait_until_healthy(container: Container) -> None:
     deadline = time.monotonic() + 60
     while health(container) != "healthy":
         assert container.status == "running", container.logs().decode()
@@ -186,9 +188,9 @@ def until_healthy(container: Container) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow  # a gateway's image built for the first time takes a minute
+@pytest.mark.slow  # the first build of a gateway's image takes a minute
 @pytest.mark.timeout(600)
-def test_a_device_with_the_image_answers_without_a_network(
+def test_a_device_with_the_image_serves_without_a_network(
     real: Docker, factory: Factory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nothing_set_up(monkeypatch, tmp_path / "nowhere")
@@ -206,20 +208,20 @@ def test_a_device_with_the_image_answers_without_a_network(
     assert (view["tag"], view["manifest"]) == (tag, factory.release.manifest.digest)
 
     device = real.run(tag, environment={"SLMOPS_GATEWAY_ID": "gw-9"})
-    until_healthy(device)
-    answer = json.loads(said(device, "python", "-c", ASK))
+    wait_until_healthy(device)
+    answer = json.loads(output_of(device, "python", "-c", ASK))
     assert answer["system_fingerprint"] == factory.release.manifest.digest
     assert answer["usage"]["completion_tokens"] == BLUEPRINT.runtime.max_tokens
 
-    assert said(device, "id", "-u").strip() == "10001"
-    assert said(device, "python", "-c", DIAL).strip() == "101"  # network is unreachable
+    assert output_of(device, "id", "-u").strip() == "10001"
+    assert output_of(device, "python", "-c", CONNECT).strip() == "101"  # network is unreachable
     writable = "import os; print([p for p in ('/opt/factory', '/opt/slmops', '/etc') if os.access(p, os.W_OK)])"
-    assert said(device, "python", "-c", writable).strip() == "[]"
+    assert output_of(device, "python", "-c", writable).strip() == "[]"
     heavy = (
         "import importlib.util as u; print([m for m in ('torch', 'docker', 'sqlalchemy', 'typer') if u.find_spec(m)])"
     )
-    assert said(device, "python", "-c", heavy).strip() == "[]"
+    assert output_of(device, "python", "-c", heavy).strip() == "[]"
 
     device.restart(timeout=20)
-    until_healthy(device)
-    assert json.loads(said(device, "python", "-c", ASK))["model"] == factory.release.model
+    wait_until_healthy(device)
+    assert json.loads(output_of(device, "python", "-c", ASK))["model"] == factory.release.model

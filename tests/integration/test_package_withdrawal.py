@@ -1,4 +1,4 @@
-"""A package that nobody needs is taken back: from the command line to the last blob, on real NATS and S3."""
+"""An unused package is withdrawn: from the command line to the deletion of its blobs, on real NATS and S3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from integration.artifact_world import eventually, running, settings_of
 from integration.console_cli import Cli
 from integration.gateway_site import Site, site_on
-from integration.test_deltas import Versions, deltas, installed, report
+from integration.test_deltas import Versions, deltas, install_and_commit, report
 
 from slmops.contracts.commands import CollectGarbage, GarbageReport
 from slmops.contracts.errors import IllegalTransition, NotFound, TrustRefused
@@ -32,7 +32,7 @@ OLD_S = 3.1
 
 @pytest.fixture
 async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator[Site]:
-    """On a bucket of its own, with a registry that collects."""
+    """Yields a site with a bucket of its own and a registry that collects garbage."""
     bucket = f"withdrawal-{uuid4().hex}"
     own = type(s3)(**(vars(s3) | {"bucket": bucket}))
     async with AsyncExitStack() as stack:
@@ -42,16 +42,16 @@ async def site(nats_server: NatsServer, s3: S3, tmp_path: Path) -> AsyncIterator
         yield site
 
 
-async def told(site: Site, kind: type[Event]) -> list[Any]:
+async def stored_events(site: Site, kind: type[Event]) -> list[Any]:
     return [
         kind.model_validate_json(m.data) for m in await site.rollout.world.stored("EVENTS") if m.subject == kind.type
     ]
 
 
-async def test_from_the_command_to_the_last_blob(site: Site) -> None:
+async def test_a_withdrawn_package_cannot_be_installed_and_its_blobs_are_collected(site: Site) -> None:
     slmops, versions, objects = Cli(site.rollout.world), Versions(site), site.optimizer.objects
     first = await versions.publish()
-    await installed(site, first)
+    await install_and_commit(site, first)
     await report(site, first)
     second = await versions.publish()
     [delta] = await deltas(site, 1)
@@ -60,25 +60,25 @@ async def test_from_the_command_to_the_last_blob(site: Site) -> None:
     stable = await slmops(*names)
     assert (stable.exit_code, stable.problem["code"]) == (1, IllegalTransition.code)
     assert "needed by the plan of edge-chat" in stable.problem["what"]
-    await installed(site, second)
+    await install_and_commit(site, second)
     running_it = await slmops(*names)
     assert "1 gateway last reported running smollm2:1.0.0" in running_it.problem["what"]
 
     dry = await slmops(*names, "--even-if-running", "--dry-run")
     found = {"running": 1, "deltas": 1, "deltas_bytes": delta.delta.size, "dry_run": True}
     assert found.items() <= dry.json.items()
-    assert await told(site, PackageWithdrawn) == []
+    assert await stored_events(site, PackageWithdrawn) == []
     await report(site, second)
     done = await slmops(*names, "--reason", "superseded")
     assert (done.exit_code, done.json["running"], done.json["dry_run"]) == (0, 0, False)
     again = await slmops(*names)
     assert (again.exit_code, again.json["manifest"]["digest"]) == (0, first.manifest.digest)
 
-    async def both() -> tuple[list[Any], list[Any]] | None:
-        package, delta = [await told(site, kind) for kind in (PackageWithdrawn, PackageDeltaWithdrawn)]
+    async def withdrawals() -> tuple[list[Any], list[Any]] | None:
+        package, delta = [await stored_events(site, kind) for kind in (PackageWithdrawn, PackageDeltaWithdrawn)]
         return (package, delta) if package and delta else None
 
-    [event], [of_delta] = await eventually(both)
+    [event], [of_delta] = await eventually(withdrawals)
     assert (event.manifest, event.signature) == (first.manifest.digest, first.signature.digest)
     assert (event.reason, of_delta.delta) == ("superseded", delta.delta.digest)
     await site.rollout.plan(first)

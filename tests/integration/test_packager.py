@@ -1,4 +1,4 @@
-"""From a pushed model to files that a gateway verified, on real NATS, S3 and processes."""
+"""From a pushed model to the verified files of a gateway, on real NATS, S3 and processes."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ async def packager(settings: dict[str, Any]) -> AsyncIterator[None]:
 
 
 def model(size: int = 50_000) -> dict[str, bytes]:
-    """An onnxruntime-genai folder that no other test has put into the store."""
+    """Returns the files of an onnxruntime-genai folder whose content is new to the store."""
     return {"model.onnx": uuid4().bytes, "model.onnx.data": random.Random().randbytes(size), "genai_config.json": b"{}"}
 
 
 async def settled(world: World) -> None:
-    """Every announced variant is handled."""
+    """Waits until every announced variant is handled."""
 
     async def look() -> bool | None:
         return True if await world.unsettled("EVENTS", CONSUMER) == 0 else None
@@ -113,7 +113,7 @@ async def settled(world: World) -> None:
     await eventually(look, 60)
 
 
-async def test_from_a_push_to_a_verified_package_in_real_processes(
+async def test_a_pushed_model_is_packaged_fetched_by_a_gateway_and_verified(
     world: World,
     s3: S3,
     settings: dict[str, Any],
@@ -155,9 +155,9 @@ async def test_from_a_push_to_a_verified_package_in_real_processes(
 
         await download(await eventually(fetched), tmp_path / "slot")
         manifest = verify_package(tmp_path / "slot", keys.public, package.manifest.digest)
-        there = {p.relative_to(tmp_path / "slot").as_posix() for p in (tmp_path / "slot").rglob("*") if p.is_file()}
+        files = {p.relative_to(tmp_path / "slot").as_posix() for p in (tmp_path / "slot").rglob("*") if p.is_file()}
         written = {"README.md", "bom.cdx.json", "provenance.json"}
-        assert there == {*content, *written, "golden.jsonl", "evaluation.json", MANIFEST_PATH, SIGNATURE_PATH}
+        assert files == {*content, *written, "golden.jsonl", "evaluation.json", MANIFEST_PATH, SIGNATURE_PATH}
         assert {path: (tmp_path / "slot" / path).read_bytes() for path in content} == content
         assert (tmp_path / "slot/golden.jsonl").read_bytes() == GOLDEN
         assert sum(layer.size for layer in manifest.layers) == package.size_bytes
@@ -204,7 +204,7 @@ async def test_a_variant_that_was_not_chosen_is_not_packaged(
     assert [p.recipe for p in await published(world)] == ["int8"] == [package.recipe]
 
 
-async def test_a_variant_is_published_once_however_often_it_is_announced(
+async def test_a_variant_that_is_announced_several_times_is_published_once(
     packager: None, world: World, optimizer: Optimizer
 ) -> None:
     content = model()
@@ -216,17 +216,17 @@ async def test_a_variant_is_published_once_however_often_it_is_announced(
 
 
 @pytest.mark.slow
-async def test_a_packager_that_is_killed_again_and_again_publishes_everything_once(
+async def test_a_packager_that_is_killed_repeatedly_publishes_every_variant_once(
     world: World, settings: dict[str, Any], optimizer: Optimizer, objects: Objects, keys: Keys, tmp_path: Path
 ) -> None:
     process = Process.of("packager", tmp_path, settings)
     variants = [await optimizer.variant(model(2_000_000), recipe=f"recipe-{n}") for n in range(8)]
     for variant in variants:
         await optimizer.announce(variant)
-    chance = random.Random(7)
+    rng = random.Random(7)
     for _ in range(5):
         await process.start()
-        await asyncio.sleep(chance.uniform(0, 0.5))
+        await asyncio.sleep(rng.uniform(0, 0.5))
         process.kill()
     leftovers = tmp_path / "work" / "of-a-killed-one"
     leftovers.mkdir(parents=True)
@@ -251,10 +251,10 @@ async def test_a_variant_whose_files_are_missing_or_changed_is_never_signed(
     lost = lost.model_copy(update={"files": (lost.files[0].model_copy(update={"digest": digest_of(uuid4().bytes)}),)})
     changed = await optimizer.variant(model(), recipe="changed")
     await objects.put_object(blob_key(changed.files[1].digest), b"other bytes")
-    misjudged = await optimizer.variant(model(), recipe="misjudged")
-    sizes = tuple(file.model_copy(update={"size_bytes": 1}) for file in misjudged.files)
-    misjudged = misjudged.model_copy(update={"files": sizes})
-    for variant in (lost, changed, misjudged):
+    wrong_size = await optimizer.variant(model(), recipe="wrong-size")
+    sizes = tuple(file.model_copy(update={"size_bytes": 1}) for file in wrong_size.files)
+    wrong_size = wrong_size.model_copy(update={"files": sizes})
+    for variant in (lost, changed, wrong_size):
         await optimizer.announce(variant)
     dead = await world.dead_letters(3)
     assert sorted((m.headers or {})["slmops-dead-code"] for m in dead) == [
@@ -266,7 +266,9 @@ async def test_a_variant_whose_files_are_missing_or_changed_is_never_signed(
     assert list((tmp_path / "work").iterdir()) == []
 
 
-async def test_a_full_disk_is_said_and_leaves_nothing(s3: S3, optimizer: Optimizer, keys: Keys, tmp_path: Path) -> None:
+async def test_a_full_disk_is_an_error_and_leaves_no_partial_files(
+    s3: S3, optimizer: Optimizer, keys: Keys, tmp_path: Path
+) -> None:
     variant = await optimizer.variant(model(1_000_000))
     store = {"s3_endpoint": s3.endpoint, "s3_access_key": s3.access_key, "s3_secret_key": s3.secret_key}
     given = {"objects": store | {"s3_bucket": s3.bucket}, "variant": variant.model_dump(mode="json", by_alias=True)}
@@ -274,7 +276,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(s3: S3, optimizer: Optimiz
     assert done.strip() == PASSED
 
 
-async def test_a_gateway_gets_what_its_plan_names_and_nothing_else(
+async def test_a_gateway_may_fetch_only_packages_in_its_plan(
     packager: None, world: World, optimizer: Optimizer, rollout: Rollout, keys: Keys, tmp_path: Path
 ) -> None:
     for recipe in ("int4", "int8"):
@@ -312,31 +314,31 @@ async def test_a_gateway_gets_what_its_plan_names_and_nothing_else(
         await gateway.request(ask(new))
 
 
-async def test_a_gateway_cannot_ask_for_another(packager: None, rollout: Rollout) -> None:
+async def test_a_gateway_cannot_fetch_in_the_name_of_another_one(packager: None, rollout: Rollout) -> None:
     gateway = await rollout.enrol("gw-1")
     await rollout.enrol("gw-2")
     nothing = digest_of(b"nothing")
     with pytest.raises(NotReady):
         await gateway.request(FetchPackage(gateway_id="gw-1", manifest=nothing))
-    with pytest.raises(Unreachable):  # the server does not let it through
+    with pytest.raises(Unreachable):  # nats-server refuses the subject
         await gateway.request(FetchPackage(gateway_id="gw-2", manifest=nothing), timeout=timedelta(seconds=1))
 
 
-async def test_a_key_that_cannot_sign_stops_the_start(settings: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_packager_without_a_usable_signing_key_does_not_start(settings: dict[str, Any], tmp_path: Path) -> None:
     process = Process.of("packager", tmp_path, settings | {"signing_key": tmp_path / "none.pem"})
     assert await asyncio.to_thread(process.spawn().wait, 30) == InvalidMessage.exit_code
     assert "none.pem" in process.log()
 
 
-async def test_the_bus_hears_that_long_work_goes_on(
+async def test_slow_packaging_sends_in_progress_acknowledgements(
     world: World, settings: dict[str, Any], optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packaging that takes longer than the bus waits is begun once."""
-    begun: list[str] = []
+    """Packaging that takes longer than the acknowledgement timeout is started only once."""
+    started: list[str] = []
     assemble = Assembler.assemble
 
     async def slowly(self: Assembler, variant: VariantOptimized, *base: Any) -> Any:
-        begun.append(variant.recipe)
+        started.append(variant.recipe)
         await asyncio.sleep(ACK_WAIT_S + 3)
         return await assemble(self, variant, *base)
 
@@ -345,4 +347,4 @@ async def test_the_bus_hears_that_long_work_goes_on(
         await optimizer.announce(await optimizer.variant(model()))
         await published(world)
         await settled(world)
-    assert begun == ["int4"]
+    assert started == ["int4"]

@@ -1,4 +1,4 @@
-"""The packager's trust repository on real NATS and S3: what it publishes a gateway's client accepts, over both ways."""
+"""The packager's TUF repository on real NATS and S3: clients accept its metadata over the bus and over HTTP."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def settings(world: World, s3: S3, tmp_path: Path, folder: Folder) -> dict[str, 
 
 
 class Client:
-    """What a gateway trusts, brought up to date over its own connection."""
+    """The trusted metadata of a gateway, refreshed over its own connection."""
 
     def __init__(self, bus: BusClient, state: TrustedState) -> None:
         self.bus, self.state = bus, state
@@ -99,7 +99,7 @@ async def announce(optimizer: Optimizer, **changes: Any) -> None:
     await optimizer.announce(await optimizer.variant(content, **changes))
 
 
-async def test_two_models_are_accepted_by_a_gateways_client(
+async def test_a_gateway_accepts_the_packages_of_two_models_and_no_others(
     settings: dict[str, Any], optimizer: Optimizer, client: Client, world: World
 ) -> None:
     async with running(build(Settings.model_validate(settings))):
@@ -107,7 +107,7 @@ async def test_two_models_are_accepted_by_a_gateways_client(
             await announce(optimizer, model=model)
         packages = await published(world, 2)
         for package in packages:
-            # At once: who hears of a package finds it vouched for.
+            # Without waiting: the metadata is signed before the package is announced.
             assert await client.find(package) == Target(digest=package.manifest.digest, size=package.manifest.size)
         roles = {path.name for path in client.state.folder.glob("*.json")}
         assert {"model-smollm2.json", "model-other-model.json", "packages.json"} < roles
@@ -125,17 +125,17 @@ async def test_a_gateway_reads_metadata_on_its_own_subject_only(
             await client.bus.request(FetchMetadata(gateway_id="gw-1", file="99.root.json"))
         ask = FetchMetadata(gateway_id="gw-1", file="timestamp.json")
         assert (await client.bus.request(ask)).file == "timestamp.json"
-        with pytest.raises(Unreachable):  # the server does not let it through
+        with pytest.raises(Unreachable):  # nats-server refuses the subject
             await client.bus.request(ask.model_copy(update={"gateway_id": "gw-2"}), timeout=timedelta(seconds=1))
-        sneaky = ask.model_copy(update={"file": "../../trust-keys.json"})
+        traversal = ask.model_copy(update={"file": "../../trust-keys.json"})
         with pytest.raises(InvalidMessage):
-            await client.bus.request(sneaky)
+            await client.bus.request(traversal)
 
 
-async def test_two_packagers_lose_nothing_and_a_restart_neither(
+async def test_two_packagers_that_are_killed_and_restarted_lose_no_package(
     settings: dict[str, Any], optimizer: Optimizer, client: Client, world: World, tmp_path: Path
 ) -> None:
-    """They share a database; half way both are killed."""
+    """They share a database, and both are killed before they have published every package."""
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in folders:
         folder.mkdir()
@@ -156,7 +156,7 @@ async def test_two_packagers_lose_nothing_and_a_restart_neither(
         ]
 
 
-async def test_what_keyholders_signed_is_taken_over_while_it_runs(
+async def test_rotations_and_revocations_by_keyholders_are_adopted_without_a_restart(
     settings: dict[str, Any], optimizer: Optimizer, client: Client, world: World, folder: Folder
 ) -> None:
     def holders() -> dict[str, Any]:
@@ -176,14 +176,14 @@ async def test_what_keyholders_signed_is_taken_over_while_it_runs(
 
         await eventually(gone)
         assert await client.find(kept) is not None
-        # What its keyholders did not sign is left alone, and what is published meanwhile stays good.
+        # A file that the keyholders did not sign is ignored, and new packages are still accepted.
         (folder.metadata / "9.targets.json").write_bytes((folder.metadata / "1.targets.json").read_bytes())
         await announce(optimizer, version="1.0.1")
         package = (await published(world, 3))[-1]
         assert await client.find(package) is not None
 
 
-async def test_a_repository_of_strangers_is_refused(
+async def test_a_repository_with_foreign_keys_is_refused(
     settings: dict[str, Any], client: Client, world: World, tmp_path: Path, optimizer: Optimizer
 ) -> None:
     async with running(build(Settings.model_validate(settings))):
@@ -191,10 +191,10 @@ async def test_a_repository_of_strangers_is_refused(
         [package] = await published(world)
         await client.find(package)
     before = everything_below(client.state.folder)
-    strangers = Folder(tmp_path / "strangers")
-    ceremony.ceremony(strangers, utc_now()).apply()
-    changes = {"database_url": f"sqlite:///{tmp_path}/strangers.db", "trust_keys": strangers.online}
-    changes["trust_metadata"] = strangers.metadata
+    foreign = Folder(tmp_path / "foreign")
+    ceremony.ceremony(foreign, utc_now()).apply()
+    changes = {"database_url": f"sqlite:///{tmp_path}/foreign.db", "trust_keys": foreign.online}
+    changes["trust_metadata"] = foreign.metadata
     async with running(build(Settings.model_validate(settings | changes))):
         with pytest.raises(TrustRefused) as refused:
             await client.find(package)
@@ -202,7 +202,7 @@ async def test_a_repository_of_strangers_is_refused(
     assert everything_below(client.state.folder) == before
 
 
-async def test_any_tuf_client_reads_it_over_plain_http(
+async def test_a_standard_tuf_client_downloads_a_package_over_http(
     settings: dict[str, Any], optimizer: Optimizer, world: World, folder: Folder, tmp_path: Path
 ) -> None:
     packager = Process.of("packager", tmp_path, settings)
@@ -245,7 +245,7 @@ async def test_any_tuf_client_reads_it_over_plain_http(
         packager.stop()
 
 
-async def test_without_a_ceremony_it_does_not_start(settings: dict[str, Any], tmp_path: Path) -> None:
+async def test_without_a_key_ceremony_the_packager_does_not_start(settings: dict[str, Any], tmp_path: Path) -> None:
     process = Process.of("packager", tmp_path, settings | {"trust_metadata": tmp_path / "nothing"})
     assert await asyncio.to_thread(process.spawn().wait, 30) == InvalidMessage.exit_code
     assert "slmops trust ceremony" in process.log()

@@ -1,4 +1,4 @@
-"""A model is asked in one format: by the optimizer, by the gateway's probe and in its soak."""
+"""The optimizer and the gateway's probe use the same prompt format for a model."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ def package(folder: Path, how: PromptFormat, prompts: tuple[GoldenPrompt, ...]) 
     return folder
 
 
-async def test_the_probe_gets_the_answer_that_the_optimizer_got(pipeline: Pipeline) -> None:
+async def test_the_probe_gets_the_same_answer_as_the_optimizer(pipeline: Pipeline) -> None:
     exported = pipeline.export(pipeline.read())
     model, how = GenaiModel(exported), pipeline.prompt_format
     tokens = model.chat(QUESTION) if how is PromptFormat.CHAT else model.encode(QUESTION)
     *_, answer = model.answer(tokens, 12)
-    right, wrong = (GoldenPrompt(prompt=QUESTION, expect=(text,), max_tokens=12) for text in (answer, "never said"))
+    right, wrong = (
+        GoldenPrompt(prompt=QUESTION, expect=(text,), max_tokens=12) for text in (answer, "not this answer")
+    )
     assert golden_passed(model, [right, wrong], how) == 1
     golden = read_golden(package(exported, how, (right, wrong)))
     runner = ProcessRunner(Release(digest_of(OCI_MANIFEST.encode()), "m", "1.0.0"), exported)

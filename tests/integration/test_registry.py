@@ -1,4 +1,4 @@
-"""The registry on real NATS, S3, SQLite and PostgreSQL: what is pushed, what is refused, what a list shows."""
+"""The registry on real NATS, S3, SQLite and PostgreSQL: pushes, refusals, aliases and lists."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database."""
+    """Yields the URL of an empty database."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/registry.db"
         return
@@ -78,7 +78,7 @@ def settings(world: World, s3: S3, tmp_path: Path, database: str) -> Settings:
 
 @pytest.fixture
 async def operator(world: World, settings: Settings) -> AsyncIterator[Operator]:
-    """With a registry that runs."""
+    """Yields an operator of a running registry."""
     async with running(build(settings)):
         yield Operator(await world.connect("console"))
 
@@ -89,7 +89,7 @@ async def objects(s3: S3) -> Objects:
 
 
 def weights(path: str = "model.gguf") -> dict[str, bytes]:
-    """Bytes that no other test has put into the store."""
+    """Returns a file whose content is new to the store."""
     return {path: b"GGUF" + uuid4().bytes * 1000}
 
 
@@ -97,7 +97,7 @@ async def listed(operator: Operator, model: str | None = None) -> list[VersionVi
     return list((await operator.client.request(ListVersions(model=model))).versions)
 
 
-async def told(world: World, kind: type[ModelVersionRegistered], count: int) -> list[ModelVersionRegistered]:
+async def wait_for_events(world: World, kind: type[ModelVersionRegistered], count: int) -> list[ModelVersionRegistered]:
     async def look() -> list[ModelVersionRegistered] | None:
         stored = [kind.model_validate_json(m.data) for m in await world.stored("EVENTS") if m.subject == kind.type]
         return stored if len(stored) >= count else None
@@ -105,7 +105,7 @@ async def told(world: World, kind: type[ModelVersionRegistered], count: int) -> 
     return await eventually(look)
 
 
-async def test_a_pushed_version_is_listed_announced_and_in_the_store(
+async def test_a_pushed_version_is_listed_announced_and_stored(
     operator: Operator, world: World, objects: Objects
 ) -> None:
     content = weights() | {"tokenizer/vocab.json": b"{}"}
@@ -113,20 +113,20 @@ async def test_a_pushed_version_is_listed_announced_and_in_the_store(
     view = await operator.push("1.0.0", content, GOLDEN)
     assert (view.state, view.stage, view.size_bytes) == ("registered", "registered", sum(map(len, content.values())))
     assert await listed(operator) == [view]
-    [event] = await told(world, ModelVersionRegistered, 1)
+    [event] = await wait_for_events(world, ModelVersionRegistered, 1)
     assert event.digest == view.digest
     assert {f.path: await objects.get_bytes(f.digest) for f in event.files} == content
     assert event.golden and await objects.get_bytes(event.golden.digest) == GOLDEN
     assert await objects.keys("uploads/") == others
 
 
-async def test_an_upload_alone_shows_nowhere(operator: Operator, world: World) -> None:
+async def test_an_upload_without_a_registration_is_not_listed_or_announced(operator: Operator, world: World) -> None:
     await operator.upload("1.0.0", weights())
     assert await listed(operator) == []
     assert await world.stored("EVENTS") == []
 
 
-async def test_only_what_the_store_lacks_is_asked_for(operator: Operator) -> None:
+async def test_only_files_that_the_store_does_not_have_get_an_upload_url(operator: Operator) -> None:
     first, second = weights(), weights()
     shared = {"tokenizer.json": uuid4().bytes, "copy-of-tokenizer.json": b""}
     shared["copy-of-tokenizer.json"] = shared["tokenizer.json"]
@@ -138,17 +138,17 @@ async def test_only_what_the_store_lacks_is_asked_for(operator: Operator) -> Non
     assert len({ticket.upload, again.upload}) == 2
 
 
-async def test_the_same_push_again_answers_the_same_and_tells_nobody(operator: Operator, world: World) -> None:
+async def test_repeating_a_push_gives_the_same_answer_and_publishes_no_event(operator: Operator, world: World) -> None:
     content = weights()
     first = await operator.push("1.0.0", content, GOLDEN)
     assert (await operator.begin("1.0.0", content | {"golden.jsonl": GOLDEN})).urls == {}
     assert await operator.push("1.0.0", content, GOLDEN) == first
     assert await operator.push("1.0.0", content) == first
     await operator.push("1.0.1", weights())
-    assert [e.version for e in await told(world, ModelVersionRegistered, 2)] == ["1.0.0", "1.0.1"]
+    assert [e.version for e in await wait_for_events(world, ModelVersionRegistered, 2)] == ["1.0.0", "1.0.1"]
 
 
-async def test_other_bytes_under_a_version_are_refused_at_once(operator: Operator) -> None:
+async def test_a_version_with_other_content_is_refused_before_the_upload(operator: Operator) -> None:
     first = await operator.push("1.0.0", weights())
     other = weights()
     with pytest.raises(AlreadyExists, match="choose a new version"):
@@ -159,21 +159,23 @@ async def test_other_bytes_under_a_version_are_refused_at_once(operator: Operato
     assert await listed(operator) == [first]
 
 
-async def test_wrong_bytes_are_refused_and_leave_nothing(operator: Operator, world: World, objects: Objects) -> None:
-    promised, sent = weights(), weights()
-    digest = digest_of(promised["model.gguf"])
-    ticket = await operator.begin("1.0.0", promised)
+async def test_uploaded_content_with_a_wrong_digest_is_refused_and_deleted(
+    operator: Operator, world: World, objects: Objects
+) -> None:
+    announced, sent = weights(), weights()
+    digest = digest_of(announced["model.gguf"])
+    ticket = await operator.begin("1.0.0", announced)
     await put(ticket.urls[digest], sent["model.gguf"])
     with pytest.raises(DigestMismatch, match="Push again"):
-        await operator.client.request(operator.registration("1.0.0", ticket.upload, promised))
+        await operator.client.request(operator.registration("1.0.0", ticket.upload, announced))
     assert await listed(operator) == []
     assert await world.stored("EVENTS") == []
     assert not await objects.exists(digest)
     assert await objects.keys(f"uploads/{ticket.upload}") == []
-    assert (await operator.push("1.0.0", promised)).version == "1.0.0"
+    assert (await operator.push("1.0.0", announced)).version == "1.0.0"
 
 
-async def test_a_file_that_was_not_uploaded_is_named(operator: Operator) -> None:
+async def test_the_error_for_a_missing_upload_names_the_file(operator: Operator) -> None:
     content = weights() | weights("second.gguf")
     ticket = await operator.begin("1.0.0", content)
     with pytest.raises(NotFound, match="was not uploaded") as refusal:
@@ -183,26 +185,28 @@ async def test_a_file_that_was_not_uploaded_is_named(operator: Operator) -> None
 
 
 @pytest.mark.parametrize("upload", ["", "../blobs", "f" * 31, "F" * 32])
-async def test_an_upload_that_nobody_began_is_refused(upload: str, operator: Operator) -> None:
+async def test_an_invalid_upload_id_is_refused(upload: str, operator: Operator) -> None:
     with pytest.raises(InvalidMessage, match="the upload id is not valid"):
         await operator.client.request(operator.registration("1.0.0", upload, weights()))
 
 
 @pytest.mark.parametrize("golden", [b"{}\n", b"not json\n", b"\xff\xfe\n", b"\n", b""])
-async def test_golden_prompts_that_no_gateway_could_read_are_refused(golden: bytes, operator: Operator) -> None:
+async def test_invalid_golden_prompts_are_refused(golden: bytes, operator: Operator) -> None:
     with pytest.raises(InvalidMessage, match=r"golden"):
         await operator.push("1.0.0", weights(), golden)
     assert await listed(operator) == []
 
 
-async def test_golden_prompts_stay_until_new_ones_come(operator: Operator, world: World) -> None:
+async def test_a_version_without_golden_prompts_inherits_those_of_the_previous_version(
+    operator: Operator, world: World
+) -> None:
     for version, golden in (("1.0.0", GOLDEN), ("1.0.1", None)):
         await operator.push(version, weights(), golden)
-    events = await told(world, ModelVersionRegistered, 2)
+    events = await wait_for_events(world, ModelVersionRegistered, 2)
     assert [e.golden and e.golden.digest for e in events] == [digest_of(GOLDEN)] * 2
 
 
-async def test_of_two_who_register_one_version_exactly_one_wins(
+async def test_exactly_one_of_several_concurrent_registrations_of_a_version_succeeds(
     operator: Operator, world: World, settings: Settings
 ) -> None:
     async with running(build(settings)):  # another process of the service, on the same database
@@ -213,14 +217,14 @@ async def test_of_two_who_register_one_version_exactly_one_wins(
         answers = await asyncio.gather(
             *(c.request(command) for c, command in zip(clients, commands, strict=True)), return_exceptions=True
         )
-        won = [answer for answer in answers if isinstance(answer, VersionView)]
-        assert len(won) == 1
+        registered = [answer for answer in answers if isinstance(answer, VersionView)]
+        assert len(registered) == 1
         assert [type(a) for a in answers if not isinstance(a, VersionView)] == [AlreadyExists] * 5
-        assert [view.digest for view in await listed(operator)] == [won[0].digest]
-        assert len(await told(world, ModelVersionRegistered, 1)) == 1
+        assert [view.digest for view in await listed(operator)] == [registered[0].digest]
+        assert len(await wait_for_events(world, ModelVersionRegistered, 1)) == 1
 
 
-async def test_a_command_that_is_repeated_while_it_runs_answers_the_same(
+async def test_concurrent_repetitions_of_a_registration_get_the_same_answer(
     operator: Operator, world: World, settings: Settings
 ) -> None:
     async with running(build(settings)):
@@ -229,10 +233,10 @@ async def test_a_command_that_is_repeated_while_it_runs_answers_the_same(
         clients = [await world.connect("console") for _ in range(6)]
         answers = await asyncio.gather(*(client.request(command) for client in clients))
         assert answers == [answers[0]] * 6
-        assert len(await told(world, ModelVersionRegistered, 1)) == 1
+        assert len(await wait_for_events(world, ModelVersionRegistered, 1)) == 1
 
 
-async def test_aliases_move_and_retired_versions_take_none(operator: Operator, world: World) -> None:
+async def test_an_alias_can_be_moved_but_not_to_a_retired_version(operator: Operator, world: World) -> None:
     for version in ("1.0.0", "1.0.1"):
         await operator.push(version, weights())
     client = operator.client
@@ -250,15 +254,17 @@ async def test_aliases_move_and_retired_versions_take_none(operator: Operator, w
     assert shown == [("1.0.0", "retired", ()), ("1.0.1", "registered", ("stable",))]
     assert await listed(operator, "other") == []
 
-    async def all_told() -> list[str] | None:
+    async def all_events() -> list[str] | None:
         found = [message.subject for message in await world.stored("EVENTS")]
         return found if len(found) >= 5 else None
 
     kinds = [ModelVersionRegistered, ModelVersionRegistered, ModelAliasMoved, ModelAliasMoved, ModelVersionRetired]
-    assert await eventually(all_told) == [kind.type for kind in kinds]
+    assert await eventually(all_events) == [kind.type for kind in kinds]
 
 
-async def test_a_list_shows_what_became_of_a_version(operator: Operator, world: World, objects: Objects) -> None:
+async def test_a_list_shows_the_variants_and_the_progress_of_a_version(
+    operator: Operator, world: World, objects: Objects
+) -> None:
     await operator.push("1.0.0", weights())
     optimizer = Optimizer(world, objects)
     variant = await optimizer.variant(weights("model.onnx"))
@@ -266,7 +272,7 @@ async def test_a_list_shows_what_became_of_a_version(operator: Operator, world: 
     fields = variant.model_dump(include={"job", "model", "version", "profile", "at"})
     started = VariantStarted(**fields, recipes=("int8", "int4"))
     await client.publish(started, envelope(started))
-    # JetStream's dedupe window is over for one of these copies: the same event, stored twice.
+    # The same event is stored twice, as when the second copy arrives after JetStream's dedupe window.
     for message_id in ("a", "b"):
         headers = envelope(variant).headers() | {"Nats-Msg-Id": message_id}
         await client.store(VariantOptimized.type, variant.model_dump_json().encode(), headers)
@@ -282,7 +288,7 @@ async def test_a_list_shows_what_became_of_a_version(operator: Operator, world: 
     assert view.progress == "edge-small: int4 chosen, being packaged"
 
 
-async def test_two_files_in_one_place_are_refused_before_an_upload(operator: Operator) -> None:
+async def test_two_files_with_conflicting_paths_are_refused_before_the_upload(operator: Operator) -> None:
     files = (model_file("a", b"1"), model_file("a/b", b"2"))
     with pytest.raises(SlmopsError, match="cannot be in one folder"):
         await operator.client.request(BeginUpload(model="smollm2", version="1.0.0", files=files))

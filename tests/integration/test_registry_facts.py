@@ -1,4 +1,4 @@
-"""A registry that may not have heard everything collects nothing."""
+"""A registry that may have missed events collects no garbage."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ async def registry(world: World, settings: Settings) -> AsyncIterator[Site]:
         yield Site(world, objects, Operator(await world.connect("console")))
 
 
-async def published(site: Site) -> list[Digest]:
-    """A package that the registry does not hear of; its blobs."""
+async def publish_package(site: Site) -> list[Digest]:
+    """Publishes a package that the registry does not receive. Returns the digests of its blobs."""
     package: PackagePublished = await site.package(await site.variant("1.0.0", b"made"))
     manifest = Manifest.decode(await site.objects.get_bytes(package.manifest.digest))
     return [package.manifest.digest, package.signature.digest, manifest.config.digest, manifest.layers[0].digest]
@@ -67,12 +67,12 @@ async def assert_nothing_is_collected(site: Site, blobs: list[Digest], match: st
     assert all(await site.exist(*blobs))
 
 
-async def test_a_package_whose_event_was_purged_before_it_was_heard_is_no_garbage(
+async def test_nothing_is_collected_after_unread_events_were_purged_until_an_operator_accepts_the_gap(
     world: World, settings: Settings
 ) -> None:
     async with registry(world, settings) as site:
         assert (await site.collect()).garbage.objects == 0
-    blobs = await published(site)
+    blobs = await publish_package(site)
     await world.client.js.purge_stream("EVENTS")
     await asyncio.sleep(OLD_S)
     async with registry(world, settings) as site:
@@ -82,23 +82,25 @@ async def test_a_package_whose_event_was_purged_before_it_was_heard_is_no_garbag
         assert {(gap["first"], gap["last"]) for gap in accepted.json["accepted"]} == {(1, 2)}
         report = await site.collect()
         assert report.removed == report.garbage
-        assert not any(await site.exist(*blobs)), "an accepted loss is a loss"
+        assert not any(await site.exist(*blobs)), "after the gap is accepted, the package is garbage"
 
 
-async def test_a_purge_is_noticed_in_the_moment_of_the_collection(world: World, settings: Settings) -> None:
+async def test_a_purge_while_the_registry_runs_is_detected_by_the_next_collection(
+    world: World, settings: Settings
+) -> None:
     async with registry(world, settings) as site:
         later = (utc_now() + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
         await world.client.js.pause_consumer("EVENTS", PUBLISHED, later)
-        blobs = await published(site)
+        blobs = await publish_package(site)
         await world.client.js.purge_stream("EVENTS")
         await asyncio.sleep(OLD_S)
         await assert_nothing_is_collected(site, blobs, f"for {PUBLISHED}")
 
 
-async def test_a_stream_that_was_made_anew_is_not_taken_for_the_one_before(world: World, settings: Settings) -> None:
+async def test_nothing_is_collected_after_the_stream_was_recreated(world: World, settings: Settings) -> None:
     async with registry(world, settings) as site:
         assert (await site.collect()).garbage.objects == 0
-    blobs = await published(site)
+    blobs = await publish_package(site)
     await world.client.js.delete_stream("EVENTS")
     await provision(world.client.js)
     await asyncio.sleep(OLD_S)
@@ -107,7 +109,7 @@ async def test_a_stream_that_was_made_anew_is_not_taken_for_the_one_before(world
     async with registry(world, settings) as site:
         await assert_nothing_is_collected(site, blobs, "recreated")
         await Cli(world)("stream", "accept", "EVENTS")
-        again = await published(site)
+        again = await publish_package(site)
         await asyncio.sleep(OLD_S)
         await site.collect()
         assert all(await site.exist(*again)), "the new stream is read from its beginning"

@@ -1,4 +1,4 @@
-"""A registry collects garbage: what its events and those of others name stays, and the command line tells it."""
+"""Garbage collection by the registry: blobs named by events stay, and the command line shows the report."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ async def site(world: World, settings: Settings) -> AsyncIterator[Site]:
         yield Site(world, objects, Operator(await world.connect("console")))
 
 
-async def test_what_is_named_stays_and_what_is_retired_goes_but_for_its_packages(site: Site) -> None:
+async def test_blobs_of_a_retired_version_are_collected_except_those_of_its_packages(site: Site) -> None:
     shared, own = b"GGUF shared", b"GGUF of 1.0.1"
     await site.operator.push("1.0.0", {"model.gguf": shared}, GOLDEN)
     await site.operator.push("1.0.1", {"model.gguf": own, "tokenizer.json": shared})
     packed, unpacked = await site.variant("1.0.1", b"packed"), await site.variant("1.0.1", b"unpacked")
     package = await site.package(packed)
-    orphan = (await site.objects.put_bytes(b"nobody's", "x/y")).digest
+    orphan = (await site.objects.put_bytes(b"unnamed!", "x/y")).digest
     await asyncio.sleep(OLD_S)
 
     report = await site.collect()
@@ -70,7 +70,7 @@ async def test_what_is_named_stays_and_what_is_retired_goes_but_for_its_packages
     assert report.live.objects == len(kept)
 
     await site.operator.client.request(RetireVersion(model="smollm2", version="1.0.1"))
-    assert (await site.collect()).garbage.objects == 0, "a package of it may be in the making"
+    assert (await site.collect()).garbage.objects == 0, "a package of it may still be published"
     await asyncio.sleep(OLD_S)
     assert (await site.collect()).missing == 0
     files = [variant.files[0].digest for variant in (packed, unpacked)]
@@ -86,12 +86,12 @@ async def test_what_is_named_stays_and_what_is_retired_goes_but_for_its_packages
     assert await site.objects.get_bytes(again.files[0].digest) == own
 
 
-async def nothing_is_missing() -> None:
-    """The check of a marker that is asked for nothing else."""
+async def no_missing_events() -> None:
+    """A check of a marker that finds no missing events."""
 
 
-async def test_events_that_never_reached_the_registry_count(site: Site, tmp_path: Path) -> None:
-    """They wait, are dead letters, or were there before this table was."""
+async def test_blobs_named_by_events_that_the_registry_has_not_processed_are_live(site: Site, tmp_path: Path) -> None:
+    """Such events are unread, are dead letters, or are older than the table."""
     variant = await site.variant("1.0.0", b"made")
     package = await site.package(variant)
     await site.world.client.store(VariantOptimized.type, b"{}", envelope(variant, id="broken").headers())
@@ -100,7 +100,7 @@ async def test_events_that_never_reached_the_registry_count(site: Site, tmp_path
     )
     await journal.open()
     client = await site.world.connect("registry")
-    marker = Marker(journal, site.objects, lambda: client, nothing_is_missing)
+    marker = Marker(journal, site.objects, lambda: client, no_missing_events)
     live = await marker.mark(utc_now())
     assert variant.job_report
     named = {variant.files[0].digest, variant.report.digest, variant.job_report.digest, package.manifest.digest}
@@ -110,14 +110,14 @@ async def test_events_that_never_reached_the_registry_count(site: Site, tmp_path
     await journal.close()
 
 
-async def test_pushes_go_on_while_garbage_is_collected(site: Site) -> None:
+async def test_pushes_succeed_while_garbage_is_collected(site: Site) -> None:
     removed, done = 0, asyncio.Event()
-    patient = timedelta(seconds=3)  # on a busy machine a push takes longer than one
+    grace = timedelta(seconds=3)  # on a busy machine a push takes longer than one
 
     async def collecting() -> None:
         nonlocal removed
         while not done.is_set():
-            report = await site.collect(grace=patient)
+            report = await site.collect(grace=grace)
             removed += report.removed.objects if report.removed else 0
 
     async def push(model: str) -> None:
@@ -143,15 +143,15 @@ async def test_pushes_go_on_while_garbage_is_collected(site: Site) -> None:
     assert await site.objects.keys() == []
 
 
-async def test_a_grace_period_in_which_nobody_could_finish_is_refused(site: Site) -> None:
+async def test_a_grace_period_shorter_than_the_minimum_is_refused(site: Site) -> None:
     with pytest.raises(InvalidMessage, match="shorter than"):
         await site.collect(grace=timedelta(0))
 
 
-async def test_the_command_line_collects_and_tells(site: Site) -> None:
+async def test_the_command_line_collects_garbage_and_prints_the_report(site: Site) -> None:
     slmops = Cli(site.world)
     await site.operator.push("1.0.0", {"model.gguf": b"GGUF x"})
-    await asyncio.gather(*(site.objects.put_bytes(f"nobody's {n}".encode(), "x/y") for n in range(3)))
+    await asyncio.gather(*(site.objects.put_bytes(f"unnamed {n}".encode(), "x/y") for n in range(3)))
     written = time.monotonic()
     assert (await slmops("storage", "usage", "--json")).json["young"]["objects"] == 3
     await asyncio.sleep(OLD_S - (time.monotonic() - written))

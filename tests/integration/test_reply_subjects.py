@@ -1,8 +1,8 @@
-"""A request names the subject of its answer. Nobody has a service, or the server, publish where they may not.
+"""A request names its reply subject. No user can make a service or the server publish on a forbidden subject.
 
-An attacker of every kind asks every command, and publishes whatever else it may, with every subject that a service may
-publish on as the reply subject. An observer who hears everything in the account of streams and services must see
-nothing arrive there.
+For each kind of user, an attacker sends every command, and publishes on every other permitted subject, with every
+subject on which a service may publish as the reply subject. An observer that receives every message in the services'
+account must see no answer there.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ NAMED = (
     "_INBOX_registry.x",
     "_INBOX_gw-2.x",
 )
-"""What the attack of the field trial reached, and its kind."""
+"""Subjects that matter to an attacker: plans, events, measurements, commands, the JetStream API and inboxes."""
 
 
-def victims() -> Iterator[str]:
-    """Every subject that a service or the operator may publish on, wildcards filled in."""
+def target_subjects() -> Iterator[str]:
+    """Returns every subject on which a service or the operator may publish, with wildcards replaced."""
     yield from NAMED
     for row in (*SERVICE_PERMISSIONS.values(), *ANSWERING_PERMISSIONS.values()):
         yield from (pattern.replace("*", "gw-2").replace(">", "forged.x") for pattern in row.publish)
 
 
-def askable() -> Iterator[str]:
+def command_subjects() -> Iterator[str]:
     yield from (template.replace("{gateway_id}", "gw-1") for template in COMMANDS)
 
 
-def own_of(user: str) -> tuple[str, ...]:
+def own_subjects(user: str) -> tuple[str, ...]:
     row = {"enrol": ENROL_PERMISSIONS, "gw-1": GATEWAY_PERMISSIONS}.get(user)
     if row is None:
         return ()  # a service's own use of JetStream is a matter of its rights on JetStream
@@ -78,7 +78,7 @@ def own_of(user: str) -> tuple[str, ...]:
 
 
 def is_own(user: str, command: str, reply: str) -> bool:
-    """Whether the bus may take it for the inbox of the one who asks: that of any user who may ask this."""
+    """Returns whether `reply` is an allowed inbox: that of any user who may send this command."""
     inboxes = [f"{subjects.inbox(name)}." for name in SERVICE_PERMISSIONS] if user not in OUTSIDERS else []
     return command.startswith("cmd.") and any(reply.startswith(inbox) for inbox in inboxes)
 
@@ -86,14 +86,14 @@ def is_own(user: str, command: str, reply: str) -> bool:
 @dataclass
 class Scene:
     world: World
-    heard: list[Msg]
+    observed: list[Msg]
     stack: AsyncExitStack
     server: NatsServer
     done: list[str]
 
     async def connect(self, user: str, credentials: Any, inbox: str) -> Client:
         async def ignore(_error: Exception) -> None:
-            """What the server refuses at once is refused."""
+            """Ignores requests that the server refuses at once."""
 
         nc = await nats.connect(
             self.server.url, user_credentials=credentials, inbox_prefix=inbox.encode(), error_cb=ignore, name=user
@@ -105,16 +105,18 @@ class Scene:
         credentials = gateway_creds(self.server, user) if user.startswith("gw-") else self.server.creds[user]
         return await self.connect(user, credentials, subjects.inbox(user))
 
-    async def settled(self) -> set[str]:
-        """Every service has handled what was asked before, and the observer has heard of it. The commands asked."""
+    async def wait_until_settled(self) -> set[str]:
+        """Waits until every service has handled all earlier requests. Returns the commands sent for that."""
         asked: set[str] = set()
         for service in ANSWERING_PERMISSIONS:
-            own = (k for subject, k in COMMANDS.items() if k.service == service and subject not in set(victims()))
+            own = (
+                k for subject, k in COMMANDS.items() if k.service == service and subject not in set(target_subjects())
+            )
             kind = next(k for k in own if not k.per_gateway)
             with pytest.raises(SlmopsError):
                 await self.world.client.request(kind.model_construct())
             asked.add(kind.name)
-        await asyncio.sleep(0.2)  # commands are handled side by side
+        await asyncio.sleep(0.2)  # commands are handled concurrently
         await self.world.client.connection.flush()
         return asked
 
@@ -127,7 +129,7 @@ def gateway_creds(server: NatsServer, gateway_id: str, blueprint: str = "edge-ch
 
 @pytest.fixture
 async def scene(nats_server: NatsServer) -> AsyncIterator[Scene]:
-    """Every service answers every command that it owns, with a refusal, and notes that it carried it out."""
+    """Yields a bus on which every service answers each of its commands with an error and records it in `done`."""
     async with world_on(nats_server.url, nats_server.creds) as world, AsyncExitStack() as stack:
         scene = Scene(world, [], stack, nats_server, [])
 
@@ -151,38 +153,38 @@ async def scene(nats_server: NatsServer) -> AsyncIterator[Scene]:
         everything = RawCredentials(nats_server.authority.user_creds("observer", Permissions((">",), (">",))))
         observer = await scene.connect("observer", everything, "_INBOX_observer")
 
-        async def hear(message: Msg) -> None:
-            scene.heard.append(message)
+        async def record(message: Msg) -> None:
+            scene.observed.append(message)
 
-        await observer.subscribe(">", cb=hear)
+        await observer.subscribe(">", cb=record)
         await observer.flush()
         yield scene
 
 
 @pytest.mark.parametrize("user", ATTACKERS)
-async def test_no_reply_subject_but_ones_own_inbox_is_answered(scene: Scene, user: str) -> None:
+async def test_only_reply_subjects_in_the_users_own_inbox_are_answered(scene: Scene, user: str) -> None:
     rollout = await scene.world.connect("rollout")
     await rollout.write_desired("blueprint.edge-chat", b"the plan", 0)
     attacker = await scene.attacker(user)
-    await scene.settled()
-    scene.heard.clear()
+    await scene.wait_until_settled()
+    scene.observed.clear()
     scene.done.clear()
-    asked, named = {*askable(), *own_of(user)}, set(victims())
+    asked, named = {*command_subjects(), *own_subjects(user)}, set(target_subjects())
     for subject in asked:
         for reply in named - {subject}:
             if not is_own(user, subject, reply):
                 await attacker.publish(subject, b"{}", reply=reply)
     await attacker.flush()
-    settling = await scene.settled()
-    # The attacker's own requests are on some of these subjects too. Their payload tells them from answers.
-    arrived = [m for m in scene.heard if m.subject in named and not (m.subject in asked and m.data == b"{}")]
+    probes = await scene.wait_until_settled()
+    # The attacker's own requests are on some of these subjects, too. Their payload distinguishes them from answers.
+    arrived = [m for m in scene.observed if m.subject in named and not (m.subject in asked and m.data == b"{}")]
     assert {m.subject for m in arrived} == set()
-    assert set(scene.done) <= settling
+    assert set(scene.done) <= probes
     assert await rollout.read_desired("blueprint.edge-chat") == (b"the plan", 1)
 
 
-async def test_the_same_requests_are_answered_on_ones_own_inbox(scene: Scene) -> None:
-    """The attack above would be answered if it named the inbox: it fails for the reply subject and for nothing else."""
+async def test_the_same_requests_are_answered_in_the_users_own_inbox(scene: Scene) -> None:
+    """Proves that the attack above fails because of its reply subject and for no other reason."""
     gateway = await scene.attacker("gw-1")
     answer = await gateway.request("cmd.packager.fetch.gw-1", b"{}", timeout=5)
     assert b"does not validate" in answer.data
@@ -190,31 +192,31 @@ async def test_the_same_requests_are_answered_on_ones_own_inbox(scene: Scene) ->
     assert b"does not validate" in (await enrol.request("cmd.rollout.enrol", b"{}", timeout=5)).data
 
 
-async def test_a_command_that_wants_no_answer_is_not_carried_out(scene: Scene) -> None:
-    """Else an acknowledgement of JetStream that was led to a command's subject could be one."""
+async def test_a_command_without_a_reply_subject_is_not_executed(scene: Scene) -> None:
+    """Otherwise an acknowledgement of JetStream redirected to the subject of a command would execute the command."""
     await scene.world.client.connection.publish("cmd.rollout.list_gateways", b"{}")
     await scene.world.client.connection.flush()
-    assert (await _asked(scene)) == ["list_gateways"]
+    assert (await _executed(scene)) == ["list_gateways"]
 
 
-async def _asked(scene: Scene) -> list[str]:
-    """What is carried out until one real request is answered."""
+async def _executed(scene: Scene) -> list[str]:
+    """Returns the commands that were executed until one real request is answered."""
     with pytest.raises(PermanentError):
         await scene.world.client.request(COMMANDS["cmd.rollout.list_gateways"]())
     return scene.done
 
 
-async def test_a_request_from_another_account_is_answered_by_the_inbox_that_the_server_makes(
+async def test_a_request_from_another_account_gets_a_reply_subject_made_by_the_server(
     scene: Scene,
 ) -> None:
     gateway = await scene.attacker("gw-1")
-    scene.heard.clear()
+    scene.observed.clear()
     await gateway.request("cmd.packager.fetch.gw-1", b"{}", timeout=5)
-    await until(lambda: any(m.subject == "cmd.packager.fetch.gw-1" for m in scene.heard))
-    assert next(m for m in scene.heard if m.subject == "cmd.packager.fetch.gw-1").reply.startswith("_R_.")
+    await until(lambda: any(m.subject == "cmd.packager.fetch.gw-1" for m in scene.observed))
+    assert next(m for m in scene.observed if m.subject == "cmd.packager.fetch.gw-1").reply.startswith("_R_.")
 
 
-async def test_nobody_claims_an_inbox_of_the_server(scene: Scene) -> None:
+async def test_a_forged_reply_subject_of_the_server_is_refused(scene: Scene) -> None:
     for user in ("console", "optimizer"):
         attacker = await scene.attacker(user)
         await attacker.publish("cmd.registry.list_versions", b"{}", reply="_R_.forged.x")
@@ -237,19 +239,19 @@ async def world_bus(nats_server: NatsServer) -> AsyncIterator[World]:
         yield world
 
 
-class Following:
+class RecordingFollower:
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.received: list[object] = []
 
     def desired_changed(self, desired: Desired, plan: Plan) -> None:
-        self.told.append(plan)
+        self.received.append(plan)
 
     def plan_refused(self, error: SlmopsError) -> None:
-        self.told.append(error)
+        self.received.append(error)
 
 
-async def test_a_gateway_follows_no_answer_that_another_led_to_its_twin(scene: Scene) -> None:
-    """Gateways share an account, so an answer can be led to a subject that another listens to. It is not a plan."""
+async def test_an_answer_redirected_to_the_plan_subject_of_another_gateway_is_not_followed(scene: Scene) -> None:
+    """Gateways share an account, so an answer can be redirected to another one's subject. It must not become a plan."""
     rollout = await scene.world.connect("rollout")
     await rollout.write_desired("blueprint.edge-chat", b"the plan of another blueprint", 0)
     seed = new_user_seed()
@@ -267,32 +269,32 @@ async def test_a_gateway_follows_no_answer_that_another_led_to_its_twin(scene: S
         opened.append(data)
         raise PermanentError("no plan")
 
-    following = Following()
-    twin = Twin(Identity(gateway_id="gw-2", blueprint="kiosk"), open_plan, following, timedelta(hours=1))
+    follower = RecordingFollower()
+    twin = Twin(Identity(gateway_id="gw-2", blueprint="kiosk"), open_plan, follower, timedelta(hours=1))
     watching = asyncio.create_task(twin.watch(client))
     arrived: list[Msg] = []
 
-    async def hear(message: Msg) -> None:
+    async def record(message: Msg) -> None:
         arrived.append(message)
 
-    await client.connection.subscribe("twin.desired.blueprint.kiosk", cb=hear)
+    await client.connection.subscribe("twin.desired.blueprint.kiosk", cb=record)
     await client.connection.flush()
     attacker = await scene.attacker("gw-1")
-    for asked in own_of("gw-1"):
+    for asked in own_subjects("gw-1"):
         await attacker.publish(asked, b"{}", reply="twin.desired.blueprint.kiosk")
     await until(lambda: len(arrived) >= 3)
-    assert (opened, following.told) == ([], [])
+    assert (opened, follower.received) == ([], [])
     await rollout.write_desired("blueprint.kiosk", b"its own plan", 0)
     await until(lambda: opened == [b"its own plan"])
     watching.cancel()
 
 
-async def test_a_service_without_the_credentials_of_the_user_that_answers_does_not_start(
+async def test_a_service_without_credentials_for_answers_does_not_start(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    lonely = tmp_path / "registry.creds"
-    lonely.write_text(nats_server.creds["registry"].read_text())
-    bus = Bus("registry", BusSettings(nats_url=nats_server.url, nats_creds=lonely))
+    creds = tmp_path / "registry.creds"
+    creds.write_text(nats_server.creds["registry"].read_text())
+    bus = Bus("registry", BusSettings(nats_url=nats_server.url, nats_creds=creds))
     bus.serve(ListVersions, None)  # type: ignore[arg-type]
     with pytest.raises(PermanentError, match="cannot be read") as caught:
         await bus.start()
