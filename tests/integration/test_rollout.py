@@ -59,7 +59,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def killable_world(tmp_path: Path) -> AsyncIterator[World]:
-    """The services as processes of their own."""
+    """Yields a world whose services run as separate processes, which a test can kill."""
     async with AsyncExitStack() as stack:
         yield await _world(tmp_path, stack, killable=True)
 
@@ -71,7 +71,7 @@ async def any_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         yield await _world(tmp_path, stack, databases)
 
 
-async def test_a_release_goes_to_the_canary_then_to_the_fleet(any_world: World) -> None:
+async def test_a_release_is_rolled_out_to_the_canary_and_then_to_the_fleet(any_world: World) -> None:
     operator = any_world.operator
     await operator.apply()
     canary, *_ = [
@@ -89,7 +89,7 @@ async def test_a_release_goes_to_the_canary_then_to_the_fleet(any_world: World) 
         0,
         "0 of 1 requests measured in this stage",
     )
-    assert any_world.gateways["gw-2"].seen == set(), "no data holds the stage"
+    assert any_world.gateways["gw-2"].seen == set(), "a stage without data does not advance"
     canary.silent = False
     done = await operator.reached("completed")
     assert [(s.targets, s.committed, s.failed) for s in done.stages] == [(1, 1, 0), (3, 3, 0)]
@@ -107,7 +107,7 @@ async def test_a_release_goes_to_the_canary_then_to_the_fleet(any_world: World) 
     assert blueprint.stable == plan.stable
 
 
-async def test_a_bad_candidate_is_rolled_back_and_the_fleet_never_sees_it(any_world: World) -> None:
+async def test_a_bad_candidate_is_rolled_back_before_it_reaches_the_fleet(any_world: World) -> None:
     operator = any_world.operator
     await operator.apply()
     await any_world.gateway("gw-1", "canary", bad="1.0.1")
@@ -127,10 +127,10 @@ async def test_a_bad_candidate_is_rolled_back_and_the_fleet_never_sees_it(any_wo
     assert gateway.running_version == "1.0.0"
 
 
-async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(killable_world: World) -> None:
+async def test_a_rollout_completes_when_both_services_are_killed_after_every_step(killable_world: World) -> None:
     operator, system = killable_world.operator, killable_world.system
 
-    async def killed_and_started() -> None:
+    async def restart_with_sigkill() -> None:
         for service in ("rollout", "telemetry"):
             system.kill(service)
         await asyncio.gather(system.start("rollout"), system.start("telemetry"))
@@ -141,23 +141,23 @@ async def test_a_rollout_survives_sigkill_of_both_services_at_every_step(killabl
     canary.silent = True
     await operator.publish_package("1.0.0")
     await operator.start("1.0.0")
-    await killed_and_started()
+    await restart_with_sigkill()
     await eventually(operator.rollout, lambda v: v.stages[0].committed == 1, "canary commits")
-    await killed_and_started()
+    await restart_with_sigkill()
     canary.silent = False
-    await eventually(operator.rollout, lambda v: v.stage == 1, "the fleet's turn")
-    await killed_and_started()
+    await eventually(operator.rollout, lambda v: v.stage == 1, "the fleet's stage")
+    await restart_with_sigkill()
     assert (await operator.rollout()).state == "running"
     await second.follow()
     await operator.reached("completed")
-    await killed_and_started()
+    await restart_with_sigkill()
     assert (await operator.rollout()).state == "completed"
     assert await operator.event_counts() == {"started.v1": 1, "stage_advanced.v1": 1, "completed.v1": 1}
     assert await operator.dead_letters() == {}
 
 
-async def test_what_was_committed_and_not_written_is_written_by_the_next_process(killable_world: World) -> None:
-    """Exactly the state that a SIGKILL between the commit and the write to the bucket leaves behind."""
+async def test_a_committed_plan_that_was_not_written_is_written_by_the_next_process(killable_world: World) -> None:
+    """Reproduces the state after a SIGKILL between the commit and the write to the bucket."""
     operator, system = killable_world.operator, killable_world.system
     await operator.apply()
     await operator.publish_package("1.0.0")
@@ -183,21 +183,21 @@ async def test_what_was_committed_and_not_written_is_written_by_the_next_process
     assert before is not None
     assert before.candidate is not None
     await system.start("rollout")
-    plan = await eventually(operator.plan, lambda p: bool(p and p.generation == generation), "healed")
+    plan = await eventually(operator.plan, lambda p: bool(p and p.generation == generation), "the committed plan")
     assert plan is not None
     assert plan.candidate is None
     assert (await operator.event_counts())["aborted.v1"] == 1, "and the outbox was published"
 
 
-async def test_a_plan_that_somebody_changed_in_the_bucket_is_restored(world: World) -> None:
+async def test_a_plan_that_was_changed_in_the_bucket_is_restored(world: World) -> None:
     operator = world.operator
     await operator.apply()
     good = await eventually(operator.plan, lambda p: p is not None, "plan")
     intruder = await world.system.connect("rollout")
     key = subjects.blueprint_key(NAME)
     unsigned = good.model_dump_json().encode() if good else b""
-    strangers = sign_plan(Plan(blueprint=NAME, generation=99), new_key(), datetime.now(UTC))
-    for bad in (b"not a plan", unsigned, strangers, b""):
+    foreign = sign_plan(Plan(blueprint=NAME, generation=99), new_key(), datetime.now(UTC))
+    for bad in (b"not a plan", unsigned, foreign, b""):
         held = await intruder.read_desired(key)
         revision = await intruder.write_desired(key, bad, held[1] if held else 0)
         newer = await eventually(
@@ -211,7 +211,7 @@ async def test_a_plan_that_somebody_changed_in_the_bucket_is_restored(world: Wor
     await intruder.close()
 
 
-async def test_without_data_a_stage_is_held_and_goes_on_when_data_comes(world: World) -> None:
+async def test_a_stage_without_data_is_held_and_continues_when_data_arrives(world: World) -> None:
     operator = world.operator
     await operator.apply(gate=GatePolicy(deadline_s=1))
     canary = await world.gateway("gw-1", "canary")
@@ -225,7 +225,7 @@ async def test_without_data_a_stage_is_held_and_goes_on_when_data_comes(world: W
     assert (await operator.event_counts())["held.v1"] >= 1
 
 
-async def test_an_operator_pauses_resumes_aborts_and_takes_back(world: World) -> None:
+async def test_an_operator_can_pause_resume_and_roll_back_a_rollout(world: World) -> None:
     operator, client = world.operator, world.operator.client
     await operator.apply()
     await world.gateway("gw-1", "canary")
@@ -246,7 +246,7 @@ async def test_an_operator_pauses_resumes_aborts_and_takes_back(world: World) ->
     assert plan is not None
     assert plan.stable is not None
     assert plan.stable.version == "1.0.0"
-    counts = await eventually(operator.told, lambda c: "rolled_back.v1" in c, "published")
+    counts = await eventually(operator.event_counts, lambda c: "rolled_back.v1" in c, "published")
     assert (counts["paused.v1"], counts["resumed.v1"], counts["rolled_back.v1"]) == (1, 1, 1)
     with pytest.raises(NotFound, match="Published of smollm2"):
         await client.request(StartRollout(blueprint=NAME, version="7.0.0"))
@@ -271,13 +271,13 @@ async def test_a_plan_continues_the_trace_of_the_command_through_every_stage(wor
 
 
 async def _can_start(operator: Operator) -> bool:
-    """Whether the package is known: the refusal to start a version that is none names what is published."""
+    """Returns whether the package has arrived: the error for an unknown version lists the published ones."""
     with pytest.raises(NotFound) as refusal:
         await operator.client.request(StartRollout(blueprint=NAME, version="9.9.9"))
     return "1.0.0 for edge-small" in (refusal.value.fix or "")
 
 
-async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_goes_on(world: World) -> None:
+async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_keeps_running(world: World) -> None:
     operator, client = world.operator, world.operator.client
     gateway = await world.gateway("gw-1", "canary", run=False)
     report = GatewayReported(
@@ -296,8 +296,8 @@ async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_g
     assert len(fleet.gateways) == 1
 
 
-async def test_measurements_of_gateways_that_a_stage_did_not_add_decide_nothing(world: World) -> None:
-    """500 good requests passed a stage whose own canary had measured none, and 500 failed ones rolled it back."""
+async def test_measurements_of_gateways_outside_the_stage_do_not_affect_the_gate(world: World) -> None:
+    """Without this rule, requests of other gateways would let a stage pass or roll it back without canary data."""
     operator = world.operator
     await operator.apply(gate=GatePolicy(deadline_s=3))
     canary = await world.gateway("gw-1", "canary")
@@ -323,7 +323,7 @@ async def test_measurements_of_gateways_that_a_stage_did_not_add_decide_nothing(
     await eventually(operator.rollout, lambda view: view.stage == 1 or view.state == "completed", "the fleet's stage")
 
 
-async def test_a_report_of_a_candidate_that_no_stage_gives_its_gateway_is_dead_lettered(world: World) -> None:
+async def test_a_report_of_a_candidate_that_is_not_assigned_to_its_gateway_is_dead_lettered(world: World) -> None:
     operator = world.operator
     await operator.apply(gate=GatePolicy(deadline_s=60))
     fleet = await world.gateway("gw-2", run=False)
@@ -343,7 +343,7 @@ async def test_a_report_of_a_candidate_that_no_stage_gives_its_gateway_is_dead_l
     assert (view.phase, view.problem) == (UpdatePhase.IDLE, None)
 
 
-async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrolments(killable_world: World) -> None:
+async def test_a_new_database_learns_the_gateways_from_their_stored_enrolments(killable_world: World) -> None:
     operator, client = killable_world.operator, killable_world.operator.client
     await operator.apply()
     gateway = await killable_world.gateway("gw-1", "canary", run=False)
@@ -358,7 +358,7 @@ async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrol
         gateway_id="gw-1", blueprint=NAME, sequence=1, phase=UpdatePhase.IDLE, at=datetime.now(UTC)
     )
     await publish_event(gateway.client, report, "own")
-    await publish_event(client, report.model_copy(update={"gateway_id": "gw-9"}), "stranger")
+    await publish_event(client, report.model_copy(update={"gateway_id": "gw-9"}), "unknown-gateway")
     [view] = (
         await eventually(lambda: client.request(ListGateways()), lambda found: bool(found.gateways), "the fleet")
     ).gateways
@@ -368,7 +368,7 @@ async def test_a_fleet_that_is_older_than_the_database_is_met_again_by_its_enrol
     )
 
 
-async def test_a_wrong_token_gets_no_credential_over_the_bus(killable_world: World) -> None:
+async def test_an_enrolment_with_a_wrong_token_is_denied(killable_world: World) -> None:
     bootstrap = await killable_world.system.connect("enrol", inbox_prefix=b"_INBOX_enrol", patient=False)
     wrong = "not-the-token-of-this-site"
     command = EnrolGateway(gateway_id="gw-9", blueprint=NAME, public_key=public_key(new_user_seed()), token=wrong)

@@ -1,4 +1,4 @@
-"""Two processes of the rollout service write plans: the slower one never restores an older plan."""
+"""Two processes of the rollout service write plans: the slower one never overwrites a newer plan."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
 
 
 class PausingJournal(Journal):
-    """Runs `meanwhile` once after a read, as if the process was suspended there."""
+    """A journal that awaits `meanwhile` once after a read, as if the process was suspended there."""
 
     meanwhile: Callable[[], Awaitable[None]] | None = None
 
@@ -49,7 +49,9 @@ class PausingJournal(Journal):
         return found
 
 
-async def test_a_slow_process_does_not_restore_the_plan_that_it_read_earlier(world: World, tmp_path: Path) -> None:
+async def test_a_slow_process_does_not_overwrite_a_newer_plan_with_the_one_that_it_read(
+    world: World, tmp_path: Path
+) -> None:
     bus: Bus = await world.service("rollout", lambda bus: None)
     url = f"sqlite:///{tmp_path}/rollout.db"
     fast, slow = (

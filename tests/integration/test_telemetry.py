@@ -1,4 +1,4 @@
-"""Telemetry as a process on a real nats-server: each batch is told once, whatever happens in between."""
+"""Telemetry on a real nats-server: each batch counts exactly once in the published windows."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def release(version: str) -> Release:
 
 @dataclass
 class Measured:
-    """Telemetry, and a console connection that sends batches and reads what was told."""
+    """A telemetry service, and a console connection that sends batches and reads the published windows."""
 
     system: System
     client: BusClient
 
     async def send(self, batch: MeasurementBatch, subject: str | None = None) -> None:
-        # A message id of its own each time: what is sent twice must get past the server's own deduplication.
+        # A new message id each time, so that a repeated batch is not dropped by the server's own deduplication.
         headers = {MESSAGE_ID_HEADER: str(uuid.uuid4())}
         await self.client.store(subject or f"measure.{batch.gateway_id}", batch.model_dump_json().encode(), headers)
 
     async def publish(self, event: Event) -> None:
-        """As the service that owns it."""
+        """Publishes an event as its owning service does."""
         await publish_event(self.client, event, str(uuid.uuid4()))
 
     async def enrol(self, gateway_id: str, blueprint: str = "edge-chat", ring: str = "fleet") -> None:
@@ -81,14 +81,14 @@ class Measured:
         await rollout.close()
 
     async def reason(self, subject: str) -> str:
-        """Why the only message of a subject is in the dead letters."""
+        """Waits for the only dead letter of a subject and returns its reason."""
         found = await eventually(self.dead_letters, lambda letters: f"dlq.{subject}" in letters, f"dlq.{subject}")
         assert found[f"dlq.{subject}"] == 1
         letter = await self.client.js.get_msg("DLQ", subject=f"dlq.{subject}", direct=True)
         return str((letter.headers or {})[REASON_HEADER])
 
     async def windows(self) -> list[CohortWindow]:
-        """Every window on the stream, in order."""
+        """Returns every window in the stream, in order."""
         state = (await self.client.js.stream_info("WINDOWS")).state
         messages = [await self.client.js.get_msg("WINDOWS", n) for n in range(state.first_seq or 1, state.last_seq + 1)]
         return [
@@ -115,7 +115,7 @@ async def measured(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 @ON_BOTH
 async def killable(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Measured]:
-    """With the service as a process of its own."""
+    """Yields a telemetry service that runs as a separate process, which a test can kill."""
     async with AsyncExitStack() as stack:
         yield await measured_on(request, tmp_path, stack, killable=True)
 
@@ -165,7 +165,7 @@ async def test_batches_of_two_gateways_become_windows(measured: Measured) -> Non
     assert window.started_at <= now < window.ended_at
 
 
-async def test_duplicates_count_once_and_late_batches_are_told_apart(measured: Measured) -> None:
+async def test_duplicates_count_once_and_late_batches_get_a_window_of_their_own(measured: Measured) -> None:
     now = datetime.now(UTC)
     first = batch("a", requests=1, ended_at=now)
     for _ in range(3):
@@ -180,8 +180,8 @@ async def test_duplicates_count_once_and_late_batches_are_told_apart(measured: M
     assert len({w.started_at for w in windows}) == 1
 
 
-async def test_nothing_is_lost_or_told_twice_over_kills(killable: Measured) -> None:
-    """Killed six times while batches stream in, at moments that differ: windows still add up exactly."""
+async def test_no_batch_is_lost_or_counted_twice_when_the_service_is_killed(killable: Measured) -> None:
+    """The service is killed six times at different moments while batches arrive: the windows have the exact sum."""
     total = 0
     for round_ in range(6):
         for number in range(20):
@@ -196,7 +196,7 @@ async def test_nothing_is_lost_or_told_twice_over_kills(killable: Measured) -> N
     assert await killable.dead_letters() == {}
 
 
-async def test_foreign_and_impossible_batches_are_dead_lettered_and_the_service_goes_on(measured: Measured) -> None:
+async def test_foreign_and_invalid_batches_are_dead_lettered_and_the_service_keeps_running(measured: Measured) -> None:
     await measured.send(batch("a", "gw-1", requests=100), subject="measure.gw-2")
     await measured.send(batch("b", "gw-3", decode_seconds=1e300))
     await measured.client.store("measure.gw-4", b"{}", {MESSAGE_ID_HEADER: "garbage"})
@@ -209,8 +209,8 @@ async def test_foreign_and_impossible_batches_are_dead_lettered_and_the_service_
 CANDIDATE = digest_of(b"2.0.0")
 
 
-async def test_a_batch_that_its_enrolment_does_not_know_counts_for_nobody(measured: Measured) -> None:
-    """Measured once before: a gateway of another blueprint had a rollout rolled back."""
+async def test_a_batch_that_does_not_match_an_enrolment_is_dead_lettered(measured: Measured) -> None:
+    """Otherwise a gateway of another blueprint could have a rollout rolled back."""
     await measured.enrol("kiosk-1", blueprint="kiosk")
     await measured.send(batch("a", "kiosk-1", requests=500, failed_requests=500))
     await measured.send(batch("b", "stranger", requests=500))
@@ -222,8 +222,8 @@ async def test_a_batch_that_its_enrolment_does_not_know_counts_for_nobody(measur
     await eventually(measured.requests, lambda n: n == 3, "what is expected")
 
 
-async def test_a_batch_of_a_release_that_no_stage_gives_its_gateway_does_not_count(measured: Measured) -> None:
-    """Measured once before: a stage passed on requests of gateways outside of it."""
+async def test_a_batch_of_a_release_that_is_not_assigned_to_its_gateway_is_dead_lettered(measured: Measured) -> None:
+    """Otherwise a stage could pass because of requests of gateways outside the stage."""
     await measured.enrol("gw-9", ring="canary")
     await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
     await measured.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
@@ -239,11 +239,11 @@ async def test_a_batch_of_a_release_that_no_stage_gives_its_gateway_does_not_cou
     await measured.publish(advanced)
     await asyncio.sleep(0.5)
     await measured.send(batch("e", "gw-1", requests=5, release=CANDIDATE, version="2.0.0"))
-    await eventually(measured.requests, lambda n: n == 12, "the stage that is open now")
+    await eventually(measured.requests, lambda n: n == 12, "the current stage")
 
 
-async def test_a_gateway_that_is_ahead_of_the_events_is_believed_by_the_plan(measured: Measured) -> None:
-    """It reads the plan as soon as it is written; the event of the rollout may come later."""
+async def test_a_batch_of_a_candidate_counts_by_the_plan_before_the_rollout_event_arrives(measured: Measured) -> None:
+    """A gateway reads the plan as soon as it is written; the event of the rollout may arrive later."""
     candidate = Candidate(rollout="edge-chat-2", release=release("2.0.0"), stages=STAGES)
     await measured.write_plan(Plan(blueprint="edge-chat", generation=7, stable=release("1.0.0"), candidate=candidate))
     await measured.enrol("gw-9", ring="canary")
@@ -253,17 +253,17 @@ async def test_a_gateway_that_is_ahead_of_the_events_is_believed_by_the_plan(mea
     assert "does not give 2.0.0 to gw-1" in await measured.reason("measure.gw-1")
 
 
-async def test_labels_that_a_gateway_reported_since_are_those_that_count(measured: Measured) -> None:
+async def test_the_labels_of_the_latest_report_decide_which_batches_count(measured: Measured) -> None:
     await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
     about = {"blueprint": "edge-chat", "sequence": 1, "labels": {"ring": "canary"}, "phase": UpdatePhase.IDLE}
     await measured.publish(GatewayReported(gateway_id="gw-1", **about, at=datetime.now(UTC)))
     await measured.send(batch("a", "gw-1", requests=7, release=CANDIDATE, version="2.0.0"))
-    await eventually(measured.requests, lambda n: n == 7, "the canary of now")
+    await eventually(measured.requests, lambda n: n == 7, "the new canary")
     assert await measured.dead_letters() == {}
 
 
 async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: Measured) -> None:
-    """They waited on a gateway without a network."""
+    """Such batches waited on a gateway without a network."""
     await measured.enrol("gw-9", ring="canary")
     await measured.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
     restored = release("1.0.0")
@@ -276,14 +276,14 @@ async def test_batches_of_a_release_that_was_rolled_back_still_count(measured: M
     assert await measured.dead_letters() == {}
 
 
-async def test_a_batch_is_not_refused_for_an_event_that_was_not_delivered_yet(killable: Measured) -> None:
-    """A process that dies with an event has it again after 10 s; what is stored by then decides."""
+async def test_a_batch_that_needs_an_undelivered_event_is_not_dead_lettered(killable: Measured) -> None:
+    """An event of a killed process is redelivered after 10 s; until then a batch is checked by the stored events."""
     await killable.enrol("gw-9", ring="canary")
     killable.system.kill("telemetry")
     await killable.start("edge-chat-2", release("2.0.0"), release("1.0.0"))
     durable = "telemetry-slmops_rollout_started_v1"
     reader = await killable.client.js.pull_subscribe_bind(durable, "EVENTS")
-    await reader.fetch(1, timeout=5)  # and never acknowledged, as by a process that died with it
+    await reader.fetch(1, timeout=5)  # and not acknowledged, as by a killed process
     await killable.system.start("telemetry")
     await killable.send(batch("a", "gw-9", requests=7, release=CANDIDATE, version="2.0.0"))
     await eventually(killable.requests, lambda n: n == 7, "the canary")
