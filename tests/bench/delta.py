@@ -25,7 +25,7 @@ from bench import delta_tools
 from bench.comparison import Place
 from bench.delta_floor import entropy_bytes
 from bench.delta_pairs import Pair, Pairs
-from bench.run import OUT, ended, machine
+from bench.run import OUT, machine, run_to_exit_code
 from bench.variant import weights
 from rich.console import Console
 from rich.table import Table
@@ -40,8 +40,8 @@ _ROUNDS = 3
 def measure(pair: Pair, scratch: Path) -> Figures:
     """Measures size, exactness, and time and memory of making and applying, each in a separate process."""
     delta = scratch / "ours.delta"
-    seconds = [_apart(_make, pair, delta)[0] for _ in range(_ROUNDS)]
-    applied = [_apart(_apply, pair, delta, scratch / "out") for _ in range(_ROUNDS)]
+    seconds = [_in_subprocess(_make, pair, delta)[0] for _ in range(_ROUNDS)]
+    applied = [_in_subprocess(_apply, pair, delta, scratch / "out") for _ in range(_ROUNDS)]
     target_bytes = sum(path.stat().st_size for path in _files(pair.target))
     return {
         "pair": pair.name,
@@ -55,7 +55,7 @@ def measure(pair: Pair, scratch: Path) -> Figures:
     }
 
 
-def _apart(work: Any, *arguments: Any) -> tuple[float, int]:
+def _in_subprocess(work: Any, *arguments: Any) -> tuple[float, int]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found: tuple[float, int] = pool.apply(work, arguments)
     return found
@@ -202,14 +202,14 @@ async def main(arguments: argparse.Namespace) -> int:
                 if not arguments.ours:
                     step.progress(f"{pair.name}: {', '.join(delta_tools.tools())}")
                     found[-1]["full_zstd19_bytes"] = delta_tools.zstd_19(pair.target, scratch)
-                    found[-1]["tools"] = delta_tools.measured(pair.base, pair.target, scratch)
+                    found[-1]["tools"] = delta_tools.measure(pair.base, pair.target, scratch)
                 if pair.name[0] in "abgh":
-                    found[-1]["fidelity"] = asdict(pairs.faithful(pair))
+                    found[-1]["fidelity"] = asdict(pairs.fidelity(pair))
                 _report(found)
         draw(found, OUT)
 
     try:
-        return await ended(work(), console, "run it again: finished models are kept.")
+        return await run_to_exit_code(work(), console, "run it again: finished models are kept.")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if found:

@@ -60,7 +60,7 @@ class Pairs:
             if not only or name[0] in only:
                 yield Pair(name, *make())
 
-    def faithful(self, pair: Pair) -> Fidelity:
+    def fidelity(self, pair: Pair) -> Fidelity:
         """Measures the target against its float model on the bundled text."""
         self._place.step.progress(f"{pair.name}: measuring against its own float32")
         return fidelity(pair.target, reference(pair.of))

@@ -23,7 +23,7 @@ def tools() -> Mapping[str, Callable[[Path, Path, Path], int]]:
     return {ZSTD: _zstd, "chunks of 16 kB": _chunks} | {name: run[name] for name in run if shutil.which(name)}
 
 
-def measured(base: Path, target: Path, scratch: Path) -> dict[str, Any]:
+def measure(base: Path, target: Path, scratch: Path) -> dict[str, Any]:
     """Returns `{tool: {bytes, make_s}}`."""
     found = {}
     before, after = _tar(base, scratch / "base.tar"), _tar(target, scratch / "target.tar")

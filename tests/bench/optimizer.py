@@ -20,7 +20,7 @@ from typing import Any
 from bench.comparison import Place
 from bench.optimizer_bare import ask, dequantize_and_build
 from bench.optimizer_service import job_twice
-from bench.run import OUT, ended, machine
+from bench.run import OUT, machine, run_to_exit_code
 from bench.variant import weights
 from rich.console import Console
 from rich.table import Table
@@ -252,7 +252,7 @@ async def main(arguments: argparse.Namespace) -> int:
             await measure(Place(scratch, OUT / "cache", step), arguments.minutes, report)
 
     try:
-        return await ended(work(), console, "run it again to continue.")
+        return await run_to_exit_code(work(), console, "run it again to continue.")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if last:

@@ -89,7 +89,7 @@ def show(name: str, measured: Measured, load_before: float, console: Console) ->
         console.print(f"  {what}: {listed}", highlight=False)
 
 
-async def ended(work: Awaitable[None], console: Console, interrupted: str) -> int:
+async def run_to_exit_code(work: Awaitable[None], console: Console, interrupted: str) -> int:
     """Runs a benchmark, prints an error or interruption, and returns the exit code."""
     try:
         with cancelled_by_signals():
@@ -107,7 +107,7 @@ async def main(names: Sequence[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 140  # a log has no width
-    code = await ended(run(names, Story(console)), console, "all started processes were stopped.")
+    code = await run_to_exit_code(run(names, Story(console)), console, "all started processes were stopped.")
     if not code:
         console.print(f"figures: {OUT}", highlight=False)
     return code

@@ -74,10 +74,10 @@ async def test_blobs_of_a_retired_version_are_collected_except_those_of_its_pack
     await asyncio.sleep(OLD_S)
     assert (await site.collect()).missing == 0
     files = [variant.files[0].digest for variant in (packed, unpacked)]
-    assert await site.there(digest_of(own), digest_of(shared), *files) == [False, True, True, False]
+    assert await site.exist(digest_of(own), digest_of(shared), *files) == [False, True, True, False]
     manifest = Manifest.decode(await site.objects.get_bytes(package.manifest.digest))
-    assert all(await site.there(package.signature.digest, manifest.config.digest, manifest.layers[0].digest))
-    assert await site.there(digest_of(b"picture packed"), packed.report.digest) == [False, False]
+    assert all(await site.exist(package.signature.digest, manifest.config.digest, manifest.layers[0].digest))
+    assert await site.exist(digest_of(b"picture packed"), packed.report.digest) == [False, False]
     left = {digest_of(shared), digest_of(GOLDEN), manifest.config.digest, manifest.layers[0].digest}
     left |= {package.signature.digest, package.manifest.digest}
     assert {f"sha256:{key.rpartition('/')[2]}" for key in await site.objects.keys()} == left
