@@ -82,7 +82,8 @@ class _Bus:
         ]
 
     def message(self) -> tuple[ModelAliasMoved, Envelope]:
-        event = ModelAliasMoved(model="m", alias="stable", version=f"{next(self.numbers)}.0.0", at=utc_now())
+        number = next(self.numbers)
+        event = ModelAliasMoved(model=f"m{number % KEYS}", alias="stable", version=f"{number}.0.0", at=utc_now())
         return event, Envelope(id=event_id(event.version), source="bench", type=SUBJECT, time=event.at)
 
     async def bare_publish(self) -> float:
