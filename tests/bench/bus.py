@@ -27,7 +27,7 @@ from slmops.kit.journal import Journal
 from slmops.kit.settings import BusSettings
 from slmops.local.system import System
 
-EVENTS, APPENDS, REQUESTS, IN_FLIGHT = 1024, 100, 500, 64
+EVENTS, APPENDS, REQUESTS, IN_FLIGHT, KEYS = 1024, 100, 500, 64, 100
 DISK_ROUNDS = 7  # the time of an fsync varies tenfold from second to second
 STREAM, SUBJECT = "EVENTS", ModelAliasMoved.type
 DURABLE = "registry-" + SUBJECT.replace(".", "_")
@@ -82,7 +82,8 @@ class _Bus:
         ]
 
     def message(self) -> tuple[ModelAliasMoved, Envelope]:
-        event = ModelAliasMoved(model="m", alias="stable", version=f"{next(self.numbers)}.0.0", at=utc_now())
+        number = next(self.numbers)
+        event = ModelAliasMoved(model=f"m{number % KEYS}", alias="stable", version=f"{number}.0.0", at=utc_now())
         return event, Envelope(id=event_id(event.version), source="bench", type=SUBJECT, time=event.at)
 
     async def bare_publish(self) -> float:

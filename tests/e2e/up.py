@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import psutil
 from servers import reserve_ports
@@ -98,7 +99,10 @@ class Up:
             process.kill()
 
     def __call__(self, *arguments: str | Path, within_s: float = 60) -> CommandResult:
-        return wait_for_exit(self.begin(*arguments), within_s)
+        settings = environment(SLMOPS_DATA=str(self.data))
+        done = forked.run(forked.CONSOLE, *arguments, env=settings, timeout=within_s)
+        assert "Traceback" not in done.err, done.err
+        return CommandResult(*done)
 
     def begin(self, *arguments: str | Path) -> subprocess.Popen[str]:
         return begin(*arguments, SLMOPS_DATA=str(self.data))

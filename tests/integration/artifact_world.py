@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,8 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import forked
 import httpx
 import pytest
+from forked import Forked
 from integration.kit_world import World, envelope
 from nats.aio.client import RawCredentials
 
@@ -94,7 +94,7 @@ class Process:
     service: str
     environment: dict[str, str]
     folder: Path
-    running: subprocess.Popen[bytes] | None = None
+    running: Forked | None = None
     port: int = field(default=0)
 
     @classmethod
@@ -103,10 +103,9 @@ class Process:
         found = {f"SLMOPS_{key.upper()}": str(value) for key, value in (settings | {"http_port": port}).items()}
         return cls(service, dict(os.environ) | found, folder, port=port)
 
-    def spawn(self) -> subprocess.Popen[bytes]:
+    def spawn(self) -> Forked:
         with (self.folder / f"{self.service}.log").open("ab") as out:
-            argv = [sys.executable, "-m", f"slmops.{self.service}.app"]
-            self.running = subprocess.Popen(argv, env=self.environment, stdout=out, stderr=out)
+            self.running = forked.start(f"slmops.{self.service}.app", env=self.environment, stdout=out, stderr=out)
         return self.running
 
     async def start(self) -> None:

@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
 from typing import Any
 
+import forked
 from integration.kit_world import World
 
 
@@ -43,7 +44,9 @@ class Cli:
         return await asyncio.create_subprocess_exec(*argv, env=self.env, stdin=PIPE, stdout=PIPE, stderr=PIPE)
 
     async def __call__(self, *arguments: str, stdin: str = "") -> CommandResult:
-        return await wait_for_exit(await self.start(*arguments), stdin)
+        done = await asyncio.to_thread(forked.run, forked.CONSOLE, *arguments, env=self.env, stdin=stdin)
+        assert "Traceback" not in done.err, done.err
+        return CommandResult(*done)
 
 
 async def wait_for_exit(process: Process, stdin: str = "") -> CommandResult:

@@ -6,14 +6,14 @@ import asyncio
 import json
 import os
 import string
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forked
 import httpx
+from forked import Forked
 from trust_world import TrustWorld
 from unit.packager.packager_examples import Keys, new_keys, write_package
 
@@ -91,11 +91,11 @@ class Device:
             process.terminate()
             process.wait(timeout=20)
 
-    def _start(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, environment: dict[str, str]) -> Forked:
         with (self.root / "log").open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "slmops.gateway.app"], env=environment, stderr=log)
+            return forked.start("slmops.gateway.app", env=environment, stderr=log)
 
-    async def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
+    async def _wait_until_healthy(self, process: Forked) -> None:
         async with asyncio.timeout(40), httpx.AsyncClient() as http:
             while True:
                 assert process.poll() is None, self.log

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import forked_jobs
 from integration.artifact_world import Process, eventually, running, settings_of
 from integration.kit_world import World
 from tiny_model import make_tiny_llama
@@ -44,7 +45,7 @@ class Factory:
         wanted = settings_of(self.world, self.s3, "optimizer", home)
         wanted |= {"data_dir": data_dir or home / "data", "trace_file": home / "trace.jsonl", "recipes": '["int8"]'}
         worker = Process.of("optimizer", home, wanted | settings)
-        worker.environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        worker.environment |= {"OMP_WAIT_POLICY": "PASSIVE"} | forked_jobs.environment()
         await worker.start()
         self.workers[name] = worker
         return worker
@@ -114,12 +115,12 @@ async def factory_on(world: World, s3: S3, folder: Path) -> AsyncIterator[Factor
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Returns the ids of the live processes whose command line names `folder`."""
+    """Returns the live processes that work in `folder`, by command line or (`forked_jobs`) by working folder."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if str(folder).encode() in entry.read_bytes():
-                found.append(int(entry.parent.name))
+            if str(folder).encode() in (entry / "cmdline").read_bytes() + bytes((entry / "cwd").readlink()):
+                found.append(int(entry.name))
         except OSError:  # it has just ended
             continue
     return found

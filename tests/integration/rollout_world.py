@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -22,8 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import forked
 import psycopg
 import pytest
+from forked import Forked
 from integration.artifact_world import running
 from integration.kit_world import unrestricted
 from nats.aio.client import RawCredentials
@@ -82,7 +82,7 @@ class System:
     http: dict[str, int]
     stack: AsyncExitStack
     killable: bool
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Forked] = field(default_factory=dict)
 
     def settings(self, service: str) -> dict[str, str]:
         return {
@@ -101,8 +101,7 @@ class System:
     def spawn(self, service: str) -> None:
         env = os.environ | {f"SLMOPS_{key.upper()}": value for key, value in self.settings(service).items()}
         with self.layout.log(service).open("ab") as log:
-            argv = [sys.executable, "-m", f"slmops.{service}.app"]
-            self.processes[service] = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
+            self.processes[service] = forked.start(f"slmops.{service}.app", env=env, stdout=log, stderr=log)
 
     async def start(self, service: str) -> None:
         if self.killable:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import forked
 import httpx
 import pytest
+from forked import Forked
 from rollout_world import NAME, System, eventually, open_system
 
 from slmops.contracts.commands import GatewayView, ListGateways
@@ -30,7 +30,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
         yield system
 
 
-def gateway(system: System, home: Path) -> subprocess.Popen[bytes]:
+def gateway(system: System, home: Path) -> Forked:
     ports = choose_ports(home.parent / "gateway-ports.json", ["api", "http"])
     layout = system.layout
     settings = {
@@ -48,7 +48,7 @@ def gateway(system: System, home: Path) -> subprocess.Popen[bytes]:
     }
     env = os.environ | {f"SLMOPS_{key}": value for key, value in settings.items()}
     with (home.parent / "gateway.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "slmops.gateway.app"], env=env, stdout=log, stderr=log)
+        return forked.start("slmops.gateway.app", env=env, stdout=log, stderr=log)
 
 
 async def wait_until_enrolled(operator: BusClient) -> GatewayView:
