@@ -58,7 +58,7 @@ from slmops.local.servers import http_answers, nats_spec
 
 NAME = "edge-chat"
 T = TypeVar("T")
-WITHIN_S = 30
+WITHIN_S = 60
 TURN_S = 0.1
 HEARTBEAT_EVERY = 3
 """Turns of a gateway between two reports when nothing changes."""

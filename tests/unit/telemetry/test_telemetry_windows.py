@@ -18,6 +18,7 @@ from slmops.contracts.errors import InvalidMessage, PermanentError
 from slmops.contracts.events import CohortMeasured, Event
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.plan import Identity, Plan, Release
+from slmops.kit.bus.batches import Received
 from slmops.kit.bus.service_bus import MessageContext
 from slmops.kit.journal import Journal
 from slmops.telemetry.domain.windows import (
@@ -110,6 +111,7 @@ class Telemetry:
 
         async def keepalive() -> None: ...
 
+        received = []
         for one in batches:
             sent_at = None if ahead is None else self.now + ahead
             delivered = MessageContext(
@@ -120,7 +122,9 @@ class Telemetry:
                 arrived_at=self.now,
                 sent_at=sent_at,
             )
-            await self.handlers.on_batch(one, delivered)
+            received.append(Received(one, delivered))
+        for error in (await self.handlers.on_batches(received)).values():
+            raise error
 
     async def closed(self, seconds: float) -> list[CohortWindow]:
         """Advances the clock and returns all windows published so far."""

@@ -160,12 +160,17 @@ class UnitOfWork:
 
     def first_time(self, consumer: str, message_id: str) -> bool:
         """Returns whether `consumer` sees this message for the first time. Stored when the transaction commits."""
-        key = f"{consumer}/{message_id}"
-        table = self._journal.consumed
-        if self.connection.execute(select(table.c.id).where(table.c.id == key)).first():
-            return False
-        self.connection.execute(insert(table), {"id": key, "at": self._journal.clock().timestamp()})
-        return True
+        return bool(self.first_times(consumer, [message_id]))
+
+    def first_times(self, consumer: str, message_ids: Iterable[str]) -> set[str]:
+        """Returns those of up to some hundred messages that `consumer` sees for the first time, with two statements."""
+        keys = {f"{consumer}/{message_id}": message_id for message_id in message_ids}
+        table, at = self._journal.consumed, self._journal.clock().timestamp()
+        for key in self.connection.execute(select(table.c.id).where(table.c.id.in_(keys))).scalars():
+            del keys[key]
+        if keys:
+            self.connection.execute(insert(table), [{"id": key, "at": at} for key in keys])
+        return set(keys.values())
 
 
 class Journal:

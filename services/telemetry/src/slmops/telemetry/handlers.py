@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache, partial
+from operator import attrgetter
 
-from slmops.contracts.errors import Denied, TemporaryError
+from slmops.contracts.errors import Denied, PermanentError, TemporaryError
 from slmops.contracts.events import (
     CohortMeasured,
     Event,
@@ -19,7 +21,8 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.subjects import measurements
-from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.batches import Refused
+from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
@@ -36,6 +39,7 @@ WINDOWS_KEPT = timedelta(days=7)
 _FORGET_EVERY = timedelta(hours=1)
 _TICK_S = 0.5
 _PAGE = 500
+_gateway, _blueprint = attrgetter("gateway_id"), attrgetter("blueprint")
 
 
 class Handlers:
@@ -46,34 +50,47 @@ class Handlers:
         self._window = window
         self._grace = grace
 
-    async def on_batch(self, batch: MeasurementBatch, delivered: MessageContext) -> None:
-        """Stores a batch once, in one transaction, whatever the size of the fleet.
+    async def on_batches(self, received: Batch[MeasurementBatch]) -> Refused:
+        """Stores measurement batches once each, all in one transaction, whatever the size of the fleet.
 
-        Raises `PermanentError` and `InvalidMessage` for an invalid batch, `Denied` for an unexpected one.
+        Returns `PermanentError` and `InvalidMessage` for an invalid one, `Denied` for an unexpected one.
         """
-        check(batch, delivered.subject)
-        pending = Pending(placed(batch, delivered.arrived_at, delivered.clock_ahead), delivered.traceparent)
-        if await self._journal.transact(lambda unit: _keep(unit, pending)):
-            await self._keep_by_current_state(pending)
+        refused: dict[int, Exception] = {}
+        pending: dict[int, Pending] = {}
+        for index, (batch, delivered) in enumerate(received):
+            try:
+                check(batch, delivered.subject)
+            except PermanentError as error:
+                refused[index] = error
+                continue
+            at = placed(batch, delivered.arrived_at, delivered.clock_ahead)
+            pending[index] = Pending(at, delivered.traceparent)
+        if unexpected := await self._journal.transact(lambda unit: _keep(unit, pending, lambda _batch: [])):
+            refused |= await self._keep_by_current_state({index: pending[index] for index in unexpected})
+        return refused
 
     async def on_fact(self, event: Event, _delivered: MessageContext) -> None:
         """Records an enrolment or an event of a rollout."""
         await self._journal.transact(lambda unit: store.record_fact(unit.connection, event))
 
-    async def _keep_by_current_state(self, pending: Pending) -> None:
-        """Checks a batch against the current state on the bus, because the tables may be behind. Raises `Denied`."""
-        batch = pending.batch
+    async def _keep_by_current_state(self, pending: Mapping[int, Pending]) -> dict[int, Exception]:
+        """Checks batches against the current state on the bus, because the tables may be behind; returns `Denied`."""
         await self._catch_up()
-        identity = await self._fleet.identity(batch.gateway_id)
-        plan = await self._fleet.plan(batch.blueprint)
+        gateways, blueprints = ({key(each.batch) for each in pending.values()} for key in (_gateway, _blueprint))
+        identities = await asyncio.gather(*map(self._fleet.identity, gateways))
+        plans = dict(zip(blueprints, await asyncio.gather(*map(self._fleet.plan, blueprints)), strict=True))
 
-        def work(unit: UnitOfWork) -> str:
-            if identity is not None:
+        def current(batch: MeasurementBatch) -> list[Offer]:
+            plan = plans[batch.blueprint]
+            return offers_of(plan, batch.release, batch.ended_at) if plan else []
+
+        def work(unit: UnitOfWork) -> dict[int, str]:
+            for identity in filter(None, identities):
                 store.record_member(unit.connection, identity)
-            return _keep(unit, pending, offers_of(plan, batch.release, batch.ended_at) if plan else [])
+            return _keep(unit, pending, current)
 
-        if why := await self._journal.transact(work):
-            raise Denied(why, fix="If the gateway works correctly, replay the batch when its rollout has reached it.")
+        fix = "If the gateway works correctly, replay the batch when its rollout has reached it."
+        return {index: Denied(why, fix=fix) for index, why in (await self._journal.transact(work)).items()}
 
     async def _catch_up(self) -> None:
         """Reads all stored events of rollouts, including those that were not delivered yet."""
@@ -133,17 +150,25 @@ class Handlers:
             unit.emit(f"cohort:{cohort.blueprint}", [event])
 
 
-def _keep(unit: UnitOfWork, pending: Pending, more: Sequence[Offer] = ()) -> str:
-    """Stores a batch that the tables or `more` expect; otherwise returns the reason why not."""
-    batch, connection = pending.batch, unit.connection
-    offers = [*store.offers(connection, batch.blueprint, batch.release), *more]
-    why = refusal(batch, store.member(connection, batch.gateway_id), offers)
-    if not why:
-        store.add(unit, pending)
-    return why
+def _keep(
+    unit: UnitOfWork, pending: Mapping[int, Pending], more: Callable[[MeasurementBatch], list[Offer]]
+) -> dict[int, str]:
+    """Stores the batches that the tables or `more` expect; returns the reasons why not for the others.
+
+    A statement for all of them, and one for each release among them.
+    """
+    offers = cache(partial(store.offers, unit.connection))
+    members = store.members(unit.connection, {each.batch.gateway_id for each in pending.values()})
+    refused: dict[int, str] = {}
+    for index, batch in ((index, each.batch) for index, each in pending.items()):
+        expected = [*offers(batch.blueprint, batch.release), *more(batch)]
+        if why := refusal(batch, members.get(batch.gateway_id), expected):
+            refused[index] = why
+    store.add(unit, (each for index, each in pending.items() if index not in refused))
+    return refused
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
     for kind in (GatewayEnrolled, RolloutStarted, RolloutStageAdvanced, RolloutCompleted, RolloutRolledBack):
         bus.on(kind, handlers.on_fact)
-    bus.consume(measurements("*"), MeasurementBatch, handlers.on_batch)
+    bus.consume_batches(measurements("*"), MeasurementBatch, handlers.on_batches)

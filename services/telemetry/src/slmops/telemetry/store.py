@@ -7,7 +7,7 @@ and `opened` with the number of rollouts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ _caught_up = Table(
 )
 _ROLLOUTS = "EVENTS"
 _EVERY_STAGE = 1 << 30
+_AT_ONCE = 500  # SQLite limits the parameters of a statement
 _STAGES = TypeAdapter(tuple[Stage, ...])
 
 
@@ -105,19 +106,20 @@ def project(_connection: Connection, _event: Event) -> None:
     """Does nothing: published windows are not kept here, because their consumers store what they need."""
 
 
-def add(unit: UnitOfWork, item: Pending) -> bool:
-    """Stores a batch until its window closes; returns False if it was stored before."""
-    identity = _identity(item.batch)
-    if not unit.first_time("telemetry", identity):
-        return False
-    row = {
-        "id": identity,
-        "ended_at": item.batch.ended_at.timestamp(),
-        "data": item.batch.model_dump_json(),
-        "traceparent": item.traceparent,
-    }
-    unit.connection.execute(insert(_pending).values(row))
-    return True
+def add(unit: UnitOfWork, items: Iterable[Pending]) -> None:
+    """Stores batches until their windows close, except those that were stored before. Three statements in all."""
+    by_identity = {_identity(item.batch): item for item in items}
+    rows = [
+        {
+            "id": identity,
+            "ended_at": by_identity[identity].batch.ended_at.timestamp(),
+            "data": by_identity[identity].batch.model_dump_json(),
+            "traceparent": by_identity[identity].traceparent,
+        }
+        for identity in unit.first_times("telemetry", by_identity)
+    ]
+    if rows:
+        unit.connection.execute(insert(_pending), rows)
 
 
 def ended_before(connection: Connection, limit: datetime) -> list[Pending]:
@@ -131,9 +133,10 @@ def take_ended_before(connection: Connection, limit: datetime) -> list[Pending]:
     """Removes and returns these batches. Raises `Conflict` if another process of this service takes them at the same
     time."""
     found = ended_before(connection, limit)
-    for item in found:
-        gone = connection.execute(delete(_pending).where(_pending.c.id == _identity(item.batch))).rowcount == 0
-        if gone:
+    for start in range(0, len(found), _AT_ONCE):
+        identities = [_identity(item.batch) for item in found[start : start + _AT_ONCE]]
+        deleted = connection.execute(delete(_pending).where(_pending.c.id.in_(identities))).rowcount
+        if deleted < len(identities):
             raise Conflict("another process is closing the same windows")
     return found
 
@@ -146,9 +149,13 @@ def _identity(batch: MeasurementBatch) -> str:
 # ---- what is expected -------------------------------------------------------------------------------------
 
 
-def member(connection: Connection, gateway_id: str) -> Identity | None:
-    row = connection.execute(select(_members).where(_members.c.gateway_id == gateway_id)).first()
-    return Identity(gateway_id=gateway_id, blueprint=row.blueprint, labels=json.loads(row.labels)) if row else None
+def members(connection: Connection, gateway_ids: Iterable[str]) -> dict[str, Identity]:
+    """Returns those of up to some hundred gateways that are known."""
+    rows = connection.execute(select(_members).where(_members.c.gateway_id.in_(list(gateway_ids))))
+    return {
+        row.gateway_id: Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=json.loads(row.labels))
+        for row in rows
+    }
 
 
 def offers(connection: Connection, blueprint: str, release: Digest) -> list[Offer]:

@@ -158,11 +158,13 @@ class _Middleware(BaseMiddleware[Any, Any]):
 
     async def consume_scope(self, call_next: Any, msg: Any) -> Any:
         raw: Msg = msg.raw_message
+        if isinstance(raw, list):
+            return await call_next(msg)  # `Batches` applies the rules to each message
         if subjects.stream_of(raw.subject) is None:
             return await call_next(msg)  # a command: `Bus` measures it where it is carried out
         try:
             with self.delivery.measured(raw):
-                _check_deliveries(raw, self.delivery.limit(raw))
+                check_deliveries(raw, self.delivery.limit(raw))
                 return await call_next(msg)
         except (HandlerException, asyncio.CancelledError):
             raise
@@ -171,7 +173,7 @@ class _Middleware(BaseMiddleware[Any, Any]):
             raise await self.delivery.fail(raw, consumer, error) from error
 
 
-def _check_deliveries(message: Msg, max_deliver: int) -> None:
+def check_deliveries(message: Msg, max_deliver: int) -> None:
     """Raises `InternalError` for a message whose handling was interrupted on every allowed delivery."""
     delivered = message.metadata.num_delivered or 1
     if delivered > max_deliver:

@@ -145,7 +145,12 @@ async def _bucket(js: JetStreamContext, config: KeyValueConfig) -> None:
 
 
 async def consumer(
-    js: JetStreamContext, stream: str, durable: str, subject: str, ack_wait_s: float = ACK_WAIT_S
+    js: JetStreamContext,
+    stream: str,
+    durable: str,
+    subject: str,
+    ack_wait_s: float = ACK_WAIT_S,
+    max_ack_pending: int = 64,
 ) -> None:
     """Creates a durable pull consumer, or updates an existing one to this configuration.
 
@@ -159,7 +164,7 @@ async def consumer(
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ack_wait_s,
         max_deliver=-1,
-        max_ack_pending=64,
+        max_ack_pending=max_ack_pending,
     )
     with _answering(), _existing(stream):
         await _leave_other_streams(js, stream, durable)

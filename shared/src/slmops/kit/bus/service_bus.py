@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from pydantic import BaseModel, ValidationError
 
@@ -35,6 +36,7 @@ from slmops.contracts.commands import Command
 from slmops.contracts.errors import Denied, InvalidMessage, NotReady, PermanentError, Problem, SlmopsError, Throttled
 from slmops.contracts.events import Event
 from slmops.contracts.permissions import answering_user, may_be_answered
+from slmops.kit.bus.batches import Batches, Received, Refused
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
 from slmops.kit.bus.command_pool import AT_ONCE, CommandPool
 from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
@@ -53,6 +55,7 @@ M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
 _PULL_TIMEOUT_S = 5.0
+_BATCH, _BATCH_WITHIN_S = 256, 0.1
 _STOP_GRACE = timedelta(seconds=2)
 """How long running commands may take when the service stops."""
 _JSON = {"content-type": "application/json"}
@@ -98,12 +101,16 @@ class MessageContext:
             beating.cancel()
 
 
+Batch = Sequence[Received[M, MessageContext]]
+
+
 @dataclass(frozen=True)
 class _Consumer:
     stream: str
     durable: str
     subject: str
     ack_wait_s: float
+    max_ack_pending: int = 64
 
 
 class Bus:
@@ -129,6 +136,7 @@ class Bus:
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             middlewares=[self._delivery],
+            apply_types=False,  # our decoders validate
             closed_cb=self._closed,
             error_cb=_reported,
             logger=None,
@@ -174,13 +182,7 @@ class Bus:
                 raise not_json(error) from error
 
         async def handle(message: M) -> None:
-            raw = _current.get()
-            if isinstance(message, Event) and message.subject != raw.raw_message.subject:
-                # Permissions restrict a gateway to its own subject; the body must not name another gateway.
-                raise PermanentError(
-                    f"the event of {message.key} is on another gateway's subject", where=raw.raw_message.subject
-                )
-            await handler(message, _delivered(raw, kind))
+            await handler(message, _context(kind, _current.get().raw_message, message))
 
         describe(handle, getattr(handler, "__name__", "handle"), message=kind)
         self.broker.subscriber(
@@ -190,6 +192,39 @@ class Bus:
             pull_sub=PullSub(batch_size=1, timeout=_PULL_TIMEOUT_S),
             inbox_prefix=f"{subjects.inbox(self.service)}.".encode(),  # FastStream does not use the connection's prefix
             ack_policy=AckPolicy.REJECT_ON_ERROR,
+            decoder=decode,
+            title=f"{subject}:{self.service}",
+        )(handle)
+
+    def on_batches(self, kind: type[E], handler: Callable[[Batch[E]], Awaitable[Refused]]) -> None:
+        """Consumes all events of a kind durably in batches, as `consume_batches` does."""
+        self.consume_batches(f"{kind.type}.*" if kind.per_gateway else kind.type, kind, handler)
+
+    def consume_batches(self, subject: str, kind: type[M], handler: Callable[[Batch[M]], Awaitable[Refused]]) -> None:
+        """Consumes frequent small messages, up to 256 with one call of `handler`, which waits at most 0.1 s for more.
+
+        `handler` must be idempotent by `MessageContext.id`, and do all of its batch or raise: see `batches`.
+        """
+        stream = subjects.stream_of(subject)
+        assert stream is not None, f"no stream stores {subject}"
+        durable = subjects.durable_name(self.service, subject)
+        self._consumers.append(_Consumer(stream, durable, subject, ACK_WAIT_S, 2 * _BATCH))
+        batches = Batches(subject, kind, handler, partial(_context, kind), self._delivery)
+
+        async def decode(message: Any) -> Any:
+            return message.raw_message
+
+        async def handle(message: Any) -> None:
+            await batches.consume(message)
+
+        describe(handle, getattr(handler, "__name__", "handle"), message=kind)
+        self.broker.subscriber(
+            subject,
+            stream=JStream(stream, declare=False),
+            durable=durable,
+            pull_sub=PullSub(batch_size=_BATCH, timeout=_BATCH_WITHIN_S, batch=True),
+            inbox_prefix=f"{subjects.inbox(self.service)}.".encode(),
+            ack_policy=AckPolicy.MANUAL,
             decoder=decode,
             title=f"{subject}:{self.service}",
         )(handle)
@@ -219,7 +254,7 @@ class Bus:
 
         async def handle(message: bytes) -> None:
             raw = _current.get()
-            wait = patience(_headers(raw))
+            wait = patience(_headers(raw.raw_message))
             if not pool.full:
                 work = partial(self._carry_out, kind, handler, message, raw, throttle)
                 pool.start(work, wait, partial(self._delivery.given_up, template))
@@ -293,7 +328,7 @@ class Bus:
         headers = _JSON | {TIME_HEADER: utc_now().isoformat()}
         if isinstance(answer, Problem):
             headers[PROBLEM_HEADER] = answer.code
-        accepted = _headers(raw).get(PARTS_HEADER, "")
+        accepted = _headers(raw.raw_message).get(PARTS_HEADER, "")
         limit = self.client.connection.max_payload
         payload = answer.model_dump_json(by_alias=True).encode()
         parts = parts_of(payload, limit, int(accepted) if accepted.isdecimal() else 1, template)
@@ -313,7 +348,9 @@ class Bus:
         await probe.close()
         self._client = self._delivery.client = BusClient(await self.broker.connect())
         for spec in self._consumers:
-            await consumer(self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s)
+            await consumer(
+                self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s, spec.max_ack_pending
+            )
         await look_for_gaps(self.client, self.durables)
         await self.broker.start()
         pause_when_closed(self.broker)
@@ -361,13 +398,16 @@ async def _reported(error: Exception) -> None:
         log.error("%s", error)
 
 
-def _headers(raw: NatsMessage) -> dict[str, str]:
-    return {str(key).lower(): str(value) for key, value in (raw.raw_message.headers or {}).items()}
+def _headers(message: Msg) -> dict[str, str]:
+    return {str(key).lower(): str(value) for key, value in (message.headers or {}).items()}
 
 
-def _delivered(raw: NatsMessage, kind: type[BaseModel]) -> MessageContext:
-    message = raw.raw_message
-    headers = _headers(raw)
+def _context(kind: type[BaseModel], message: Msg, body: BaseModel) -> MessageContext:
+    """Returns the context of a stored message. Raises `InvalidMessage`, and `PermanentError` for another's subject."""
+    if isinstance(body, Event) and body.subject != message.subject:
+        # Permissions restrict a gateway to its own subject; the body must not name another gateway.
+        raise PermanentError(f"the event of {body.key} is on another gateway's subject", where=message.subject)
+    headers = _headers(message)
     if issubclass(kind, Event):
         envelope = Envelope.from_headers(message.headers)
         if envelope.type != kind.type:
