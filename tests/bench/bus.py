@@ -19,15 +19,17 @@ from sqlalchemy import MetaData
 from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.commands import ListVersions, VersionList
 from slmops.contracts.events import ModelAliasMoved
+from slmops.kit.bus.batches import Refused
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.relay import drain
-from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
 from slmops.kit.settings import BusSettings
 from slmops.local.system import System
 
 EVENTS, APPENDS, REQUESTS, IN_FLIGHT, KEYS = 1024, 100, 500, 64, 100
+BATCHED, BATCH = 4096, 256
 DISK_ROUNDS = 7  # the time of an fsync varies tenfold from second to second
 STREAM, SUBJECT = "EVENTS", ModelAliasMoved.type
 DURABLE = "registry-" + SUBJECT.replace(".", "_")
@@ -71,6 +73,14 @@ class _Bus:
                 DISK_ROUNDS,
             ),
             await compare(
+                "consume once, in batches",
+                "per s",
+                "fetch(256), one sqlite3 transaction, ack each",
+                self.bare_consume_batches,
+                self.consume_batches,
+                DISK_ROUNDS,
+            ),
+            await compare(
                 "journal append",
                 "per s",
                 "sqlite3 transaction, synchronous=FULL",
@@ -107,8 +117,8 @@ class _Bus:
     async def bare_flood(self) -> float:
         return EVENTS / await _seconds(self.flood())
 
-    async def flood(self) -> None:
-        for _ in range(0, EVENTS, IN_FLIGHT):
+    async def flood(self, count: int = EVENTS) -> None:
+        for _ in range(0, count, IN_FLIGHT):
             await asyncio.gather(*(self.raw(*self.message()) for _ in range(IN_FLIGHT)))
 
     async def relay(self) -> float:
@@ -134,7 +144,7 @@ class _Bus:
 
                 def first_time(message: Msg) -> None:
                     db.execute("BEGIN IMMEDIATE")
-                    db.execute("INSERT OR IGNORE INTO consumed VALUES (?)", ((message.headers or {})["ce-id"],))
+                    db.execute("INSERT OR IGNORE INTO consumed VALUES (?, 0)", ((message.headers or {})["ce-id"],))
                     db.execute("COMMIT")
 
                 return await self.bare_pull(first_time)
@@ -149,6 +159,47 @@ class _Bus:
                 await message.ack()
                 times.append(time.perf_counter())
         await pull.unsubscribe()
+        return _rate(times)
+
+    async def bare_consume_batches(self) -> float:
+        await self.preload(BATCHED)
+        pull = await self.js.pull_subscribe(SUBJECT, DURABLE, STREAM)
+        times: list[float] = []
+        async with self.journal() as (_, path):
+            with closing(_sqlite(path)) as db:
+                while len(times) < BATCHED:
+                    messages = await pull.fetch(BATCH)
+                    db.execute("BEGIN IMMEDIATE")
+                    ids = [((message.headers or {})["ce-id"],) for message in messages]
+                    db.executemany("INSERT OR IGNORE INTO consumed VALUES (?, 0)", ids)
+                    db.execute("COMMIT")
+                    for message in messages:
+                        await message.ack()
+                    times += [time.perf_counter()] * len(messages)
+        await pull.unsubscribe()
+        return _rate(times)
+
+    async def consume_batches(self) -> float:
+        await self.preload(BATCHED)
+        times: list[float] = []
+        done = asyncio.Event()
+        async with self.journal() as (journal, _):
+
+            async def handle(batch: Batch[ModelAliasMoved]) -> Refused:
+                ids = [received.context.id for received in batch]
+                await journal.transact(lambda unit: unit.first_times("bench", ids))
+                times.extend([time.perf_counter()] * len(batch))
+                if len(times) >= BATCHED:
+                    done.set()
+                return {}
+
+            bus = Bus("registry", self.service)
+            bus.on_batches(ModelAliasMoved, handle)
+            await bus.start()
+            try:
+                await asyncio.wait_for(done.wait(), 120)
+            finally:
+                await bus.stop()
         return _rate(times)
 
     async def consume(self) -> float:
@@ -186,12 +237,12 @@ class _Bus:
             await bus.stop()
         return _rate(times)
 
-    async def preload(self) -> None:
-        """Prepares a stream with at least `EVENTS` messages, none of them consumed."""
+    async def preload(self, count: int = EVENTS) -> None:
+        """Prepares a stream with at least `count` messages, none of them consumed."""
         with suppress(NotFoundError):  # in the first round
             await self.js.delete_consumer(STREAM, DURABLE)
         await self.js.purge_stream(STREAM)
-        await self.flood()
+        await self.flood(count)
 
     async def bare_append(self) -> float:
         async with self.journal() as (_, path):
