@@ -142,11 +142,11 @@ class _readable:
 def untrusted(error: BaseException, where: str) -> ServerUntrusted | None:
     """Returns the error of the tree if `error`, or a cause of it, is a failed TLS handshake with the server at `where`;
     None otherwise."""
-    found = next((one for one in _causes(error) if isinstance(one, ssl.SSLError)), None)
-    if found is None:
-        return None
+    failures = [one for one in _causes(error) if isinstance(one, ssl.SSLError)]
+    # aiohttp's errors are ssl errors too, but only the original says what is wrong with the certificate.
+    found = next((one for one in failures if hasattr(one, "verify_code")), None)
     if not isinstance(found, ssl.SSLCertVerificationError):
-        return _no_handshake(found, where)
+        return _no_handshake(failures[-1], where) if failures else None
     if found.verify_code in _WRONG_NAME:
         fix = "Use a name that is in its certificate, or issue a certificate with this name (slmops up --host NAME)."
         what = f"the server's certificate is for another host: {found.verify_message}"
@@ -161,14 +161,17 @@ def untrusted(error: BaseException, where: str) -> ServerUntrusted | None:
     return UnknownAuthority(what, where=where, fix=fix)
 
 
-def _no_handshake(error: ssl.SSLError, where: str) -> ServerUntrusted:
-    reason = error.reason or str(error)
+def _no_handshake(error: ssl.SSLError, where: str) -> ServerUntrusted | None:
+    """Returns None for a connection that broke later than in its handshake."""
+    reason = error.reason or ""
     if reason in _PLAIN:
         fix = "Enable TLS at the server. NATS also needs `handshake_first: true` in its `tls` block."
         what = "the server did not begin with TLS, and plain connections are refused"
         return NotEncrypted(what, where=where, fix=fix)
-    fix = "Look at the server's log, and compare TLS versions."
-    return ServerUntrusted(f"no TLS connection: {reason}", where=where, fix=fix)
+    if "ALERT" in reason or "PROTOCOL" in reason:
+        fix = "Look at the server's log, and compare TLS versions."
+        return ServerUntrusted(f"no TLS connection: {reason}", where=where, fix=fix)
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
