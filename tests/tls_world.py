@@ -77,9 +77,7 @@ def nats(layout: Layout, ours: Certificates, what: str) -> Iterator[tuple[dict[s
         folder.mkdir()
     (root.keys / "nats-authority.json").write_text((layout.keys / "nats-authority.json").read_text())
     shown = None if what == "plain" else _Shown(ours, certificate_of(what, ours, root.root))
-    spec = nats_spec(
-        root, ports["nats"], certificates=shown, websocket_port=ports["nats.websocket"] if shown else None
-    )
+    spec = nats_spec(root, ports["nats"], certificates=shown, websocket_port=ports["nats.websocket"] if shown else None)
     object.__setattr__(spec, "ready", lambda: is_listening(ports["nats"]))
     with running(spec) as pid:
         yield ports, pid

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -151,7 +151,7 @@ async def test_a_renewed_certificate_needs_no_restart(
 
 
 async def test_a_new_authority_needs_no_restart(home: Layout, ours: Certificates, server: Running) -> None:
-    """A client that has only read the old authorities' file connects again to a server with the new one's certificate."""
+    """A client that has read only the old file connects again to a server with a certificate of the new authority."""
     ports, pid = server
     before = ours.trusted.read_text()
     async with connected(settings(home, ours.trusted, "tls", ports)) as client:
@@ -180,7 +180,8 @@ async def test_a_client_comes_back_but_not_to_an_impostor(
     layout.prepare()
     ours, theirs = new_authority(layout.keys / "tls"), new_authority(tmp_path / "theirs")
     async with started(layout, ours, "right") as (ports, pid):
-        async with connected(settings(layout, ours.trusted, scheme, ports)) as client:
+        given = settings(layout, ours.trusted, scheme, ports)
+        async with connected(given) as client:
             right = ours.server("nats").read_text()
             ours.server("nats").write_text(theirs.server("nats").read_text())
             os.kill(pid, signal.SIGHUP)
@@ -207,3 +208,46 @@ async def refuses(port: int, ours: Certificates) -> bool:
         return bool(await asyncio.to_thread(serial, port, ours))
     except OSError:
         return False
+
+
+@asynccontextmanager
+async def proxy() -> AsyncIterator[tuple[str, bytearray]]:
+    """An HTTP proxy that knows only CONNECT. Yields its URL and all that clients sent through it."""
+    seen = bytearray()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: bytearray | None) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                if note is not None:
+                    note.extend(data)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        seen.extend(head)
+        host, _, port = head.split()[1].decode().partition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pipe(reader, back, seen), pipe(there, writer, None))
+
+    listening = await asyncio.start_server(serve, HOST, 0)
+    async with listening:
+        yield f"http://{HOST}:{listening.sockets[0].getsockname()[1]}", seen
+
+
+async def test_websockets_pass_a_proxy_that_sees_no_content(home: Layout, ours: Certificates, server: Running) -> None:
+    ports = server[0]
+    async with proxy() as (url, seen):
+        async with connected(settings(home, ours.trusted, "wss", ports, nats_proxy=url)) as client:
+            assert await works(client)
+            assert client.connection._transport is not None
+            client.connection._transport.close()
+            async with asyncio.timeout(15):
+                while seen.count(b"CONNECT ") < 3:  # noqa: ASYNC110 (two to connect, one to connect again)
+                    await asyncio.sleep(0.05)
+            assert await works(client)
+        assert seen.startswith(f"CONNECT {HOST}:{ports['nats.websocket']} HTTP/1.1".encode())
+        for secret in (b"Upgrade: websocket", b"jwt", b"CONNECT {"):
+            assert secret not in seen

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +23,7 @@ from slmops.kit.bus import provisioner
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
+from slmops.kit.tls import client_context
 from slmops.local.capacity import Capacity, capacity
 from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
 from slmops.local.layout import Layout
@@ -115,12 +117,13 @@ class System:
 
     def bus_settings(self, user: str, **settings: Any) -> BusSettings:
         """Returns the settings with which a user of this system connects to the bus. Only valid after `start`."""
-        return BusSettings(
-            nats_url=self.nats_url,
-            nats_creds=self.layout.creds(user),
-            tls_ca=self.certificates.trusted,
-            **settings,
-        )
+        ours = {"nats_url": self.nats_url, "nats_creds": self.layout.creds(user), "tls_ca": self.certificates.trusted}
+        return BusSettings(**(ours | settings))
+
+    @property
+    def verify(self) -> ssl.SSLContext:
+        """What httpx and other clients need to verify the servers. Only valid after `start`."""
+        return client_context(self.certificates.trusted)
 
     @property
     def s3_endpoint(self) -> str:
