@@ -2,7 +2,7 @@
 
 `http://…` and `https://…` must answer with 200. `nats://HOST:PORT` and `tls://HOST:PORT` must send the greeting of
 nats-server, which it sends after its streams are recovered; this needs no credential and no monitoring port. The
-certificate must be of an authority in `SLMOPS_TLS_CA`. Its names are not checked, because the URL is this container's address.
+certificate must be of an authority in `SLMOPS_TLS_CA`. Its names are not checked: the URL is this container's address.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import NotEncrypted, ServerUntrusted
 from slmops.contracts.manifest import PackageFile
 from slmops.gateway.api.listen import ApiServer, listen
-from slmops.gateway.install.download import Patience, fetch
+from slmops.gateway.install.download import Patience, UrlSource, fetch
 from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
 from slmops.kit.tls import client_context, https_trust, server_context
@@ -47,7 +47,7 @@ def objects(server: Https, ours: Certificates) -> Objects:
     return Objects(ObjectSettings(s3_endpoint=server.address, tls_ca=ours.trusted))
 
 
-def source(url: str) -> object:
+def source(url: str) -> UrlSource:
     async def give() -> str:
         return url
 

@@ -187,7 +187,7 @@ async def test_a_client_comes_back_but_not_to_an_impostor(
             os.kill(pid, signal.SIGHUP)
             async with asyncio.timeout(20):
                 port = ports["nats.websocket" if scheme == "wss" else "nats"]
-                while await refuses(port, ours):
+                while await still_shows_ours(port, ours):  # noqa: ASYNC110 (another process)
                     await asyncio.sleep(0.05)
                 client.connection._transport.close()  # type: ignore[union-attr]
                 while client._handshakes is None or client._handshakes.failed is None:  # noqa: ASYNC110
@@ -202,8 +202,8 @@ async def test_a_client_comes_back_but_not_to_an_impostor(
             assert client._handshakes.failed is None
 
 
-async def refuses(port: int, ours: Certificates) -> bool:
-    """Whether the old certificate is still shown."""
+async def still_shows_ours(port: int, ours: Certificates) -> bool:
+    """Whether the server has not read its new certificate yet."""
     try:
         return bool(await asyncio.to_thread(serial, port, ours))
     except OSError:

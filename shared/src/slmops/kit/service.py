@@ -27,7 +27,7 @@ from slmops.kit.bus.stream_watch import watch_streams
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.logs import log_as_json
 from slmops.kit.settings import BusSettings
-from slmops.kit.tls import server_context
+from slmops.kit.tls import publish_expiry, server_context
 
 log = logging.getLogger("slmops.service")
 _STOP_GRACE_S = 3
@@ -110,6 +110,8 @@ class Service:
         provider = tracing.setup(self.name, self.settings)
         certificate = self.settings.http_tls_cert
         context = server_context(certificate, self.settings.http_tls_key) if certificate else None
+        if certificate:
+            publish_expiry(certificate, "http")
         config = uvicorn.Config(
             _starting(below(self.http, self.asgi()), self.failed),
             host=self.settings.http_host,

@@ -15,9 +15,11 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
+
+from prometheus_client import Gauge
 
 from slmops.contracts.errors import (
     CertificateExpired,
@@ -35,6 +37,9 @@ _WRONG_NAME = {62, 64}
 _PLAIN = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
 """OpenSSL's reasons when the other side answers a handshake with plain text."""
 CA_SETTING: Final = "SLMOPS_TLS_CA"
+EXPIRES_SOON: Final = timedelta(days=21)
+"""Our own certificates are renewed 30 days before they end, so a shorter rest means that renewing fails."""
+_EXPIRES = Gauge("slmops_tls_certificate_expires_seconds", "Unix time at which a certificate ends", ["server"])
 Version = tuple[tuple[int, int, int], ...]
 
 
@@ -187,8 +192,28 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
 
 
-def expiry(certificate: dict[str, Any] | None) -> datetime | None:
+def peer_expiry(certificate: dict[str, Any] | None) -> datetime | None:
     """Returns when a peer's certificate, as `getpeercert` describes it, ends; None without one."""
     if not certificate or "notAfter" not in certificate:
         return None
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
+
+
+def file_expiry(path: Path) -> datetime | None:
+    """Returns when the first certificate in a PEM file ends; None if there is none."""
+    from cryptography import x509  # slow to import, and most processes do not need it
+
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        return None
+
+
+def publish_expiry(certificate: Path, server: str) -> None:
+    """Publishes the metric of a server's certificate file, which is read at each scrape."""
+
+    def seconds() -> float:
+        found = file_expiry(certificate)
+        return found.timestamp() if found else 0.0
+
+    _EXPIRES.labels(server).set_function(seconds)

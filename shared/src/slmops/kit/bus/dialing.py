@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import datetime
 from typing import Any
 
 from nats.aio.client import Client as Connection
@@ -13,9 +14,14 @@ from nats.aio.transport import WebSocketTransport
 from slmops.contracts.errors import InvalidMessage, ServerUntrusted
 from slmops.kit.extras import not_installed
 from slmops.kit.settings import BusSettings
-from slmops.kit.tls import CA_SETTING, client_context, untrusted
+from slmops.kit.tls import CA_SETTING, client_context, peer_expiry, untrusted
 
 log = logging.getLogger("slmops.client")
+# nats-py upgrades its streams in a way that makes asyncio log this each time the server closes a TLS connection. There
+# is nothing to be done about it, and the command line would print it.
+logging.getLogger("asyncio").addFilter(
+    lambda record: not str(record.msg).startswith("returning true from eof_received")
+)
 _ENCRYPTED, _WEBSOCKETS = {"tls", "wss"}, {"ws", "wss"}
 
 
@@ -71,6 +77,15 @@ class Handshakes:
 
     def succeeded(self) -> None:
         self.failed = None
+
+
+def peer_certificate_expires(connection: Connection) -> datetime | None:
+    """Returns when the certificate ends that the server showed when this connection was made; None without TLS."""
+    transport = connection._transport
+    if isinstance(transport, WebSocketTransport):
+        return peer_expiry(transport._ws.get_extra_info("peercert")) if transport._ws else None
+    writer = getattr(transport, "_io_writer", None)
+    return peer_expiry(writer.get_extra_info("peercert")) if writer else None
 
 
 class DialedConnection(Connection):
