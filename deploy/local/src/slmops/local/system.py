@@ -117,7 +117,11 @@ class System:
 
     def bus_settings(self, user: str, **settings: Any) -> BusSettings:
         """Returns the settings with which a user of this system connects to the bus. Only valid after `start`."""
-        ours = {"nats_url": self.nats_url, "nats_creds": self.layout.creds(user), "tls_ca": self.certificates.trusted}
+        ours: dict[str, Any] = {
+            "nats_url": self.nats_url,
+            "nats_creds": self.layout.creds(user),
+            "tls_ca": self.certificates.trusted,
+        }
         return BusSettings(**(ours | settings))
 
     @property

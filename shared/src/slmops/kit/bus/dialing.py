@@ -19,9 +19,8 @@ from slmops.kit.tls import CA_SETTING, client_context, peer_expiry, untrusted
 log = logging.getLogger("slmops.client")
 # nats-py upgrades its streams in a way that makes asyncio log this each time the server closes a TLS connection. There
 # is nothing to be done about it, and the command line would print it.
-logging.getLogger("asyncio").addFilter(
-    lambda record: not str(record.msg).startswith("returning true from eof_received")
-)
+_EOF_REMARK = "returning true from eof_received"
+logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith(_EOF_REMARK))
 _ENCRYPTED, _WEBSOCKETS = {"tls", "wss"}, {"ws", "wss"}
 
 
