@@ -50,12 +50,13 @@ class _Following(ssl.SSLContext):
     _build: Callable[[], ssl.SSLContext]
     _files: tuple[Path, ...]
     _version: Version
+    _unusable: Version | None
     _current: ssl.SSLContext
     _alpn: list[str] | None
 
     def __new__(cls, protocol: int, build: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> Self:
         self = super().__new__(cls, protocol)
-        self._build, self._files, self._alpn = build, tuple(files), None
+        self._build, self._files, self._alpn, self._unusable = build, tuple(files), None, None
         self._version = _version(self._files)
         self._current = build()
         return self
@@ -72,21 +73,31 @@ class _Following(ssl.SSLContext):
         return self._followed().wrap_socket(*args, **kwargs)
 
     def _followed(self) -> ssl.SSLContext:
-        try:
-            version = _version(self._files)
-            if version != self._version:
+        version = _version(self._files)
+        if version not in (self._version, self._unusable):
+            try:
                 self._current, self._version = self._build(), version
                 if self._alpn is not None:
                     self._current.set_alpn_protocols(self._alpn)
                 log.info("read %s again", ", ".join(map(str, self._files)))
-        except (InvalidMessage, OSError) as error:  # it may be half written: the next handshake reads it again
-            log.error("the changed certificates cannot be used, so the last ones stay in use: %s", error)
+            except (InvalidMessage, OSError) as error:
+                self._unusable = (
+                    version  # logged once; a file that was half written has another version when it is whole
+                )
+                log.error("the changed certificates cannot be used, so the last ones stay in use: %s", error)
         return self._current
 
 
 def _version(files: Sequence[Path]) -> Version:
-    stats = [file.stat() for file in files if file.exists()]
-    return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+    return tuple(map(_file_version, files))
+
+
+def _file_version(file: Path) -> tuple[int, int, int]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return 0, 0, 0
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def client_context(authorities: Path | None) -> ssl.SSLContext:
