@@ -16,6 +16,7 @@ import pytest
 from tiny_model import make_gguf
 from up import Up, until
 
+from slmops.console.settings import find
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope
 from slmops.contracts.commands import COMMANDS
@@ -25,7 +26,7 @@ from slmops.contracts.events import EVENTS, VariantOptimized
 from slmops.contracts.model import ModelFile
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
 from slmops.kit.objects.store import Objects
-from slmops.kit.settings import BusSettings, ObjectSettings
+from slmops.kit.settings import ObjectSettings
 from slmops.local.layout import Layout
 from slmops.local.servers import BUCKET
 
@@ -52,10 +53,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 async def console(up: Up) -> BusClient:
     """Connects with the credentials of the command line."""
-    found = json.loads((up.data / "client.json").read_text())
-    return await BusClient.connect(
-        BusSettings(nats_url=found["nats_url"], nats_creds=Path(found["nats_creds"])), name="test"
-    )
+    return await BusClient.connect(find(up.data), name="test")
 
 
 def letters(up: Up) -> list[dict[str, Any]]:
@@ -204,6 +202,7 @@ async def restore_files(up: Up) -> None:
             s3_access_key=credentials.access_key,
             s3_secret_key=credentials.secret_key,
             s3_bucket=BUCKET,
+            tls_ca=Layout(up.data).certificates.trusted,
         )
     )
     for data in (WEIGHTS, REPORT):

@@ -38,7 +38,7 @@ GOLDEN = '{"prompt": "Capital of France?", "expect": ["Paris"]}\n'
 @pytest.fixture
 async def world(nats_server: NatsServer, s3: S3, layout: Layout) -> AsyncIterator[World]:
     async with world_on(nats_server.url, nats_server.creds) as world:
-        spec = service_spec(layout, choose_ports(layout.ports_file, ["registry.http"]), "registry")
+        spec = service_spec(layout, choose_ports(layout.ports_file, ["registry.http"]), "registry", tls=False)
         with spec.log_path.open("ab") as log:
             registry = await asyncio.create_subprocess_exec(*spec.argv, env=dict(spec.env), stdout=log, stderr=log)
         try:

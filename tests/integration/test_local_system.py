@@ -19,6 +19,7 @@ import nats
 import psutil
 import pytest
 import typer
+import urllib3
 from integration.kit_world import unrestricted
 from minio import Minio
 from nats.js.client import JetStreamContext
@@ -29,6 +30,7 @@ from slmops.console.session import plugin_command
 from slmops.contracts.errors import Conflict, DiskFull, PortTaken, Unreachable
 from slmops.contracts.subjects import STREAMS, GiB, MiB
 from slmops.kit.bus.provision import sized
+from slmops.kit.tls import client_context
 from slmops.local import capacity, command
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, is_free
@@ -47,14 +49,21 @@ def ports(system: System) -> dict[str, int]:
 
 def bucket(system: System) -> Minio:
     keys = system.layout.s3_credentials()
-    return Minio(f"{HOST}:{ports(system)['s3.api']}", keys.access_key, keys.secret_key, secure=False)
+    pool = urllib3.PoolManager(ssl_context=client_context(system.certificates.trusted))
+    return Minio(f"{HOST}:{ports(system)['s3.api']}", keys.access_key, keys.secret_key, http_client=pool)
 
 
 async def jetstream(system: System) -> JetStreamContext:
     client = json.loads(system.layout.client_file.read_text())
     assert client["nats_creds"] == str(system.layout.creds("console"))
     creds = unrestricted(system.layout.keys, "rollout")
-    nc = await nats.connect(client["nats_url"], user_credentials=str(creds), inbox_prefix=b"_INBOX_rollout")
+    nc = await nats.connect(
+        client["nats_url"],
+        user_credentials=str(creds),
+        inbox_prefix=b"_INBOX_rollout",
+        tls=client_context(Path(client["tls_ca"])),
+        tls_handshake_first=True,
+    )
     return nc.jetstream()
 
 
@@ -167,9 +176,9 @@ async def test_the_servers_listen_on_the_loopback_interface_only(tmp_path: Path)
 
 
 async def test_a_request_without_credentials_cannot_read_an_object(tmp_path: Path) -> None:
-    async with servers(tmp_path) as system, httpx.AsyncClient() as http:
+    async with servers(tmp_path) as system, httpx.AsyncClient(verify=system.verify) as http:
         await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
-        answer = await http.get(f"http://{HOST}:{ports(system)['s3.api']}/slmops/a")
+        answer = await http.get(f"https://{HOST}:{ports(system)['s3.api']}/slmops/a")
         assert answer.status_code == 403
 
 

@@ -23,7 +23,17 @@ FOLDERS = {
 OPTIONAL = {
     "slmops-shared": {
         *("sqlalchemy", "alembic", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
-        *("cryptography", "model-signing", "tuf", "securesystemslib", "numpy", "zstandard", "faststream", "uvicorn"),
+        *(
+            "cryptography",
+            "model-signing",
+            "tuf",
+            "securesystemslib",
+            "numpy",
+            "zstandard",
+            "faststream",
+            "uvicorn",
+            "aiohttp",
+        ),
     },
 }
 

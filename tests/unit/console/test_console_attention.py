@@ -8,7 +8,7 @@ from math import ceil
 import pytest
 from unit.console.console_examples import AT, rollout
 
-from slmops.console.commands.attention import items
+from slmops.console.commands.attention import certificate_items, items
 from slmops.console.render.stream_view import ConsumerView, StreamView
 from slmops.kit.bus.deadletters import DeadLetter
 from slmops.kit.bus.gaps import Gap
@@ -48,6 +48,12 @@ def kinds(*views: StreamView) -> list[tuple[str, str]]:
 
 def test_a_healthy_system_needs_no_attention() -> None:
     assert items([stream()], [], [rollout()]) == []
+
+
+@pytest.mark.parametrize(("days", "listed"), [(22, False), (20, True), (-1, True), (None, False)])
+def test_a_certificate_of_nats_that_ends_soon_is_listed(days: int | None, listed: bool) -> None:
+    expires = None if days is None else AT + timedelta(days=days)
+    assert [item.kind for item in certificate_items(expires, "nats:4222", AT)] == ["certificate"] * listed
 
 
 @pytest.mark.parametrize(("share", "listed"), [(0.69, False), (0.7, True), (1.0, True)])

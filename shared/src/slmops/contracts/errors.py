@@ -3,7 +3,12 @@
     SlmopsError
     ├── TemporaryError               retry after `delay`; on the last delivery it is dead-lettered
     │   ├── Unreachable              NATS, S3, the database or a gateway does not answer
-    │   │   └── CredentialsRefused   NATS answers and rejects our credentials
+    │   │   ├── CredentialsRefused   NATS answers and rejects our credentials
+    │   │   └── ServerUntrusted      TLS with the server failed: retried, because a server's operator can repair it
+    │   │       ├── UnknownAuthority    none of our authorities signed its certificate: perhaps an impostor
+    │   │       ├── WrongHostName       its certificate is for another host
+    │   │       ├── CertificateExpired  its certificate is not valid at this time
+    │   │       └── NotEncrypted        it answers in plain text where TLS is expected
     │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
     │   ├── Throttled                the caller sent too many requests that were rejected
@@ -98,6 +103,26 @@ class Unreachable(TemporaryError):
 
 class CredentialsRefused(Unreachable):
     code = "credentials_refused"
+
+
+class ServerUntrusted(Unreachable):
+    code = "server_untrusted"
+
+
+class UnknownAuthority(ServerUntrusted):
+    code = "unknown_authority"
+
+
+class WrongHostName(ServerUntrusted):
+    code = "wrong_host_name"
+
+
+class CertificateExpired(ServerUntrusted):
+    code = "certificate_expired"
+
+
+class NotEncrypted(ServerUntrusted):
+    code = "not_encrypted"
 
 
 class Conflict(TemporaryError):

@@ -27,6 +27,7 @@ from slmops.kit.bus.stream_watch import watch_streams
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.logs import log_as_json
 from slmops.kit.settings import BusSettings
+from slmops.kit.tls import publish_expiry, server_context
 
 log = logging.getLogger("slmops.service")
 _STOP_GRACE_S = 3
@@ -107,6 +108,10 @@ class Service:
         """Serves until SIGTERM or Ctrl-C. Exits with 75 after a temporary error at start, with 1 or more otherwise."""
         log_as_json(self.name, self.settings.log_level)
         provider = tracing.setup(self.name, self.settings)
+        certificate = self.settings.http_tls_cert
+        context = server_context(certificate, self.settings.http_tls_key) if certificate else None
+        if certificate:
+            publish_expiry(certificate, "http")
         config = uvicorn.Config(
             _starting(below(self.http, self.asgi()), self.failed),
             host=self.settings.http_host,
@@ -114,6 +119,7 @@ class Service:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_STOP_GRACE_S,
+            ssl_context_factory=(lambda _config, _default: context) if context else None,
         )
         server = uvicorn.Server(config)
         # uvicorn stops cleanly on a signal and then raises it again for the previous handler. The default handler would

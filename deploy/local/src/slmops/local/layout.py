@@ -23,6 +23,7 @@ from slmops.kit.bus.nats_auth import Authority
 from slmops.kit.clock import utc_now
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
+from slmops.local.certificates import Certificates
 from slmops.local.private import write_atomically
 from slmops.local.weed_tls import new_identity
 
@@ -104,6 +105,11 @@ class Layout:
     def weed_identity(self) -> Path:
         """Private key and certificate with which the parts of SeaweedFS authenticate one another, PEM."""
         return self.keys / "weed.pem"
+
+    @property
+    def certificates(self) -> Certificates:
+        """The local authority and the certificates of NATS, S3 and HTTP."""
+        return Certificates(self.keys / "tls")
 
     @property
     def nats_store(self) -> Path:

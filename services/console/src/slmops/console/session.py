@@ -13,6 +13,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from slmops.contracts.exit_codes import ExitCode
 from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
 from slmops.kit.extras import not_installed
+from slmops.kit.tls import https_trust
 
 Work = Callable[..., Awaitable[int | None]]
 W = TypeVar("W", bound=Work)
@@ -82,6 +84,11 @@ class Session:
         if self._client is None:
             self._client = await BusClient.connect(self.settings, name="console", patient=patient)
         return self._client
+
+    @property
+    def verify(self) -> ssl.SSLContext | bool:
+        """httpx's `verify` for URLs of this system. Raises `InvalidMessage`."""
+        return https_trust(self.settings.tls_ca)
 
     def show(self, view: BaseModel, table: RenderableType) -> None:
         """Prints the answer: the view with `--json`, otherwise the table."""

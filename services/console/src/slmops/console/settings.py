@@ -30,6 +30,7 @@ class ClientFile(BaseModel):
 
     nats_url: str
     nats_creds: Path | None = None
+    tls_ca: Path | None = None
     gateways: dict[str, str] = Field(default_factory=dict)
     trace_file: Path | None = None
 
@@ -55,8 +56,9 @@ def find(data: Path | None = None) -> Settings:
     found = client.model_dump()
     if data is None:
         given = settings.model_fields_set
-        # Credentials belong to an address: the folder's credentials are never sent to another server.
-        kept = {"nats_url", "nats_creds"} if "nats_url" in given else given & {"nats_creds"}
+        # Credentials and authorities belong to an address: the folder's credentials are never sent to another server.
+        address = {"nats_url", "nats_creds", "tls_ca"}
+        kept = address if "nats_url" in given else given & (address - {"nats_url"})
         for name in kept | (given & {"trace_file", "gateways"}):
             found.pop(name)
     return settings.model_copy(update=found | ({"data": data} if data else {}))

@@ -45,6 +45,7 @@ from slmops.kit.clock import utc_now
 from slmops.kit.logs import log_as_json
 from slmops.kit.main import errors_as_one_line
 from slmops.kit.settings import load
+from slmops.kit.tls import client_context, publish_expiry
 from slmops.kit.trust.asking import Answers
 
 log = logging.getLogger("slmops.gateway")
@@ -76,8 +77,12 @@ class Gateway:
     async def run(self) -> None:
         """Runs until SIGTERM or Ctrl-C. Raises the error that stopped it, for example `PortTaken` or `Denied`."""
         settings = self.settings
-        api = ApiServer(create_api(self.serving, registry=REGISTRY, access=Access.of(settings)))
-        health = ApiServer(self._health())
+        app = create_api(self.serving, registry=REGISTRY, access=Access.of(settings))
+        api = ApiServer(app, settings.api_tls_cert, settings.api_tls_key)
+        health = ApiServer(self._health(), settings.http_tls_cert, settings.http_tls_key)
+        for name, certificate in (("api", settings.api_tls_cert), ("http", settings.http_tls_cert)):
+            if certificate:
+                publish_expiry(certificate, name)
         sockets = [listen(settings.api_host, settings.api_port), listen(settings.http_host, settings.http_port)]
         self.servers = [api, health]
         work: list[Coroutine[Any, Any, None]] = [
@@ -204,7 +209,14 @@ def build(settings: Settings) -> Gateway:
         settings.disconnected_grace,
     )
     acquirer = Acquirer(
-        identity.gateway_id, lambda: gateway.source(), slots, home / "blobs", settings.trusted_key, trust, factory
+        identity.gateway_id,
+        lambda: gateway.source(),
+        slots,
+        home / "blobs",
+        settings.trusted_key,
+        trust,
+        factory,
+        client_context(settings.tls_ca) if settings.tls_ca else None,
     )
     updater = Updater(slots, acquirer, serving, home / "releases")
     clocks = ClockCheck(identity.gateway_id)

@@ -56,6 +56,11 @@ class Settings(BusSettings):
         default=None,
         description="File with the API's keys, one per line, read at start; None: the API requires no key",
     )
+    api_tls_cert: Path | None = Field(
+        default=None,
+        description="Certificate (PEM, with its chain) of the API, read again when it changes; None: no TLS",
+    )
+    api_tls_key: Path | None = Field(default=None, description="Its private key; None: it is in the same file")
     report_every: timedelta = Field(default=timedelta(seconds=30), description="Longest time between two reports")
     refresh_every: timedelta = Field(
         default=timedelta(seconds=60),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import nats
 from nats.aio.client import Client as Connection
 from nats.errors import ConnectionClosedError, NoRespondersError, NoServersError
 from nats.errors import Error as NatsError
@@ -26,11 +26,13 @@ from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
 from slmops.contracts.errors import Conflict, CredentialsRefused, InvalidMessage, MessageTooLarge, Problem, Unreachable
 from slmops.contracts.events import Event
+from slmops.kit.bus.dialing import DialedConnection, Handshakes, encryption
 from slmops.kit.bus.exchange import HEADER_ROOM_BYTES, MAX_PARTS, PARTS_HEADER, REQUEST_TIMEOUT, exchange, remaining
 from slmops.kit.bus.nats_auth import user_of
 from slmops.kit.bus.refusals import no_room
 from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
+from slmops.kit.tls import https_trust
 from slmops.kit.tracing import span, traceparent
 
 log = logging.getLogger("slmops.client")
@@ -50,8 +52,13 @@ class BusClient:
         connection: Connection,
         reconnected: list[Callable[[], None]] | None = None,
         closed: asyncio.Event | None = None,
+        handshakes: Handshakes | None = None,
+        verify: ssl.SSLContext | bool = True,
     ) -> None:
         self.connection = connection
+        self.verify = verify
+        """httpx's `verify` for presigned URLs of this system."""
+        self._handshakes = handshakes
         self.closed = closed or asyncio.Event()
         """Set when the connection is closed for good, for example because the server rejected the credentials again."""
         self._reconnected = reconnected if reconnected is not None else []
@@ -63,12 +70,13 @@ class BusClient:
     async def connect(cls, settings: BusSettings, *, name: str, patient: bool = True, **options: Any) -> BusClient:
         """Connects. `patient` reconnects forever after the first success; a first failure is always an error.
 
-        Raises `Unreachable`, `CredentialsRefused`, `InvalidMessage`.
+        Raises `Unreachable`, `CredentialsRefused`, `ServerUntrusted`, `InvalidMessage`.
         """
         if settings.nats_creds is not None and "user_credentials" not in options:
             options = _as_user(settings.nats_creds) | options
         reconnected: list[Callable[[], None]] = []
-        closed = asyncio.Event()
+        closed, handshakes = asyncio.Event(), Handshakes(settings)
+        reconnected.append(handshakes.succeeded)
 
         async def on_close() -> None:
             closed.set()
@@ -78,13 +86,15 @@ class BusClient:
                 callback()
 
         dial = partial(
-            nats.connect,
+            _dialed,
+            settings.nats_proxy,
             reconnected_cb=on_reconnect,
             servers=settings.nats_url.split(","),
             name=name,
             connect_timeout=5,
             reconnect_time_wait=0.5,
-            error_cb=_quiet,
+            error_cb=handshakes.note,
+            **encryption(settings),
             **options,
         )
         try:
@@ -95,8 +105,8 @@ class BusClient:
                 await connection.close()
                 connection = await dial(max_reconnect_attempts=-1, closed_cb=on_close)
         except (TimeoutError, NatsError, NoServersError, OSError) as error:
-            raise _no_connection(error, settings.nats_url) from error
-        return cls(connection, reconnected, closed)
+            raise handshakes.failed or _no_connection(error, settings.nats_url) from error
+        return cls(connection, reconnected, closed, handshakes, https_trust(settings.tls_ca))
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Registers a callback for each reconnection. Messages on plain subjects were missed before it."""
@@ -130,6 +140,8 @@ class BusClient:
             except ConnectionClosedError as error:
                 raise _closed(self.connection) from error
             except (TimeoutError, NatsError) as error:
+                if self._handshakes is not None and self._handshakes.failed and not self.connection.is_connected:
+                    raise self._handshakes.failed from error
                 raise Unreachable(
                     f"the {command.service} service did not answer within {timeout.total_seconds():g} s",
                     where=command.subject,
@@ -279,8 +291,10 @@ def _no_connection(error: Exception, url: str) -> Unreachable:
     return Unreachable(f"NATS does not answer: {reason}", where=url, fix=fix)
 
 
-async def _quiet(_error: Exception) -> None:
-    """Ignores connection errors: they surface where a call fails, and the default callback would print each twice."""
+async def _dialed(proxy: str | None, **options: Any) -> Connection:
+    connection = DialedConnection(proxy)
+    await connection.connect(**options)
+    return connection
 
 
 def _event(kind: type[E], data: bytes | None) -> E | None:

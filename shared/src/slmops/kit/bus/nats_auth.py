@@ -45,6 +45,7 @@ from slmops.contracts.subjects import INBOX
 
 _PUBLIC_USER_LENGTH = 56
 _MAX_CONTROL_LINE_BYTES = 32 << 10
+_HANDSHAKE_S = 10  # the default of 2 s is short for a slow device on a slow network
 _NO_LIMITS = {"subs": -1, "data": -1, "payload": -1}
 _ACCOUNT_LIMITS = {**_NO_LIMITS, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
 _JETSTREAM_LIMITS = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
@@ -265,12 +266,16 @@ def server_config(
     host: str = "127.0.0.1",
     ports_file_dir: Path | None = None,
     max_file_store: int | None = None,
+    certificate: Path | None = None,
+    websocket: str | None = None,
 ) -> str:
     """Returns the text of a nats-server configuration.
 
     With `port=-1` the server chooses a free port and writes it to `ports_file_dir`. `sync_interval` is `always` because
     the default (every two minutes) loses acknowledged writes when power fails. There is no monitoring port, because it
     has no authentication. `max_file_store` is the limit of JetStream in bytes; None: three quarters of the free disk.
+    `certificate` is a file with the server's certificate and key; with it, only encrypted connections are accepted, and
+    `websocket` is the `host:port` for encrypted websockets. The server reads the file again after SIGHUP.
     """
     limit = f", max_file_store: {max_file_store}" if max_file_store else ""
     lines = [
@@ -286,6 +291,12 @@ def server_config(
         f"max_control_line: {_MAX_CONTROL_LINE_BYTES}",
         f"jetstream: {{ store_dir: {json.dumps(str(store_dir))}, sync_interval: always{limit} }}",
     ]
+    if certificate:
+        files = f"cert_file: {json.dumps(str(certificate))}, key_file: {json.dumps(str(certificate))}"
+        # TLS comes before the greeting. Otherwise somebody on the way could replace the greeting, which asks for TLS.
+        lines.append(f"tls: {{ {files}, timeout: {_HANDSHAKE_S}, handshake_first: true }}")
+        if websocket:
+            lines.append(f"websocket: {{ listen: {json.dumps(websocket)}, tls: {{ {files} }} }}")
     if ports_file_dir:
         lines.append(f"ports_file_dir: {json.dumps(str(ports_file_dir))}")
     return "\n".join(lines) + "\n"

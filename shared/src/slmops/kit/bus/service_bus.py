@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
+from faststream.nats.security import NatsCredentials, NatsSecurity
 from nats.errors import Error as NatsError
 from pydantic import BaseModel, ValidationError
 
@@ -38,6 +39,7 @@ from slmops.contracts.permissions import answering_user, may_be_answered
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
 from slmops.kit.bus.command_pool import AT_ONCE, CommandPool
 from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
+from slmops.kit.bus.dialing import Handshakes, encryption
 from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
 from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
@@ -119,6 +121,7 @@ class Bus:
         self._stopping = False
         self.on_lost: Callable[[], None] = lambda: None
         """Called when the connection is closed and reconnecting is impossible (a credential was rejected)."""
+        self._handshakes = Handshakes(settings)
         self.broker = self._broker(service, settings.nats_creds, subjects.inbox(service))
         self.answering = self._broker(answering_user(service), settings.answering_creds)
 
@@ -130,9 +133,10 @@ class Bus:
             reconnect_time_wait=1,
             middlewares=[self._delivery],
             closed_cb=self._closed,
-            error_cb=_reported,
+            reconnected_cb=self._reconnected,
+            error_cb=self._reported,
             logger=None,
-            user_credentials=str(creds) if creds else None,
+            security=_security(self.settings, creds),
             inbox_prefix=inbox.encode(),
         )
 
@@ -354,11 +358,23 @@ class Bus:
         if not self._stopping:
             self.on_lost()
 
+    async def _reconnected(self) -> None:
+        self._handshakes.succeeded()
 
-async def _reported(error: Exception) -> None:
-    """Logs permission errors, which surface nowhere else: a denied subscription just never delivers."""
-    if "permissions violation" in str(error).lower():
-        log.error("%s", error)
+    async def _reported(self, error: Exception) -> None:
+        """Logs failed handshakes and permission errors, which surface nowhere else: a denied subscription just never
+        delivers."""
+        await self._handshakes.note(error)
+        if "permissions violation" in str(error).lower():
+            log.error("%s", error)
+
+
+def _security(settings: BusSettings, creds: Path | None) -> NatsSecurity | None:
+    options = encryption(settings)
+    context, first = options.get("tls"), bool(options)
+    if creds is not None:
+        return NatsCredentials(str(creds), ssl_context=context, tls_handshake_first=first)
+    return NatsSecurity(ssl_context=context, tls_handshake_first=first) if options else None
 
 
 def _headers(raw: NatsMessage) -> dict[str, str]:

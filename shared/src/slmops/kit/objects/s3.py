@@ -14,6 +14,7 @@ from minio.error import S3Error
 from slmops.contracts.errors import NotFound, Unreachable
 from slmops.kit.settings import ObjectSettings
 from slmops.kit.threads import Threads
+from slmops.kit.tls import client_context, untrusted
 
 T = TypeVar("T")
 _THREADS = Threads("s3", 32)
@@ -33,18 +34,21 @@ class Stored:
 
 
 def minio(settings: ObjectSettings, timeout: urllib3.Timeout, retries: int) -> Minio:
+    """Returns a client of the store. Raises `InvalidMessage` for an unusable file of authorities."""
     return Minio(
         endpoint=settings.s3_endpoint,
         access_key=settings.s3_access_key.get_secret_value(),
         secret_key=settings.s3_secret_key.get_secret_value(),
-        secure=settings.s3_secure,
+        secure=settings.s3_is_secure,
         region="us-east-1",  # given, so that presigning needs no round trip
-        http_client=pool(timeout, retries),
+        http_client=pool(settings, timeout, retries),
     )
 
 
-def pool(timeout: urllib3.Timeout, retries: int) -> urllib3.PoolManager:
-    return urllib3.PoolManager(maxsize=16, timeout=timeout, retries=urllib3.Retry(total=retries, backoff_factor=0.2))
+def pool(settings: ObjectSettings, timeout: urllib3.Timeout, retries: int) -> urllib3.PoolManager:
+    tls = client_context(settings.tls_ca) if settings.s3_is_secure else None
+    again = urllib3.Retry(total=retries, backoff_factor=0.2)
+    return urllib3.PoolManager(maxsize=16, timeout=timeout, retries=again, ssl_context=tls)
 
 
 def stat(client: Minio, bucket: str, key: str) -> Stored | None:
@@ -69,7 +73,7 @@ def listed(client: Minio, bucket: str, prefix: str) -> list[Stored]:
 
 
 async def answered(endpoint: str, work: Callable[[], T]) -> T:
-    """Runs `work` in a thread. Raises `NotFound`, `Unreachable`."""
+    """Runs `work` in a thread. Raises `NotFound`, `Unreachable`, `ServerUntrusted`."""
     try:
         return await _THREADS.run(work)
     except S3Error as error:
@@ -79,7 +83,7 @@ async def answered(endpoint: str, work: Callable[[], T]) -> T:
             ) from error
         raise Unreachable(f"the object store rejected the request: {error.code}", where=endpoint) from error
     except urllib3.exceptions.HTTPError as error:
-        raise Unreachable(
+        raise untrusted(error, endpoint) or Unreachable(
             f"the object store does not answer: {type(error).__name__}",
             where=endpoint,
             fix="Check that it runs and that SLMOPS_S3_ENDPOINT names it.",

@@ -44,7 +44,7 @@ class Objects:
         self.bucket = settings.s3_bucket
         self._client = minio(settings, DATA, retries=2)
         self._looking = minio(settings, LOOK, retries=1)
-        self._http = pool(DATA, retries=2)
+        self._http = pool(settings, DATA, retries=2)
         self._sweeps = Sweeps(self._looking, self.bucket)
 
     async def open(self) -> None:

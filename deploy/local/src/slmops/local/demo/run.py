@@ -27,7 +27,6 @@ from slmops.contracts.errors import NotFound, TemporaryError, Unreachable
 from slmops.contracts.events import UpdatePhase
 from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
-from slmops.kit.settings import BusSettings
 from slmops.local.damage import damage
 from slmops.local.demo.ask import QUESTION, Traffic, ask
 from slmops.local.demo.report import GatewayReport, ModelReport, Report
@@ -84,11 +83,7 @@ class Demo:
             await self.system.start(lambda state: step.progress(f"{state.name} {state.status}"))
         for state in self.system.states():
             self.story.tell(f"[dim]{state.name:10} pid {state.pid}[/]")
-        settings = BusSettings(
-            nats_url=self.system.nats_url,
-            nats_creds=self.system.layout.creds("console"),
-            trace_file=self.system.layout.trace("console"),
-        )
+        settings = self.system.bus_settings("console", trace_file=self.system.layout.trace("console"))
         tracing.setup("console", settings)
         self._client = await BusClient.connect(settings, name="demo")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 
 import typer
 from pydantic import RootModel
@@ -17,8 +17,11 @@ from slmops.contracts.errors import Unreachable
 from slmops.kit.bus import deadletters
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.deadletters import DeadLetter
+from slmops.kit.bus.dialing import peer_certificate_expires
 from slmops.kit.bus.stream_watch import LEVELS
+from slmops.kit.clock import utc_now
 from slmops.kit.sizes import size_text
+from slmops.kit.tls import EXPIRES_SOON
 
 NEWEST = 1000
 """How many dead letters are read at most. Reading takes one request for each."""
@@ -106,6 +109,15 @@ def _unread(stored: int, read: int) -> Iterator[Item]:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
+def certificate_items(expires: datetime | None, server: str, now: datetime) -> list[Item]:
+    """Returns an item if the certificate of NATS expires soon. `expires` None: there is no TLS."""
+    if expires is None or expires > now + EXPIRES_SOON:
+        return []
+    what = f"the certificate of NATS is valid until {expires:%Y-%m-%d}; after that, no gateway connects"
+    fix = "Renew it. slmops up does it by itself, with certificates of your own see docs/tls.md."
+    return [Item(kind="certificate", what=what, where=server, fix=fix)]
+
+
 async def newest_letters(client: BusClient, stored: int) -> list[DeadLetter]:
     """Reads the newest dead letters, at most about `NEWEST`. Raises `Unreachable`, `NotReady`."""
     newest = None if stored <= NEWEST else NEWEST
@@ -117,6 +129,8 @@ async def find_items(client: BusClient) -> list[Item]:
 
     Raises `Unreachable` and `NotReady` of the bus.
     """
+    server = str(getattr(client.connection.connected_url, "netloc", ""))
+    certificates = certificate_items(peer_certificate_expires(client.connection), server, utc_now())
     streams = await stream_views(client)
     stored = next(stream.messages for stream in streams if stream.name == deadletters.STREAM)
     letters = await newest_letters(client, stored)
@@ -124,8 +138,8 @@ async def find_items(client: BusClient) -> list[Item]:
         rollouts = (await client.request(ListRollouts())).rollouts
     except Unreachable as error:
         unreachable = Item(kind="unreachable", what=error.what, where=error.where or "rollout", fix=error.fix or "")
-        return [*items(streams, letters, ()), unreachable]
-    return items(streams, letters, rollouts)
+        return [*certificates, *items(streams, letters, ()), unreachable]
+    return [*certificates, *items(streams, letters, rollouts)]
 
 
 async def attention(session: Session) -> None:

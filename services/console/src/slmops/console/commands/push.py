@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
 from slmops.kit.bus.client import BusClient
 from slmops.kit.modelfile import BASE, ModelFacts, adapter_base, inspect, is_adapter
 from slmops.kit.modelfile.listing import check_links
+from slmops.kit.tls import untrusted
 from slmops.kit.tracing import span
 
 OnProgress = Callable[[str, int, int], None]
@@ -74,7 +76,7 @@ async def push(
     everything = {source.file.path: source.file for source in sources}
     ticket = await client.request(BeginUpload(model=name, version=version, files=tuple(everything.values())))
     with span("upload", files=len(ticket.urls)):
-        await _upload(sources, ticket.urls, on_progress)
+        await _upload(sources, ticket.urls, on_progress, client.verify)
     on_progress("verify", 0, facts.size_bytes)
     prompts = everything.pop(GOLDEN_FILE, None)
     return await client.request(
@@ -191,10 +193,12 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def _upload(sources: list[Source], urls: Mapping[str, str], on_progress: OnProgress) -> None:
+async def _upload(
+    sources: list[Source], urls: Mapping[str, str], on_progress: OnProgress, verify: ssl.SSLContext | bool
+) -> None:
     missing = {source.file.digest: source for source in sources if source.file.digest in urls}
     total, done = sum(source.file.size_bytes for source in missing.values()), 0
-    async with httpx.AsyncClient(timeout=_UPLOAD_TIMEOUT) as http:
+    async with httpx.AsyncClient(timeout=_UPLOAD_TIMEOUT, verify=verify) as http:
         for digest, source in missing.items():
             await _put(http, urls[digest], source, lambda sent: on_progress("upload", done + sent, total))  # noqa: B023
             done += source.file.size_bytes
@@ -219,13 +223,15 @@ async def _put(http: httpx.AsyncClient, url: str, source: Source, on_sent: Calla
 async def _put_once(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> str | None:
     """Uploads the file once. Returns None on success, otherwise the temporary problem.
 
-    Raises `Unreachable` if the store refuses the file, `DigestMismatch`.
+    Raises `Unreachable` if the store refuses the file, `ServerUntrusted`, `DigestMismatch`.
     """
     # S3 does not accept chunked transfer encoding, so the length is set.
     length = {"Content-Length": str(source.file.size_bytes)}
     try:
         answer = await http.put(url, content=_body(source, on_sent), headers=length)
     except httpx.TransportError as error:
+        if impostor := untrusted(error, url.partition("?")[0]):
+            raise impostor from error
         return f"{type(error).__name__} {error}".strip()
     if answer.is_success:
         return None

@@ -26,9 +26,10 @@ from slmops.contracts.exit_codes import ExitCode
 from slmops.kit.bus import deadletters
 from slmops.kit.clock import utc_now
 from slmops.kit.sizes import size_text
+from slmops.kit.tls import EXPIRES_SOON, file_expiry
 
 STATE_FILE, LOCK_FILE = "state.json", "lock"
-EXPIRES_SOON = timedelta(days=60)
+TRUST_EXPIRES_SOON = timedelta(days=60)
 LOW_DISK_BYTES = 1 << 30
 LARGE_BACKLOG = 1000
 
@@ -53,6 +54,7 @@ def local_status(folder: Path) -> LocalStatus | None:
         processes=processes,
         disk=DiskView(free_bytes=usage.free, size_bytes=usage.total),
         expiry=_expiry(folder / "keys" / "tuf"),
+        certificates=_certificates(folder / "keys" / "tls"),
         readable_keys=tuple(str(path) for path in sorted((folder / "keys").rglob("*")) if _is_open(path)),
     )
 
@@ -83,6 +85,11 @@ def _expiry(folder: Path) -> tuple[ExpiryView, ...]:
 
     roles = overview(Folder(folder), utc_now()).roles
     return tuple(ExpiryView(role=role.role, expires=role.expires) for role in roles if role.expires)
+
+
+def _certificates(folder: Path) -> tuple[ExpiryView, ...]:
+    found = {path.stem: file_expiry(path) for path in sorted(folder.glob("*.pem")) if "trusted" not in path.name}
+    return tuple(ExpiryView(role=name, expires=expires) for name, expires in found.items() if expires)
 
 
 async def find_status(session: Session) -> Status:
@@ -130,13 +137,18 @@ def _of_machine(local: LocalStatus, now: datetime) -> Iterator[Item]:
         what = f"{size_text(local.disk.free_bytes)} free"
         yield Item(kind="disk", what=what, where=local.data, fix="Free some space, first: slmops storage gc")
     yield from map(_expiring, sorted(soon(local.expiry, now), key=lambda expiry: expiry.expires))
+    for certificate in local.certificates:
+        if certificate.expires < now + EXPIRES_SOON:
+            what = f"valid until {certificate.expires:%Y-%m-%d}; after that, nobody connects"
+            fix = f"slmops up renews it, also while it runs: slmops up --data {local.data}"
+            yield Item(kind="certificate", what=what, where=f"certificate {certificate.role}", fix=fix)
     for path in local.readable_keys:
         yield Item(kind="key", what="other users can read this key", where=path, fix=f"chmod 600 {path}")
 
 
 def soon(expiry: Sequence[ExpiryView], now: datetime) -> list[ExpiryView]:
-    """Returns what has expired or will within `EXPIRES_SOON`."""
-    return [one for one in expiry if one.expires < now + EXPIRES_SOON]
+    """Returns what has expired or will within `TRUST_EXPIRES_SOON`."""
+    return [one for one in expiry if one.expires < now + TRUST_EXPIRES_SOON]
 
 
 def _expiring(expiry: ExpiryView) -> Item:

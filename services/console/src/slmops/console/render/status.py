@@ -38,9 +38,10 @@ def _parts(view: Status, now: datetime) -> Iterator[RenderableType]:
 def _local(local: LocalStatus, now: datetime) -> Iterator[tuple[str, str]]:
     yield "data", local.data
     yield "disk", f"{size(local.disk.free_bytes)} free of {size(local.disk.size_bytes)}"
-    for expiry in local.expiry:
-        left = duration(expiry.expires - now) if expiry.expires > now else "expired"
-        yield f"trust {expiry.role}", f"until {expiry.expires:%Y-%m-%d} ({left})"
+    for kind, expiries in (("trust", local.expiry), ("certificate", local.certificates)):
+        for expiry in expiries:
+            left = duration(expiry.expires - now) if expiry.expires > now else "expired"
+            yield f"{kind} {expiry.role}", f"until {expiry.expires:%Y-%m-%d} ({left})"
 
 
 def _processes(local: LocalStatus, now: datetime) -> RenderableType:

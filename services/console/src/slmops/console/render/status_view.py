@@ -44,7 +44,7 @@ class BacklogView(BaseModel):
 
 
 class ExpiryView(BaseModel):
-    """Until when the keyholders' metadata of a role is valid."""
+    """Until when the keyholders' metadata of a role, or a server's certificate, is valid."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,6 +62,8 @@ class LocalStatus(BaseModel):
     processes: tuple[ProcessView, ...]
     disk: DiskView
     expiry: tuple[ExpiryView, ...] = ()
+    certificates: tuple[ExpiryView, ...] = ()
+    """Of the servers and of the authority that signs them."""
     readable_keys: tuple[str, ...] = ()
     """Key files that other users of the machine can read."""
 

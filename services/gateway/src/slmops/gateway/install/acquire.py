@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Acquirer:
         trusted_key: Path,
         trust: Authorization,
         factory: Factory | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._gateway_id = gateway_id
         self._client = client
@@ -39,6 +41,7 @@ class Acquirer:
         self._trusted_key = trusted_key
         self._trust = trust
         self._factory = factory
+        self._tls = tls
         self.fetched_bytes = 0
         """Bytes downloaded for the last release: deltas and whole files, without manifest and signature."""
 
@@ -70,10 +73,12 @@ class Acquirer:
         files = [package.manifest, package.signature, *package.files]
         urls = _urls(package)
         self._blobs.mkdir(parents=True, exist_ok=True)
-        self.fetched_bytes = await follow(package, self._slots.installed, self._blobs, self._delta_url(digest, urls))
+        delta_url = self._delta_url(digest, urls)
+        self.fetched_bytes = await follow(package, self._slots.installed, self._blobs, delta_url, self._tls)
         self.fetched_bytes += missing_bytes(package, self._blobs)
         for file in files:
-            await fetch(file.descriptor, self._url(file.descriptor.digest, digest, urls), self._blobs)
+            url = self._url(file.descriptor.digest, digest, urls)
+            await fetch(file.descriptor, url, self._blobs, tls=self._tls)
         return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
 
     def _factory_with(self, digest: Digest) -> Factory | None:

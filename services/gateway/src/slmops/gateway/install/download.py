@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,16 @@ from typing import BinaryIO
 import httpx
 
 from slmops.contracts.descriptor import Descriptor, Digest, digest_of_chunks
-from slmops.contracts.errors import DigestMismatch, DiskFull, NotFound, NotReady, Unreachable
+from slmops.contracts.errors import (
+    DigestMismatch,
+    DiskFull,
+    NotEncrypted,
+    NotFound,
+    NotReady,
+    ServerUntrusted,
+    Unreachable,
+)
+from slmops.kit.tls import untrusted
 
 _CHUNK_BYTES = 2**18
 
@@ -45,12 +55,14 @@ async def fetch(
     on_progress: Progress = lambda have, size: None,
     *,
     patience: Patience | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Path:
     """Downloads a blob to `blobs_dir/<hex>`, verifies size and digest, fsyncs it and returns its path.
 
     Returns at once if the blob exists. Continues a `.part` file of this or an earlier process with a Range request.
-    Only one `fetch` per blob may run at a time.
-    Raises `Unreachable`, `DiskFull`, `DigestMismatch`, `NotFound`, and a `PermanentError` of `url_source`.
+    Only one `fetch` per blob may run at a time. `tls` is the context for https; with it, http is refused.
+    Raises `Unreachable`, `ServerUntrusted`, `DiskFull`, `DigestMismatch`, `NotFound`, and a `PermanentError` of
+    `url_source`.
     """
     patience = patience or Patience()
     blobs_dir.mkdir(parents=True, exist_ok=True)
@@ -61,13 +73,22 @@ async def fetch(
             with _disk_full(part, blobs_dir):
                 _require_room(part, blobs_dir)
                 timeout = httpx.Timeout(patience.read_timeout.total_seconds(), connect=10)
-                async with httpx.AsyncClient(timeout=timeout, follow_redirects=True) as http:
+                hooks = {"request": [_encrypted]} if tls else {}
+                async with httpx.AsyncClient(
+                    timeout=timeout, follow_redirects=True, verify=tls or True, event_hooks=hooks
+                ) as http:
                     await _Download(http, descriptor, url_source, part, on_progress, patience).run()
                 await asyncio.to_thread(part.finish, path)
         finally:
             part.close()
     on_progress(descriptor.size, descriptor.size)
     return path
+
+
+async def _encrypted(request: httpx.Request) -> None:
+    if request.url.scheme != "https":
+        fix = "Let the packager give https URLs: set its SLMOPS_S3_SECURE."
+        raise NotEncrypted("a download would not be encrypted", where=request.url.host, fix=fix)
 
 
 def blob_path(blobs_dir: Path, digest: Digest) -> Path:
@@ -156,7 +177,11 @@ class _Download:
             try:
                 self._url = self._url or await self._url_source()
                 await self._attempt(self._url)
+            except ServerUntrusted:
+                raise
             except (httpx.TransportError, Unreachable, NotReady) as error:
+                if impostor := untrusted(error, httpx.URL(self._url or "").host):
+                    raise impostor from error
                 reason = str(error) or type(error).__name__
             if self._part.complete:
                 continue

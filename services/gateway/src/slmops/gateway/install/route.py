@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def missing_bytes(package: PackageFiles, blobs: Path) -> int:
 
 
 async def follow(
-    package: PackageFiles, slots: Collection[Slot], blobs: Path, url: Callable[[DeltaStep], UrlSource]
+    package: PackageFiles,
+    slots: Collection[Slot],
+    blobs: Path,
+    url: Callable[[DeltaStep], UrlSource],
+    tls: ssl.SSLContext | None = None,
 ) -> int:
     """Makes blobs of the package's files by its chain of deltas, if that is fewer bytes than fetching the files.
 
@@ -45,7 +50,7 @@ async def follow(
         _check_chain(package)
         bases = await asyncio.to_thread(_files_of, package.route[0].base, slots)
         for step in package.route:
-            delta = await fetch(step.delta, url(step), blobs)
+            delta = await fetch(step.delta, url(step), blobs, tls=tls)
             spent += step.delta.size
             last = step is package.route[-1]
             bases = await asyncio.to_thread(_apply, delta, bases, blobs, package, last)
