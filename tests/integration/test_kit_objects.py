@@ -80,14 +80,6 @@ async def test_a_second_time_writes_nothing(objects: Objects, behind: Minio, tmp
     assert behind.stat_object(objects.bucket, blob_key(first.digest)).last_modified == written
 
 
-async def test_a_blob_that_is_there_is_never_written_over(objects: Objects, behind: Minio) -> None:
-    put = await objects.put_bytes(b"weights", KIND)
-    replace(behind, objects, put.digest, b"changed")
-    await objects.put_bytes(b"weights", KIND)
-    with pytest.raises(DigestMismatch):
-        await objects.get_bytes(put.digest)
-
-
 async def test_the_store_itself_refuses_a_second_write(objects: Objects, behind: Minio) -> None:
     put = await objects.put_bytes(b"weights", KIND)
     url = behind.presigned_put_object(objects.bucket, blob_key(put.digest))

@@ -3,7 +3,8 @@
     SlmopsError
     ├── TemporaryError               retry after `delay`; on the last delivery it is dead-lettered
     │   ├── Unreachable              NATS, S3, the database or a gateway does not answer
-    │   │   └── CredentialsRefused   NATS answers and rejects our credentials
+    │   │   ├── CredentialsRefused   NATS answers and rejects our credentials
+    │   │   └── StoreUnreachable     the object store does not answer; the service that uses it does
     │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
     │   ├── Throttled                the caller sent too many requests that were rejected
@@ -20,6 +21,7 @@
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           the bytes do not match their digest
+        │   └── CorruptBlob          the object store holds other bytes under a digest; the blob is in quarantine
         ├── InvalidDelta             a delta that is damaged, hostile, or of another version
         ├── InvalidBundle            a bundle that is damaged, hostile, or of another format
         ├── SignatureInvalid         no valid signature by a trusted key
@@ -100,6 +102,10 @@ class CredentialsRefused(Unreachable):
     code = "credentials_refused"
 
 
+class StoreUnreachable(Unreachable):
+    code = "store_unreachable"
+
+
 class Conflict(TemporaryError):
     code = "conflict"
 
@@ -170,6 +176,10 @@ class AlreadyExists(PermanentError):
 
 class DigestMismatch(PermanentError):
     code = "digest_mismatch"
+
+
+class CorruptBlob(DigestMismatch):
+    code = "corrupt_blob"
 
 
 class InvalidDelta(PermanentError):
