@@ -50,6 +50,8 @@ def from_the_future(value: Any) -> Any:
         "tasks",
         "params",
         "min_accuracy",
+        "md5",
+        "problems",
     }
     known = {key: item if key in free else from_the_future(item) for key, item in value.items()}
     return known | {"added_in_a_later_release": {"x": 1}}

@@ -208,7 +208,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
 async def test_an_upload_that_fails_for_a_moment_is_tried_again_from_its_beginning(source: Source) -> None:
     sent: list[int] = []
     async with store(503, 200) as (url, bodies), httpx.AsyncClient() as http:
-        await engine._put(http, url, source, sent.append)
+        await engine.put_file(http, url, source, sent.append)
     assert bodies == [source.path.read_bytes()] * 2
     assert sent == [4 << 20, 8 << 20, 10_000_000] * 2
 
@@ -216,12 +216,12 @@ async def test_an_upload_that_fails_for_a_moment_is_tried_again_from_its_beginni
 async def test_an_upload_that_keeps_failing_is_unreachable_without_the_signature(source: Source) -> None:
     async with store(503, 503, 503) as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="3 attempts: the object store answered 503") as caught:
-            await engine._put(http, url, source, lambda _: None)
+            await engine.put_file(http, url, source, lambda _: None)
     assert len(bodies) == 3
     assert "secret" not in str(caught.value)
     async with httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="ConnectError"):
-            await engine._put(http, url, source, lambda _: None)
+            await engine.put_file(http, url, source, lambda _: None)
 
 
 @pytest.mark.parametrize("change_bytes", [-1, 1])
@@ -229,14 +229,14 @@ async def test_a_file_that_has_another_size_by_now_is_not_sent(source: Source, c
     hashed = source.file.model_copy(update={"size_bytes": source.file.size_bytes + change_bytes})
     async with store() as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(DigestMismatch, match="changed during the push"):
-            await engine._put(http, url, Source(source.path, hashed), lambda _: None)
+            await engine.put_file(http, url, Source(source.path, hashed), lambda _: None)
     assert bodies == []
 
 
 async def test_a_refused_upload_is_not_tried_again(source: Source) -> None:
     async with store(403) as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="refused weights with status 403"):
-            await engine._put(http, url, source, lambda _: None)
+            await engine.put_file(http, url, source, lambda _: None)
     assert len(bodies) == 1
 
 

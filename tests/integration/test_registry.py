@@ -54,26 +54,9 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
         yield world
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/registry.db"
-        return
-    server: str = request.getfixturevalue("postgres")
-    name = f"test_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield server.rpartition("/")[0] + f"/{name}"
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
-
-
 @pytest.fixture
-def settings(world: World, s3: S3, tmp_path: Path, database: str) -> Settings:
-    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path, database))
+def settings(world: World, s3: S3, tmp_path: Path, database_url: str) -> Settings:
+    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path, database_url))
 
 
 @pytest.fixture

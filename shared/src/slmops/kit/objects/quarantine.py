@@ -58,7 +58,7 @@ class Quarantine:
 
         `size_bytes` and `md5` (hex) are those of the right bytes. If the store's size or ETag differs, the copy is read
         and, if it is corrupt, marked. An ETag that is no MD5 (large objects, some encrypted ones) costs the same
-        reading. """
+        reading."""
         if self.holds(digest, copy):
             return False
         if size_bytes in (None, copy.size_bytes) and (md5 is None or "-" in copy.etag or md5 == copy.etag):

@@ -32,7 +32,7 @@ OnProgress = Callable[[str, int, int], None]
 CHUNK_BYTES = 4 << 20
 UPLOAD_ATTEMPTS = 3
 _RETRY_AFTER_S = 1.0
-_UPLOAD_TIMEOUT = httpx.Timeout(120, connect=10)
+UPLOAD_TIMEOUT = httpx.Timeout(120, connect=10)
 # The registry reads all files again to verify them. This is the rate of an object store on a slow disk.
 _VERIFIED_BYTES_PER_S = 20_000_000
 _HF_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
@@ -43,10 +43,11 @@ _PATH: TypeAdapter[str] = TypeAdapter(FilePath)
 
 @dataclass(frozen=True)
 class Source:
-    """A local file and its entry in the version."""
+    """A local file and its entry in the version. `md5` (hex) is what an S3 store keeps as its ETag."""
 
     path: Path
     file: ModelFile
+    md5: str = ""
 
 
 def ignore_progress(step: str, done: int, of: int) -> None:
@@ -72,7 +73,8 @@ async def push(
     with span("hash", size_bytes=facts.size_bytes):
         sources = await _hash_files(named, on_progress)
     everything = {source.file.path: source.file for source in sources}
-    ticket = await client.request(BeginUpload(model=name, version=version, files=tuple(everything.values())))
+    md5 = {source.file.digest: source.md5 for source in sources}
+    ticket = await client.request(BeginUpload(model=name, version=version, files=tuple(everything.values()), md5=md5))
     with span("upload", files=len(ticket.urls)):
         await _upload(sources, ticket.urls, on_progress)
     on_progress("verify", 0, facts.size_bytes)
@@ -174,14 +176,15 @@ async def _hash_files(named: Mapping[str, Path], on_progress: OnProgress) -> lis
     total = sum(path.stat().st_size for path in named.values())
     found, done = [], 0
     for name, path in named.items():
-        state, size = hashlib.sha256(), 0
+        state, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
         async for chunk in _chunks(path):
             # One thread call per chunk, so that Ctrl-C takes effect between chunks.
-            await asyncio.to_thread(state.update, chunk)
+            await asyncio.gather(asyncio.to_thread(state.update, chunk), asyncio.to_thread(md5.update, chunk))
             size += len(chunk)
             on_progress("hash", done + size, total)
         done += size
-        found.append(Source(path, ModelFile(path=name, digest=f"sha256:{state.hexdigest()}", size_bytes=size)))
+        file = ModelFile(path=name, digest=f"sha256:{state.hexdigest()}", size_bytes=size)
+        found.append(Source(path, file, md5.hexdigest()))
     return found
 
 
@@ -194,13 +197,13 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
 async def _upload(sources: list[Source], urls: Mapping[str, str], on_progress: OnProgress) -> None:
     missing = {source.file.digest: source for source in sources if source.file.digest in urls}
     total, done = sum(source.file.size_bytes for source in missing.values()), 0
-    async with httpx.AsyncClient(timeout=_UPLOAD_TIMEOUT) as http:
+    async with httpx.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
         for digest, source in missing.items():
-            await _put(http, urls[digest], source, lambda sent: on_progress("upload", done + sent, total))  # noqa: B023
+            await put_file(http, urls[digest], source, lambda sent: on_progress("upload", done + sent, total))  # noqa: B023
             done += source.file.size_bytes
 
 
-async def _put(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> None:
+async def put_file(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> None:
     """Uploads one file. Each attempt starts from the beginning. Raises `Unreachable`, `DigestMismatch`."""
     where = url.partition("?")[0]  # without the URL's signature
     for attempt in range(1, UPLOAD_ATTEMPTS + 1):
