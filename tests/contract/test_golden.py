@@ -51,6 +51,7 @@ def from_the_future(value: Any) -> Any:
         "params",
         "min_accuracy",
         "md5",
+        "expires",
         "problems",
     }
     known = {key: item if key in free else from_the_future(item) for key, item in value.items()}

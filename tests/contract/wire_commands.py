@@ -197,6 +197,7 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         c.BeginRestore(digests=(digest("c"),)),
         c.UploadTicket(upload="u-1", urls={digest("c"): "http://s3.example/slmops/uploads/u-1/c"}),
     ),
+    (c.DescribeTrust(), c.TrustStatus(expires={"root": AT, "timestamp": LATER})),
     (c.RestoreBlobs(upload="u-1", blobs=(REPORT,)), c.RestoredBlobs(restored=(REPORT.digest,))),
     (
         c.DescribeStorage(),

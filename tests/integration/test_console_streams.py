@@ -133,6 +133,8 @@ async def test_attention_lists_what_needs_a_person(world: World, slmops: Cli, mo
         ("gap", f"EVENTS for {OURS.consumer}"),
         ("dead_letters", "measure.gw-1 for telemetry"),
         ("unreachable", "cmd.rollout.list_rollouts"),
+        ("unreachable", "cmd.registry.describe_storage"),
+        ("unreachable", "cmd.packager.describe_trust"),
     ]
     assert "3 × invalid_message" in done.json[2]["what"]
     assert "slmops stream resize EVENTS 32KiB" in (await slmops("attention")).out

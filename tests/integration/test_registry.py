@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -21,7 +21,6 @@ from integration.artifact_world import (
     store_of,
 )
 from integration.kit_world import World, envelope, world_on
-from sqlalchemy import create_engine, text
 
 from slmops.contracts.commands import BeginUpload, ListVersions, RetireVersion, SetAlias, VersionView
 from slmops.contracts.descriptor import digest_of

@@ -135,6 +135,8 @@ async def test_damaged_blobs_are_listed_with_what_needs_them_and_restored_from_c
     left = {blob["digest"]: blob for blob in done.json["damaged"] if not blob["restored"]}
     assert set(left) == {config, orphan}
     assert left[orphan]["quarantined"], "nothing needs it, so it is not restored"
+    attention = [item for item in (await slmops("attention", "--json")).json if item["kind"] == "blobs_corrupt"]
+    assert orphan in attention[0]["what"]
     for digest, data in ((pushed, b"GGUF whole"), (layer, b"int4"), (report, b'{"kl": 0.25}')):
         assert await site.objects.get_bytes(digest) == data
     again = await slmops("storage", "verify")

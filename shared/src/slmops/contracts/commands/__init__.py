@@ -25,6 +25,7 @@ from slmops.contracts.commands.optimizer import (
 )
 from slmops.contracts.commands.packager import (
     BundleContents,
+    DescribeTrust,
     ExportPackage,
     FetchMetadata,
     FetchPackage,
@@ -33,6 +34,7 @@ from slmops.contracts.commands.packager import (
     PackageExport,
     PackageFiles,
     PrepareBundle,
+    TrustStatus,
     Withdrawal,
     WithdrawPackage,
 )
@@ -98,6 +100,8 @@ __all__ = [
     "Command",
     "Damage",
     "DamagedBlob",
+    "DescribeStorage",
+    "DescribeTrust",
     "EnrolGateway",
     "Enrolment",
     "EvaluationFiles",
@@ -108,7 +112,6 @@ __all__ = [
     "GarbageReport",
     "GatewayList",
     "GatewayView",
-    "DescribeStorage",
     "JobList",
     "ListBlueprints",
     "ListGateways",
@@ -143,6 +146,7 @@ __all__ = [
     "StartRollout",
     "StorageReport",
     "StorageStatus",
+    "TrustStatus",
     "UploadTicket",
     "VariantView",
     "VerifyEvaluation",

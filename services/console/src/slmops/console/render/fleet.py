@@ -285,9 +285,7 @@ def garbage(report: GarbageReport) -> RenderableType:
     made = table(rows, columns)
     if not report.missing:
         return made
-    lost = (
-        f"{report.missing} named blobs are missing in the store. Restore them: slmops storage verify --repair."
-    )
+    lost = f"{report.missing} named blobs are missing in the store. Restore them: slmops storage verify --repair."
     return Group(made, "", cell(lost, "bold red"))
 
 
