@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 from pydantic import BaseModel
 
-from slmops.console.commands.push import UPLOAD_TIMEOUT, Source, put_file
+from slmops.console.commands.uploading import Source, StoreWait, connections, put_file
 from slmops.console.render import fleet as render
 from slmops.console.render.progress import ProgressReporter
 from slmops.console.render.tables import size
@@ -86,17 +85,18 @@ def find_copies(folders: Iterable[Path], wanted: Iterable[Digest]) -> Iterator[t
 async def restore_from(client: BusClient, folders: Sequence[Path], found: Verification, on: ProgressReporter) -> None:
     """Uploads copies of damaged blobs, and marks those in `found` as restored."""
     on.status("looking for copies")
+    store = StoreWait(say=on.status)
     wanted = [blob.digest for blob in found.left]
     copies = await asyncio.to_thread(lambda: list(find_copies(folders, wanted)))
     for start in range(0, len(copies), _AT_A_TIME):
         part = copies[start : start + _AT_A_TIME]
         ticket = await client.request(BeginRestore(digests=tuple(blob.digest for _, blob in part)), ANSWER_WITHIN)
         part = [(path, blob) for path, blob in part if blob.digest in ticket.urls]
-        async with httpx.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
+        async with connections() as http:
             for path, blob in part:
                 file = ModelFile(path=path.name, digest=blob.digest, size_bytes=blob.size)
                 on.status(f"restoring {path.name}, {size(blob.size)}")
-                await put_file(http, ticket.urls[blob.digest], Source(path, file), lambda _: None)
+                await put_file(http, ticket.urls[blob.digest], Source(path, file), lambda _: None, store)
         if part:
             blobs = tuple(blob for _, blob in part)
             answer = await client.request(RestoreBlobs(upload=ticket.upload, blobs=blobs), ANSWER_WITHIN)
