@@ -16,12 +16,13 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from minio.commonconfig import CopySource
+from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from slmops.contracts.addresses import blob_key
@@ -29,7 +30,7 @@ from slmops.contracts.descriptor import Descriptor, Digest, digest_of, digest_of
 from slmops.contracts.errors import DigestMismatch, DiskFull, StoreUnreachable
 from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES, Manifest
 from slmops.kit.objects.quarantine import CHUNK_BYTES, Quarantine
-from slmops.kit.objects.s3 import DATA, LOOK, Stored, answered, minio, opened, pool, read, stat
+from slmops.kit.objects.s3 import DATA, LOOK, Stored, answered, listed, minio, opened, pool, read, stat
 from slmops.kit.objects.sweeps import Sweeps
 from slmops.kit.settings import ObjectSettings
 
@@ -171,6 +172,20 @@ class Objects:
     async def put_object(self, key: str, data: bytes) -> None:
         """Writes an object that is not a blob, replacing an existing one."""
         await self._guarded(lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data)))
+
+    async def remove_old(self, prefix: str, before: datetime) -> int:
+        """Removes the objects below `prefix`, which are not blobs, that were last written before then. Returns how
+        many."""
+
+        def remove() -> int:
+            found = [one.key for one in listed(self._looking, self.bucket, prefix) if one.modified < before]
+            for error in self._client.remove_objects(self.bucket, map(DeleteObject, found)):
+                raise StoreUnreachable(
+                    f"the object store did not delete: {error.code}", where=self._where(error.name or "")
+                )
+            return len(found)
+
+        return await self._guarded(remove)
 
     async def keys(self, prefix: str = "") -> list[str]:
         return await self._guarded(
