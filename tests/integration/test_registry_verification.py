@@ -24,7 +24,7 @@ from tiny_model import make_gguf
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.commands import DescribeStorage, ListVersions, StorageStatus, VerifyStorage
 from slmops.contracts.descriptor import Digest, digest_of
-from slmops.contracts.errors import Unreachable
+from slmops.contracts.errors import CorruptBlob, Unreachable
 from slmops.kit.journal import Journal
 from slmops.kit.objects.collecting import Collecting
 from slmops.kit.objects.quarantine import QUARANTINE
@@ -226,11 +226,15 @@ async def test_garbage_and_abandoned_uploads_go_by_schedule_and_only_then(proces
     bucket, day = process.settings.s3_bucket, timedelta(days=1)
     objects = process.storage._objects
     garbage = (await objects.put_bytes(b"nobody's", "x/y")).digest
+    spoil(behind, objects, garbage)
+    with pytest.raises(CorruptBlob):
+        await objects.get_bytes(garbage)
     behind.put_object(bucket, f"uploads/u-1/{garbage[7:]}", BytesIO(b"upload"), 6)
     behind._create_multipart_upload(bucket, blob_key(garbage), {})
     assert not await process.turn(COLLECT)
     assert await process.turn(COLLECT, day)
     assert await objects.exists(garbage), "it is young"
+    assert len(await objects.keys(QUARANTINE)) == 1
     process.collecting.by = timedelta(days=8)
     assert not await process.turn(COLLECT, day - timedelta(seconds=1))
     assert await process.turn(COLLECT, timedelta(seconds=1))
@@ -292,7 +296,6 @@ async def test_every_blob_is_verified_within_the_period_across_restarts(process:
     status = await process.status()
     assert (status.corrupt, set(status.damaged)) == (2, {digests[0], digests[-1]})
     assert not await process.turn(VERIFY, timedelta(hours=1)), "it rests until the period is over"
-    await objects.put_bytes(b"0", "x/y")
 
 
 async def test_the_verification_keeps_its_pace(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from slmops.contracts.addresses import blob_key
 from slmops.contracts.descriptor import Digest, digest_of_chunks
 from slmops.contracts.errors import CorruptBlob
 from slmops.kit.clock import utc_now
-from slmops.kit.objects.s3 import Stored, opened, read
+from slmops.kit.objects.s3 import Stored, opened, read, stat
 
 QUARANTINE = "quarantine/"
 CHUNK_BYTES = 1 << 20
@@ -74,6 +74,11 @@ class Quarantine:
     def holds(self, digest: Digest, copy: Stored) -> bool:
         mark = self.find(digest)
         return mark is not None and mark.names(copy)
+
+    def marked(self, digest: Digest) -> bool:
+        """Returns whether the stored copy of a blob is in quarantine. Costs two requests."""
+        copy = stat(self._client, self._bucket, blob_key(digest))
+        return copy is not None and self.holds(digest, copy)
 
     def find(self, digest: Digest) -> Mark | None:
         data = read(self._client, self._bucket, mark_key(digest))

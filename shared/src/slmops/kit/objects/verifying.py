@@ -112,7 +112,7 @@ class Verifying:
 
         def look() -> list[Digest]:
             names = [mark.key.removeprefix(QUARANTINE) for mark in listed(self._client, self._bucket, QUARANTINE)]
-            return [digest for digest in map("sha256:{}".format, names) if self._is_marked(digest)]
+            return [digest for digest in map("sha256:{}".format, names) if self._quarantine.marked(digest)]
 
         return await answered(self._endpoint, look)
 
@@ -159,7 +159,3 @@ class Verifying:
         if self._quarantine.holds(digest, copy):
             self._quarantine.remove(digest)
         return Finding(None, copy, actual)
-
-    def _is_marked(self, digest: Digest) -> bool:
-        copy = stat(self._client, self._bucket, blob_key(digest))
-        return copy is not None and self._quarantine.holds(digest, copy)
