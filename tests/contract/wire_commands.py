@@ -140,7 +140,12 @@ def _file(path: str, descriptor: Descriptor) -> PackageFile:
 
 COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (
-        c.BeginUpload(model="smollm2", version=VERSION, files=(WEIGHTS, QUESTIONS)),
+        c.BeginUpload(
+            model="smollm2",
+            version=VERSION,
+            files=(WEIGHTS, QUESTIONS),
+            md5={digest("a"): "9e107d9d372bb6826bd81d3542a419d6"},
+        ),
         c.UploadTicket(upload="u-1", urls={digest("a"): "http://s3.example/slmops/uploads/u-1/a"}),
     ),
     (
@@ -167,6 +172,45 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             uploads=c.Share(objects=1, size_bytes=98_000_000),
             removed=c.Share(objects=9, size_bytes=538_000_000),
             missing=1,
+        ),
+    ),
+    (
+        c.VerifyStorage(
+            after=digest("a"), at_most=500, at_most_bytes=1_000_000_000, bytes_per_s=20_000_000, repair=True
+        ),
+        c.StorageReport(
+            checked=c.Share(objects=42, size_bytes=700_000_000),
+            damaged=(
+                c.DamagedBlob(
+                    digest=digest("c"),
+                    damage=c.Damage.CORRUPT,
+                    size_bytes=86_000_000,
+                    needed_by=("smollm2:1.0.1 (variants)",),
+                    quarantined=True,
+                    fix="Make the variants again: slmops optimize smollm2:1.0.1.",
+                ),
+            ),
+            after=digest("d"),
+        ),
+    ),
+    (
+        c.BeginRestore(digests=(digest("c"),)),
+        c.UploadTicket(upload="u-1", urls={digest("c"): "http://s3.example/slmops/uploads/u-1/c"}),
+    ),
+    (c.DescribeTrust(), c.TrustStatus(expires={"root": AT, "timestamp": LATER})),
+    (c.RestoreBlobs(upload="u-1", blobs=(REPORT,)), c.RestoredBlobs(restored=(REPORT.digest,))),
+    (
+        c.DescribeStorage(),
+        c.StorageStatus(
+            corrupt=1,
+            missing=1,
+            damaged=(digest("c"), digest("d")),
+            verified=c.Share(objects=42, size_bytes=700_000_000),
+            verification_began=AT,
+            verification_ended=AT,
+            collected_at=AT,
+            collected=c.Share(objects=9, size_bytes=538_000_000),
+            problems={"collect garbage": "events were lost"},
         ),
     ),
     (

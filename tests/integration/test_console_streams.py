@@ -135,6 +135,8 @@ async def test_attention_lists_problems_that_need_an_operator(
         ("gap", f"EVENTS for {OURS.consumer}"),
         ("dead_letters", "measure.gw-1 for telemetry"),
         ("unreachable", "cmd.rollout.list_rollouts"),
+        ("unreachable", "cmd.registry.describe_storage"),
+        ("unreachable", "cmd.packager.describe_trust"),
     ]
     assert "3 × invalid_message" in done.json[2]["what"]
     assert "slmops stream resize EVENTS 32KiB" in (await slmops("attention")).out

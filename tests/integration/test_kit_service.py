@@ -151,12 +151,24 @@ async def measure(world: World, name: str) -> None:
     await world.client.store("measure.gw-1", payload, {"Nats-Msg-Id": name})
 
 
+async def test_a_service_without_disk_space_is_degraded_and_not_restarted(
+    world: World, start: Start, tmp_path: Path
+) -> None:
+    service = start(SLMOPS_DATA_DIR=str(tmp_path), SLMOPS_DISK_FLOOR_BYTES=str(1 << 60))
+    await service.ready()
+    health = json.loads(service.get("/health"))
+    assert health["healthy"]
+    [disk] = health["degraded"]
+    assert (disk["path"], disk["floor_bytes"]) == (str(tmp_path), 1 << 60)
+    assert f'slmops_disk_free_bytes{{folder="{tmp_path}"}}' in service.get("/metrics")
+
+
 async def test_a_service_shows_its_health_and_metrics_and_stops_cleanly(world: World, start: Start) -> None:
     service = start()
     await service.ready()
     await measure(world, "b-1")
     await until(lambda: "done b-1" in service.lines())
-    assert json.loads(service.get("/health")) == {"service": "registry", "healthy": True}
+    assert json.loads(service.get("/health")) == {"service": "registry", "healthy": True, "degraded": []}
     metrics = service.get("/metrics")
     assert 'slmops_messages_total{outcome="done",service="registry",subject="measure.{gateway_id}"} 1.0' in metrics
     await until(lambda: 'slmops_stream_fill_ratio{stream="EVENTS"}' in service.get("/metrics"))

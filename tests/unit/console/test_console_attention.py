@@ -10,6 +10,7 @@ from unit.console.console_examples import AT, rollout
 
 from slmops.console.commands.attention import certificate_items, items
 from slmops.console.render.stream_view import ConsumerView, StreamView
+from slmops.contracts.commands import StorageStatus
 from slmops.kit.bus.deadletters import DeadLetter
 from slmops.kit.bus.gaps import Gap
 
@@ -101,3 +102,37 @@ def test_a_held_rollout_is_listed() -> None:
     (item,) = items((), (), [rollout("held"), rollout("completed")])
     assert (item.kind, item.where) == ("rollout_held", "edge-chat")
     assert "slmops rollout abort edge-chat" in item.fix
+
+
+def test_damaged_blobs_and_failed_scheduled_work_are_listed() -> None:
+    storage = StorageStatus(corrupt=2, missing=1, damaged=("sha256:" + "a" * 64,), problems={"collect garbage": "lost"})
+    found = items((), (), (), storage)
+    assert [(item.kind, item.what.partition(" ")[0]) for item in found] == [
+        ("blobs_corrupt", "2"),
+        ("blobs_missing", "1"),
+        ("scheduled", "could"),
+    ]
+    assert "slmops storage verify --repair" in found[0].fix
+    assert items((), (), (), StorageStatus()) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "days", "listed"),
+    [
+        ("root", 61, False),
+        ("root", 60, True),
+        ("targets", -1, True),
+        ("revoked", 59, True),
+        ("timestamp", 1, False),
+        ("timestamp", -1, True),
+    ],
+)
+def test_trust_metadata_that_expires_within_60_days_or_has_expired_is_listed(
+    role: str, days: int, listed: bool
+) -> None:
+    found = items((), (), (), None, {role: AT + timedelta(days=days)}, AT)
+    assert [item.where for item in found] == ([f"trust {role}"] if listed else [])
+    if listed:
+        assert ("expired" if days < 0 else f"in {days} days") in found[0].what
+        renewed = "targets" if role == "revoked" else role
+        assert (f"slmops trust rotate {renewed} --keep-keys" in found[0].fix) == (role != "timestamp")

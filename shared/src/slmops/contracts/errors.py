@@ -9,6 +9,7 @@
     │   │       ├── WrongHostName       its certificate is for another host
     │   │       ├── CertificateExpired  its certificate is not valid at this time
     │   │       └── NotEncrypted        it answers in plain text where TLS is expected
+    │   │   └── StoreUnreachable     the object store does not answer; the service that uses it does
     │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
     │   ├── Throttled                the caller sent too many requests that were rejected
@@ -25,6 +26,7 @@
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           the bytes do not match their digest
+        │   └── CorruptBlob          the object store holds other bytes under a digest; the blob is in quarantine
         ├── InvalidDelta             a delta that is damaged, hostile, or of another version
         ├── InvalidBundle            a bundle that is damaged, hostile, or of another format
         ├── SignatureInvalid         no valid signature by a trusted key
@@ -125,6 +127,10 @@ class NotEncrypted(ServerUntrusted):
     code = "not_encrypted"
 
 
+class StoreUnreachable(Unreachable):
+    code = "store_unreachable"
+
+
 class Conflict(TemporaryError):
     code = "conflict"
 
@@ -195,6 +201,10 @@ class AlreadyExists(PermanentError):
 
 class DigestMismatch(PermanentError):
     code = "digest_mismatch"
+
+
+class CorruptBlob(DigestMismatch):
+    code = "corrupt_blob"
 
 
 class InvalidDelta(PermanentError):

@@ -25,6 +25,7 @@ from slmops.kit import tracing
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.bus.stream_watch import watch_streams
 from slmops.kit.cancellation import cancel_and_wait
+from slmops.kit.disk import DiskWatch, folders_of
 from slmops.kit.logs import log_as_json
 from slmops.kit.settings import BusSettings
 from slmops.kit.tls import publish_expiry, server_context
@@ -52,13 +53,20 @@ class Service:
     failed: list[BaseException] = field(default_factory=list)
 
     def asgi(self) -> AsgiFastStream:
-        """Returns the ASGI application: `/health` (200 while the bus answers and every task runs) and `/metrics`."""
+        """Returns the ASGI application: `/metrics`, and `/health`, which is 200 while the bus answers and every task
+        runs.
+
+        A full disk is reported as `degraded` with status 200: a supervisor that restarts unhealthy processes would
+        restart this one in a loop, and free nothing.
+        """
         running: list[asyncio.Task[None]] = []
+        disks = DiskWatch(folders_of(self.settings), self.settings.disk_floor_bytes)
 
         @get
         async def health(_scope: Any) -> AsgiResponse:
             healthy = await self.bus.ping(2) and not any(task.done() for task in running)
-            body = json.dumps({"service": self.name, "healthy": healthy}).encode()
+            degraded = [problem.model_dump() for problem in await disks.problems()]
+            body = json.dumps({"service": self.name, "healthy": healthy, "degraded": degraded}).encode()
             return AsgiResponse(body, 200 if healthy else 503, {"content-type": "application/json"})
 
         @asynccontextmanager
@@ -66,7 +74,7 @@ class Service:
             for step in self.opening:
                 await step()
             await self.bus.start()
-            tasks = (*self.tasks, lambda: watch_streams(self.bus.client, self.bus.durables))
+            tasks = (*self.tasks, disks.run, lambda: watch_streams(self.bus.client, self.bus.durables))
             running.extend(asyncio.create_task(self._watched(task)) for task in tasks)
             try:
                 yield

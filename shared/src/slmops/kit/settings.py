@@ -78,6 +78,9 @@ class BusSettings(TlsSettings):
     )
     log_level: LogLevel = Field(default="INFO", description="DEBUG, INFO, WARNING, ERROR or CRITICAL")
     data_dir: Path = Field(default=Path("data"), description="The service's own folder")
+    disk_floor_bytes: int = Field(
+        default=64 << 20, ge=0, description="With less free disk space, /health says that the service is degraded"
+    )
 
     @property
     def traces_url(self) -> str | None:

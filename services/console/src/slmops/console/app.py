@@ -39,7 +39,7 @@ GROUPS = {
     "dlq": "deadletters",
 }
 """Group → its module in `slmops.console.commands`, and the name of its `typer.Typer` if that is not `app`."""
-FURTHER = {"package": "images", "bundle": "results"}
+FURTHER = {"package": "images", "bundle": "results", "storage": "verifying"}
 """Group → a module whose `declare(app)` adds one more command to it."""
 SINGLE = {
     "optimize": "optimizing",

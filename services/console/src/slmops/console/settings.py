@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -20,6 +21,11 @@ class Settings(BusSettings):
 
     data: Path | None = Field(default=None, description="Data folder of `slmops up`; None: ~/.slmops, if it exists")
     traceparent: str | None = Field(default=None, validation_alias="TRACEPARENT", description="Trace to continue")
+    upload_patience: timedelta = Field(
+        default=timedelta(minutes=5),
+        ge=timedelta(0),
+        description="How long a push waits for a store that hangs",
+    )
     gateways: Mapping[str, str] = Field(
         default_factory=dict, description="Gateway id → base URL of its API; read from the data folder"
     )

@@ -42,6 +42,7 @@ from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.clock import utc_now
+from slmops.kit.disk import DiskWatch
 from slmops.kit.logs import log_as_json
 from slmops.kit.main import errors_as_one_line
 from slmops.kit.settings import load
@@ -63,6 +64,7 @@ class Gateway:
     serving: Serving
     reporter: Reporter
     clocks: ClockCheck
+    disks: DiskWatch
     servers: list[ApiServer] = field(default_factory=list)
     client: BusClient | None = None
     bundles: Bundles | None = None
@@ -90,6 +92,7 @@ class Gateway:
             self.agent.report_periodically(settings.report_every),
             self.agent.measure_periodically(),
             self._network(),
+            self.disks.run(),
             *([self.bundles.watch()] if self.bundles else []),
             *([self.results.watch()] if self.results else []),
             _until_stopped(),
@@ -167,7 +170,9 @@ class Gateway:
             # A gateway without a network or without a release is healthy. It is not healthy while its release loads, or
             # while its model runner is down.
             healthy = self.agent.started and (self.serving.release is None or self.serving.ready)
-            body = {"service": "gateway", "healthy": healthy, "connected": connected}
+            # With a full disk it still serves, and a restart would free nothing.
+            degraded = [problem.model_dump() for problem in await self.disks.problems()]
+            body = {"service": "gateway", "healthy": healthy, "connected": connected, "degraded": degraded}
             return JSONResponse(body, 200 if healthy else 503)
 
         return Starlette(routes=[Route("/health", health), Mount("/metrics", make_asgi_app())])
@@ -223,7 +228,8 @@ def build(settings: Settings) -> Gateway:
     brought = factory.release if factory else None
     agent = Agent(slots, updater, serving, reporter, settings.retry_every, brought, clocks)
     twin = Twin(identity, trust.plan, agent, settings.refresh_every)
-    gateway = Gateway(settings, agent, twin, serving, reporter, clocks)
+    disks = DiskWatch([home], settings.disk_floor_bytes)
+    gateway = Gateway(settings, agent, twin, serving, reporter, clocks, disks)
     if settings.bundles:
         gateway.bundles = Bundles(
             settings.bundles, home / "blobs", identity.blueprint, trust, twin, settings.bundles_every

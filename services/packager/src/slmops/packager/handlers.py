@@ -8,6 +8,7 @@ import logging
 from slmops.contracts import subjects
 from slmops.contracts.commands import (
     BundleContents,
+    DescribeTrust,
     FetchMetadata,
     FetchPackage,
     PackageFiles,
@@ -258,3 +259,4 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.serve(PrepareBundle, handlers.bundle)
     bus.serve(WithdrawPackage, handlers.withdraw)
     bus.serve(FetchMetadata, handlers.trust.fetch)
+    bus.serve(DescribeTrust, handlers.trust.describe)

@@ -121,6 +121,16 @@ _heard = Table(
     Column("kind", String(120), primary_key=True),
     Column("sequence", BigInteger, nullable=False),  # of the stream
 )
+_chores = Table(
+    "chores",
+    _TABLES,
+    Column("name", String(40), primary_key=True),
+    Column("due", Double, nullable=False),
+    Column("holder", String(64), nullable=False),  # the process that does it, until `held_until`
+    Column("held_until", Double, nullable=False),
+    Column("state", Text, nullable=False),  # JSON of the chore
+    Column("problem", Text, nullable=False),  # why it failed last time; empty: it did not
+)
 
 _BEFORE_EVERYTHING = datetime.fromtimestamp(0, UTC)
 
@@ -208,6 +218,43 @@ def set_heard(connection: Connection, kind: str, sequence: int) -> None:
 def forget_heard(connection: Connection) -> None:
     """Makes every event type be read from the beginning of its stream again."""
     connection.execute(delete(_heard))
+
+
+def claim_chore(connection: Connection, name: str, holder: str, now: float, until: float, first: float) -> str | None:
+    """Claims a chore that is due and that nobody holds, for a process. Returns its state; None if it is not to be done.
+    A chore that was never done is due at `first`."""
+    row = connection.execute(select(_chores).where(_chores.c.name == name)).first()
+    if row is None:
+        new = {"name": name, "due": first, "holder": "", "held_until": 0.0, "state": "{}", "problem": ""}
+        connection.execute(insert(_chores), new)
+        due, state = first, "{}"
+    else:
+        due, state = row.due, row.state
+    if due > now or (row is not None and row.held_until > now):
+        return None
+    connection.execute(update(_chores).where(_chores.c.name == name).values(holder=holder, held_until=until))
+    return str(state)
+
+
+def hold_chore(connection: Connection, name: str, holder: str, until: float) -> None:
+    """Goes on holding a chore."""
+    mine = (_chores.c.name == name, _chores.c.holder == holder)
+    connection.execute(update(_chores).where(*mine).values(held_until=until))
+
+
+def end_chore(connection: Connection, name: str, holder: str, due: float, state: str | None, problem: str) -> None:
+    """Releases a chore until it is due again. `state` None keeps the state. Does nothing if another process holds
+    it."""
+    mine = (_chores.c.name == name, _chores.c.holder == holder)
+    values: dict[str, Any] = {"due": due, "held_until": 0.0, "problem": problem}
+    if state is not None:
+        values["state"] = state
+    connection.execute(update(_chores).where(*mine).values(**values))
+
+
+def chores(connection: Connection) -> dict[str, tuple[str, str]]:
+    """Returns the state and the last problem of every chore by name."""
+    return {row.name: (row.state, row.problem) for row in connection.execute(select(_chores))}
 
 
 def _job(event: VariantStarted | VariantProgressed | VariantOptimized | VariantRejected) -> dict[str, str]:

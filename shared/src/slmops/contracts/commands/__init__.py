@@ -25,6 +25,7 @@ from slmops.contracts.commands.optimizer import (
 )
 from slmops.contracts.commands.packager import (
     BundleContents,
+    DescribeTrust,
     ExportPackage,
     FetchMetadata,
     FetchPackage,
@@ -33,6 +34,7 @@ from slmops.contracts.commands.packager import (
     PackageExport,
     PackageFiles,
     PrepareBundle,
+    TrustStatus,
     Withdrawal,
     WithdrawPackage,
 )
@@ -72,11 +74,23 @@ from slmops.contracts.commands.rollout import (
     StageView,
     StartRollout,
 )
+from slmops.contracts.commands.storage import (
+    BeginRestore,
+    Damage,
+    DamagedBlob,
+    DescribeStorage,
+    RestoreBlobs,
+    RestoredBlobs,
+    StorageReport,
+    StorageStatus,
+    VerifyStorage,
+)
 
 __all__ = [
     "COMMANDS",
     "AbortRollout",
     "ApplyBlueprint",
+    "BeginRestore",
     "BeginUpload",
     "BlueprintList",
     "BlueprintView",
@@ -84,6 +98,10 @@ __all__ = [
     "CancelJob",
     "CollectGarbage",
     "Command",
+    "Damage",
+    "DamagedBlob",
+    "DescribeStorage",
+    "DescribeTrust",
     "EnrolGateway",
     "Enrolment",
     "EvaluationFiles",
@@ -114,6 +132,8 @@ __all__ = [
     "PrepareBundle",
     "RecipeList",
     "RegisterVersion",
+    "RestoreBlobs",
+    "RestoredBlobs",
     "Result",
     "ResumeRollout",
     "RetireVersion",
@@ -124,9 +144,13 @@ __all__ = [
     "Share",
     "StageView",
     "StartRollout",
+    "StorageReport",
+    "StorageStatus",
+    "TrustStatus",
     "UploadTicket",
     "VariantView",
     "VerifyEvaluation",
+    "VerifyStorage",
     "VersionList",
     "VersionView",
     "WithdrawPackage",

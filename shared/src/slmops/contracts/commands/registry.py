@@ -29,6 +29,10 @@ class BeginUpload(Command[UploadTicket]):
     model: Name
     version: Version
     files: tuple[ModelFile, ...] = Field(min_length=1)
+    md5: dict[Digest, str] = Field(
+        default_factory=dict,
+        description="MD5 of files, in hex: the store's own checksum, which shows whether a stored blob was changed",
+    )
 
 
 class VariantView(Result):

@@ -10,6 +10,7 @@ import typer
 from pydantic import BaseModel
 
 from slmops.console.commands.push import check, push
+from slmops.console.commands.uploading import StoreWait
 from slmops.console.poll import poll
 from slmops.console.render import fleet as render
 from slmops.console.render.progress import ProgressReporter
@@ -100,12 +101,15 @@ async def push_command(
 ) -> None:
     """Register a model's files as a new version.
 
-    A version is registered only after all its files are uploaded. Pushing the same files again changes nothing.
+    A version is registered only after all its files are uploaded. Pushing the same files again changes nothing, except
+    that files which the store has lost are uploaded again. Waits up to 5 minutes for an object store that does not
+    answer.
     """
     check(path, name, version, golden, base)  # before connecting, so that a wrong file is reported without a system
     client = await session.client(patient=wait)
     with ProgressReporter(session) as progress:
-        view = await push(client, path, name, version, golden, progress.bytes_done, base)
+        store = StoreWait(session.settings.upload_patience, progress.status)
+        view = await push(client, path, name, version, golden, progress.bytes_done, base, store)
         if wait:
             view = await wait_until_packaged(
                 client, f"{name}:{version}", lambda v: progress.status(f"{v.stage} {v.progress}".strip())

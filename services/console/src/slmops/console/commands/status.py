@@ -185,7 +185,8 @@ async def doctor(session: Session) -> int:
     status = await find_status(session)
     found = findings(status, utc_now())
     if status.problem is None:
-        found += await find_items(await session.client())
+        known = {(item.kind, item.where) for item in found}
+        found += [item for item in await find_items(await session.client()) if (item.kind, item.where) not in known]
     session.show(Attention(found), render_stream.attention(found))
     return ExitCode.REFUSED if found else 0
 

@@ -30,6 +30,7 @@ from slmops.contracts.blueprint import Stage
 from slmops.contracts.clocks import clock_text, is_wrong
 from slmops.contracts.commands import (
     BlueprintView,
+    DamagedBlob,
     GarbageReport,
     GatewayView,
     PackageView,
@@ -284,10 +285,22 @@ def garbage(report: GarbageReport) -> RenderableType:
     made = table(rows, columns)
     if not report.missing:
         return made
-    lost = (
-        f"{report.missing} named blobs are missing in the store. Restore it from a backup, or push and optimize again."
-    )
+    lost = f"{report.missing} named blobs are missing in the store. Restore them: slmops storage verify --repair."
     return Group(made, "", cell(lost, "bold red"))
+
+
+def damage(checked: Share, damaged: Sequence[DamagedBlob]) -> RenderableType:
+    """Renders a verification of the store."""
+    columns: list[Column[DamagedBlob]] = [
+        Column("blob", lambda b: cell(b.digest)),
+        Column("damage", lambda b: cell("restored" if b.restored else b.damage, "" if b.restored else "bold red")),
+        Column("needed by", lambda b: cell(", ".join(b.needed_by) or "nothing"), fold=True),
+    ]
+    sound = f"{checked.objects} blobs verified, {size(checked.size_bytes)}"
+    if not damaged:
+        return cell(f"{sound}: all have their bytes.")
+    fixes = dict.fromkeys(blob.fix for blob in damaged if blob.fix)
+    return Group(table(damaged, columns), "", cell(f"{sound}."), *map(cell, fixes))
 
 
 # ---- dead letters -----------------------------------------------------------------------------------------
