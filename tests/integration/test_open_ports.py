@@ -23,6 +23,7 @@ import pytest
 import pytest_asyncio
 import urllib3
 import yaml
+from cryptography import x509
 from minio import Minio
 from minio.error import S3Error
 from port_probe import (
@@ -363,3 +364,23 @@ def healthy(url: str, trusted: Path) -> bool:
         ).returncode
         == 0
     )
+
+
+def test_compose_takes_the_operators_certificates_or_issues_its_own(tmp_path: Path) -> None:
+    layout, prepare = Layout(tmp_path), prepare_for_containers()
+    layout.prepare()
+    own = tmp_path / "own"
+    own.mkdir()
+    issued = prepare.certificate_files(layout, own)
+    assert issued == prepare.certificate_files(layout, own), "a second start keeps them"
+    [authority] = x509.load_pem_x509_certificates(issued["ca.pem"].encode())
+    for name in ("nats", "s3"):
+        certificate = x509.load_pem_x509_certificate(issued[f"{name}.pem"].encode())
+        certificate.verify_directly_issued_by(authority)
+        hosts = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert {"nats", "s3"} <= set(hosts.get_values_for_type(x509.DNSName))
+    for file in ("ca.pem", "nats.pem", "s3.pem"):
+        (own / file).write_text(f"the operator's {file}")
+    assert prepare.certificate_files(layout, own) == {
+        file: f"the operator's {file}" for file in ("ca.pem", "nats.pem", "s3.pem")
+    }

@@ -75,3 +75,17 @@ def test_no_process_gets_the_authority(specs: dict[str, ProcessSpec]) -> None:
 def test_the_first_gateway_is_the_canary(specs: dict[str, ProcessSpec]) -> None:
     rings = [json.loads(specs[name].env["SLMOPS_LABELS"])["ring"] for name in ("gw-1", "gw-2", "gw-3")]
     assert rings == ["canary", "fleet", "fleet"]
+
+
+def test_every_process_connects_encrypted_and_trusts_the_local_authority(
+    specs: dict[str, ProcessSpec], layout: Layout
+) -> None:
+    for spec in specs.values():
+        assert spec.env["SLMOPS_NATS_URL"].startswith("tls://")
+        assert spec.env["SLMOPS_TLS_CA"] == str(layout.certificates.trusted)
+        assert spec.env["SLMOPS_HTTP_TLS_CERT"] == str(layout.certificates.server("http"))
+        assert "SLMOPS_API_TLS_CERT" not in spec.env
+        assert str(layout.certificates.authority) not in spec.env.values()
+    ports: dict[str, int] = defaultdict(lambda: 4000)
+    encrypted = gateway_spec(layout, ports, default_gateways()[0], api_tls=True)
+    assert encrypted.env["SLMOPS_API_TLS_CERT"] == str(layout.certificates.server("http"))

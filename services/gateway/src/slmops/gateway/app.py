@@ -151,7 +151,7 @@ class Gateway:
                 log.warning("%s; asking to be enrolled again", error)
                 credentials = await self._enrolled_again(credentials)
             except TemporaryError as error:
-                log.warning("no network: %s", error)
+                log.warning("no connection to the bus: %s", error)
                 await asyncio.sleep(error.delay.total_seconds())
 
     async def _enrolled_again(self, refused: Credentials) -> Credentials:
