@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from slmops.console.commands.uploading import VERIFY_STORE
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.commands import PackageExport
 from slmops.contracts.descriptor import Descriptor, digest_of_chunks
@@ -81,7 +82,8 @@ async def fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> Non
         raise Unreachable(f"the object store does not answer: {type(error).__name__}", where=where) from error
     if not await asyncio.to_thread(_is_complete, part, file.descriptor):
         part.unlink()
-        raise DigestMismatch(f"the object store returned a different file than the package's {file.path}", where=where)
+        what = f"the object store returned a different file than the package's {file.path}"
+        raise DigestMismatch(what, where=where, fix=VERIFY_STORE)
     part.replace(target)
 
 
