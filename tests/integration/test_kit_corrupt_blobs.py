@@ -12,12 +12,15 @@ from integration.test_kit_objects import KIND, replace, settings_of, small, uplo
 from minio import Minio
 
 from slmops.contracts.addresses import blob_key
+from slmops.contracts.commands import Damage
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import CorruptBlob, DigestMismatch
-from slmops.kit.objects import store
+from slmops.kit.objects import store, verifying
 from slmops.kit.objects.quarantine import QUARANTINE
 from slmops.kit.objects.s3 import stat
 from slmops.kit.objects.store import Objects
+from slmops.kit.objects.verifying import Pace, Verifying
+from slmops.local.layout import Layout
 
 if TYPE_CHECKING:
     from servers import S3
@@ -120,3 +123,36 @@ async def test_readers_and_writers_at_once_end_with_the_right_bytes(objects: Obj
     seen = await asyncio.gather(*(read() for _ in range(8)), *writes)
     assert set(seen[:8]) <= {None, b"weights"}
     assert await objects.get_bytes(put.digest) == b"weights"
+
+
+async def test_bits_that_changed_on_the_stores_disk_are_found_and_healed(
+    s3: S3, objects: Objects, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store's ETag is that of the right bytes, before and after."""
+    monkeypatch.setattr(verifying, "_ATTEMPTS", 1)
+    data = uuid4().bytes * 10
+    put = await objects.put_bytes(data, KIND)
+    while not damage(layout.home("s3"), data):  # noqa: ASYNC110 - the store writes its volumes when it likes
+        await asyncio.sleep(0.1)
+    store_view = Verifying(settings_of(s3, s3_bucket=objects.bucket))
+    finding = await store_view.check(put.digest, Pace(None))
+    assert finding.damage is Damage.UNREADABLE
+    assert await objects.keep(put.digest, put.size), "it is not in quarantine yet"
+    await store_view.mark(put.digest, finding)
+    assert await store_view.quarantined() == [put.digest]
+    await objects.put_bytes(data, KIND)
+    assert await objects.get_bytes(put.digest) == data
+    assert (await store_view.check(put.digest, Pace(None))).damage is None
+    assert await store_view.quarantined() == []
+
+
+def damage(home: Path, data: bytes) -> int:
+    """Changes some bytes of an object in the files of SeaweedFS. Returns in how many places it was."""
+    places = 0
+    for volume in home.glob("*.dat"):
+        if (at := volume.read_bytes().find(data)) >= 0:
+            places += 1
+            with volume.open("r+b") as file:
+                file.seek(at + 3)
+                file.write(b"ROT")
+    return places

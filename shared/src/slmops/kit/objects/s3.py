@@ -14,7 +14,7 @@ from minio import Minio
 from minio.error import S3Error
 from urllib3.response import BaseHTTPResponse
 
-from slmops.contracts.errors import NotFound, StoreUnreachable
+from slmops.contracts.errors import NotFound, StoreUnreachable, Unreachable
 from slmops.kit.settings import ObjectSettings
 from slmops.kit.threads import Threads
 from slmops.kit.tls import client_context, untrusted
@@ -27,6 +27,8 @@ LOOK = urllib3.Timeout(connect=5, read=5)
 """For requests without data: short enough to report a hanging store before our caller times out."""
 MISSING = ("NoSuchKey", "NoSuchObject")
 """The codes with which S3 servers say that an object does not exist."""
+INTERNAL = "InternalError"
+"""The code with which S3 servers say that they have an object and cannot read it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def read(client: Minio, bucket: str, key: str) -> bytes | None:
 
 
 async def answered(endpoint: str, work: Callable[[], T]) -> T:
-    """Runs `work` in a thread. Raises `NotFound`, `StoreUnreachable`, `ServerUntrusted`."""
+    """Runs `work` in a thread. Raises `NotFound`, `StoreUnreachable` if there is no answer, `ServerUntrusted`, and
+    `Unreachable` for a refusal."""
     try:
         return await _THREADS.run(work)
     except S3Error as error:
@@ -112,7 +115,12 @@ async def answered(endpoint: str, work: Callable[[], T]) -> T:
             raise NotFound(
                 "the object store does not have this object", where=f"{endpoint}{error.resource or ''}"
             ) from error
-        raise StoreUnreachable(f"the object store rejected the request: {error.code}", where=endpoint) from error
+        fix = "If it concerns one object, its bytes may be damaged: slmops storage verify --repair."
+        raise Unreachable(
+            f"the object store rejected the request: {error.code}",
+            where=f"{endpoint}{error.resource or ''}",
+            fix=fix if error.code == INTERNAL else None,
+        ) from error
     except urllib3.exceptions.HTTPError as error:
         raise untrusted(error, endpoint) or StoreUnreachable(
             f"the object store does not answer: {type(error).__name__}",

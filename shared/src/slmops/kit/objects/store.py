@@ -27,7 +27,7 @@ from minio.error import S3Error
 
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.descriptor import Descriptor, Digest, digest_of, digest_of_chunks
-from slmops.contracts.errors import DigestMismatch, DiskFull, StoreUnreachable
+from slmops.contracts.errors import DigestMismatch, DiskFull, Unreachable
 from slmops.contracts.manifest import MANIFEST_LIMIT_BYTES, Manifest
 from slmops.kit.objects.quarantine import CHUNK_BYTES, Quarantine
 from slmops.kit.objects.s3 import DATA, LOOK, Stored, answered, listed, minio, opened, pool, read, stat
@@ -180,9 +180,7 @@ class Objects:
         def remove() -> int:
             found = [one.key for one in listed(self._looking, self.bucket, prefix) if one.modified < before]
             for error in self._client.remove_objects(self.bucket, map(DeleteObject, found)):
-                raise StoreUnreachable(
-                    f"the object store did not delete: {error.code}", where=self._where(error.name or "")
-                )
+                raise Unreachable(f"the object store did not delete: {error.code}", where=self._where(error.name or ""))
             return len(found)
 
         return await self._guarded(remove)
@@ -198,7 +196,7 @@ class Objects:
         url = self._client.presigned_put_object(self.bucket, key, PRESIGNED_FOR)
         answer = self._http.request("PUT", url, body=data, headers={"If-None-Match": "*"})
         if answer.status not in (200, 412):
-            raise StoreUnreachable(f"the object store answered {answer.status} to a write", where=self._where(key))
+            raise Unreachable(f"the object store answered {answer.status} to a write", where=self._where(key))
         return answer.status == 200 or self._replaced(
             digest, len(data), _md5(data), lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data))
         )

@@ -21,10 +21,10 @@ from slmops.contracts.descriptor import Digest, digest_of_chunks
 from slmops.contracts.errors import Unreachable
 from slmops.kit.objects.collecting import BLOBS, UPLOADS
 from slmops.kit.objects.quarantine import CHUNK_BYTES, QUARANTINE, Quarantine
-from slmops.kit.objects.s3 import DATA, LOOK, MISSING, Stored, answered, listed, minio, opened, stat
+from slmops.kit.objects.s3 import DATA, INTERNAL, LOOK, MISSING, Stored, answered, listed, minio, opened, stat
 from slmops.kit.settings import ObjectSettings
 
-_ATTEMPTS = 3
+_ATTEMPTS = 2
 """How often a blob is read before it counts as unreadable."""
 
 
@@ -69,7 +69,7 @@ class Finding:
 
 
 class Verifying:
-    """The store's interface for verifications. Every method raises `StoreUnreachable`."""
+    """The store's interface for verifications. Every method raises `Unreachable`."""
 
     def __init__(self, settings: ObjectSettings) -> None:
         self._endpoint, self._bucket = settings.s3_endpoint, settings.s3_bucket
@@ -144,7 +144,7 @@ class Verifying:
             except S3Error as error:
                 if error.code in MISSING:
                     return Finding(Damage.MISSING)
-                if error.code != "InternalError":
+                if error.code != INTERNAL:
                     raise
             except urllib3.exceptions.ProtocolError:  # the answer ended early
                 continue

@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from slmops.console.commands.jobs import find_job_id
+from slmops.console.commands.uploading import VERIFY_STORE
 from slmops.console.render import optimizer as render
 from slmops.console.session import Session, command
 from slmops.contracts.commands import EvaluationFiles, FetchEvaluation, VerifyEvaluation
@@ -132,5 +133,6 @@ async def _fetch(file: PackageFile, verify: ssl.SSLContext | bool) -> bytes:
     if not answer.is_success:
         raise Unreachable(f"the object store answered {answer.status_code}", where=where, fix="Try again.")
     if digest_of(answer.content) != file.descriptor.digest:
-        raise DigestMismatch("the object store returned a different file than the report names", where=where)
+        what = "the object store returned a different file than the report names"
+        raise DigestMismatch(what, where=where, fix=VERIFY_STORE)
     return answer.content

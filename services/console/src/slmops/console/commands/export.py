@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from slmops.console.commands.uploading import VERIFY_STORE
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.commands import PackageExport
 from slmops.contracts.descriptor import Descriptor, digest_of_chunks
@@ -88,7 +89,8 @@ async def fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> Non
         ) from error
     if not await asyncio.to_thread(_is_complete, part, file.descriptor):
         part.unlink()
-        raise DigestMismatch(f"the object store returned a different file than the package's {file.path}", where=where)
+        what = f"the object store returned a different file than the package's {file.path}"
+        raise DigestMismatch(what, where=where, fix=VERIFY_STORE)
     part.replace(target)
 
 

@@ -21,6 +21,8 @@ T = TypeVar("T")
 OnProgress = Callable[[str, int, int], None]
 """Called for every chunk with the step, the bytes done and the total bytes."""
 
+VERIFY_STORE: Final = "Look for corrupt blobs: slmops storage verify --repair."
+"""What to do about a download that is not what it should be."""
 CHUNK_BYTES = 4 << 20
 UPLOAD_ATTEMPTS = 3
 PATIENCE: Final = timedelta(minutes=5)
