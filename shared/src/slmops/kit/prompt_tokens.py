@@ -40,10 +40,14 @@ class PromptTokenizer:
         """
         return self.part(self.render(messages))
 
-    def render(self, messages: Sequence[Mapping[str, object]]) -> str:
-        """Returns the text of messages and of the beginning of the answer. Raises `RuntimeError` like `chat`."""
+    def render(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()) -> str:
+        """Returns the text of messages and of the beginning of the answer. Raises `RuntimeError` like `chat`.
+
+        `tools`: functions in OpenAI's form, which the template shows to the model if it knows tools.
+        """
         given = json.dumps(messages, ensure_ascii=False)
-        return str(self._tokenizer.apply_chat_template(given, add_generation_prompt=True))
+        offered = {"tools": json.dumps(tools, ensure_ascii=False)} if tools else {}
+        return str(self._tokenizer.apply_chat_template(given, add_generation_prompt=True, **offered))
 
     def part(self, text: str) -> list[int]:
         """Returns the tokens of a part of a prompt, without any that stand only at its beginning."""
