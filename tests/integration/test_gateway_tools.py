@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +260,15 @@ async def test_the_model_tells_how_it_writes_calls(client: httpx.AsyncClient) ->
 # ---- guidance ---------------------------------------------------------------------------------------------
 
 
+@cache
+def loaded(folder: Path) -> tuple[og.Model, og.Tokenizer]:
+    model = og.Model(str(folder))
+    return model, og.Tokenizer(model)
+
+
 def writes(folder: Path, rules: str, wanted: str) -> str:
     """Returns what a model writes that prefers the tokens of `wanted`, up to the first other token."""
-    model = og.Model(str(folder))
-    tokenizer = og.Tokenizer(model)
+    model, tokenizer = loaded(folder)
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=400, do_sample=False)
     parameters.set_guidance("lark_grammar", rules)

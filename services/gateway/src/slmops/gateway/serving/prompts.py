@@ -37,7 +37,7 @@ class PromptEncoder:
         self._cuts_of_answers = _pattern(special)
         self.tool_format = find_format(tokenizer.render)
         markers = MARKERS[self.tool_format] if self.tool_format else ()
-        self.markers = {text: tokens[text].id for text in markers if text in tokens}
+        self.markers = {text: tokens[text].id for text in markers if text in tokens and tokens[text].id >= 0}
         """The ids of the texts around calls, where they are tokens of their own."""
         self.control_markers = {text: number for text, number in self.markers.items() if tokens[text].special}
 
@@ -72,12 +72,8 @@ class PromptEncoder:
         """Returns the fields with the ids of calls in the form that the template accepts."""
         if answered := fields.get("tool_call_id"):
             fields["tool_call_id"] = call_id(self.tool_format, answered)
-        calls = fields.get("tool_calls", ())
-        fields |= (
-            {"tool_calls": [call | {"id": call_id(self.tool_format, call["id"] or "")} for call in calls]}
-            if calls
-            else {}
-        )
+        if calls := fields.get("tool_calls"):
+            fields["tool_calls"] = [call | {"id": call_id(self.tool_format, call["id"] or "")} for call in calls]
         return fields
 
 
@@ -109,7 +105,7 @@ class _Added:
 def _added_tokens(folder: Path) -> dict[str, _Added]:
     """Returns the texts that the tokenizer always reads as one token: their ids, and whether each is declared as
     special."""
-    tokens = [(token["id"], token) for token in _tokenizer_json(folder)]
+    tokens = [(token.get("id", -1), token) for token in _tokenizer_json(folder)]
     declared = _json(folder / "tokenizer_config.json").get("added_tokens_decoder")
     tokens += declared.items() if isinstance(declared, dict) else []
     return {str(token["content"]): _Added(int(number), bool(token.get("special"))) for number, token in tokens}
