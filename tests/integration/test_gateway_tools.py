@@ -126,6 +126,29 @@ def test_how_a_model_writes_calls_is_read_from_its_template(
         assert part in prompt
 
 
+@pytest.mark.parametrize("form", ToolFormat)
+def test_tools_and_calls_have_the_tokens_of_transformers(genai_model: Path, tmp_path: Path, form: ToolFormat) -> None:
+    """The runtime left out enums and required parameters in Llama's template."""
+    from transformers import AutoTokenizer
+
+    folder = with_template(genai_model, tmp_path / "model", form)
+    model = LoadedModel(folder, context_tokens=2048)
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rom é"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "It rains.", "tool_call_id": "abcdefghi"},
+        {"role": "user", "content": "And then?"},
+    ]
+    described: dict[str, Any] = {**TIME["function"], "description": "The time.", "parameters": CITY}
+    tools = [WEATHER, {**TIME, "function": {name: described[name] for name in ("name", "description", "parameters")}}]
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tools, add_generation_prompt=True)
+    call["function"] = {"name": "weather", "arguments": json.dumps({"city": "Rom é"})}
+    ours = model.encode(request(*messages, tools=tools))
+    assert model.tokenizer.decode(ours) == model.tokenizer.decode(list(theirs["input_ids"]))
+    assert ours == list(theirs["input_ids"])
+
+
 def test_a_model_whose_template_ignores_tools_refuses_them(genai_model: Path) -> None:
     model = LoadedModel(genai_model, context_tokens=2048)
     assert model.tool_format is None
