@@ -36,7 +36,7 @@ async def make_a_gap(world: World) -> None:
     await consumer(world.client.js, *OURS, ModelAliasMoved.type)
     await world.publish(moved("a"), moved("b"))
     await world.client.js.purge_stream("EVENTS", seq=2)
-    assert await gaps.look(world.client, OURS)
+    assert await gaps.check_for_gap(world.client, OURS)
 
 
 async def test_status_lists_the_backlog_and_doctor_lists_every_problem_with_a_fix(world: World, slmops: Cli) -> None:

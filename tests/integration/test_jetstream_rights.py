@@ -16,7 +16,7 @@ from slmops.contracts.permissions import ANSWERING_PERMISSIONS, PROVISIONER, SER
 from slmops.contracts.subjects import CONSUMED, DESIRED_BUCKET, JOB_BUCKET, STREAMS, durable_name, inbox, stream_of
 from slmops.kit.bus import nats_auth, provisioner
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.gaps import Durable, look
+from slmops.kit.bus.gaps import Durable, check_for_gap
 from slmops.kit.bus.provision import consumer, provision
 from slmops.kit.settings import BusSettings
 
@@ -88,12 +88,12 @@ async def test_a_service_may_create_read_and_inspect_its_own_consumers(world: Wo
         durable = Durable(stream, durable_name(service, subject))
         for _ in range(2):  # again, as after a restart
             await consumer(client.js, *durable, subject)
-        assert await look(client, durable) is None
+        assert await check_for_gap(client, durable) is None
         await world.client.js.publish(subject.replace("*", "x"), b"{}")
         subscription = await client.js.pull_subscribe(subject, durable.consumer, stream)
         [message] = await subscription.fetch(1, timeout=5)
         await message.ack_sync()
-        await look(client, durable)
+        await check_for_gap(client, durable)
     assert refused == []
 
 

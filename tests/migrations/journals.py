@@ -60,7 +60,7 @@ def _fill_registry(unit: UnitOfWork) -> None:
         registry.project(unit.connection, _EXAMPLE[kind])
     for sequence, kind in enumerate((e.VariantOptimized, e.PackagePublished, e.PackageWithdrawn), start=1):
         registry.name(unit.connection, _EXAMPLE[kind])
-        registry.set_heard(unit.connection, kind.type, sequence)
+        registry.set_read_until(unit.connection, kind.type, sequence)
 
 
 def _read_registry(connection: Connection) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _read_registry(connection: Connection) -> dict[str, Any]:
         "views": registry.views(connection),
         "named": _unordered(registry.named(connection)),
         "withdrawn": registry.withdrawn(connection),
-        "heard": {kind.type: registry.heard(connection, kind.type) for kind in kinds},
+        "heard": {kind.type: registry.read_until(connection, kind.type) for kind in kinds},
     }
 
 

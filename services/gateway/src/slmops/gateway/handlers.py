@@ -98,7 +98,7 @@ class Agent:
         digest = wanted.manifest.digest if wanted else None
         active = self._slots.active.digest if self._slots.active else None
         if digest and self._updater.failed_in(digest) not in (None, self._rollout):
-            self._updater.allow_retry(digest)
+            await self._updater.allow_retry(digest)
         attempts = self._slots.attempts(digest) if digest else 0
         go = should_update(
             desired=digest, active=active, failed=self._slots.failed, phase=self._updater.phase, attempts=attempts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,15 +46,16 @@ async def enrol(settings: Settings, *, again: bool = False) -> Credentials:
     Raises `Unreachable`, `NotReady`, `Denied`, `InvalidMessage`.
     """
     identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
-    seed, jwt_file = own_seed(settings.data_dir), settings.data_dir / "user.jwt"
-    if jwt_file.exists() and not again:
-        return Credentials(identity, seed, jwt_file.read_text().strip())
+    seed = await asyncio.to_thread(own_seed, settings.data_dir)
+    jwt_file = settings.data_dir / "user.jwt"
+    if not again and (jwt := await asyncio.to_thread(_stored, jwt_file)):
+        return Credentials(identity, seed, jwt)
     command = EnrolGateway(
         gateway_id=identity.gateway_id,
         blueprint=identity.blueprint,
         labels=identity.labels,
         public_key=public_key(seed),
-        token=_token(settings.enrolment_token),
+        token=await asyncio.to_thread(_token, settings.enrolment_token),
     )
     client = await BusClient.connect(
         settings,
@@ -66,7 +68,7 @@ async def enrol(settings: Settings, *, again: bool = False) -> Credentials:
         answer = await client.request(command)
     finally:
         await client.close()
-    _write_private(jwt_file, answer.jwt)
+    await asyncio.to_thread(_write_private, jwt_file, answer.jwt)
     return Credentials(identity, seed, answer.jwt)
 
 
@@ -77,6 +79,11 @@ def own_seed(home: Path) -> str:
         home.mkdir(parents=True, exist_ok=True)
         _write_private(seed_file, new_user_seed())
     return seed_file.read_text().strip()
+
+
+def _stored(jwt_file: Path) -> str:
+    """Returns the stored JWT; empty if there is none."""
+    return jwt_file.read_text().strip() if jwt_file.exists() else ""
 
 
 def _token(path: Path) -> str:
@@ -97,10 +104,15 @@ def _token(path: Path) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Writes the file atomically, from the start with permissions for the owner only."""
+    """Writes the file atomically and durably, from the start with permissions for the owner only."""
     new = path.with_suffix(".new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
     new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # a device that lost its key could not enrol under its name again
+    finally:
+        os.close(folder)

@@ -163,8 +163,8 @@ def _check_upload(upload: str) -> None:
 
 def routes(bus: Bus, handlers: Handlers) -> None:
     naming = [kind for kind in RULES if kind not in OWN]
-    heard: list[type[Event]] = [VariantStarted, VariantProgressed, *naming, *WITHDRAWALS]
-    for kind in heard:
+    kinds: list[type[Event]] = [VariantStarted, VariantProgressed, *naming, *WITHDRAWALS]
+    for kind in kinds:
         bus.on(kind, handlers.on_lineage)
     bus.serve(BeginUpload, handlers.begin_upload)
     bus.serve(RegisterVersion, handlers.register_version, at_once=2)  # each reads gigabytes from the store

@@ -93,7 +93,7 @@ class Marker:
 
     async def _catch_up(self, kind: type[Event]) -> None:
         """Reads the events of a type up to the current end of the stream."""
-        after = await self._journal.read(lambda connection: store.heard(connection, kind.type))
+        after = await self._journal.read(lambda connection: store.read_until(connection, kind.type))
         page: list[Event] = []
         async for sequence, event in self._client().recorded(kind, after):
             page.append(event)
@@ -108,7 +108,7 @@ class Marker:
         def work(unit: UnitOfWork) -> None:
             for event in events:
                 store.name(unit.connection, event)
-            store.set_heard(unit.connection, kind.type, sequence)
+            store.set_read_until(unit.connection, kind.type, sequence)
 
         await self._journal.transact(work)
 

@@ -115,7 +115,7 @@ _withdrawn = Table(
     Column("digest", String(80), primary_key=True),
     Column("at", Double, nullable=False),
 )
-_heard = Table(
+_read_until = Table(
     "named_until",
     _TABLES,
     Column("kind", String(120), primary_key=True),
@@ -163,9 +163,9 @@ def withdrawn(connection: Connection) -> dict[Digest, datetime]:
     return {row.digest: datetime.fromtimestamp(row.at, UTC) for row in connection.execute(select(_withdrawn))}
 
 
-def heard(connection: Connection, kind: str) -> int:
+def read_until(connection: Connection, kind: str) -> int:
     """Returns the sequence up to which events of a type were read; 0 if none."""
-    return connection.execute(select(_heard.c.sequence).where(_heard.c.kind == kind)).scalar() or 0
+    return connection.execute(select(_read_until.c.sequence).where(_read_until.c.kind == kind)).scalar() or 0
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -209,15 +209,16 @@ def name(connection: Connection, event: Event) -> None:
             connection.execute(insert(_named), row)
 
 
-def set_heard(connection: Connection, kind: str, sequence: int) -> None:
+def set_read_until(connection: Connection, kind: str, sequence: int) -> None:
     """Stores the sequence up to which events of a type were read."""
-    if connection.execute(update(_heard).where(_heard.c.kind == kind).values(sequence=sequence)).rowcount == 0:
-        connection.execute(insert(_heard).values(kind=kind, sequence=sequence))
+    changed = update(_read_until).where(_read_until.c.kind == kind).values(sequence=sequence)
+    if connection.execute(changed).rowcount == 0:
+        connection.execute(insert(_read_until).values(kind=kind, sequence=sequence))
 
 
-def forget_heard(connection: Connection) -> None:
+def forget_read_until(connection: Connection) -> None:
     """Makes every event type be read from the beginning of its stream again."""
-    connection.execute(delete(_heard))
+    connection.execute(delete(_read_until))
 
 
 def claim_chore(connection: Connection, name: str, holder: str, now: float, until: float, first: float) -> str | None:

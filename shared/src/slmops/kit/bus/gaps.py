@@ -103,7 +103,7 @@ async def metadata(js: JetStreamContext, durable: Durable) -> dict[str, str]:
     return kept | {MARK_KEY: _mark(until, state).model_dump_json()}
 
 
-async def look(client: BusClient, durable: Durable) -> Gap | None:
+async def check_for_gap(client: BusClient, durable: Durable) -> Gap | None:
     """Advances the consumer's mark and returns its unaccepted gap. Raises `Unreachable`, `NotReady`."""
     if exempt(durable.stream):
         return None

@@ -42,7 +42,10 @@ async def follow(
     Returns the bytes downloaded. Raises what `fetch` raises when the network or the disk fails. A problem with a delta
     is logged, and the remaining files are left to be fetched.
     """
-    cost, missing = sum(step.delta.size for step in package.route), missing_bytes(package, blobs)
+    cost, missing = (
+        sum(step.delta.size for step in package.route),
+        await asyncio.to_thread(missing_bytes, package, blobs),
+    )
     if not package.route or cost >= missing:
         return 0
     spent = 0
