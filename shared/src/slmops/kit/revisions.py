@@ -1,4 +1,4 @@
-"""Brings the database of a journal to the tables of this release, with Alembic and without files beside the revisions.
+"""Runs the revisions that a database lacks, with Alembic and without files beside the revisions.
 
 Invariants
 1. All revisions of a start run in one transaction, in which no other process writes: a start that fails or is killed
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 _alembic_op = Lock()  # `alembic.op`, which revisions import, is one global of the process
 
 
-def migrate(connection: Connection, folder: Path, where: str) -> None:
+def run_revisions(connection: Connection, folder: Path, where: str) -> None:
     """Runs the revisions in `folder/versions` that the database lacks, in the transaction of `connection`.
 
-    The caller's transaction must exclude all other writers. A database without a revision that holds the tables of the
-    first one was made before there were revisions, and continues from there. `where` names the database in errors.
-    Raises `IncompatibleDatabase`.
+    Called by `slmops.kit.migrations.migrate`, whose conditions apply. A database without a revision that holds the
+    tables of the first one was made before there were revisions, and continues from there. `where` names the database
+    in errors. Raises `IncompatibleDatabase`.
     """
     scripts, context = ScriptDirectory(folder), MigrationContext.configure(connection)
     current = _current(context, scripts, where)
