@@ -17,8 +17,9 @@ from integration.kit_world import AT, World, world_on
 from safetensors.numpy import save_file
 from tiny_model import make_gguf, make_tiny_llama
 
-from slmops.console.commands import push as engine
-from slmops.console.commands.push import Source, push
+from slmops.console.commands import upload as engine
+from slmops.console.commands.push import push
+from slmops.console.commands.upload import Source
 from slmops.contracts.commands import ListVersions, VersionView
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import AlreadyExists, DigestMismatch, NotFound, OptimizationFailed, Unreachable

@@ -21,6 +21,7 @@ from slmops.contracts.commands.optimizer import (
     ParameterView,
     PassView,
     RecipeList,
+    UploadData,
     VerifyEvaluation,
 )
 from slmops.contracts.commands.packager import (
@@ -124,6 +125,7 @@ __all__ = [
     "Share",
     "StageView",
     "StartRollout",
+    "UploadData",
     "UploadTicket",
     "VariantView",
     "VerifyEvaluation",
