@@ -18,6 +18,7 @@ from contract.wire_examples import (
     LATER,
     MANIFEST,
     MEASURED,
+    OWN_DATA,
     PROBLEM,
     PUBLIC_KEY,
     QUESTIONS,
@@ -69,6 +70,7 @@ _VERSION_VIEW = c.VersionView(
     size_bytes=86_000_120,
     files=(WEIGHTS,),
     golden=GOLDEN,
+    data=OWN_DATA,
     state="registered",
     stage="packaged",
     progress="4 of 4",
@@ -157,6 +159,7 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             architecture="llama",
             files=(WEIGHTS, QUESTIONS),
             golden=QUESTIONS,
+            data=OWN_DATA,
         ),
         _VERSION_VIEW,
     ),
@@ -214,6 +217,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         ),
     ),
     (
+        c.UploadData(files=OWN_DATA.files),
+        c.UploadTicket(upload="u-2", urls={digest("7"): "http://s3.example/slmops/uploads/u-2/7"}),
+    ),
+    (
         c.Optimize(
             model="smollm2",
             version=VERSION,
@@ -221,6 +228,8 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             recipes=("int4",),
             definitions=(RECIPE,),
             search=SEARCH,
+            data=OWN_DATA,
+            upload="u-2",
         ),
         _JOB_VIEW,
     ),

@@ -28,6 +28,7 @@ from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.model import ModelFile
 from slmops.contracts.plan import Candidate, Overlay, Plan, Release
 from slmops.contracts.profile import EDGE_SMALL
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
 from slmops.contracts.signed import PlanSignature, PlanStatement, SignedPlan
@@ -126,6 +127,12 @@ _VARIANT: dict[str, Any] = {
 _ROLLOUT: dict[str, Any] = {"blueprint": "edge-chat", "rollout": "edge-chat-2", "at": AT}
 MEASURED = {"tokens_per_s": 80.5, "ttft_s": 0.15}
 
+OWN_DATA = EvaluationData(
+    texts=(ModelFile(path="texts/support.jsonl", digest=digest("7"), size_bytes=52_000),),
+    calibration_texts=(ModelFile(path="calibration/manual.txt", digest=digest("6"), size_bytes=900_000),),
+    tasks=(ModelFile(path="tasks/products.jsonl", digest=digest("5"), size_bytes=8_000),),
+)
+
 EVENTS: tuple[e.Event, ...] = (
     e.ModelVersionRegistered(
         model="smollm2",
@@ -135,11 +142,12 @@ EVENTS: tuple[e.Event, ...] = (
         architecture="llama",
         files=(WEIGHTS, QUESTIONS),
         golden=GOLDEN,
+        data=OWN_DATA,
         at=AT,
     ),
     e.ModelAliasMoved(model="smollm2", alias="stable", version=VERSION, previous=BEFORE, at=AT),
     e.ModelVersionRetired(model="smollm2", version=BEFORE, reason="superseded by 1.0.1", at=AT),
-    e.VariantStarted(**_VARIANT, recipes=("int8", "int4"), at=AT),
+    e.VariantStarted(**_VARIANT, recipes=("int8", "int4"), data=OWN_DATA, at=AT),
     e.VariantProgressed(**_VARIANT, step="int4: quantize", done=1, of=4, at=AT),
     e.VariantOptimized(
         **_VARIANT,
@@ -260,6 +268,7 @@ DOCUMENTS: dict[str, BaseModel] = {
         definitions=(RECIPE,),
         search=SEARCH,
         predecessor=Predecessor(version=BEFORE, recipe="int4", variant=digest("9"), manifest=MANIFEST),
+        data=OWN_DATA,
         asked="1d2c3b4a-5968-4776-8594-a3b2c1d0e0f0",
     ),
     "plan": Plan(

@@ -192,6 +192,9 @@ def test_metrics_are_readable_inside_the_network_and_every_container_has_resourc
     for reader, names in (("registry", SERVICES), ("gw-1", GATEWAYS)):
         for name in names:
             assert "python_info" in compose.python(reader, read.format(name)), name
+    found: set[str] = set()
+    while found != set(SERVICES):  # the command line reaches the bus alone; a service under load may answer late
+        found |= {process["service"] for process in json.loads(compose.slmops("status", "--json"))["services"]}
     for name in (*SERVERS, *SERVICES, *GATEWAYS):
         limits = compose.inspect(name)["HostConfig"]
         assert all(limits[limit] for limit in ("Memory", "NanoCpus", "PidsLimit")), (name, limits)

@@ -14,6 +14,7 @@ from unit.console.console_examples import NOW, nothing_set_up, slmops
 from slmops.console.commands.status import findings, local_status
 from slmops.console.render.status_view import BacklogView, DiskView, ExpiryView, LocalStatus, ProcessView, Status
 from slmops.contracts.errors import InvalidMessage, Problem
+from slmops.contracts.identity import ServiceProcess
 from slmops.local.certificates import Certificates
 from slmops.local.process import ProcessState
 from slmops.local.supervisor import Supervisor
@@ -30,6 +31,11 @@ def local(**changes: Any) -> Status:
 
 def expiring(days: int) -> tuple[ExpiryView, ...]:
     return (ExpiryView(role="root", expires=NOW + timedelta(days=days)),)
+
+
+def running(service: str, shared_revision: str) -> ServiceProcess:
+    code = {"version": "0.1.0", "revision": "0", "shared_revision": shared_revision}
+    return ServiceProcess(service=service, host="box", pid=1, started_at=NOW, **code)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,18 @@ def expiring(days: int) -> tuple[ExpiryView, ...]:
             "backlog",
             "1,000 messages",
             "Check that rollout runs",
+        ),
+        (
+            Status(version="1", shared_revision="b", services=(running("registry", "a"), running("optimizer", "b"))),
+            "mixed_releases",
+            "2 releases run: 0.1.0 (a): registry; 0.1.0 (b): optimizer",
+            "Restart the services",
+        ),
+        (
+            Status(version="1", shared_revision="b", services=(running("registry", "a"),)),
+            "mixed_releases",
+            "the command line has revision b, the services have a",
+            "Use the release of the services",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",

@@ -36,6 +36,7 @@
         ├── IllegalTransition        a state machine has no such edge
         ├── FactsMissing             stored events were removed before they were read
         ├── IncompatibleDatabase     a database of a newer release, or of another service
+        ├── IncompatibleFolder       a data folder of a newer release, or of another part of slmops
         ├── PortTaken                another process listens on our port
         ├── OptimizationFailed       a pass or its process failed
         ├── JobCancelled             the work was cancelled before it was done
@@ -256,6 +257,12 @@ class IncompatibleDatabase(PermanentError):
     """A newer release or another service made the database. Nothing was written to it."""
 
     code = "incompatible_database"
+
+
+class IncompatibleFolder(PermanentError):
+    """A newer release or another part of slmops wrote the data folder. Nothing was written to it."""
+
+    code = "incompatible_folder"
 
 
 class PortTaken(PermanentError):

@@ -21,6 +21,7 @@ from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import Name, Version
 from slmops.contracts.plan import Release, Stage
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 
 EVENTS: dict[str, type[Event]] = {}
 """Type → class of every event."""
@@ -76,6 +77,7 @@ class ModelVersionRegistered(ModelEvent):
     architecture: str
     files: tuple[ModelFile, ...]
     golden: Descriptor | None = Field(default=None, description="Golden prompts (JSONL) with which a gateway probes")
+    data: EvaluationData | None = Field(default=None, description="Own texts and tasks for its optimizations")
     at: AwareDatetime
 
 
@@ -113,6 +115,7 @@ class VariantEvent(Event):
 class VariantStarted(VariantEvent):
     type: ClassVar[str] = "slmops.variant.started.v1"
     recipes: tuple[Name, ...]
+    data: EvaluationData | None = Field(default=None, description="Own texts and tasks of this optimization")
     at: AwareDatetime
 
 

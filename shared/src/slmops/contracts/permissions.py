@@ -21,7 +21,18 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 from slmops.contracts import jetstream
-from slmops.contracts.subjects import CONSUMED, DESIRED_BUCKET, INBOX, JOB_BUCKET, STREAMS, inbox, matches
+from slmops.contracts.subjects import (
+    CONSUMED,
+    DESIRED_BUCKET,
+    INBOX,
+    JOB_BUCKET,
+    OPERATOR,
+    ROLL_CALL,
+    STREAMS,
+    inbox,
+    matches,
+    roll_call_answer,
+)
 
 ANSWER_WITHIN: Final = timedelta(minutes=30)
 """How long a requester waits for the slowest commands: registering hashes gigabytes, verifying runs a model."""
@@ -41,13 +52,15 @@ PROVISIONER: Final = "provisioner"
 
 
 def _user(name: str, *publish: str, consumes: Iterable[str] = (), uses: Iterable[str] = ()) -> Permissions:
-    """Returns the permissions of a service's user: its subjects, dead letters, and what it uses of JetStream.
+    """Returns the permissions of a user: its subjects, dead letters, roll calls, and what it uses of JetStream.
 
     `consumes` are the subjects of its durable consumers, `uses` its further rights on JetStream. Answers and events
     (pull consumers) arrive on its inbox.
     """
     pulled = [right for subject in consumes for right in jetstream.consuming(name, subject)]
-    return Permissions((*publish, "dlq.>", *jetstream.WATCHING, *pulled, *uses), (f"{inbox(name)}.>",))
+    calling = (ROLL_CALL, roll_call_answer("*")) if name == OPERATOR else (roll_call_answer(name), ROLL_CALL)
+    asked, heard = calling
+    return Permissions((*publish, "dlq.>", asked, *jetstream.WATCHING, *pulled, *uses), (f"{inbox(name)}.>", heard))
 
 
 SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {

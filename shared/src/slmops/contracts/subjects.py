@@ -164,6 +164,15 @@ def twin(key: str) -> str:
     return f"twin.{DESIRED_BUCKET}.{key}"
 
 
+ROLL_CALL = "services.call"
+"""Asks every process of every service to describe itself. Nothing stores it."""
+
+
+def roll_call_answer(service: str) -> str:
+    """Returns the subject on which the processes of a service describe themselves."""
+    return f"services.answer.{service}"
+
+
 def inbox(user: str) -> str:
     """Returns the subject prefix, without the final dot, of answers to a user. Users cannot read others' inboxes."""
     return INBOX if user == OPERATOR else f"{INBOX}_{user}"

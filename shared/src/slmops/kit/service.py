@@ -21,12 +21,15 @@ from prometheus_client import make_asgi_app
 
 from slmops.contracts.errors import PortTaken, SlmopsError, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
+from slmops.contracts.identity import ServiceProcess
 from slmops.kit import tracing
+from slmops.kit.bus.roll_call import answer_roll_calls
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.bus.stream_watch import watch_streams
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.disk import DiskWatch, folders_of
 from slmops.kit.logs import log_as_json
+from slmops.kit.revision import this_process
 from slmops.kit.settings import BusSettings
 from slmops.kit.tls import publish_expiry, server_context
 
@@ -51,6 +54,7 @@ class Service:
     http: Sequence[tuple[str, Asgi]] = ()
     """Further applications by path prefix (with a final slash), in addition to `/health` and `/metrics`."""
     failed: list[BaseException] = field(default_factory=list)
+    _process: ServiceProcess | None = None
 
     def asgi(self) -> AsgiFastStream:
         """Returns the ASGI application: `/metrics`, and `/health`, which is 200 while the bus answers and every task
@@ -66,14 +70,17 @@ class Service:
         async def health(_scope: Any) -> AsgiResponse:
             healthy = await self.bus.ping(2) and not any(task.done() for task in running)
             degraded = [problem.model_dump() for problem in await disks.problems()]
-            body = json.dumps({"service": self.name, "healthy": healthy, "degraded": degraded}).encode()
+            code = self._process.model_dump(include={"version", "revision"}) if self._process else {}
+            body = json.dumps({"service": self.name, "healthy": healthy, "degraded": degraded, **code}).encode()
             return AsgiResponse(body, 200 if healthy else 503, {"content-type": "application/json"})
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             for step in self.opening:
                 await step()
+            self._process = await asyncio.to_thread(this_process, self.name)
             await self.bus.start()
+            await answer_roll_calls(self.bus.client, self._process)
             tasks = (*self.tasks, disks.run, lambda: watch_streams(self.bus.client, self.bus.durables))
             running.extend(asyncio.create_task(self._watched(task)) for task in tasks)
             try:

@@ -21,11 +21,15 @@ from slmops.contracts.permissions import (
 )
 from slmops.kit.bus.nats_auth import Authority
 from slmops.kit.clock import utc_now
+from slmops.kit.data_folder import FolderLayout
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
 from slmops.local.certificates import Certificates
 from slmops.local.private import write_atomically
 from slmops.local.weed_tls import new_identity
+
+FOLDER = FolderLayout(kind="slmops up", marks=("keys",))
+"""The layout of the data folder. A change that older folders need is a migration here."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +133,26 @@ class Layout:
         """The private folder of one process."""
         return self.root / process
 
-    def prepare(self) -> None:
-        """Creates the folder and its keys. Raises `Denied`, `DiskFull`."""
+    def create(self) -> None:
+        """Creates the folder, which only its owner can read. Raises `Denied`, and `IncompatibleFolder` before that."""
+        FOLDER.check(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.root.chmod(0o700)
-            for folder in (self.keys, self.logs, self.traces):
-                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise Denied(
                 f"cannot use the data folder: {error.strerror}",
                 where=str(self.root),
                 fix="Choose a folder with write permission.",
             ) from error
+
+    def prepare(self) -> None:
+        """Creates the folder and its keys, and migrates an older folder. Raises `Denied`, `DiskFull`,
+        `IncompatibleFolder`."""
+        self.create()
+        FOLDER.migrate(self.root)
+        for folder in (self.keys, self.logs, self.traces):
+            folder.mkdir(exist_ok=True)
         authority = self.authority()
         write_atomically(self.gateway_signing_key, authority.gateway_signing_key)
         self._write_once(self.enrolment_token, lambda: secrets.token_urlsafe(32))

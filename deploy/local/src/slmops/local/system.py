@@ -72,12 +72,13 @@ class System:
     async def start(self, on_event: Callable[[ProcessState], None] | None = None) -> None:
         """Starts everything and returns when all processes are ready. After an error, no process is left running.
 
-        Raises `PortTaken`, `Unreachable`, `Conflict`, `Denied`, `DiskFull`.
+        Raises `PortTaken`, `Unreachable`, `Conflict`, `Denied`, `DiskFull`, `IncompatibleFolder`.
         """
-        self.layout.prepare()
+        self.layout.create()
         self._lock()
         self._supervisor = Supervisor(self.layout.state_file, on_event)
         try:
+            self.layout.prepare()
             room = self.capacity = capacity(self.layout.root, self.layout.nats_store)
             ports = self._ports(self._port_names())
             await asyncio.to_thread(self.certificates.renew, utc_now())

@@ -18,7 +18,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from slmops.contracts.errors import CredentialsRefused, InvalidMessage, PermanentError, SlmopsError, TemporaryError
+from slmops.contracts.errors import (
+    CredentialsRefused,
+    DiskFull,
+    InvalidMessage,
+    PermanentError,
+    SlmopsError,
+    TemporaryError,
+)
 from slmops.contracts.plan import Identity
 from slmops.gateway.api.access import Access
 from slmops.gateway.api.listen import ApiServer, listen
@@ -42,6 +49,7 @@ from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.clock import utc_now
+from slmops.kit.data_folder import FolderLayout
 from slmops.kit.disk import DiskWatch
 from slmops.kit.logs import log_as_json
 from slmops.kit.main import errors_as_one_line
@@ -52,6 +60,10 @@ from slmops.kit.trust.asking import Answers
 log = logging.getLogger("slmops.gateway")
 _ENROL_AGAIN_EVERY_S = 15.0
 _CONNECT_AGAIN_S = 1.0
+
+
+FOLDER = FolderLayout(kind="a gateway", marks=("slots.json", "spool.db", "user.jwt"))
+"""The layout of a gateway's data folder. A change that older folders need is a migration here."""
 
 
 @dataclass
@@ -197,8 +209,11 @@ async def _until_stopped() -> None:
 
 
 def build(settings: Settings) -> Gateway:
+    """Wires a gateway. Raises `IncompatibleFolder`, before anything is written to its folder."""
     home = settings.data_dir
+    FOLDER.check(home)
     home.mkdir(parents=True, exist_ok=True)
+    _migrate(home)
     identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
     slots, serving = Slots(home), Serving()
     spool = _spool(home / "spool.db")
@@ -236,6 +251,16 @@ def build(settings: Settings) -> Gateway:
         )
         gateway.results = Results(settings.bundles, identity, own_seed(home), spool, settings.results_every, utc_now)
     return gateway
+
+
+def _migrate(home: Path) -> None:
+    """Brings the folder to today's layout. On a full disk a folder that needs no migration is used without a stamp."""
+    try:
+        FOLDER.migrate(home)
+    except DiskFull as error:
+        if FOLDER.check(home) != FOLDER.newest:
+            raise
+        log.warning("%s", error)
 
 
 def _factory(settings: Settings) -> Factory | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -18,8 +19,9 @@ from slmops.contracts.commands import (
     VersionView,
 )
 from slmops.contracts.errors import InvalidMessage, NotFound
-from slmops.contracts.events import Event, VariantProgressed, VariantStarted
+from slmops.contracts.events import Event, VariantProgressed
 from slmops.contracts.model import ModelFile
+from slmops.contracts.prompts.evaluation_data import EvaluationData, check_data, check_sizes
 from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -124,10 +126,21 @@ class Handlers:
         if command.golden:
             await self._adopt_file(command.upload, command.golden)
             await self._check_golden(command.golden)
+        if command.data:
+            await self._adopt_data(command.upload, command.data)
+
+    async def _adopt_data(self, upload: str, data: EvaluationData) -> None:
+        """Verifies own texts and tasks. Raises `InvalidMessage` for those with which no variant can be measured."""
+        check_sizes(data)
+        for file in data.files:
+            await self._adopt_file(upload, file)
+        contents = {file.path: await self._objects.get_bytes(file.digest, file.size_bytes) for file in data.files}
+        await asyncio.to_thread(check_data, data, contents)
 
     async def _heal(self, command: RegisterVersion) -> None:
         """Takes the uploads of files that are missing or corrupt in the store."""
-        for file in (*command.files, *([command.golden] if command.golden else [])):
+        own = command.data.files if command.data else ()
+        for file in (*command.files, *([command.golden] if command.golden else []), *own):
             if not await self._objects.keep(file.digest, file.size_bytes):
                 _check_upload(command.upload)
                 await self._adopt_file(command.upload, file)
@@ -163,7 +176,7 @@ def _check_upload(upload: str) -> None:
 
 def routes(bus: Bus, handlers: Handlers) -> None:
     naming = [kind for kind in RULES if kind not in OWN]
-    kinds: list[type[Event]] = [VariantStarted, VariantProgressed, *naming, *WITHDRAWALS]
+    kinds: list[type[Event]] = [VariantProgressed, *naming, *WITHDRAWALS]
     for kind in kinds:
         bus.on(kind, handlers.on_lineage)
     bus.serve(BeginUpload, handlers.begin_upload)

@@ -362,6 +362,7 @@ def _version_view(
         size_bytes=sum(file.size_bytes for file in event.files),
         files=event.files,
         golden=event.golden,
+        data=event.data,
         state=row.state,
         stage=stage,
         progress=progress_of(stage, jobs, variants),

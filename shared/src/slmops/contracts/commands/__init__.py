@@ -21,6 +21,7 @@ from slmops.contracts.commands.optimizer import (
     ParameterView,
     PassView,
     RecipeList,
+    UploadData,
     VerifyEvaluation,
 )
 from slmops.contracts.commands.packager import (
@@ -147,6 +148,7 @@ __all__ = [
     "StorageReport",
     "StorageStatus",
     "TrustStatus",
+    "UploadData",
     "UploadTicket",
     "VariantView",
     "VerifyEvaluation",

@@ -12,6 +12,7 @@ from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import Name, Version
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 
 
 class UploadTicket(Result):
@@ -73,6 +74,7 @@ class VersionView(Result):
     size_bytes: int
     files: tuple[ModelFile, ...] = ()
     golden: Descriptor | None = None
+    data: EvaluationData | None = Field(default=None, description="Own texts and tasks for its optimizations")
     state: str = Field(description="registered or retired")
     stage: str = Field(default="registered", description="Progress: registered, optimizing, packaged, refused")
     progress: str = ""
@@ -96,6 +98,9 @@ class RegisterVersion(Command[VersionView]):
     files: tuple[ModelFile, ...] = Field(min_length=1)
     golden: ModelFile | None = Field(
         default=None, description="One of the uploaded files; by default the golden prompts of the newest version"
+    )
+    data: EvaluationData | None = Field(
+        default=None, description="Own texts and tasks for the version's optimizations, among the uploaded files"
     )
 
 

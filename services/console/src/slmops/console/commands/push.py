@@ -6,17 +6,17 @@ Registration is the last step and a single command, so an interrupted push never
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from slmops.console.commands.uploading import OnProgress, Source, StoreWait, chunks, upload
+from slmops.console.commands.evaluation_data import OwnData
+from slmops.console.commands.uploading import OnProgress, StoreWait, hash_files, upload
 from slmops.contracts.commands import BeginUpload, RegisterVersion, VersionView
 from slmops.contracts.errors import Denied, InvalidMessage, InvalidModel, NotFound
-from slmops.contracts.model import FilePath, ModelFile, collision
+from slmops.contracts.model import FilePath, collision
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
 from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
@@ -46,6 +46,7 @@ async def push(
     on_progress: OnProgress = ignore_progress,
     base: Path | None = None,
     store: StoreWait | None = None,
+    own: OwnData | None = None,
 ) -> VersionView:
     """Pushes a model in any format that `inspect` knows. Pushing the same files again changes nothing.
 
@@ -56,8 +57,9 @@ async def push(
     store = store or StoreWait()
     facts = await asyncio.to_thread(check, path, name, version, golden, base)
     named = named_files(path, base) | ({GOLDEN_FILE: golden} if golden else {})
+    named |= own.paths if own else {}
     with span("hash", size_bytes=facts.size_bytes):
-        sources = await _hash_files(named, on_progress)
+        sources = await hash_files(named, on_progress)
     everything = {source.file.path: source.file for source in sources}
     md5 = {source.file.digest: source.md5 for source in sources}
     begin = BeginUpload(model=name, version=version, files=tuple(everything.values()), md5=md5)
@@ -66,14 +68,16 @@ async def push(
         await upload(sources, ticket.urls, on_progress, store, client.verify)
     on_progress("verify", 0, facts.size_bytes)
     prompts = everything.pop(GOLDEN_FILE, None)
+    beside = own.paths if own else {}
     registration = RegisterVersion(
         model=name,
         version=version,
         upload=ticket.upload,
         format=facts.format,
         architecture=facts.architecture,
-        files=tuple(everything.values()),
+        files=tuple(file for path, file in everything.items() if path not in beside),
         golden=prompts,
+        data=own.data if own else None,
     )
     hashing = timedelta(seconds=60 + facts.size_bytes / _VERIFIED_BYTES_PER_S)
     timeout = min(ANSWER_WITHIN, hashing + store.limit)
@@ -157,19 +161,3 @@ def model_files(path: Path) -> list[Path]:
 def _is_part(folder: Path) -> Callable[[Path], bool]:
     suffixes = _HF_SUFFIXES | (_ONNX_SUFFIXES if (folder / "genai_config.json").is_file() else frozenset())
     return lambda file: not file.name.startswith(".") and (file.suffix in suffixes or file.stem in _HF_NAMES)
-
-
-async def _hash_files(named: Mapping[str, Path], on_progress: OnProgress) -> list[Source]:
-    total = sum(path.stat().st_size for path in named.values())
-    found, done = [], 0
-    for name, path in named.items():
-        state, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-        async for chunk in chunks(path):
-            # One thread call per chunk, so that Ctrl-C takes effect between chunks.
-            await asyncio.gather(asyncio.to_thread(state.update, chunk), asyncio.to_thread(md5.update, chunk))
-            size += len(chunk)
-            on_progress("hash", done + size, total)
-        done += size
-        file = ModelFile(path=name, digest=f"sha256:{state.hexdigest()}", size_bytes=size)
-        found.append(Source(path, file, md5.hexdigest()))
-    return found

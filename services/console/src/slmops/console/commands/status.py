@@ -23,8 +23,13 @@ from slmops.console.render.stream_view import Item
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, Problem, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
+from slmops.contracts.identity import ServiceProcess
+from slmops.contracts.permissions import SERVICE_PERMISSIONS
+from slmops.contracts.subjects import OPERATOR
 from slmops.kit.bus import deadletters
+from slmops.kit.bus.roll_call import call_roll
 from slmops.kit.clock import utc_now
+from slmops.kit.revision import shared_revision
 from slmops.kit.sizes import size_text
 from slmops.kit.tls import EXPIRES_SOON, file_expiry
 
@@ -94,10 +99,15 @@ def _certificates(folder: Path) -> tuple[ExpiryView, ...]:
 
 async def find_status(session: Session) -> Status:
     """Returns the status. A bus that does not answer is a part of it, not an error."""
-    found = Status(version=version("slmops-console"), local=local_status(session.settings.data or where.DEFAULT_DATA))
+    found = Status(
+        version=version("slmops-console"),
+        shared_revision=shared_revision(),
+        local=local_status(session.settings.data or where.DEFAULT_DATA),
+    )
     try:
         client = await session.client()
         streams = await stream_views(client)
+        services = await call_roll(client, [user for user in SERVICE_PERMISSIONS if user != OPERATOR])
     except TemporaryError as error:
         return found.model_copy(update={"problem": Problem.of(error)})
     backlog = tuple(
@@ -111,6 +121,7 @@ async def find_status(session: Session) -> Status:
         update={
             "backlog": backlog,
             "dead_letters": letters,
+            "services": services,
             "nats_version": f"{server.major}.{server.minor}.{server.patch}",
         }
     )
@@ -122,7 +133,7 @@ async def find_status(session: Session) -> Status:
 def findings(status: Status, now: datetime) -> list[Item]:
     """Returns what is wrong with the machine and the processes, the most serious first. Each finding has its fix."""
     local = status.local
-    return [*(_of_machine(local, now) if local else ()), *_of_bus(status)]
+    return [*(_of_machine(local, now) if local else ()), *_of_bus(status), *_of_releases(status)]
 
 
 def _of_machine(local: LocalStatus, now: datetime) -> Iterator[Item]:
@@ -166,6 +177,33 @@ def _of_bus(status: Status) -> Iterator[Item]:
             what = f"{backlog.pending:,} messages wait"
             fix = f"Check that {backlog.consumer.partition('-')[0]} runs and keeps up: slmops stream ls"
             yield Item(kind="backlog", what=what, where=f"{backlog.stream} for {backlog.consumer}", fix=fix)
+
+
+def _of_releases(status: Status) -> Iterator[Item]:
+    """Finds processes of different releases, and a command line of another release than all of them."""
+    codes = {process.shared_revision for process in status.services}
+    if len(codes) > 1:
+        yield Item(
+            kind="mixed_releases",
+            what=f"{len(codes)} releases run: {'; '.join(map(_of_release, _by_release(status.services)))}",
+            where="services",
+            fix="Restart the services of the older release; slmops status shows each one's version.",
+        )
+    elif codes and status.shared_revision not in codes:
+        what = f"the command line has revision {status.shared_revision}, the services have {min(codes)}"
+        yield Item(kind="mixed_releases", what=what, where="command line", fix="Use the release of the services.")
+
+
+def _by_release(processes: Sequence[ServiceProcess]) -> list[list[ServiceProcess]]:
+    found: dict[tuple[str, str], list[ServiceProcess]] = {}
+    for process in processes:
+        found.setdefault((process.version, process.shared_revision), []).append(process)
+    return [found[key] for key in sorted(found)]
+
+
+def _of_release(processes: Sequence[ServiceProcess]) -> str:
+    names = ", ".join(dict.fromkeys(process.service for process in processes))
+    return f"{processes[0].version} ({processes[0].shared_revision}): {names}"
 
 
 # ---- commands ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -95,6 +96,23 @@ class StoreWait:
             return running.result()
         finally:
             running.cancel()
+
+
+async def hash_files(named: Mapping[str, Path], on_progress: OnProgress) -> list[Source]:
+    """Returns the files with their digests and MD5 sums, read once."""
+    total = sum(path.stat().st_size for path in named.values())
+    found, done = [], 0
+    for name, path in named.items():
+        state, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+        async for chunk in chunks(path):
+            # One thread call per chunk, so that Ctrl-C takes effect between chunks.
+            await asyncio.gather(asyncio.to_thread(state.update, chunk), asyncio.to_thread(md5.update, chunk))
+            size += len(chunk)
+            on_progress("hash", done + size, total)
+        done += size
+        file = ModelFile(path=name, digest=f"sha256:{state.hexdigest()}", size_bytes=size)
+        found.append(Source(path, file, md5.hexdigest()))
+    return found
 
 
 def connections(verify: ssl.SSLContext | bool) -> httpx.AsyncClient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import PurePosixPath
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -42,6 +43,7 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.kit.bus.deadletters import DeadLetter
 
 
@@ -80,6 +82,7 @@ def version(view: VersionView, now: datetime, width: int) -> RenderableType:
             ("size", size(view.size_bytes)),
             ("digest", view.digest),
             ("registered", moment(view.at, now)),
+            ("evaluated on", own_data(view.data)),
             ("progress", view.progress),
         ]
     )
@@ -89,6 +92,15 @@ def version(view: VersionView, now: datetime, width: int) -> RenderableType:
     if view.packages:
         parts += ["", _packages(view.packages, now)]
     return Group(*parts)
+
+
+def own_data(data: EvaluationData | None) -> str:
+    """Names own texts and tasks; empty if the bundled ones are used."""
+    if data is None:
+        return ""
+    kinds = {"texts": data.texts, "calibration texts": data.calibration_texts, "tasks": data.tasks}
+    named = {kind: [PurePosixPath(file.path).name for file in files] for kind, files in kinds.items() if files}
+    return printable("; ".join(f"{kind} {', '.join(names)}" for kind, names in named.items()))
 
 
 def variants(views: Sequence[VariantView], width: int) -> RenderableType:

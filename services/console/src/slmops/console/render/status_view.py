@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from slmops.contracts.errors import Problem
+from slmops.contracts.identity import ServiceProcess
 
 
 class ProcessView(BaseModel):
@@ -74,7 +75,11 @@ class Status(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: str
+    shared_revision: str = ""
+    """Of the command line's own code."""
     nats_version: str | None = None
+    services: tuple[ServiceProcess, ...] = ()
+    """Every process of a service that answered."""
     local: LocalStatus | None = None
     backlog: tuple[BacklogView, ...] = ()
     dead_letters: int | None = None

@@ -29,9 +29,11 @@ from slmops.contracts.events import (
     PackageWithdrawn,
     VariantOptimized,
     VariantRejected,
+    VariantStarted,
 )
 from slmops.contracts.manifest import JOB_REPORT, OCI_MANIFEST
 from slmops.contracts.model import ModelFile
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 
 DOCUMENTS: Final = frozenset({OCI_MANIFEST, JOB_REPORT})
 """Media types of blobs that name other blobs."""
@@ -48,8 +50,13 @@ class Rule:
     outlives: bool = False
 
 
+def _data(data: EvaluationData | None) -> tuple[ModelFile, ...]:
+    return data.files if data else ()
+
+
 RULES: Final[dict[type[Event], Rule]] = {
-    ModelVersionRegistered: Rule(lambda e: [*e.files, e.golden]),
+    ModelVersionRegistered: Rule(lambda e: [*e.files, e.golden, *_data(e.data)]),
+    VariantStarted: Rule(lambda e: _data(e.data)),
     VariantOptimized: Rule(lambda e: [*e.files, e.report, e.job_report, e.golden]),
     VariantRejected: Rule(lambda e: [e.report, e.job_report]),
     PackagePublished: Rule(lambda e: [e.manifest, e.signature], outlives=True),
