@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from slmops.contracts import subjects
 from slmops.contracts.commands import COMMANDS, Command
-from slmops.contracts.events import EVENTS, CohortMeasured, Event, GatewayEnrolled, GatewayReported, GatewayRevoked
+from slmops.contracts.events import (
+    EVENTS,
+    CohortMeasured,
+    Event,
+    GatewayEnrolled,
+    GatewayMoved,
+    GatewayReenrolmentAllowed,
+    GatewayRemoved,
+    GatewayReported,
+    GatewayRevoked,
+)
 from slmops.contracts.subjects import STREAMS, matches, spec_of, stream_of, template
 
 
@@ -36,6 +46,9 @@ def test_no_two_streams_store_the_same_subject(one: tuple[str, str], other: tupl
 ELSEWHERE = {
     GatewayEnrolled: "ENROLMENTS",
     GatewayRevoked: "REVOCATIONS",
+    GatewayMoved: "FLEET",
+    GatewayReenrolmentAllowed: "FLEET",
+    GatewayRemoved: "FLEET",
     GatewayReported: "GATEWAYS",
     CohortMeasured: "WINDOWS",
 }

@@ -325,10 +325,20 @@ class GatewayEvent(Event):
 
 
 class GatewayEnrolled(GatewayEvent):
+    """A gateway has a credential for this key and blueprint. The newest enrolment of a gateway is the one that counts.
+
+    A new key (a device that was set up again) and a new blueprint (a gateway that was moved) are new enrolments.
+    """
+
     type: ClassVar[str] = "slmops.gateway.enrolled.v1"
     blueprint: Name
     public_key: str
     labels: dict[str, str] = Field(default_factory=dict)
+    enrolment: int = Field(default=1, ge=1, description="Counts the enrolments under this id")
+    moved_from: Name | None = Field(default=None, description="The blueprint that the gateway left with this enrolment")
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="When its first credential expires; None: never, as in earlier releases"
+    )
     at: AwareDatetime
 
 
@@ -361,11 +371,40 @@ class GatewayRevoked(GatewayEvent):
         return f"{super().subject}.{self.public_key}"
 
 
+class GatewayMoved(GatewayEvent):
+    """An operator moved a gateway. It counts for no blueprint until it has fetched its credential for the new one;
+    then a `GatewayEnrolled` follows."""
+
+    type: ClassVar[str] = "slmops.gateway.moved.v1"
+    previous: Name
+    blueprint: Name
+    at: AwareDatetime
+
+
+class GatewayReenrolmentAllowed(GatewayEvent):
+    """An operator allows another key under this id, once: after that the key before is revoked."""
+
+    type: ClassVar[str] = "slmops.gateway.reenrolment_allowed.v1"
+    until: AwareDatetime
+    same_key: bool = Field(default=False, description="The revoked key itself returns instead of another one")
+    at: AwareDatetime
+
+
+class GatewayRemoved(GatewayEvent):
+    """A gateway was forgotten. Its keys stay revoked; its id is free for another device."""
+
+    type: ClassVar[str] = "slmops.gateway.removed.v1"
+    blueprint: Name
+    reason: str = Field(default="", max_length=200)
+    at: AwareDatetime
+
+
 class GatewayReported(GatewayEvent):
     """The reported half of the twin. `sequence` grows by one with each report of a gateway, across restarts."""
 
     type: ClassVar[str] = "slmops.gateway.reported.v1"
     blueprint: Name
+    enrolment: int = Field(default=0, ge=0, description="Enrolment of its credential; 0: it had none yet, or is older")
     sequence: int = Field(ge=1)
     labels: dict[str, str] = Field(default_factory=dict)
     phase: UpdatePhase

@@ -10,9 +10,12 @@ from slmops.kit.journal import Journal
 from slmops.kit.main import errors_as_one_line
 from slmops.kit.service import Service
 from slmops.kit.settings import load
+from slmops.rollout import membership
 from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.enrolment_stream import keep_enrolments
 from slmops.rollout.handlers import Handlers, routes
+from slmops.rollout.membership import MembershipHandlers
+from slmops.rollout.overlays import Overlays
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.settings import Settings
 from slmops.rollout.signing import PlanSigner
@@ -24,14 +27,17 @@ def build(settings: Settings) -> Service:
     journal = Journal(
         settings.database_url, service="rollout", metadata=schema(), migrations=MIGRATIONS, project=project
     )
-    credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed)
+    credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed, settings.credential_life)
     signer = PlanSigner(settings.plan_signing_key)
     reconciler = Reconciler(journal, bus, signer, utc_now, settings.tick_every)
+
+    overlays = Overlays(journal, lambda: bus.client, settings.tick_every)
 
     async def enrolment_of(gateway_id: str) -> GatewayEnrolled | None:
         return await bus.client.latest(GatewayEnrolled, gateway_id)
 
-    routes(bus, Handlers(journal, reconciler, credentials, enrolment_of, utc_now))
+    routes(bus, Handlers(journal, reconciler, enrolment_of, utc_now))
+    membership.routes(bus, MembershipHandlers(journal, reconciler, overlays, credentials, enrolment_of, utc_now))
     return Service(
         "rollout",
         settings,
@@ -40,6 +46,7 @@ def build(settings: Settings) -> Service:
         tasks=[
             lambda: run_relay(journal, bus.client),
             reconciler.run,
+            overlays.run,
             lambda: keep_enrolments(journal, lambda: bus.client),
         ],
         closing=[journal.close],
