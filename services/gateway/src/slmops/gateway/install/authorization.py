@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from slmops.kit.trust.client import Target, TrustedState
 
 log = logging.getLogger(__name__)
-_PLAN_FILE = "plan.json"
+_OLD_PLAN_FILE = "plan.json"
+"""Where an earlier release stored the newest accepted plan, without its blueprint."""
 ClientSource = Callable[[], Answers | None]
 """Returns the connected bus or, without a network, a bundle."""
 
 
 class _Accepted(BaseModel):
-    """The content of plan.json: generation, signing key and digest of the newest accepted plan."""
+    """The content of plan-BLUEPRINT.json: generation, signing key and digest of the newest accepted plan."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,6 +78,16 @@ class Authorization:
         self._clock = clock
         self._grace = grace
         self._plan = b""
+
+    def move_to(self, identity: Identity) -> None:
+        """Trusts plans of the identity's blueprint from now on. Each blueprint has generations of its own."""
+        with suppress(FileNotFoundError):
+            (self._home / _OLD_PLAN_FILE).rename(self._plan_file)
+        self._identity, self._plan = identity, b""
+
+    @property
+    def _plan_file(self) -> Path:
+        return self._home / f"plan-{self._identity.blueprint}.json"
 
     async def refresh(self, source: Answers) -> None:
         """Updates the trusted metadata from `source`. Raises `TrustRefused`, and what `source` raises."""
@@ -178,18 +190,19 @@ class Authorization:
             )
 
     def _accepted(self) -> _Accepted | None:
-        try:
-            return _Accepted.model_validate_json((self._home / _PLAN_FILE).read_bytes())
-        except FileNotFoundError:
-            return None
+        for file in (self._plan_file, self._home / _OLD_PLAN_FILE):
+            with suppress(FileNotFoundError):
+                return _Accepted.model_validate_json(file.read_bytes())
+        return None
 
     def _remember(self, accepted: _Accepted) -> None:
         if accepted == self._accepted():
             return
         with raise_disk_full("to store the plan's generation", self._home):
             self._home.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self._home / _PLAN_FILE) as out:
+            with atomic_write(self._plan_file) as out:
                 out.write(accepted.model_dump_json().encode())
+            (self._home / _OLD_PLAN_FILE).unlink(missing_ok=True)
 
     async def _refreshed(self, source: Answers | None, path: str | None = None) -> Target | None:
         if source is None:
