@@ -190,7 +190,7 @@ async def test_a_move_is_followed_at_once_and_a_wrong_answer_is_not_repeated_hot
 
 
 def claims(gateway_id: str, life: timedelta | None = timedelta(days=30)) -> GatewayClaims:
-    return GatewayClaims(gateway_id, public_key(SEED), "edge-chat", 1, T0, T0 + life if life else None)
+    return GatewayClaims(gateway_id, "U" + "A" * 55, "edge-chat", 1, T0, T0 + life if life else None)
 
 
 def test_a_fleet_that_enrolled_at_once_does_not_renew_at_once() -> None:
@@ -225,6 +225,10 @@ def test_the_credential_says_to_which_blueprint_the_gateway_belongs(tmp_path: Pa
     (tmp_path / "user.jwt").write_text(credentials(blueprint="kiosk").jwt)
     values = {"data_dir": tmp_path, "gateway_id": "gw-1", "blueprint": "edge-chat", "labels": {"ring": "fleet"}}
     settings: Any = type("S", (), values)()
-    assert identity.own_identity(settings) == Identity(gateway_id="gw-1", blueprint="kiosk", labels={"ring": "fleet"})
+    assert identity.own_identity(settings, identity.stored(settings)) == Identity(
+        gateway_id="gw-1", blueprint="kiosk", labels={"ring": "fleet"}
+    )
     (tmp_path / "nkey.seed").write_text(new_user_seed())
-    assert identity.own_identity(settings).blueprint == "edge-chat", "those of another key do not count"
+    assert identity.own_identity(settings, identity.stored(settings)).blueprint == "edge-chat", (
+        "those of another key do not count"
+    )

@@ -23,7 +23,7 @@ from slmops.gateway.api.access import Access
 from slmops.gateway.api.listen import ApiServer, listen
 from slmops.gateway.api.server import create_api
 from slmops.gateway.handlers import Agent
-from slmops.gateway.identity import Credentials, own_identity, own_seed
+from slmops.gateway.identity import Credentials, own_identity, own_seed, stored
 from slmops.gateway.install.acquire import Acquirer
 from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.bundles import Bundles
@@ -159,10 +159,13 @@ async def _until_stopped() -> None:
 def build(settings: Settings) -> Gateway:
     home = settings.data_dir
     home.mkdir(parents=True, exist_ok=True)
-    identity = own_identity(settings)
+    credentials = stored(settings)
+    identity = own_identity(settings, credentials)
     slots, serving = Slots(home), Serving()
     spool = _spool(home / "spool.db")
     reporter = Reporter(identity, spool, home / "report.sequence", utc_now)
+    if credentials is not None:
+        reporter.report_as(identity, credentials.claims.enrolment)
     gateway: Gateway
     factory = _factory(settings)
     trust = Authorization(

@@ -73,9 +73,8 @@ def stored(settings: Settings) -> Credentials | None:
     return Credentials(_identity(settings, claims.blueprint), seed, jwt)
 
 
-def own_identity(settings: Settings) -> Identity:
+def own_identity(settings: Settings, known: Credentials | None) -> Identity:
     """Returns who this gateway is. Its credential decides about the blueprint: an operator may have moved it."""
-    known = stored(settings)
     if known is None:
         return _identity(settings, settings.blueprint)
     if known.identity.blueprint != settings.blueprint:

@@ -88,7 +88,8 @@ class Twin:
         self._follower.plan_refused(error)
 
     async def _read(self, client: BusClient) -> None:
-        for key in self._keys:
+        # The overlay first: a plan that cannot be checked now must not keep the gateway from learning of a move.
+        for key in reversed(self._keys):
             found = await client.read_desired(key)
             if found is not None:
                 await self._apply(key, *found)
