@@ -31,13 +31,17 @@ from slmops.contracts.commands import (
     RevokeGateway,
     Standing,
 )
+from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import CredentialRevoked, CredentialsRefused, Denied
-from slmops.contracts.events import GatewayEnrolled, GatewayReported, GatewayRevoked
-from slmops.contracts.plan import Identity, Overlay
+from slmops.contracts.events import GatewayEnrolled, GatewayReported, GatewayRevoked, UpdatePhase
+from slmops.contracts.plan import Identity, Overlay, Release
 from slmops.gateway.identity import Credentials, own_seed
 from slmops.kit.bus.nats_auth import GatewayClaims, gateway_jwt, new_user_seed, public_key
 from slmops.kit.settings import BusSettings
 from slmops.local.ports import choose_ports
+
+PACKAGE = Descriptor.of(b"a package", "application/vnd.oci.image.manifest.v1+json")
+RELEASE = Release(revision=1, model="m", version="1.0.0", manifest=PACKAGE, signature=PACKAGE, size_bytes=1)
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ async def view(world: World, gateway_id: str = "gw-1") -> GatewayView | None:
     return found[0] if found else None
 
 
-async def reason_of_dead_letters(world: World) -> str:
+async def dead_letter_reasons(world: World) -> str:
     info = await world.operator.client.js.stream_info("DLQ", subjects_filter=">")
     found = [await world.operator.client.js.get_last_msg("DLQ", subject) for subject in info.state.subjects or {}]
     return "\n".join(str(message.headers) for message in found)
@@ -89,7 +93,7 @@ async def test_a_revoked_canary_no_longer_holds_the_stage_and_its_reports_are_re
     assert event.reason == "stolen"
     await lost.follow()  # its credential still works here: nobody has told this server
     await eventually(
-        lambda: reason_of_dead_letters(world), lambda text: "gw-1 was revoked" in text, "the report is refused"
+        lambda: dead_letter_reasons(world), lambda text: "gw-1 was revoked" in text, "the report is refused"
     )
     with pytest.raises(CredentialRevoked, match="stolen"):
         await lost.client.request(RenewCredential(gateway_id="gw-1", public_key=lost.key))
@@ -137,6 +141,8 @@ async def test_a_removed_gateway_leaves_nothing_but_its_revoked_key(world: World
     assert Overlay.model_validate_json(held[0]).blueprint == "kiosk"
     for _ in range(2):
         assert (await client.request(RemoveGateway(gateway_id="gw-1", reason="scrapped"))).gateway_id == "gw-1"
+    await gone.report(UpdatePhase.IDLE, RELEASE)
+    await eventually(lambda: dead_letter_reasons(world), lambda text: "gw-1" in text, "the report is refused")
     assert await view(world) is None
     await eventually(lambda: client.latest(GatewayEnrolled, "gw-1"), lambda found: found is None, "its enrolment")
     await eventually(lambda: client.read_desired(key), lambda found: found is not None and not found[0], "the overlay")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from datetime import datetime, timedelta
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.rollout.rollout_examples import T0
+from unit.rollout.rollout_examples import T0, report
 
 from slmops.contracts.commands import (
     EnrolGateway,
@@ -21,10 +22,10 @@ from slmops.contracts.commands import (
     RevokeGateway,
     Standing,
 )
-from slmops.contracts.errors import AlreadyExists, CredentialRevoked, Denied, InvalidMessage, NotFound
-from slmops.contracts.events import GatewayEnrolled, GatewayRevoked
+from slmops.contracts.errors import AlreadyExists, CredentialRevoked, Denied, InvalidMessage, NotFound, NotReady
+from slmops.contracts.events import GatewayEnrolled, GatewayRevoked, UpdatePhase
 from slmops.kit.bus.nats_auth import Authority, GatewayClaims, new_user_seed, public_key, sign
-from slmops.kit.bus.service_bus import Bus
+from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.journal import Journal
 from slmops.kit.settings import BusSettings
 from slmops.rollout.enrolment import Enrolment
@@ -210,11 +211,13 @@ async def test_a_signature_of_the_key_renews_without_a_token(service: Service) -
 
 
 @pytest.mark.parametrize("minutes", [-6, 6])
-async def test_a_statement_that_is_old_or_ahead_is_denied(service: Service, minutes: int) -> None:
+async def test_a_statement_that_is_old_or_ahead_is_not_followed_and_not_throttled(
+    service: Service, minutes: int
+) -> None:
     handlers = await service.open()
     seed = new_user_seed()
     await handlers.enrol(command(public_key(seed)))
-    with pytest.raises(Denied, match="s old"):
+    with pytest.raises(NotReady, match="s old"):
         await handlers.renew_expired(statement(seed, T0 + timedelta(minutes=minutes)))
 
 
@@ -291,3 +294,18 @@ async def test_a_younger_database_adopts_the_enrolment_that_the_bus_keeps(servic
     await handlers.revoke(RevokeGateway(gateway_id="gw-1"))
     with pytest.raises(CredentialRevoked):
         await handlers.renew(RenewCredential(gateway_id="gw-1", public_key=public_key(seed)))
+
+
+async def test_a_late_report_does_not_bring_a_removed_gateway_back(service: Service, key: str) -> None:
+    """Its enrolment is still on the bus for a moment, from which an unknown gateway is recorded."""
+    handlers = await service.open()
+    await handlers.enrol(command(key))
+    [first] = await service.journal.outbox()
+    assert isinstance(first.event, GatewayEnrolled)
+    service.on_the_bus = first.event
+    await handlers.remove(RemoveGateway(gateway_id="gw-1"))
+    late = report("gw-1", UpdatePhase.IDLE, "1.0.0", 1)
+    delivered = MessageContext("id", late.subject, None, asyncio.Event().wait, arrived_at=T0)  # type: ignore[arg-type]
+    with pytest.raises(CredentialRevoked, match="was removed"):
+        await service.queries.on_gateway_reported(late, delivered)
+    assert await service.gateways() == []

@@ -20,7 +20,7 @@ from nats.aio.client import RawCredentials
 
 from slmops.contracts.commands import EnrolGateway, Enrolment, RenewCredential, RenewExpiredCredential
 from slmops.contracts.commands.gateways import STATEMENT_AGE
-from slmops.contracts.errors import CredentialRevoked, Denied, InvalidMessage, NotFound, NotReady, Unreachable
+from slmops.contracts.errors import Denied, InvalidMessage, NotFound, NotReady, Unreachable
 from slmops.contracts.permissions import ENROL_USER
 from slmops.contracts.plan import Identity
 from slmops.contracts.subjects import inbox
@@ -125,9 +125,7 @@ async def _renewed_by_signature(settings: Settings, client: BusClient) -> Enrolm
     """Signs by the services' time as soon as it is known: the clock of a device that was off for long may be wrong."""
     try:
         return await client.request(_statement(settings, client.clock_ahead))
-    except CredentialRevoked:
-        raise
-    except Denied:
+    except NotReady:
         if client.clock_ahead is None or abs(client.clock_ahead) < STATEMENT_AGE:
             raise
         return await client.request(_statement(settings, client.clock_ahead))

@@ -21,7 +21,7 @@ from slmops.contracts.commands import (
     RolloutView,
     StartRollout,
 )
-from slmops.contracts.errors import Denied
+from slmops.contracts.errors import CredentialRevoked, Denied
 from slmops.contracts.events import (
     CohortMeasured,
     Event,
@@ -34,10 +34,11 @@ from slmops.contracts.events import (
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.rollout import store
+from slmops.rollout import membership_rows, store
 from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting, check_given
+from slmops.rollout.domain.membership import State
 from slmops.rollout.domain.views import blueprint_view, gateway_view
 from slmops.rollout.reconcile import Reconciler
 
@@ -82,6 +83,8 @@ class Handlers:
             raise Denied(f"{event.gateway_id} sent a report but was never enrolled")
 
         def work(unit: UnitOfWork) -> None:
+            if membership_rows.load(unit, event.gateway_id).state is State.REMOVED:
+                raise CredentialRevoked(f"{event.gateway_id} was removed, so its reports do not count")
             store.project(unit.connection, enrolled)
             _record(unit, event, seen)
 

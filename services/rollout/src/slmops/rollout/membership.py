@@ -25,7 +25,7 @@ from slmops.contracts.commands import (
     RevokeGateway,
 )
 from slmops.contracts.commands.gateways import STATEMENT_AGE
-from slmops.contracts.errors import Denied, NotFound
+from slmops.contracts.errors import Denied, NotFound, NotReady
 from slmops.contracts.events import Event, GatewayEnrolled
 from slmops.kit.bus.nats_auth import is_signed
 from slmops.kit.bus.service_bus import Bus
@@ -84,11 +84,12 @@ class MembershipHandlers:
     async def renew_expired(self, command: RenewExpiredCredential) -> Enrolment:
         """Renews a credential by a signature of its key.
 
-        Raises `Denied` for a statement that is too old, too far ahead or not signed by the key, and as `renew`.
+        Raises `NotReady` for a statement that is too old or too far ahead, `Denied` for one that the key did not sign,
+        and as `renew`. A wrong time is not counted as a rejection, because many devices of a site may have it.
         """
         age = self._clock() - command.signed_at
         if abs(age) > STATEMENT_AGE:
-            raise Denied(
+            raise NotReady(
                 f"the statement of {command.gateway_id} is {age.total_seconds():.0f} s old",
                 fix="Sign it by the services' time, which every answer states.",
             )
