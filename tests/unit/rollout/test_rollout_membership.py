@@ -26,6 +26,7 @@ from slmops.rollout.domain.membership import (
     State,
     Trigger,
     allow_reenrolment,
+    check_not_revoked,
     enrol,
     evolve,
     move,
@@ -274,3 +275,14 @@ def test_times_are_those_of_the_decision(device: Device) -> None:
     [event] = device.revoke(1.9)
     assert isinstance(event, GatewayRevoked)
     assert event.revoked_at == datetime.fromtimestamp(int(at(1.9).timestamp()), T0.tzinfo)
+
+
+def test_a_younger_database_does_not_take_a_revoked_key_back(device: Device) -> None:
+    known = device.member.enrolled
+    assert known is not None
+    [gone] = device.revoke(5)
+    assert isinstance(gone, GatewayRevoked)
+    with pytest.raises(CredentialRevoked, match="stolen"):
+        check_not_revoked(known, gone)
+    check_not_revoked(known, None)
+    check_not_revoked(known.model_copy(update={"at": at(6)}), gone)

@@ -85,6 +85,7 @@ SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
         uses=(
             *jetstream.reading_latest("slmops.gateway.enrolled.v1.*"),
             *jetstream.forgetting("slmops.gateway.enrolled.v1.*"),
+            *jetstream.reading_latest("slmops.gateway.revoked.v1.*.*"),
             *jetstream.reading_bucket(DESIRED_BUCKET),
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmops.contracts.events import GatewayEnrolled
+from slmops.contracts.events import GatewayEnrolled, GatewayRevoked
 from slmops.kit.bus.relay import run_relay
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
@@ -11,6 +11,7 @@ from slmops.kit.main import errors_as_one_line
 from slmops.kit.service import Service
 from slmops.kit.settings import load
 from slmops.rollout import membership
+from slmops.rollout.domain.membership import check_not_revoked
 from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.enrolment_stream import keep_enrolments
 from slmops.rollout.handlers import Handlers, routes
@@ -34,7 +35,11 @@ def build(settings: Settings) -> Service:
     overlays = Overlays(journal, lambda: bus.client, settings.tick_every)
 
     async def enrolment_of(gateway_id: str) -> GatewayEnrolled | None:
-        return await bus.client.latest(GatewayEnrolled, gateway_id)
+        known = await bus.client.latest(GatewayEnrolled, gateway_id)
+        if known is not None:
+            revoked = await bus.client.latest(GatewayRevoked, f"{gateway_id}.{known.public_key}")
+            check_not_revoked(known, revoked)
+        return known
 
     routes(bus, Handlers(journal, reconciler, enrolment_of, utc_now))
     membership.routes(bus, MembershipHandlers(journal, reconciler, overlays, credentials, enrolment_of, utc_now))

@@ -213,6 +213,16 @@ def _check_key(member: Membership, key: str, now: datetime) -> None:
         )
 
 
+def check_not_revoked(known: GatewayEnrolled, revoked: GatewayRevoked | None) -> None:
+    """Raises `CredentialRevoked` if an enrolment that the bus keeps is of a revoked key, for a database that is younger
+    than both. The key may have returned since, which is an enrolment in a later second."""
+    if revoked is not None and known.at < revoked.revoked_at + timedelta(seconds=1):
+        raise CredentialRevoked(
+            f"the key of {known.gateway_id} was revoked at {revoked.revoked_at:%Y-%m-%d %H:%M} UTC: {revoked.reason}",
+            fix="Set the device up again under another id.",
+        )
+
+
 def _was_revoked(member: Membership, key: str, at: datetime) -> CredentialRevoked:
     name, event = member.gateway_id, member.revoked
     if event is not None and event.public_key == key:
