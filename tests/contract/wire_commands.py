@@ -116,9 +116,17 @@ _ROLLOUT_VIEW = c.RolloutView(
     candidate_window=WINDOW,
     stable_window=WINDOW,
 )
+_ENROLMENT = c.Enrolment(gateway_id="gw-1", blueprint="edge-chat", jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln")
 _GATEWAY_VIEW = c.GatewayView(
     gateway_id="gw-1",
     blueprint="edge-chat",
+    standing=c.Standing.MOVING,
+    enrolment=2,
+    moving_to="kiosk",
+    revoked_at=AT,
+    revoked_because="stolen",
+    reenrol_until=LATER,
+    credential_expires_at=LATER,
     labels={"ring": "canary"},
     phase=e.UpdatePhase.FAILED,
     running=digest("9"),
@@ -327,7 +335,19 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             public_key=PUBLIC_KEY,
             token="site-token",
         ),
-        c.Enrolment(gateway_id="gw-1", blueprint="edge-chat", jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln"),
+        _ENROLMENT,
+    ),
+    (c.RenewCredential(gateway_id="gw-1", public_key=PUBLIC_KEY), _ENROLMENT),
+    (
+        c.RenewExpiredCredential(gateway_id="gw-1", public_key=PUBLIC_KEY, signed_at=AT, signature="c2ln"),
+        _ENROLMENT,
+    ),
+    (c.RevokeGateway(gateway_id="gw-1", reason="stolen"), _GATEWAY_VIEW),
+    (c.ReenrolGateway(gateway_id="gw-1", within_s=3600.0, same_key=True), _GATEWAY_VIEW),
+    (c.MoveGateway(gateway_id="gw-1", blueprint="kiosk"), _GATEWAY_VIEW),
+    (
+        c.RemoveGateway(gateway_id="gw-1", reason="scrapped"),
+        c.GatewayRemoval(gateway_id="gw-1", blueprint="edge-chat", at=AT),
     ),
     (c.ApplyBlueprint(spec=BLUEPRINT), _BLUEPRINT_VIEW),
     (c.StartRollout(blueprint="edge-chat", version=VERSION, stages=BLUEPRINT.stages), _ROLLOUT_VIEW),
@@ -337,5 +357,8 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (c.RollbackRollout(blueprint="edge-chat", reason="users complain"), _ROLLOUT_VIEW),
     (c.ListRollouts(blueprint="edge-chat"), c.RolloutList(rollouts=(_ROLLOUT_VIEW,))),
     (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
-    (c.ListGateways(gateway_id="gw-1"), c.GatewayList(gateways=(_GATEWAY_VIEW,))),
+    (
+        c.ListGateways(gateway_id="gw-1", blueprint="edge-chat", standing=c.Standing.MOVING),
+        c.GatewayList(gateways=(_GATEWAY_VIEW,)),
+    ),
 )

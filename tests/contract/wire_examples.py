@@ -215,11 +215,25 @@ EVENTS: tuple[e.Event, ...] = (
     e.RolloutAborted(**_ROLLOUT, reason="asked by the operator"),
     e.RolloutRolledBack(**_ROLLOUT, reason="gw-1: the probe failed", restored=release(BEFORE, "9")),
     e.GatewayEnrolled(
-        gateway_id="gw-1", blueprint="edge-chat", public_key=PUBLIC_KEY, labels={"ring": "canary"}, at=AT
+        gateway_id="gw-1",
+        blueprint="edge-chat",
+        public_key=PUBLIC_KEY,
+        labels={"ring": "canary"},
+        enrolment=2,
+        moved_from="kiosk",
+        expires_at=LATER,
+        at=AT,
+    ),
+    e.GatewayMoved(gateway_id="gw-1", previous="kiosk", blueprint="edge-chat", at=AT),
+    e.GatewayReenrolmentAllowed(gateway_id="gw-1", until=LATER, same_key=True, at=AT),
+    e.GatewayRemoved(gateway_id="gw-1", blueprint="edge-chat", reason="scrapped", at=AT),
+    e.GatewayRevoked(
+        gateway_id="gw-1", public_key=PUBLIC_KEY, revoked_at=LATER, reason="stolen from the van", expires_at=LATER
     ),
     e.GatewayReported(
         gateway_id="gw-1",
         blueprint="edge-chat",
+        enrolment=2,
         sequence=7,
         labels={"ring": "canary"},
         phase=e.UpdatePhase.FAILED,
@@ -289,7 +303,7 @@ DOCUMENTS: dict[str, BaseModel] = {
         signatures=(PlanSignature(keyid=KEY.keyid, sig="c2lnbmF0dXJl"),),
     ),
     "rollout-keys": RolloutKeys(keys=(KEY,)),
-    "overlay": Overlay(gateway_id="gw-1", pinned_to_stable=True, max_tokens=64, set_by="operator"),
+    "overlay": Overlay(gateway_id="gw-1", blueprint="kiosk", pinned_to_stable=True, max_tokens=64, set_by="operator"),
     "manifest": Manifest(
         config=Descriptor(media_type=MODEL_CONFIG, digest=digest("1"), size=321),
         layers=(

@@ -175,6 +175,7 @@ class Gateway:
     identity: Identity
     client: BusClient
     bad: frozenset[str] = frozenset()
+    key: str = ""
     running: Release | None = None
     seen: set[str] = field(default_factory=set)
     sequence: int = 0
@@ -204,7 +205,7 @@ class Gateway:
             user_credentials=RawCredentials(creds_text(answer.jwt, seed)),
             inbox_prefix=f"_INBOX_{gateway_id}".encode(),
         )
-        return cls(identity, client, bad)
+        return cls(identity, client, bad, public_key(seed))
 
     async def run(self) -> None:
         for turn in itertools.count():

@@ -164,7 +164,7 @@ async def refused_plan(site: Site, data: bytes) -> str:
     with pytest.raises(TrustRefused) as error:
         await site.trust.plan(data)
     after = everything_below(site.home / "trust")
-    assert after["plan.json"] == before["plan.json"]
+    assert after["plan-edge-chat.json"] == before["plan-edge-chat.json"]
     return error.value.attack
 
 

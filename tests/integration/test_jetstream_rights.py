@@ -41,7 +41,7 @@ def destructive_requests(user: str) -> Iterator[str]:
             yield from (f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "PURGE"))
         if user not in (PROVISIONER, "console"):
             yield f"$JS.API.STREAM.UPDATE.{stream}"
-        if stream != "DLQ" or user != "console":
+        if (stream, user) not in (("DLQ", "console"), ("ENROLMENTS", "rollout")):
             yield f"$JS.API.STREAM.MSG.DELETE.{stream}"
         if user != "console":
             yield f"$JS.API.STREAM.MSG.GET.{stream}"

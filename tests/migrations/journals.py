@@ -21,6 +21,7 @@ from slmops.rollout import store as rollout
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
 from slmops.telemetry import store as telemetry
+from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import Pending
 
 MODEL, CONSUMED = "smollm2", "9b2f6e0c-consumed"
@@ -140,7 +141,8 @@ def _read_rollout(connection: Connection) -> dict[str, Any]:
 
 def _fill_telemetry(unit: UnitOfWork) -> None:
     telemetry.add(unit, Pending(DOCUMENTS["measure"], TRACEPARENT))  # type: ignore[arg-type]
-    telemetry.record_member(unit.connection, Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": "a"}))
+    identity = Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": "a"})
+    telemetry.record_member(unit.connection, Enrolled(identity, "", AT.replace(year=1970)))
     facts = [_EXAMPLE[kind] for kind in (e.RolloutStarted, e.RolloutStageAdvanced)]
     telemetry.record_rollouts(unit.connection, list(enumerate(facts, start=1)))
     unit.emit("window:edge-chat", [_EXAMPLE[e.CohortMeasured]])
@@ -148,10 +150,11 @@ def _fill_telemetry(unit: UnitOfWork) -> None:
 
 def _read_telemetry(connection: Connection) -> dict[str, Any]:
     started = _EXAMPLE[e.RolloutStarted]
+    enrolled = telemetry.member(connection, "gw-1")
     releases = [started.stable.manifest.digest, started.candidate.manifest.digest]
     return {
         "pending": telemetry.ended_before(connection, LATER.replace(year=2100)),
-        "member": telemetry.member(connection, "gw-1"),
+        "member": enrolled and enrolled.identity,
         "offers": [telemetry.offers(connection, "edge-chat", release) for release in releases],
         "caught up": telemetry.caught_up(connection),
     }

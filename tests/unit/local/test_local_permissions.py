@@ -61,8 +61,12 @@ def test_only_the_optimizer_may_queue_jobs_and_only_rollout_may_write_plans() ->
     assert publishers("$KV.desired.blueprint.x") == ["rollout"]
 
 
-def test_the_bootstrap_user_may_only_request_enrolment() -> None:
-    assert ENROL_PERMISSIONS.publish == ("cmd.rollout.enrol",)
+def test_the_bootstrap_user_may_only_request_enrolment_and_renewal_by_a_signature() -> None:
+    assert ENROL_PERMISSIONS.publish == ("cmd.rollout.enrol", "cmd.rollout.renew_expired")
+
+
+def test_only_a_gateway_may_renew_its_credential_over_its_own_connection() -> None:
+    assert publishers(f"cmd.rollout.renew.{NAME}") == ["gateway"]
 
 
 def test_an_answering_user_may_publish_only_on_the_inboxes_of_its_requesters() -> None:

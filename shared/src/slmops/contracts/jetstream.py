@@ -52,6 +52,11 @@ def reading_latest(subject: str) -> tuple[str, ...]:
     return (f"{_API}.DIRECT.GET.{stored_in(subject)}.{subject}",)
 
 
+def forgetting(subject: str) -> tuple[str, ...]:
+    """Deleting single messages of the stream that stores a subject. The server does not limit this to the subject."""
+    return (f"{_API}.STREAM.MSG.DELETE.{stored_in(subject)}",)
+
+
 def reading_bucket(bucket: str, keys: str = ">") -> tuple[str, ...]:
     """Reading the values of a bucket by key."""
     return (f"{_API}.DIRECT.GET.{bucket_stream(bucket)}.$KV.{bucket}.{keys}",)

@@ -91,10 +91,14 @@ SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
         "slmops.rollout.>",
         "slmops.blueprint.>",
         "slmops.gateway.enrolled.v1.*",
+        "slmops.gateway.revoked.v1.*.*",
+        *(f"slmops.gateway.{fact}.v1.*" for fact in ("moved", "reenrolment_allowed", "removed")),
         "$KV.desired.>",
         consumes=CONSUMED["rollout"],
         uses=(
             *jetstream.reading_latest("slmops.gateway.enrolled.v1.*"),
+            *jetstream.forgetting("slmops.gateway.enrolled.v1.*"),
+            *jetstream.reading_latest("slmops.gateway.revoked.v1.*.*"),
             *jetstream.reading_bucket(DESIRED_BUCKET),
         ),
     ),
@@ -176,6 +180,7 @@ GATEWAY_PERMISSIONS: Final = Permissions(
         "measure.{{name()}}",
         "cmd.packager.fetch.{{name()}}",
         "cmd.packager.fetch_metadata.{{name()}}",
+        "cmd.rollout.renew.{{name()}}",
         "$JS.API.DIRECT.GET.KV_desired.$KV.desired.blueprint.{{tag(blueprint)}}",
         "$JS.API.DIRECT.GET.KV_desired.$KV.desired.gateway.{{name()}}",
     ),
@@ -188,5 +193,7 @@ GATEWAY_PERMISSIONS: Final = Permissions(
 """A template: the server fills in id and blueprint from the gateway's signed JWT, so it publishes only as itself."""
 
 ENROL_USER: Final = "enrol"
-ENROL_PERMISSIONS: Final = Permissions(publish=("cmd.rollout.enrol",), subscribe=(f"{inbox(ENROL_USER)}.>",))
-"""The bootstrap user that all new gateways share. It can only request enrolment."""
+ENROL_PERMISSIONS: Final = Permissions(
+    publish=("cmd.rollout.enrol", "cmd.rollout.renew_expired"), subscribe=(f"{inbox(ENROL_USER)}.>",)
+)
+"""The bootstrap user that all gateways share. It can only request an enrolment, or a credential for an enrolled key."""

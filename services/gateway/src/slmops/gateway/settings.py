@@ -14,7 +14,9 @@ from slmops.kit.settings import BusSettings
 
 class Settings(BusSettings):
     gateway_id: Name = Field(description="Name of the gateway in the fleet; cannot change after enrolment")
-    blueprint: Name = Field(description="Blueprint (class of gateways) that the gateway belongs to")
+    blueprint: Name = Field(
+        description="Blueprint (class of gateways) under which the gateway enrols; later its credential decides"
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="Labels by which rollout stages select gateways")
     enrol_creds: Path = Field(description="Credentials of the bootstrap user, who may only request enrolment")
     enrolment_token: Path = Field(description="File with the site's enrolment secret")

@@ -12,6 +12,8 @@ from slmops.contracts.events import (
     CohortMeasured,
     Event,
     GatewayEnrolled,
+    GatewayRemoved,
+    GatewayRevoked,
     RolloutCompleted,
     RolloutRolledBack,
     RolloutStageAdvanced,
@@ -57,19 +59,19 @@ class Handlers:
             await self._keep_by_current_state(pending)
 
     async def on_fact(self, event: Event, _delivered: MessageContext) -> None:
-        """Records an enrolment or an event of a rollout."""
+        """Records who belongs to the fleet, or an event of a rollout."""
         await self._journal.transact(lambda unit: store.record_fact(unit.connection, event))
 
     async def _keep_by_current_state(self, pending: Pending) -> None:
         """Checks a batch against the current state on the bus, because the tables may be behind. Raises `Denied`."""
         batch = pending.batch
         await self._catch_up()
-        identity = await self._fleet.identity(batch.gateway_id)
+        enrolled = await self._fleet.enrolled(batch.gateway_id)
         plan = await self._fleet.plan(batch.blueprint)
 
         def work(unit: UnitOfWork) -> str:
-            if identity is not None:
-                store.record_member(unit.connection, identity)
+            if enrolled is not None:
+                store.record_member(unit.connection, enrolled)
             return _keep(unit, pending, offers_of(plan, batch.release, batch.ended_at) if plan else [])
 
         if why := await self._journal.transact(work):
@@ -112,15 +114,16 @@ class Handlers:
             await self._journal.transact(lambda unit: self._close(unit, limit))
 
     async def forget_old(self) -> None:
-        """Forgets batches that were consumed, and windows that were published, long ago."""
+        """Forgets batches that were consumed, windows that were published and gateways that were removed, long ago."""
         now = self._clock()
         while await self._journal.forget_consumed(now - CONSUMED_KEPT):
             pass
         while await self._journal.forget_published(now - WINDOWS_KEPT):
             pass
+        await self._journal.transact(lambda unit: store.forget_revoked(unit.connection, now - CONSUMED_KEPT))
 
     def _close(self, unit: UnitOfWork, limit: datetime) -> None:
-        over = store.take_ended_before(unit.connection, limit)
+        over = store.of_counted(unit.connection, store.take_ended_before(unit.connection, limit))
         for cohort, items in cohorts(over, self._window).items():
             self._publish(unit, cohort, items)
 
@@ -134,16 +137,27 @@ class Handlers:
 
 
 def _keep(unit: UnitOfWork, pending: Pending, more: Sequence[Offer] = ()) -> str:
-    """Stores a batch that the tables or `more` expect; otherwise returns the reason why not."""
+    """Stores a batch that the tables or `more` expect; otherwise returns the reason why not.
+
+    A batch that waited on its gateway since before the gateway was moved is dropped: it counts nowhere any more.
+    """
     batch, connection = pending.batch, unit.connection
+    enrolled = store.member(connection, batch.gateway_id)
+    if enrolled is not None and enrolled.moved_from == batch.blueprint != enrolled.identity.blueprint:
+        log.info("dropped a batch of %s from before it was moved from %s", batch.gateway_id, batch.blueprint)
+        return ""
+    if store.is_revoked(connection, batch.gateway_id):
+        return f"{batch.gateway_id} was revoked"
     offers = [*store.offers(connection, batch.blueprint, batch.release), *more]
-    why = refusal(batch, store.member(connection, batch.gateway_id), offers)
+    why = refusal(batch, enrolled.identity if enrolled else None, offers)
     if not why:
         store.add(unit, pending)
     return why
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
-    for kind in (GatewayEnrolled, RolloutStarted, RolloutStageAdvanced, RolloutCompleted, RolloutRolledBack):
+    for kind in (GatewayEnrolled, GatewayRevoked, GatewayRemoved):
         bus.on(kind, handlers.on_fact)
+    for change in (RolloutStarted, RolloutStageAdvanced, RolloutCompleted, RolloutRolledBack):
+        bus.on(change, handlers.on_fact)
     bus.consume(measurements("*"), MeasurementBatch, handlers.on_batch)

@@ -41,6 +41,7 @@ E = TypeVar("E", bound=Event)
 PROBLEM_HEADER = "slmops-problem"
 _WRONG_SEQUENCE = {10071, 10164}
 """The server's error codes for a subject that is not at the expected sequence."""
+_NO_SUCH_MESSAGE = 10043
 PUBLISH_TIMEOUT_S = 10.0  # the client's default is 0.5 s, which a busy disk exceeds
 
 
@@ -216,6 +217,27 @@ class BusClient:
             raise Unreachable(f"the stored events cannot be read: {error}", where=stream) from error
         return _event(kind, message.data)
 
+    async def sequence_of(self, kind: type[E], key: str) -> int | None:
+        """Returns the sequence of the last stored event of a kind and key, None without one. Raises `Unreachable`."""
+        subject = f"{kind.type}.{key}"
+        try:
+            found = await self.js.get_msg(_stream_of(subject), subject=subject, direct=True)
+        except NotFoundError:
+            return None
+        except (TimeoutError, NatsError) as error:
+            raise Unreachable(f"the stored events cannot be read: {error}", where=subject) from error
+        return int(found.seq or 0)
+
+    async def delete_stored(self, kind: type[E], key: str, sequence: int) -> None:
+        """Deletes one stored event. Deleting it again changes nothing. Raises `Unreachable`."""
+        stream = _stream_of(f"{kind.type}.{key}")
+        try:
+            await self.js.delete_msg(stream, sequence)
+        except (TimeoutError, NatsError) as error:
+            if isinstance(error, APIError) and error.err_code == _NO_SUCH_MESSAGE:
+                return
+            raise Unreachable(f"the stored event cannot be deleted: {error}", where=stream) from error
+
     async def read_desired(self, key: str) -> tuple[bytes, int] | None:
         """Returns a twin document and its revision by direct get; None if it does not exist."""
         try:
@@ -255,6 +277,12 @@ class BusClient:
                 raise Conflict("another process wrote the plan first", where=key) from error
             raise Unreachable(f"the plan was not stored: {error}", where=key) from error
         return ack.seq
+
+
+def _stream_of(subject: str) -> str:
+    stream = subjects.stream_of(subject)
+    assert stream is not None, f"no stream stores {subject}"
+    return stream
 
 
 def _as_user(creds: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import re
 import secrets
 import time
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,7 +72,7 @@ def sign(seed: str, data: bytes) -> bytes:
 def is_signed(public_key: str, data: bytes, signature: bytes) -> bool:
     """Returns whether the private half of a user's public nkey signed `data`. Raises `InvalidMessage` for an invalid
     key."""
-    _check_public_user_key(public_key)
+    check_user_key(public_key)
     try:
         Ed25519PublicKey.from_public_bytes(base64.b32decode(public_key)[1:-2]).verify(signature, data)
     except InvalidSignature:
@@ -88,8 +89,18 @@ def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _jwt(issuer_seed: str, subject: str, name: str, nats: dict[str, Any]) -> str:
-    claims = {"iat": int(time.time()), "iss": public_key(issuer_seed), "name": name, "sub": subject, "nats": nats}
+def _jwt(
+    issuer_seed: str,
+    subject: str,
+    name: str,
+    nats: dict[str, Any],
+    issued_at: datetime | None = None,
+    expires_at: datetime | None = None,
+) -> str:
+    at = int(issued_at.timestamp() if issued_at else time.time())
+    claims = {"iat": at, "iss": public_key(issuer_seed), "name": name, "sub": subject, "nats": nats}
+    if expires_at:
+        claims["exp"] = int(expires_at.timestamp())
     digest = hashlib.sha256(json.dumps(claims, sort_keys=True).encode()).digest()
     claims["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
     head = {"typ": "JWT", "alg": "ed25519-nkey"}
@@ -136,7 +147,8 @@ def creds_text(jwt: str, seed: str) -> str:
     )
 
 
-def _check_public_user_key(key: str) -> None:
+def check_user_key(key: str) -> None:
+    """Raises `InvalidMessage` for what is not the public nkey of a user."""
     try:
         raw = base64.b32decode(key)
     except ValueError as error:
@@ -148,18 +160,59 @@ def _check_public_user_key(key: str) -> None:
         raise InvalidMessage("a gateway's public key is not a user nkey", fix="It starts with U and has 56 characters.")
 
 
-def gateway_jwt(signing_key: str, public_key: str, gateway_id: str, blueprint: str) -> str:
+def gateway_jwt(
+    signing_key: str,
+    public_key: str,
+    gateway_id: str,
+    blueprint: str,
+    *,
+    enrolment: int = 1,
+    issued_at: datetime | None = None,
+    expires_at: datetime | None = None,
+) -> str:
     """Returns a gateway's credential, signed at enrolment. The gateway combines it with its seed (`creds_text`).
 
-    `signing_key` is `Authority.gateway_signing_key`. Raises `InvalidName`, `InvalidMessage`.
+    `signing_key` is `Authority.gateway_signing_key`, `issued_at` now by default. Without `expires_at` it never expires.
+    Raises `InvalidName`, `InvalidMessage`.
     """
     check_name(gateway_id, "gateway id")
     check_name(blueprint, "blueprint name")
-    _check_public_user_key(public_key)
+    check_user_key(public_key)
     seed, account = signing_key.split()
     # The server rejects a user of a scoped key that claims any permissions.
-    claims = {"tags": [f"blueprint:{blueprint}"], "issuer_account": account, "type": "user", "version": 2}
-    return _jwt(seed, public_key, gateway_id, claims)
+    tags = [f"blueprint:{blueprint}", f"enrolment:{enrolment}"]
+    claims = {"tags": tags, "issuer_account": account, "type": "user", "version": 2}
+    return _jwt(seed, public_key, gateway_id, claims, issued_at, expires_at)
+
+
+@dataclass(frozen=True)
+class GatewayClaims:
+    """What a gateway's credential says. Times are those of the service that signed it, in whole seconds."""
+
+    gateway_id: str
+    public_key: str
+    blueprint: str
+    enrolment: int
+    issued_at: datetime
+    expires_at: datetime | None
+
+    @classmethod
+    def of(cls, jwt: str) -> Self:
+        """Reads a gateway's credential without verifying it. Raises `InvalidMessage`."""
+        try:
+            _, part, _ = jwt.split(".")
+            claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+            tags = dict(tag.split(":", 1) for tag in claims["nats"]["tags"])
+            return cls(
+                gateway_id=str(claims["name"]),
+                public_key=str(claims["sub"]),
+                blueprint=tags["blueprint"],
+                enrolment=int(tags.get("enrolment", 0)),
+                issued_at=datetime.fromtimestamp(claims["iat"], UTC),
+                expires_at=datetime.fromtimestamp(claims["exp"], UTC) if "exp" in claims else None,
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
+            raise InvalidMessage("this is not a gateway's credential", fix="Enrol the gateway again.") from error
 
 
 @dataclass(frozen=True)

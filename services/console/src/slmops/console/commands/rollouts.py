@@ -21,6 +21,7 @@ from slmops.contracts.commands import (
     ResumeRollout,
     RollbackRollout,
     RolloutView,
+    Standing,
     StartRollout,
 )
 from slmops.contracts.errors import NotFound
@@ -47,7 +48,8 @@ async def watch(client: BusClient, blueprint: str) -> AsyncIterator[tuple[Rollou
 
     async def look() -> tuple[Sequence[RolloutView], Sequence[GatewayView]]:
         found = await client.request(ListRollouts(blueprint=blueprint))
-        return found.rollouts, (await client.request(ListGateways())).gateways
+        asked = ListGateways(blueprint=blueprint, standing=Standing.ENROLLED)
+        return found.rollouts, (await client.request(asked)).gateways
 
     async for rollouts, fleet in poll(look):
         if not rollouts:

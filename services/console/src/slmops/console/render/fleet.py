@@ -38,6 +38,7 @@ from slmops.contracts.commands import (
     RolloutView,
     Share,
     StageView,
+    Standing,
     VariantView,
     VersionView,
 )
@@ -227,13 +228,32 @@ def _gateway_columns(now: datetime, apis: Mapping[str, str] | None = None) -> li
         Column("gateway", lambda g: g.gateway_id),
         Column("blueprint", lambda g: g.blueprint, wide=True),
         Column("labels", lambda g: cell(_labels(g)), wide=True),
-        Column("phase", lambda g: state(g.phase.value)),
+        Column("phase", lambda g: state(_phase(g))),
         Column("running", lambda g: f"{g.running_version or 'nothing'}{'' if g.running == g.desired else ' *'}"),
         Column("tok/s", lambda g: figure(g.measured.get("tokens_per_s"), ".0f"), right=True),
         Column("seen", lambda g: duration(now - g.last_seen), right=True),
         *api,
-        Column("problem", lambda g: cell(g.problem.what if g.problem else _wrong_clock(g)), fold=True),
+        Column(
+            "problem",
+            lambda g: cell(_trouble(g)),
+            fold=True,
+        ),
     ]
+
+
+def _phase(g: GatewayView) -> str:
+    """Returns how far the gateway is with its update; for one that does not count, why it does not."""
+    return g.phase.value if g.standing is Standing.ENROLLED else g.standing.value
+
+
+def _trouble(g: GatewayView) -> str:
+    return _why_not_counted(g) or (g.problem.what if g.problem else _wrong_clock(g))
+
+
+def _why_not_counted(g: GatewayView) -> str:
+    if g.standing is Standing.REVOKED:
+        return f"revoked: {g.revoked_because}" if g.revoked_because else "revoked"
+    return f"on its way to {g.moving_to}" if g.standing is Standing.MOVING else ""
 
 
 def _wrong_clock(g: GatewayView) -> str:
@@ -252,11 +272,21 @@ def _dropped(g: GatewayView) -> str | None:
     return f"{g.dropped_reports} reports, {g.dropped_measurements} measurements: they waited too long for a network"
 
 
+def _is_allowed(g: GatewayView, now: datetime) -> bool:
+    return g.reenrol_until is not None and now < g.reenrol_until
+
+
 def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
     facts: list[tuple[str, Cell | None]] = [
         ("gateway", g.gateway_id),
         ("blueprint", g.blueprint),
         ("labels", _labels(g)),
+        ("state", state(g.standing.value)),
+        ("revoked", moment(g.revoked_at, now) if g.revoked_at else None),
+        ("reason", g.revoked_because),
+        ("moving to", g.moving_to),
+        ("another key until", f"{g.reenrol_until:%Y-%m-%d %H:%M} UTC" if _is_allowed(g, now) else None),
+        ("credential until", f"{g.credential_expires_at:%Y-%m-%d}" if g.credential_expires_at else None),
         ("phase", state(g.phase.value)),
         ("running", g.running_version or "nothing"),
         ("running package", g.running),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from slmops.kit.trust.client import Target, TrustedState
 
 log = logging.getLogger(__name__)
-_PLAN_FILE = "plan.json"
+_OLD_PLAN_FILE = "plan.json"
+"""Where an earlier release stored the newest accepted plan, without its blueprint."""
 _DISK = Threads("trust", 1)
 """One thread, so that the newest generation is read, compared and stored in one step."""
 ClientSource = Callable[[], Answers | None]
@@ -43,7 +45,7 @@ ClientSource = Callable[[], Answers | None]
 
 
 class _Accepted(BaseModel):
-    """The content of plan.json: generation, signing key and digest of the newest accepted plan."""
+    """The content of plan-BLUEPRINT.json: generation, signing key and digest of the newest accepted plan."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,6 +85,15 @@ class Authorization:
         self._opened: TrustedState | None = None
         self._opening = Lock()
 
+    def move_to(self, identity: Identity) -> None:
+        """Trusts plans of the identity's blueprint from now on. Each blueprint has generations of its own."""
+        with suppress(FileNotFoundError):
+            (self._home / _OLD_PLAN_FILE).rename(self._plan_file(self._identity.blueprint))
+        self._identity, self._plan = identity, b""
+
+    def _plan_file(self, blueprint: str) -> Path:
+        return self._home / f"plan-{blueprint}.json"
+
     async def refresh(self, source: Answers) -> None:
         """Updates the trusted metadata from `source`. Raises `TrustRefused`, and what `source` raises."""
         await self._refreshed(source)
@@ -111,12 +122,12 @@ class Authorization:
         self, plan: Plan, keyid: str, keys: RolloutKeys | None, outdated: SlmopsError | None, source: Answers | None
     ) -> None:
         """Checks and stores the plan's generation. Runs in one thread, so that no other plan comes in between."""
-        accepted, last = _Accepted.of(plan, keyid), self._accepted()
+        accepted, last = _Accepted.of(plan, keyid), self._accepted(plan.blueprint)
         if outdated is not None and accepted != last:
             self._check_in_time(outdated, source)
         _check_newest(plan, last, keys)
         if accepted != last:
-            self._remember(accepted)
+            self._remember(plan.blueprint, accepted)
 
     async def _try_refresh(self, source: Answers | None) -> SlmopsError | None:
         """Updates the trusted metadata. Returns the error if it could not."""
@@ -178,17 +189,18 @@ class Authorization:
             raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service; it signs the plan again.")
         return statement, keyid
 
-    def _accepted(self) -> _Accepted | None:
-        try:
-            return _Accepted.model_validate_json((self._home / _PLAN_FILE).read_bytes())
-        except FileNotFoundError:
-            return None
+    def _accepted(self, blueprint: str) -> _Accepted | None:
+        for file in (self._plan_file(blueprint), self._home / _OLD_PLAN_FILE):
+            with suppress(FileNotFoundError):
+                return _Accepted.model_validate_json(file.read_bytes())
+        return None
 
-    def _remember(self, accepted: _Accepted) -> None:
+    def _remember(self, blueprint: str, accepted: _Accepted) -> None:
         with raise_disk_full("to store the plan's generation", self._home):
             self._home.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self._home / _PLAN_FILE) as out:
+            with atomic_write(self._plan_file(blueprint)) as out:
                 out.write(accepted.model_dump_json().encode())
+            (self._home / _OLD_PLAN_FILE).unlink(missing_ok=True)
 
     async def _refreshed(self, source: Answers | None, path: str | None = None) -> Target | None:
         if source is None:
