@@ -87,7 +87,7 @@ def emitter(event: type[Event]) -> str:
 
 
 def consumers(event: type[Event], traffic: list[Traffic]) -> list[str]:
-    subject = event.subject_template().replace("{gateway_id}", "*")
+    subject = event.subject_template().replace("{gateway_id}", "*").replace("{public_key}", "*")
     return [t.service for t in traffic if subject in t.receives]
 
 

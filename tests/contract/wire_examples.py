@@ -209,6 +209,9 @@ EVENTS: tuple[e.Event, ...] = (
     e.GatewayEnrolled(
         gateway_id="gw-1", blueprint="edge-chat", public_key=PUBLIC_KEY, labels={"ring": "canary"}, at=AT
     ),
+    e.GatewayRevoked(
+        gateway_id="gw-1", public_key=PUBLIC_KEY, revoked_at=LATER, reason="stolen from the van", expires_at=LATER
+    ),
     e.GatewayReported(
         gateway_id="gw-1",
         blueprint="edge-chat",

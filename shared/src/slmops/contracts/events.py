@@ -8,10 +8,11 @@ One name end to end: class `VariantOptimized` ↔ type `slmops.variant.optimized
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.descriptor import Descriptor, Digest
@@ -19,7 +20,7 @@ from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.model import ModelFile
-from slmops.contracts.names import Name, Version
+from slmops.contracts.names import PUBLIC_USER_KEY, Name, Version
 from slmops.contracts.plan import Release, Stage
 
 EVENTS: dict[str, type[Event]] = {}
@@ -329,6 +330,35 @@ class GatewayEnrolled(GatewayEvent):
     public_key: str
     labels: dict[str, str] = Field(default_factory=dict)
     at: AwareDatetime
+
+
+def _whole_seconds(time: datetime) -> datetime:
+    return time.replace(microsecond=0)
+
+
+class GatewayRevoked(GatewayEvent):
+    """A key of a gateway is revoked: the server refuses its credentials that were issued at `revoked_at` or before.
+
+    A gateway may have several revoked keys in its life, so the subject names the key too.
+    """
+
+    type: ClassVar[str] = "slmops.gateway.revoked.v1"
+    public_key: str = Field(pattern=PUBLIC_USER_KEY, description="Public nkey of the gateway's user")
+    revoked_at: Annotated[AwareDatetime, AfterValidator(_whole_seconds)] = Field(
+        description="Whole seconds, as in credentials; a fraction is cut off"
+    )
+    reason: str = Field(default="", max_length=200)
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="When the key's last credentials expire anyway; None: never"
+    )
+
+    @classmethod
+    def subject_template(cls) -> str:
+        return f"{super().subject_template()}.{{public_key}}"
+
+    @property
+    def subject(self) -> str:
+        return f"{super().subject}.{self.public_key}"
 
 
 class GatewayReported(GatewayEvent):

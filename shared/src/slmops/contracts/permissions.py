@@ -78,6 +78,7 @@ SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
         "slmops.rollout.>",
         "slmops.blueprint.>",
         "slmops.gateway.enrolled.v1.*",
+        "slmops.gateway.revoked.v1.*.*",
         "$KV.desired.>",
         consumes=CONSUMED["rollout"],
         uses=(

@@ -51,6 +51,8 @@ STREAMS = (
     ),
     # The newest enrolment of every gateway, kept forever. When full it refuses new gateways, not a known one.
     StreamSpec("ENROLMENTS", ("slmops.gateway.enrolled.v1.*",), max_bytes=256 * MiB, refuses=True, per_subject=1),
+    # Every revoked key of every gateway, kept forever. When full it refuses new ones, and the outbox keeps them.
+    StreamSpec("REVOCATIONS", ("slmops.gateway.revoked.v1.*.*",), max_bytes=64 * MiB, refuses=True, per_subject=1),
     # Measured windows of cohorts: 30 days. When full the oldest are removed; the rollout service has recorded them.
     StreamSpec("WINDOWS", ("slmops.cohort.>",), max_age=timedelta(days=30), max_bytes=512 * MiB),
     # Gateways' reports: 30 days. When full the oldest are removed; each gateway's next report has its current state.
@@ -174,14 +176,14 @@ def dead_letter(subject: str, *, confidential: bool = False) -> str:
 
 
 def template(subject: str) -> str:
-    """Returns the subject with the gateway's id replaced, so spans and metrics have a bounded number of labels."""
+    """Returns the subject with a gateway's id and key replaced, so the labels of spans and metrics are bounded."""
     if subject.startswith(DEAD_LETTER_PREFIX):
         return DEAD_LETTER_PREFIX + template(subject[len(DEAD_LETTER_PREFIX) :])
     parts = subject.split(".")
     if parts[0] == "measure":
         return MEASUREMENTS_TEMPLATE
     if parts[0] == "slmops" and len(parts) > 4:
-        return ".".join([*parts[:4], "{gateway_id}"])
+        return ".".join([*parts[:4], "{gateway_id}", *(["{public_key}"] if len(parts) > 5 else [])])
     if parts[0] == "cmd" and len(parts) > 3:
         return ".".join([*parts[:3], "{gateway_id}"])
     if parts[0].startswith("_INBOX"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -147,8 +148,7 @@ class Bus:
 
     def on(self, kind: type[E], handler: Callable[[E, MessageContext], Awaitable[None]]) -> None:
         """Consumes all events of a kind durably, at least once. `handler` must be idempotent by `MessageContext.id`."""
-        subject = f"{kind.type}.*" if kind.per_gateway else kind.type
-        self.consume(subject, kind, handler)
+        self.consume(re.sub(r"{.*?}", "*", kind.subject_template()), kind, handler)
 
     def consume(
         self,
