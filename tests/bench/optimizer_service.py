@@ -36,7 +36,7 @@ async def job_twice(source: Path, place: Place) -> dict[str, float]:
         client = await BusClient.connect(settings, name="bench")
         stack.push_async_callback(client.close)
         console = await BusClient.connect(
-            BusSettings(nats_url=system.nats_url, nats_creds=unrestricted(system.layout.keys, "console")), name="bench"
+            BusSettings(nats_url=system.nats_url, nats_creds=unrestricted(system.layout.keys, "bench")), name="bench"
         )
         stack.push_async_callback(console.close)
         done = await console.js.subscribe(VariantOptimized.type, ordered_consumer=True)

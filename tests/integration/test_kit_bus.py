@@ -246,10 +246,11 @@ async def test_a_malformed_command_is_answered_kept_as_a_dead_letter_and_the_ser
     world: World, payload: bytes
 ) -> None:
     await world.service("registry", answer_versions)
-    reply = await world.client.connection.request("cmd.registry.list_versions", payload, timeout=5)
+    reply = await world.client.send(ListVersions, payload)
     assert (reply.headers or {})[PROBLEM_HEADER] == InvalidMessage.code
     (letter,) = await world.dead(1)
-    assert (letter.subject, letter.data) == ("dlq.cmd.registry.list_versions", payload)
+    asked = ListVersions().sent_by(world.client.admin.sender)
+    assert (letter.subject, letter.data) == (f"dlq.{asked}", payload)
     assert await world.client.request(ListVersions()) == NONE
 
 
@@ -319,9 +320,7 @@ async def test_a_gateway_may_ask_for_itself_and_not_in_the_name_of_another(world
     await world.service("packager", lambda bus: bus.serve(FetchPackage, fetch))
     command = FetchPackage(gateway_id="gw-1", manifest="sha256:" + "a" * 64)
     assert (await world.client.request(command)).files == (file,)
-    forged = await world.client.connection.request(
-        "cmd.packager.fetch.gw-2", command.model_dump_json().encode(), timeout=5
-    )
+    forged = await world.client.send(FetchPackage, command.model_dump_json().encode(), "gw-2")
     assert (forged.headers or {})[PROBLEM_HEADER] == PermanentError.code
     assert asked == ["gw-1"]
 

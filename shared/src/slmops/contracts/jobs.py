@@ -44,6 +44,7 @@ class OptimizeJob(BaseModel):
     search: SearchSpec | None = Field(default=None, description="A search that starts with `recipes` and tries more")
     predecessor: Predecessor | None = Field(default=None, description="Provides the grids for the anchored recipe")
     asked: str = Field(default="", description="Distinguishes requests for the same work")
+    actor: str = Field(default="", description="Who asked for it, such as person:alice; empty: a registered version")
 
     @property
     def work(self) -> str:

@@ -20,7 +20,7 @@ from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.settings import BusSettings
 from slmops.local.capacity import Capacity, capacity
 from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
-from slmops.local.layout import Layout
+from slmops.local.layout import ADMIN, Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.private import write_atomically
 from slmops.local.process import ProcessSpec, ProcessState
@@ -163,7 +163,7 @@ class System:
         """Writes the file with which the command line finds the system. It contains no S3 key."""
         client = {
             "nats_url": f"nats://{HOST}:{ports['nats']}",
-            "nats_creds": str(self.layout.creds("console")),
+            "nats_creds": str(self.layout.creds(ADMIN)),
             "gateways": {gateway.id: f"http://{HOST}:{ports[f'{gateway.id}.api']}" for gateway in self._gateways},
             "trace_file": str(self.layout.trace("console")),
             "traces": str(self.layout.traces),

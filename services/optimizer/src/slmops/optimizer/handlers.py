@@ -43,6 +43,7 @@ from slmops.contracts.jobs import JobView, OptimizeJob
 from slmops.contracts.manifest import FILE_PATH, PackageFile
 from slmops.contracts.profile import DeviceProfile
 from slmops.contracts.recipe import Recipe
+from slmops.kit.acting import current_actor
 from slmops.kit.bus.refusals import until_stored
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -173,6 +174,7 @@ class Handlers:
             definitions=tuple(recipes.values()),
             search=command.search,
             asked=self._new_id(),
+            actor=str(current_actor() or ""),
         )
         if not (command.recipes or command.definitions or command.search):
             job = await self._ancestry.anchored(job)

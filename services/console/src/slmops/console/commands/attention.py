@@ -9,6 +9,7 @@ import typer
 from pydantic import RootModel
 
 from slmops.console.commands.streams import stream_views
+from slmops.console.credentials_file import expiring
 from slmops.console.render import stream as render_stream
 from slmops.console.render.stream_view import Item, StreamView
 from slmops.console.session import Session, command
@@ -18,6 +19,7 @@ from slmops.kit.bus import deadletters
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.deadletters import DeadLetter
 from slmops.kit.bus.stream_watch import LEVELS
+from slmops.kit.clock import utc_now
 from slmops.kit.sizes import size_text
 
 NEWEST = 1000
@@ -129,8 +131,9 @@ async def find_items(client: BusClient) -> list[Item]:
 
 
 async def attention(session: Session) -> None:
-    """List what needs a person: filling streams, missing messages, held rollouts, the newest 1,000 dead letters."""
-    found = await find_items(await session.client())
+    """List what needs a person: filling streams, missing messages, held rollouts, the newest 1,000 dead letters, and
+    your own credentials if they expire soon."""
+    found = await find_items(await session.client()) + expiring(session.settings.nats_creds, utc_now())
     session.show(Attention(found), render_stream.attention(found))
 
 

@@ -16,14 +16,24 @@ from pydantic import ValidationError
 from slmops.console import settings as where
 from slmops.console.commands.attention import Attention, find_items
 from slmops.console.commands.streams import stream_views
+from slmops.console.credentials_file import expiring
 from slmops.console.render import status as render
 from slmops.console.render import stream as render_stream
-from slmops.console.render.status_view import BacklogView, DiskView, ExpiryView, LocalStatus, ProcessView, Status
+from slmops.console.render.status_view import (
+    BacklogView,
+    CredentialsView,
+    DiskView,
+    ExpiryView,
+    LocalStatus,
+    ProcessView,
+    Status,
+)
 from slmops.console.render.stream_view import Item
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, Problem, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
 from slmops.kit.bus import deadletters
+from slmops.kit.bus.client import read_file
 from slmops.kit.clock import utc_now
 from slmops.kit.sizes import size_text
 
@@ -87,7 +97,11 @@ def _expiry(folder: Path) -> tuple[ExpiryView, ...]:
 
 async def find_status(session: Session) -> Status:
     """Returns the status. A bus that does not answer is a part of it, not an error."""
-    found = Status(version=version("slmops-console"), local=local_status(session.settings.data or where.DEFAULT_DATA))
+    found = Status(
+        version=version("slmops-console"),
+        local=local_status(session.settings.data or where.DEFAULT_DATA),
+        credentials=_credentials(session.settings.nats_creds),
+    )
     try:
         client = await session.client()
         streams = await stream_views(client)
@@ -107,6 +121,13 @@ async def find_status(session: Session) -> Status:
             "nats_version": f"{server.major}.{server.minor}.{server.patch}",
         }
     )
+
+
+def _credentials(path: Path | None) -> CredentialsView | None:
+    if path is None:
+        return None
+    own = read_file(path)
+    return CredentialsView(user=own.who.name, role=own.who.role, expires_at=own.until)
 
 
 # ---- findings: pure ----------------------------------------------------------------------------------------
@@ -171,7 +192,7 @@ async def doctor(session: Session) -> int:
     Exits with 1 if there is something.
     """
     status = await find_status(session)
-    found = findings(status, utc_now())
+    found = findings(status, utc_now()) + expiring(session.settings.nats_creds, utc_now())
     if status.problem is None:
         found += await find_items(await session.client())
     session.show(Attention(found), render_stream.attention(found))
