@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from slmops.contracts.permissions import ANSWERING_PERMISSIONS, ENROL_USER, answering_user
+from slmops.contracts.permissions import ANSWERING_PERMISSIONS, ENROL_USER, SYSTEM_USER, answering_user
 from slmops.kit.bus.nats_auth import server_config
 from slmops.kit.clock import utc_now
 from slmops.local.certificates import Certificates
@@ -97,6 +97,8 @@ def _service_files(layout: Layout, service: str) -> dict[str, str]:
         # Only online keys and public metadata of the trust repository. Keyholders' keys stay with the authority.
         for folder in (layout.trust.online, layout.trust.metadata):
             files |= {f"tuf/{folder.name}/{path.name}": path.read_text() for path in sorted(folder.iterdir())}
+    if service == "access":
+        files |= _copies([layout.access_keys, layout.creds(SYSTEM_USER), layout.first_admin])
     if service == "rollout":
         files |= _copies([layout.gateway_signing_key, layout.enrolment_token, layout.plan_signing_key])
     return files

@@ -38,6 +38,7 @@ from slmops.contracts import commands as c
 from slmops.contracts import events as e
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.evaluation import Figure, Verification
+from slmops.contracts.identity import Role
 from slmops.contracts.jobs import JobState, JobView
 from slmops.contracts.manifest import (
     DeltaStep,
@@ -55,6 +56,17 @@ _VARIANT_VIEW = c.VariantView(
     reason=BECAUSE,
     evaluation=EVALUATION,
     report=REPORT,
+)
+_USER_VIEW = c.UserView(
+    user="alice",
+    role=Role.OPERATOR,
+    public_key=PUBLIC_KEY,
+    added_at=AT,
+    added_by="person:bob",
+    expires_at=LATER,
+    revoked_at=LATER,
+    revoked_by="person:bob",
+    reason="left",
 )
 _PACKAGE_VIEW = c.PackageView(
     profile="edge-small", recipe="int4", manifest=MANIFEST, signature=SIGNED, size_bytes=86_000_120, at=AT
@@ -349,6 +361,16 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         c.RemoveGateway(gateway_id="gw-1", reason="scrapped"),
         c.GatewayRemoval(gateway_id="gw-1", blueprint="edge-chat", at=AT),
     ),
+    (
+        c.AddUser(user="alice", role=Role.OPERATOR, public_key=PUBLIC_KEY),
+        c.UserCredential(user="alice", role=Role.OPERATOR, jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln", expires_at=LATER),
+    ),
+    (
+        c.RenewUser(),
+        c.UserCredential(user="alice", role=Role.OPERATOR, jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln", expires_at=LATER),
+    ),
+    (c.RevokeUser(user="alice", reason="left"), _USER_VIEW),
+    (c.ListUsers(limit=1, cursor="al"), c.UserList(users=(_USER_VIEW,), cursor="alice")),
     (c.ApplyBlueprint(spec=BLUEPRINT), _BLUEPRINT_VIEW),
     (c.StartRollout(blueprint="edge-chat", version=VERSION, stages=BLUEPRINT.stages), _ROLLOUT_VIEW),
     (c.PauseRollout(blueprint="edge-chat", reason="lunch"), _ROLLOUT_VIEW),
@@ -356,6 +378,21 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (c.AbortRollout(blueprint="edge-chat", reason="wrong version"), _ROLLOUT_VIEW),
     (c.RollbackRollout(blueprint="edge-chat", reason="users complain"), _ROLLOUT_VIEW),
     (c.ListRollouts(blueprint="edge-chat"), c.RolloutList(rollouts=(_ROLLOUT_VIEW,))),
+    (
+        c.ListHistory(blueprint="edge-chat", limit=1, cursor=8),
+        c.History(
+            entries=(
+                c.HistoryEntry(
+                    at=AT,
+                    event="slmops.rollout.paused.v1",
+                    actor="person:alice",
+                    rollout="edge-chat-2",
+                    reason="lunch",
+                ),
+            ),
+            cursor=7,
+        ),
+    ),
     (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
     (
         c.ListGateways(gateway_id="gw-1", blueprint="edge-chat", standing=c.Standing.MOVING),

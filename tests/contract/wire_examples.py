@@ -12,6 +12,7 @@ from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.identity import Role
 from slmops.contracts.jobs import OptimizeJob, Predecessor
 from slmops.contracts.manifest import (
     DATASET,
@@ -230,6 +231,9 @@ EVENTS: tuple[e.Event, ...] = (
     e.GatewayRevoked(
         gateway_id="gw-1", public_key=PUBLIC_KEY, revoked_at=LATER, reason="stolen from the van", expires_at=LATER
     ),
+    e.GatewayRevoked(
+        gateway_id="gw-1", public_key=PUBLIC_KEY, revoked_at=LATER, reason="stolen from the van", expires_at=LATER
+    ),
     e.GatewayReported(
         gateway_id="gw-1",
         blueprint="edge-chat",
@@ -247,6 +251,9 @@ EVENTS: tuple[e.Event, ...] = (
         dropped_measurements=2,
         at=AT,
     ),
+    e.UserAdded(user="alice", role=Role.OPERATOR, public_key=PUBLIC_KEY, expires_at=LATER, at=AT),
+    e.UserRenewed(user="alice", expires_at=LATER, at=AT),
+    e.UserRevoked(user="alice", public_key=PUBLIC_KEY, reason="left", at=AT),
     e.CohortMeasured(blueprint="edge-chat", window=WINDOW, at=AT),
 )
 
@@ -284,6 +291,7 @@ DOCUMENTS: dict[str, BaseModel] = {
         predecessor=Predecessor(version=BEFORE, recipe="int4", variant=digest("9"), manifest=MANIFEST),
         data=OWN_DATA,
         asked="1d2c3b4a-5968-4776-8594-a3b2c1d0e0f0",
+        actor="person:alice",
     ),
     "plan": Plan(
         blueprint="edge-chat",

@@ -25,10 +25,11 @@ from slmops.local.ports import choose_ports
 ROOT = Path(__file__).parents[2]
 GATEWAYS = ("gw-1", "gw-2", "gw-3")
 SERVERS = ("nats", "s3")
-SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
+SERVICES = ("access", "registry", "optimizer", "packager", "rollout", "telemetry")
 KEYS = {
     "nats": {"nats-server.conf"},
     "s3": {"identities.json", "security.toml", "weed.pem"},
+    "access": {"nats.creds", "nats-answers.creds", "access-keys.json", "access-system.creds", "first-admin.json"},
     "registry": {"nats.creds", "nats-answers.creds", "s3.env"},
     "optimizer": {"nats.creds", "nats-answers.creds", "s3.env"},
     "packager": {"nats.creds", "nats-answers.creds", "s3.env", "package-signing.pem", "tuf"},

@@ -382,7 +382,7 @@ async def test_a_dead_command_is_kept_while_its_service_does_not_answer(world: W
         raise AssertionError("never valid")
 
     bus = await world.service("registry", lambda bus: bus.serve(RetireVersion, retire))
-    await world.client.connection.request("cmd.registry.retire_version", b"{}", timeout=10)
+    await world.client.send(RetireVersion, b"{}")
     (letter,) = await world.dead_letters(1)
     sequence = str(letter.metadata.sequence.stream)
     again = await slmops("dlq", "replay", sequence, "--json")

@@ -11,8 +11,10 @@ from contract.wire_examples import EVENTS as EXAMPLES
 from pydantic_core import to_jsonable_python
 from sqlalchemy import Connection, MetaData
 
+from slmops.access import store as access
 from slmops.contracts import events as e
 from slmops.contracts.commands import AbortRollout, ApplyBlueprint, StartRollout
+from slmops.contracts.identity import Role
 from slmops.contracts.plan import Identity
 from slmops.kit.journal import Journal, UnitOfWork, journal_tables
 from slmops.packager import store as packager
@@ -164,7 +166,24 @@ def _unordered(found: list[Any]) -> list[Any]:
     return sorted((to_jsonable_python(one) for one in found), key=repr)
 
 
+def _fill_access(unit: UnitOfWork) -> None:
+    added = _EXAMPLE[e.UserAdded]
+    bob = added.model_copy(update={"user": "bob", "role": Role.ADMIN})
+    unit.append(access.stream("alice"), 0, [added, _EXAMPLE[e.UserRenewed], _EXAMPLE[e.UserRevoked]])
+    unit.append(access.stream("bob"), 0, [bob])
+    access.record_gateway(unit.connection, _EXAMPLE[e.GatewayRevoked])
+
+
+def _read_access(connection: Connection) -> dict[str, Any]:
+    return {
+        "people": access.page(connection, "", 10),
+        "revoked": {holders: access.revoked_keys(connection, holders, AT) for holders in access.Holders},
+        "admins": access.other_admins(connection, "alice", AT),
+    }
+
+
 JOURNALS = {
+    "access": Kept(access, _fill_access, _read_access),
     "registry": Kept(registry, _fill_registry, _read_registry),
     "packager": Kept(packager, _fill_packager, _read_packager),
     "rollout": Kept(rollout, _fill_rollout, _read_rollout),

@@ -30,7 +30,7 @@ def specs(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, ProcessS
     return {spec.name: spec for spec in found}
 
 
-def test_there_are_five_services_and_three_gateways(specs: dict[str, ProcessSpec]) -> None:
+def test_there_are_six_services_and_three_gateways(specs: dict[str, ProcessSpec]) -> None:
     assert list(specs) == [*SERVICES, "gw-1", "gw-2", "gw-3"]
 
 
@@ -39,14 +39,16 @@ def test_services_have_the_s3_keys_and_gateways_do_not(specs: dict[str, ProcessS
     for name, spec in specs.items():
         values = set(spec.env.values())
         assert "leaked" not in values
-        assert (secret in values) == (name in SERVICES)
-        assert name in SERVICES or not [key for key in spec.env if key.startswith("SLMOPS_S3_")]
+        stores = name in SERVICES and name != "access"
+        assert (secret in values) == stores
+        assert stores or not [key for key in spec.env if key.startswith("SLMOPS_S3_")]
 
 
 @pytest.mark.parametrize(
     ("path", "holders"),
     [
         ("signing_key", {"packager"}),
+        ("access_keys", {"access"}),
         ("gateway_signing_key", {"rollout"}),
         ("enrolment_token", {"rollout", "gw-1", "gw-2", "gw-3"}),
         ("trusted_key", {"gw-1", "gw-2", "gw-3"}),

@@ -18,6 +18,7 @@ from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.identity import Role
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import PUBLIC_USER_KEY, Name, Version
@@ -425,6 +426,44 @@ class GatewayReported(GatewayEvent):
     dropped_measurements: int = Field(
         default=0, ge=0, description="Measurement batches that it ever dropped for the same reason: they count nowhere"
     )
+    at: AwareDatetime
+
+
+# ---- user -------------------------------------------------------------------------------------------------
+
+
+class UserEvent(Event):
+    user: Name
+
+    @property
+    def key(self) -> str:
+        return self.user
+
+
+class UserAdded(UserEvent):
+    """A person has a role, and credentials for this key."""
+
+    type: ClassVar[str] = "slmops.user.added.v1"
+    role: Role
+    public_key: str = Field(pattern=PUBLIC_USER_KEY)
+    expires_at: AwareDatetime
+    at: AwareDatetime
+
+
+class UserRenewed(UserEvent):
+    """The credentials of a person were signed again for the same key."""
+
+    type: ClassVar[str] = "slmops.user.renewed.v1"
+    expires_at: AwareDatetime
+    at: AwareDatetime
+
+
+class UserRevoked(UserEvent):
+    """A person has no access any more: the server refuses their key."""
+
+    type: ClassVar[str] = "slmops.user.revoked.v1"
+    public_key: str = Field(pattern=PUBLIC_USER_KEY)
+    reason: str = ""
     at: AwareDatetime
 
 

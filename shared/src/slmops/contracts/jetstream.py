@@ -86,9 +86,15 @@ def reading_everything(*streams: str) -> tuple[str, ...]:
     return tuple(f"{_API}.{right.format(stream)}" for stream in streams for right in rights)
 
 
+def observing(*streams: str) -> tuple[str, ...]:
+    """Reading what the consumers of streams have not handled yet."""
+    rights = ("CONSUMER.LIST.{}", "CONSUMER.INFO.{}.*")
+    return tuple(f"{_API}.{right.format(stream)}" for stream in streams for right in rights)
+
+
 def repairing(*streams: str) -> tuple[str, ...]:
-    """What an operator does beyond reading: resizing streams, and accepting a consumer's gap."""
-    rights = ("STREAM.UPDATE.{}", "CONSUMER.LIST.{}", "CONSUMER.INFO.{}.*", "CONSUMER.CREATE.{}.>")
+    """What an admin does beyond reading: resizing streams, and accepting a consumer's gap."""
+    rights = ("STREAM.UPDATE.{}", "CONSUMER.CREATE.{}.>")
     return tuple(f"{_API}.{right.format(stream)}" for stream in streams for right in rights)
 
 

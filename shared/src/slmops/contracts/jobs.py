@@ -46,6 +46,7 @@ class OptimizeJob(BaseModel):
     predecessor: Predecessor | None = Field(default=None, description="Provides the grids for the anchored recipe")
     data: EvaluationData | None = Field(default=None, description="Own texts and tasks instead of the bundled ones")
     asked: str = Field(default="", description="Distinguishes requests for the same work")
+    actor: str = Field(default="", description="Who asked for it, such as person:alice; empty: a registered version")
 
     @property
     def work(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from slmops.contracts.identity import Actor, ActorKind
+
 DESIRED_BUCKET = "desired"
 JOB_BUCKET = "jobs"
 DEAD_LETTER_PREFIX = "dlq."
@@ -12,9 +14,8 @@ CONFIDENTIAL_PREFIX = "confidential."
 """Follows `DEAD_LETTER_PREFIX` for messages whose payload is secret and not kept."""
 MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
 INBOX = "_INBOX"
-OPERATOR = "console"
-"""The operator's user. Its inbox has the default name of NATS clients."""
-
+PERSON_INBOX = "_INBOX_person"
+"""Prefix of people's inboxes. A service cannot have this name, because names contain no underscore."""
 
 MiB, GiB = 1 << 20, 1 << 30
 
@@ -46,7 +47,7 @@ STREAMS = (
     # Facts: what exists and what was decided. Kept forever. When full it refuses new ones, and outboxes keep them.
     StreamSpec(
         "EVENTS",
-        tuple(f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout")),
+        tuple(f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout", "user")),
         refuses=True,
     ),
     # The newest enrolment of every gateway, kept forever. When full it refuses new gateways, not a known one.
@@ -82,6 +83,7 @@ REMOVED = (("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),)
 requests. Their messages are removed; this release publishes on none of these subjects."""
 
 CONSUMED: dict[str, tuple[str, ...]] = {
+    "access": ("slmops.gateway.revoked.v1.*.*",),
     "registry": (
         *(f"slmops.variant.{fact}.v1" for fact in ("started", "progressed", "optimized", "rejected")),
         *(f"slmops.package.{fact}.v1" for fact in ("published", "delta_published", "withdrawn", "delta_withdrawn")),
@@ -188,7 +190,11 @@ def roll_call_answer(service: str) -> str:
 
 def inbox(user: str) -> str:
     """Returns the subject prefix, without the final dot, of answers to a user. Users cannot read others' inboxes."""
-    return INBOX if user == OPERATOR else f"{INBOX}_{user}"
+    return f"{INBOX}_{user}"
+
+
+def inbox_of(actor: Actor) -> str:
+    return f"{PERSON_INBOX}.{actor.name}" if actor.kind is ActorKind.PERSON else inbox(actor.name)
 
 
 def dead_letter(subject: str, *, confidential: bool = False) -> str:
@@ -196,7 +202,7 @@ def dead_letter(subject: str, *, confidential: bool = False) -> str:
 
 
 def template(subject: str) -> str:
-    """Returns the subject with a gateway's id and key replaced, so the labels of spans and metrics are bounded."""
+    """Returns the subject without its sender, or with a gateway's id and key replaced, so that labels are bounded."""
     if subject.startswith(DEAD_LETTER_PREFIX):
         return DEAD_LETTER_PREFIX + template(subject[len(DEAD_LETTER_PREFIX) :])
     parts = subject.split(".")
@@ -204,6 +210,8 @@ def template(subject: str) -> str:
         return MEASUREMENTS_TEMPLATE
     if parts[0] == "slmops" and len(parts) > 4:
         return ".".join([*parts[:4], "{gateway_id}", *(["{public_key}"] if len(parts) > 5 else [])])
+    if parts[0] == "cmd" and len(parts) > 4:
+        return ".".join(parts[:3])
     if parts[0] == "cmd" and len(parts) > 3:
         return ".".join([*parts[:3], "{gateway_id}"])
     if parts[0].startswith("_INBOX"):

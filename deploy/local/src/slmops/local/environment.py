@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from slmops.contracts.permissions import ENROL_USER
+from slmops.contracts.permissions import ENROL_USER, SYSTEM_USER
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST
 from slmops.local.process import ProcessSpec
 from slmops.local.servers import BUCKET, http_answers
 
-SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
+SERVICES = ("access", "registry", "optimizer", "packager", "rollout", "telemetry")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ def service_spec(layout: Layout, ports: Mapping[str, int], service: str, *, tls:
         settings["GATEWAY_SIGNING_SEED"] = str(layout.gateway_signing_key)
         settings["ENROLMENT_TOKEN"] = str(layout.enrolment_token)
         settings["PLAN_SIGNING_KEY"] = str(layout.plan_signing_key)
+    if service == "access":
+        settings = {name: settings[name] for name in ("NATS_CREDS", "DATABASE_URL")}
+        settings["ACCESS_KEYS"] = str(layout.access_keys)
+        settings["SYSTEM_CREDS"] = str(layout.creds(SYSTEM_USER))
+        settings["FIRST_ADMIN"] = str(layout.first_admin)
     return _spec(layout, ports, service, f"slmops.{service}.app", settings, tls=tls)
 
 

@@ -26,7 +26,7 @@ from slmops.kit.settings import BusSettings
 from slmops.kit.tls import client_context
 from slmops.local.capacity import Capacity, capacity
 from slmops.local.environment import SERVICES, GatewaySpec, default_gateways, gateway_spec, service_spec
-from slmops.local.layout import Layout
+from slmops.local.layout import ADMIN, Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.private import write_atomically
 from slmops.local.process import ProcessSpec, ProcessState
@@ -220,7 +220,7 @@ class System:
             "nats_url": self.nats_url,
             "nats_websocket_url": f"wss://{HOST}:{ports['nats.websocket']}",
             "tls_ca": str(self.certificates.trusted),
-            "nats_creds": str(self.layout.creds("console")),
+            "nats_creds": str(self.layout.creds(ADMIN)),
             "gateways": {gateway.id: self.api_url(gateway.id) for gateway in self._gateways},
             "trace_file": str(self.layout.trace("console")),
             "traces": str(self.layout.traces),

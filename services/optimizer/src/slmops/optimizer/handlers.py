@@ -48,6 +48,7 @@ from slmops.contracts.manifest import FILE_PATH, PackageFile
 from slmops.contracts.profile import DeviceProfile
 from slmops.contracts.prompts.evaluation_data import EvaluationData, check_data, check_sizes
 from slmops.contracts.recipe import Recipe
+from slmops.kit.acting import current_actor
 from slmops.kit.bus.refusals import until_stored
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -183,6 +184,7 @@ class Handlers:
             search=command.search,
             data=data if data.files else None,
             asked=self._new_id(),
+            actor=str(current_actor() or ""),
         )
         if not (command.recipes or command.definitions or command.search):
             job = await self._ancestry.anchored(job)

@@ -11,8 +11,11 @@ from slmops.contracts.commands import (
     BlueprintList,
     BlueprintView,
     GatewayList,
+    History,
+    HistoryEntry,
     ListBlueprints,
     ListGateways,
+    ListHistory,
     ListRollouts,
     PauseRollout,
     ResumeRollout,
@@ -149,6 +152,21 @@ class Handlers:
 
         return RolloutList(rollouts=tuple(await self._journal.transact(work)))
 
+    async def list_history(self, query: ListHistory) -> History:
+        found = await self._journal.newest(store.stream_of(query.blueprint), query.cursor, query.limit + 1)
+        shown = found[: query.limit]
+        entries = tuple(
+            HistoryEntry(
+                at=one.envelope.time,
+                event=one.event.type,
+                actor=one.envelope.actor or "",
+                rollout=getattr(one.event, "rollout", ""),
+                reason=getattr(one.event, "reason", ""),
+            )
+            for one in shown
+        )
+        return History(entries=entries, cursor=shown[-1].position if len(found) > query.limit else None)
+
     async def list_blueprints(self, _query: ListBlueprints) -> BlueprintList:
         def work(unit: UnitOfWork) -> list[BlueprintView]:
             return [blueprint_view(store.load(unit, row.name)) for row in store.plans(unit.connection)]
@@ -182,5 +200,6 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.serve(AbortRollout, handlers.abort_rollout)
     bus.serve(RollbackRollout, handlers.rollback_rollout)
     bus.serve(ListRollouts, handlers.list_rollouts)
+    bus.serve(ListHistory, handlers.list_history)
     bus.serve(ListBlueprints, handlers.list_blueprints)
     bus.serve(ListGateways, handlers.list_gateways)

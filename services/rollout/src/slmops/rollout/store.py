@@ -80,7 +80,7 @@ def project(connection: Connection, event: Event) -> None:
 
 
 def load(unit: UnitOfWork, name: str) -> BlueprintState:
-    events, _ = unit.load(_stream(name))
+    events, _ = unit.load(stream_of(name))
     return replay(name, events)
 
 
@@ -88,7 +88,7 @@ def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now
     """Appends to the blueprint's stream, and updates its plan and views in the same transaction."""
     if not events:
         return state
-    unit.append(_stream(state.name), state.version, events)
+    unit.append(stream_of(state.name), state.version, events)
     state = reduce(evolve, events, state)
     rollout, plan = state.latest, plan_of(state, traceparent())
     judged = rollout is not None and rollout.state in JUDGED
@@ -127,7 +127,7 @@ def _view(unit: UnitOfWork, state: BlueprintState, rollout: Rollout, now: dateti
     return rollout_view(state, rollout, members(unit.connection, state.name), measured, now)
 
 
-def _stream(blueprint: str) -> str:
+def stream_of(blueprint: str) -> str:
     return f"blueprint:{blueprint}"
 
 

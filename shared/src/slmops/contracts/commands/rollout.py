@@ -30,6 +30,7 @@ class EnrolGateway(Command[Enrolment]):
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "enrol"
+    anonymous: ClassVar[bool] = True
     confidential: ClassVar[bool] = True
     gateway_id: Name
     blueprint: Name
@@ -120,6 +121,31 @@ class ListRollouts(Command[RolloutList]):
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_rollouts"
     blueprint: Name | None = None
+
+
+class HistoryEntry(Result):
+    """An event of a blueprint. `actor` is who caused it, such as person:alice; empty: the rollout service itself."""
+
+    at: AwareDatetime
+    event: str = Field(description="Its type, such as slmops.rollout.started.v1")
+    actor: str = ""
+    rollout: str = ""
+    reason: str = ""
+
+
+class History(Result):
+    entries: tuple[HistoryEntry, ...]
+    cursor: int | None = Field(default=None, description="Ask with it for older entries; None: these are the oldest")
+
+
+class ListHistory(Command[History]):
+    """List what happened to a blueprint and its rollouts, and who caused it, the newest first, a page at a time."""
+
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "list_history"
+    blueprint: Name
+    limit: int = Field(default=50, ge=1, le=500)
+    cursor: int | None = None
 
 
 class BlueprintList(Result):

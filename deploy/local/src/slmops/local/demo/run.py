@@ -33,6 +33,7 @@ from slmops.local.demo.report import GatewayReport, ModelReport, Report
 from slmops.local.demo.story import Step, Story
 from slmops.local.demo.traces import summarize
 from slmops.local.demo.weights import fetch_weights
+from slmops.local.layout import ADMIN
 from slmops.local.system import System
 
 MODEL, GOOD, BAD = "smollm2", "1.0.0", "1.0.1"
@@ -79,11 +80,11 @@ class Demo:
 
     async def _start(self) -> None:
         self.story.chapter("1. The whole system on this machine")
-        with self.story.step("start", "Starting NATS, S3, five services and three gateways") as step:
+        with self.story.step("start", "Starting NATS, S3, six services and three gateways") as step:
             await self.system.start(lambda state: step.progress(f"{state.name} {state.status}"))
         for state in self.system.states():
             self.story.tell(f"[dim]{state.name:10} pid {state.pid}[/]")
-        settings = self.system.bus_settings("console", trace_file=self.system.layout.trace("console"))
+        settings = self.system.bus_settings(ADMIN, trace_file=self.system.layout.trace("console"))
         tracing.setup("console", settings)
         self._client = await BusClient.connect(settings, name="demo")
 

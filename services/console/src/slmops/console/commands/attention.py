@@ -10,6 +10,7 @@ import typer
 from pydantic import BaseModel, RootModel
 
 from slmops.console.commands.streams import stream_views
+from slmops.console.credentials_file import expiring
 from slmops.console.render import stream as render_stream
 from slmops.console.render.stream_view import Item, StreamView
 from slmops.console.session import Session, command
@@ -219,8 +220,8 @@ async def _asked(client: BusClient, query: Command[R], silent: list[Item]) -> R 
 
 async def attention(session: Session) -> None:
     """List what needs a person: filling streams, missing messages, damaged blobs, trust metadata that expires within 60
-    days, held rollouts, the newest 1,000 dead letters."""
-    found = await find_items(await session.client())
+    days, held rollouts, the newest 1,000 dead letters, and your own credentials if they expire soon."""
+    found = await find_items(await session.client()) + expiring(session.settings.nats_creds, utc_now())
     session.show(Attention(found), render_stream.attention(found))
 
 

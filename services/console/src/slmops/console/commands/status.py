@@ -16,17 +16,26 @@ from pydantic import ValidationError
 from slmops.console import settings as where
 from slmops.console.commands.attention import Attention, find_items
 from slmops.console.commands.streams import stream_views
+from slmops.console.credentials_file import expiring
 from slmops.console.render import status as render
 from slmops.console.render import stream as render_stream
-from slmops.console.render.status_view import BacklogView, DiskView, ExpiryView, LocalStatus, ProcessView, Status
+from slmops.console.render.status_view import (
+    BacklogView,
+    CredentialsView,
+    DiskView,
+    ExpiryView,
+    LocalStatus,
+    ProcessView,
+    Status,
+)
 from slmops.console.render.stream_view import Item
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, Problem, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
 from slmops.contracts.identity import ServiceProcess
 from slmops.contracts.permissions import SERVICE_PERMISSIONS
-from slmops.contracts.subjects import OPERATOR
 from slmops.kit.bus import deadletters
+from slmops.kit.bus.client import read_file
 from slmops.kit.bus.roll_call import call_roll
 from slmops.kit.clock import utc_now
 from slmops.kit.revision import shared_revision
@@ -103,11 +112,12 @@ async def find_status(session: Session) -> Status:
         version=version("slmops-console"),
         shared_revision=shared_revision(),
         local=local_status(session.settings.data or where.DEFAULT_DATA),
+        credentials=_credentials(session.settings.nats_creds),
     )
     try:
         client = await session.client()
         streams = await stream_views(client)
-        services = await call_roll(client, [user for user in SERVICE_PERMISSIONS if user != OPERATOR])
+        services = await call_roll(client, SERVICE_PERMISSIONS)
     except TemporaryError as error:
         return found.model_copy(update={"problem": Problem.of(error)})
     backlog = tuple(
@@ -125,6 +135,13 @@ async def find_status(session: Session) -> Status:
             "nats_version": f"{server.major}.{server.minor}.{server.patch}",
         }
     )
+
+
+def _credentials(path: Path | None) -> CredentialsView | None:
+    if path is None:
+        return None
+    own = read_file(path)
+    return CredentialsView(user=own.who.name, role=own.who.role, expires_at=own.until)
 
 
 # ---- findings: pure ----------------------------------------------------------------------------------------
@@ -221,7 +238,7 @@ async def doctor(session: Session) -> int:
     Exits with 1 if there is something.
     """
     status = await find_status(session)
-    found = findings(status, utc_now())
+    found = findings(status, utc_now()) + expiring(session.settings.nats_creds, utc_now())
     if status.problem is None:
         known = {(item.kind, item.where) for item in found}
         found += [item for item in await find_items(await session.client()) if (item.kind, item.where) not in known]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
 from rich.console import Group, RenderableType
@@ -34,6 +34,7 @@ from slmops.contracts.commands import (
     DamagedBlob,
     GarbageReport,
     GatewayView,
+    HistoryEntry,
     PackageView,
     RolloutView,
     Share,
@@ -173,6 +174,17 @@ def rollouts(views: Sequence[RolloutView], now: datetime, width: int) -> Rendera
         Column("reason", lambda r: cell(r.reason), fold=True),
     ]
     return or_else(table(views, columns, width), "No rollouts yet. Start one: slmops rollout start BLUEPRINT")
+
+
+def history(entries: Sequence[HistoryEntry]) -> RenderableType:
+    columns: list[Column[HistoryEntry]] = [
+        Column("at", lambda e: f"{e.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"),
+        Column("event", lambda e: cell(e.event.removeprefix("slmops.").removesuffix(".v1"))),
+        Column("by", lambda e: cell(e.actor or "rollout service")),
+        Column("rollout", lambda e: cell(e.rollout)),
+        Column("reason", lambda e: cell(e.reason), fold=True),
+    ]
+    return or_else(table(entries, columns), "Nothing happened to this blueprint.")
 
 
 def _stage(view: RolloutView) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from rich.console import Group, RenderableType
 
-from slmops.console.render.status_view import LocalStatus, ProcessView, Status
+from slmops.console.render.status_view import CredentialsView, LocalStatus, ProcessView, Status
 from slmops.console.render.tables import Column, cell, duration, pairs, problem_text, size, state, table
 from slmops.contracts.identity import ServiceProcess
 
@@ -30,6 +30,7 @@ def _parts(view: Status, now: datetime) -> Iterator[RenderableType]:
         [
             ("slmops", view.version),
             ("NATS", view.nats_version),
+            ("user", _user(view.credentials, now) if view.credentials else None),
             *(_local(view.local, now) if view.local else ()),
             ("backlog", behind if known else None),
             ("dead letters", str(view.dead_letters) if known else None),
@@ -37,6 +38,12 @@ def _parts(view: Status, now: datetime) -> Iterator[RenderableType]:
     )
     if view.problem:
         yield from ("", problem_text(view.problem))
+
+
+def _user(credentials: CredentialsView, now: datetime) -> str:
+    until = credentials.expires_at
+    left = f", until {until:%Y-%m-%d} ({duration(until - now) if until > now else 'expired'})" if until else ""
+    return f"{credentials.user}, {credentials.role or 'a service'}{left}"
 
 
 def _local(local: LocalStatus, now: datetime) -> Iterator[tuple[str, str]]:

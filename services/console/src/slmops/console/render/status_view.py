@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from slmops.contracts.errors import Problem
-from slmops.contracts.identity import ServiceProcess
+from slmops.contracts.identity import Role, ServiceProcess
 
 
 class ProcessView(BaseModel):
@@ -69,6 +69,16 @@ class LocalStatus(BaseModel):
     """Key files that other users of the machine can read."""
 
 
+class CredentialsView(BaseModel):
+    """Whose credentials the command line uses. `role` is None for a service's, `expires_at` for ones that never do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    user: str
+    role: Role | None = None
+    expires_at: AwareDatetime | None = None
+
+
 class Status(BaseModel):
     """`local` is None for a system on other machines, `problem` is the error of a bus that does not answer."""
 
@@ -84,3 +94,4 @@ class Status(BaseModel):
     backlog: tuple[BacklogView, ...] = ()
     dead_letters: int | None = None
     problem: Problem | None = None
+    credentials: CredentialsView | None = None

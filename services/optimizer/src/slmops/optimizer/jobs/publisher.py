@@ -123,6 +123,7 @@ class JobPublisher:
             time=self._clock(),
             subject=event.key,
             traceparent=traceparent(),
+            actor=self._job.actor or None,
         )
         await self._bus.client.publish(event, envelope)
 
