@@ -231,9 +231,6 @@ EVENTS: tuple[e.Event, ...] = (
     e.GatewayRevoked(
         gateway_id="gw-1", public_key=PUBLIC_KEY, revoked_at=LATER, reason="stolen from the van", expires_at=LATER
     ),
-    e.GatewayRevoked(
-        gateway_id="gw-1", public_key=PUBLIC_KEY, revoked_at=LATER, reason="stolen from the van", expires_at=LATER
-    ),
     e.GatewayReported(
         gateway_id="gw-1",
         blueprint="edge-chat",

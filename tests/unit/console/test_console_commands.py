@@ -29,7 +29,7 @@ EXPECTED = {
     "package export", "package image", "package ls", "package show", "package verify", "package withdraw",
     "recipe ls", "recipe passes", "recipe show", "rollout abort", "rollout history", "rollout ls", "rollout pause",
     "rollout resume", "rollout rollback", "rollout start", "rollout watch", "status", "storage gc",
-    "storage usage", "stream accept", "stream ls", "stream resize",
+    "storage usage", "storage verify", "stream accept", "stream ls", "stream resize",
     "trust ceremony", "trust lock", "trust revoke", "trust rotate", "trust show", "trust sign",
     "user add", "user ls", "user renew", "user revoke", "variant ls", "whoami",
 }  # fmt: skip

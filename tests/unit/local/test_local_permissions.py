@@ -69,7 +69,7 @@ def test_a_person_may_send_a_command_in_the_roles_that_cover_it_and_only_its_ser
 def test_nobody_sends_a_command_in_another_role_or_name(role: Role) -> None:
     own = [subject for subject in ROLE_PERMISSIONS[role].publish if subject.startswith("cmd.") and NAME in subject]
     assert own and all(subject.endswith(f".{role}.{NAME}") for subject in own)
-    assert ROLE_PERMISSIONS[role].subscribe == (f"_INBOX_person.{NAME}.>",)
+    assert ROLE_PERMISSIONS[role].subscribe == (f"_INBOX_person.{NAME}.>", "services.answer.*")
 
 
 def test_only_an_admin_publishes_events_and_changes_streams() -> None:

@@ -32,6 +32,7 @@ class RenewExpiredCredential(Command[Enrolment]):
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "renew_expired"
+    anonymous: ClassVar[bool] = True
     gateway_id: Name
     public_key: str = Field(pattern=PUBLIC_USER_KEY)
     signed_at: AwareDatetime

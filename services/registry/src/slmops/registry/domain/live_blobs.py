@@ -139,6 +139,7 @@ def named_in(document: bytes) -> Collection[Digest]:
 
 _ROLES: Final = {
     ModelVersionRegistered.type: "files",
+    VariantStarted.type: "own texts and tasks",
     VariantOptimized.type: "variants",
     VariantRejected.type: "reports",
     PackagePublished.type: "packages",
