@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.slmops-installed
-DISTRIBUTIONS := shared services/registry services/optimizer services/packager services/rollout services/telemetry services/gateway services/console deploy/local
+DISTRIBUTIONS := shared services/access services/registry services/optimizer services/packager services/rollout services/telemetry services/gateway services/console deploy/local
 PROJECTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 SOURCES := shared services deploy tests docs
 

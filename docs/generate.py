@@ -31,7 +31,7 @@ from slmops.contracts.events import EVENTS, Event
 from slmops.contracts.jobs import OptimizeJob
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.names import NAME_PATTERN, VERSION_PATTERN
-from slmops.contracts.permissions import GATEWAY_PERMISSIONS, SERVICE_PERMISSIONS
+from slmops.contracts.permissions import COMMAND_ROLES, GATEWAY_PERMISSIONS, SERVICE_PERMISSIONS
 from slmops.contracts.subjects import matches
 from slmops.kit.service import Service
 
@@ -41,6 +41,13 @@ WITHOUT_BUS = {"console", "gateway"}
 """They send requests and publish, but consume nothing."""
 STORED: tuple[type[BaseModel], ...] = (MeasurementBatch, OptimizeJob)
 """Messages on streams that are not events."""
+PARAMETERS = {
+    "gateway_id": "The sending gateway",
+    "public_key": "The key that the event is about",
+    "role": "The role of the person who sends it, or `service`",
+    "sender": "The person or service that sends it",
+}
+"""Placeholders in subjects."""
 Schema = dict[str, Any]
 
 
@@ -80,14 +87,14 @@ def emitter(event: type[Event]) -> str:
     """Returns who may publish an event by the server's permissions: the owning service, or otherwise the gateways."""
     subject = event.subject_template().replace("{gateway_id}", "gw")
     for service, permissions in SERVICE_PERMISSIONS.items():
-        if service != "console" and any(matches(pattern, subject) for pattern in permissions.publish):
+        if any(matches(pattern, subject) for pattern in permissions.publish):
             return service
     assert any(matches(p.replace("{{name()}}", "gw"), subject) for p in GATEWAY_PERMISSIONS.publish), event.type
     return "gateway"
 
 
 def consumers(event: type[Event], traffic: list[Traffic]) -> list[str]:
-    subject = event.subject_template().replace("{gateway_id}", "*")
+    subject = event.subject_template().replace("{gateway_id}", "*").replace("{public_key}", "*")
     return [t.service for t in traffic if subject in t.receives]
 
 
@@ -186,14 +193,16 @@ def events_page(traffic: list[Traffic]) -> str:
     lines += [
         "## Commands",
         "",
-        "Commands are requests with a reply. On an error the reply is a [Problem](#problem).",
+        "Commands are requests with a reply. On an error the reply is a [Problem](#problem). The subject of a command",
+        "ends in its sender: `cmd.<service>.<name>.<role>.<person>` or `cmd.<service>.<name>.service.<service>`.",
         "",
     ]
     for command in COMMANDS.values():
         answer = command.result_type().__name__
         lines += [f"### {command.__name__}", "", *_paragraph(summary(command))]
         lines += [
-            f"`{command.subject_template()}`, answered by {command.service} with [{answer}](#{answer.lower()}).",
+            f"`{command.subject_template()}`, answered by {command.service} with [{answer}](#{answer.lower()})."
+            + role(command),
             "",
         ]
         lines += fields(known[command.__name__])
@@ -203,6 +212,17 @@ def events_page(traffic: list[Traffic]) -> str:
         lines += [f"### {name}", "", *_paragraph(known[name].get("description", "").split("\n\n")[0])]
         lines += fields(known[name])
     return "\n".join(lines)
+
+
+def role(command: type[Command[Any]]) -> str:
+    needed = COMMAND_ROLES.get(command.subject_template())
+    return f" Needs the role {needed}." if needed else ""
+
+
+def address(command: type[Command[Any]]) -> str:
+    """Returns the subject with placeholders for its sender."""
+    base = command.subject_template()
+    return base if command.anonymous or command.per_gateway else f"{base}.{{role}}.{{sender}}"
 
 
 def _paragraph(text: str) -> list[str]:
@@ -255,12 +275,13 @@ def asyncapi(traffic: Traffic) -> Schema:
     """Returns a service's AsyncAPI 3.0.0 document: what FastStream consumes and answers, and the events."""
     document = _Document(traffic.service)
     classes: dict[str, type[BaseModel]] = {model.__name__: model for model in (*EVENTS.values(), *STORED)}
-    commands = {kind.subject_template().replace("{gateway_id}", "*"): kind for kind in COMMANDS.values()}
+    commands = {kind.pattern(): kind for kind in COMMANDS.values()}
     for subject, name in traffic.receives.items():
         if subject in commands:
             document.answer(commands[subject])
         else:
-            document.operation("receive", classes[name], subject.replace("*", "{gateway_id}"))
+            stored = next((e.subject_template() for e in EVENTS.values() if e.__name__ == name), None)
+            document.operation("receive", classes[name], stored or subject.replace("*", "{gateway_id}"))
     for event in EVENTS.values():
         if emitter(event) == traffic.service:
             document.operation("send", event, event.subject_template())
@@ -280,7 +301,7 @@ class _Document:
         return self.operations[f"{action}.{name}"]  # type: ignore[no-any-return]
 
     def answer(self, command: type[Command[Any]]) -> None:
-        asked = self.operation("receive", command, command.subject_template())
+        asked = self.operation("receive", command, address(command))
         # A reply goes to the inbox that the request names, so its channel has no address.
         asked["reply"] = _on(self._channel(command.result_type(), None))
 
@@ -288,8 +309,8 @@ class _Document:
         name = model.__name__
         self.models[name] = model
         self.channels[name] = {"address": address, "messages": {name: {"$ref": f"#/components/messages/{name}"}}}
-        if address and "{gateway_id}" in address:
-            self.channels[name]["parameters"] = {"gateway_id": {"description": "The sending gateway"}}
+        if address and (found := [part for part in PARAMETERS if f"{{{part}}}" in address]):
+            self.channels[name]["parameters"] = {part: {"description": PARAMETERS[part]} for part in found}
         return name
 
     def finished(self) -> Schema:

@@ -57,8 +57,8 @@ def nats_server(layout: Layout) -> Iterator[NatsServer]:
 def s3(layout: Layout) -> Iterator[S3]:
     ports = choose_ports(layout.ports_file, S3_PORTS)
     credentials = layout.s3_credentials()
-    with running(s3_spec(layout, ports)):
-        yield S3(f"{HOST}:{ports['s3.api']}", credentials.access_key, credentials.secret_key, BUCKET)
+    with running(s3_spec(layout, ports)) as pid:
+        yield S3(f"{HOST}:{ports['s3.api']}", credentials.access_key, credentials.secret_key, BUCKET, pid)
 
 
 @pytest.fixture(scope="session")

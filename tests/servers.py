@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,16 @@ class S3:
     access_key: str
     secret_key: str
     bucket: str
+    pid: int = 0
+
+    @contextmanager
+    def hanging(self) -> Iterator[Callable[[], None]]:
+        """Stops the process, which still accepts connections; yields a function that lets it go on."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield lambda: os.kill(self.pid, signal.SIGCONT)
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
 
 def reserve_ports(root: Path, gateways: int = 3) -> None:

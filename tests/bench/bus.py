@@ -40,7 +40,7 @@ _INSERT = """INSERT INTO journal (stream, version, id, type, data, time, tracepa
 async def measure(place: Place) -> Measured:
     async with System(place.scratch / "system", services=(), gateways=()) as system:
         settings = {
-            user: BusSettings(nats_url=system.nats_url, nats_creds=unrestricted(system.layout.keys, user))
+            user: system.bus_settings(user, nats_creds=unrestricted(system.layout.keys, user))
             for user in ("console", "registry")
         }
         client = await BusClient.connect(settings["console"], name="bench")

@@ -26,7 +26,7 @@ from slmops.contracts.profile import EDGE_SMALL
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import utc_now
 from slmops.kit.objects.store import Objects
-from slmops.kit.settings import BusSettings, ObjectSettings
+from slmops.kit.settings import ObjectSettings
 from slmops.kit.trust.keys import read_key
 from slmops.kit.trust.plans import sign_plan
 from slmops.local.demo.run import GOLDEN
@@ -131,7 +131,7 @@ async def deployment(place: Place) -> AsyncIterator[Deployment]:
 
         async def connect(user: str) -> BusClient:
             creds = unrestricted(system.layout.keys, user)  # it looks at what the services do
-            settings = BusSettings(nats_url=system.nats_url, nats_creds=creds)
+            settings = system.bus_settings(user, nats_creds=creds)
             client = await BusClient.connect(settings, name="bench")
             stack.push_async_callback(client.close)
             return client
@@ -143,6 +143,6 @@ async def deployment(place: Place) -> AsyncIterator[Deployment]:
 
 def objects_of(system: System) -> Objects:
     keys = system.layout.s3_credentials()
-    settings = {"s3_endpoint": system.s3_endpoint, "s3_bucket": BUCKET}
+    settings = {"s3_endpoint": system.s3_endpoint, "s3_bucket": BUCKET, "tls_ca": system.certificates.trusted}
     secrets = {"s3_access_key": keys.access_key, "s3_secret_key": keys.secret_key}
     return Objects(ObjectSettings.model_validate(settings | secrets))

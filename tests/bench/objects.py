@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import urllib3
 from bench.comparison import Comparison, Measured, Place
 from minio import Minio
 
@@ -39,10 +40,13 @@ class _Store:
         self.ours = Objects(
             ObjectSettings.model_validate(
                 {"s3_endpoint": system.s3_endpoint, "s3_access_key": keys.access_key, "s3_bucket": BUCKET}
+                | {"tls_ca": system.certificates.trusted}
                 | {"s3_secret_key": keys.secret_key}
             )
         )
-        self.bare = Minio(system.s3_endpoint, keys.access_key, keys.secret_key, secure=False, region="us-east-1")
+        pool = urllib3.PoolManager(ssl_context=system.verify)
+        self.bare = Minio(system.s3_endpoint, keys.access_key, keys.secret_key, region="us-east-1", http_client=pool)
+        self.verify = system.verify
         self.place = place
         self.numbers = itertools.count()
         self.file, self.target = place.scratch / "file", place.scratch / "target"
@@ -90,7 +94,7 @@ class _Store:
         url = await self.ours.presigned_get(self.large.digest)
 
         async def download() -> None:
-            async with httpx.AsyncClient() as http, http.stream("GET", url) as response:
+            async with httpx.AsyncClient(verify=self.verify) as http, http.stream("GET", url) as response:
                 with self.target.open("wb") as out:
                     async for data in response.aiter_raw():
                         out.write(data)
@@ -103,7 +107,7 @@ class _Store:
         async def source() -> str:
             return url
 
-        return await _megabytes_per_s(lambda: fetch(self.large, source, folder))
+        return await _megabytes_per_s(lambda: fetch(self.large, source, folder, tls=self.verify))
 
     async def bare_put_small(self) -> float:
         def put() -> None:

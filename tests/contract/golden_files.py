@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.commands import Command
 from slmops.contracts.events import Event
+from slmops.contracts.identity import Actor, Role, person
+from slmops.contracts.permissions import COMMAND_ROLES
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -46,13 +48,19 @@ def command_file(kind: type[Command[Any]]) -> str:
     return f"cmd.{kind.service}.{kind.name}.json"
 
 
+def sender(kind: type[Command[Any]]) -> Actor:
+    """Returns the person of the least role that may send a command."""
+    return person("alice", COMMAND_ROLES.get(kind.subject_template(), Role.ADMIN))
+
+
 def all_golden() -> dict[str, dict[str, Any]]:
     """Returns file name → content for everything in `wire_examples`."""
     events = {
         f"{e.type}.json": {"subject": e.subject, "headers": envelope_of(e).headers(), "data": data(e)} for e in EVENTS
     }
     commands = {
-        command_file(type(c)): {"subject": c.subject, "data": data(c), "result": data(result)} for c, result in COMMANDS
+        command_file(type(c)): {"subject": c.sent_by(sender(type(c))), "data": data(c), "result": data(result)}
+        for c, result in COMMANDS
     }
     return events | commands | {f"{name}.json": {"data": data(document)} for name, document in DOCUMENTS.items()}
 

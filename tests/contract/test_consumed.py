@@ -13,7 +13,7 @@ from slmops.kit.bus.gaps import Durable
 from slmops.kit.service import Service
 
 
-@pytest.mark.parametrize("name", [name for name in SERVICE_PERMISSIONS if name != "console"])
+@pytest.mark.parametrize("name", SERVICE_PERMISSIONS)
 def test_a_service_has_rights_on_exactly_the_consumers_that_it_has(name: str) -> None:
     kind = importlib.import_module(f"slmops.{name}.settings").Settings
     required = {field: Path("unused") for field, info in kind.model_fields.items() if info.is_required()}

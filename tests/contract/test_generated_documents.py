@@ -71,7 +71,10 @@ def test_every_interface_resolves_its_references(documents: Path) -> None:
             for part in reference.removeprefix("#/").split("/"):
                 found = found[part]
         answered |= {str(channel["address"]) for channel in document["channels"].values()}
-    assert {kind.subject_template() for kind in COMMANDS.values()} <= answered
+    assert {
+        kind.subject_template() + ("" if kind.anonymous or kind.per_gateway else ".{role}.{sender}")
+        for kind in COMMANDS.values()
+    } <= answered
 
 
 def test_the_same_code_gives_the_same_documents(documents: Path) -> None:

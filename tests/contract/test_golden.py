@@ -50,6 +50,9 @@ def with_unknown_fields(value: Any) -> Any:
         "tasks",
         "params",
         "min_accuracy",
+        "md5",
+        "expires",
+        "problems",
     }
     known = {key: item if key in free else with_unknown_fields(item) for key, item in value.items()}
     return known | {"added_in_a_later_release": {"x": 1}}

@@ -18,6 +18,7 @@ from contract.wire_examples import (
     LATER,
     MANIFEST,
     MEASURED,
+    OWN_DATA,
     PROBLEM,
     PUBLIC_KEY,
     QUESTIONS,
@@ -37,6 +38,7 @@ from slmops.contracts import commands as c
 from slmops.contracts import events as e
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.evaluation import Figure, Verification
+from slmops.contracts.identity import Role
 from slmops.contracts.jobs import JobState, JobView
 from slmops.contracts.manifest import (
     DeltaStep,
@@ -55,6 +57,17 @@ _VARIANT_VIEW = c.VariantView(
     evaluation=EVALUATION,
     report=REPORT,
 )
+_USER_VIEW = c.UserView(
+    user="alice",
+    role=Role.OPERATOR,
+    public_key=PUBLIC_KEY,
+    added_at=AT,
+    added_by="person:bob",
+    expires_at=LATER,
+    revoked_at=LATER,
+    revoked_by="person:bob",
+    reason="left",
+)
 _PACKAGE_VIEW = c.PackageView(
     profile="edge-small", recipe="int4", manifest=MANIFEST, signature=SIGNED, size_bytes=86_000_120, at=AT
 )
@@ -69,6 +82,7 @@ _VERSION_VIEW = c.VersionView(
     size_bytes=86_000_120,
     files=(WEIGHTS,),
     golden=GOLDEN,
+    data=OWN_DATA,
     state="registered",
     stage="packaged",
     progress="4 of 4",
@@ -114,9 +128,17 @@ _ROLLOUT_VIEW = c.RolloutView(
     candidate_window=WINDOW,
     stable_window=WINDOW,
 )
+_ENROLMENT = c.Enrolment(gateway_id="gw-1", blueprint="edge-chat", jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln")
 _GATEWAY_VIEW = c.GatewayView(
     gateway_id="gw-1",
     blueprint="edge-chat",
+    standing=c.Standing.MOVING,
+    enrolment=2,
+    moving_to="kiosk",
+    revoked_at=AT,
+    revoked_because="stolen",
+    reenrol_until=LATER,
+    credential_expires_at=LATER,
     labels={"ring": "canary"},
     phase=e.UpdatePhase.FAILED,
     running=digest("9"),
@@ -140,7 +162,12 @@ def _file(path: str, descriptor: Descriptor) -> PackageFile:
 
 COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (
-        c.BeginUpload(model="smollm2", version=VERSION, files=(WEIGHTS, QUESTIONS)),
+        c.BeginUpload(
+            model="smollm2",
+            version=VERSION,
+            files=(WEIGHTS, QUESTIONS),
+            md5={digest("a"): "9e107d9d372bb6826bd81d3542a419d6"},
+        ),
         c.UploadTicket(upload="u-1", urls={digest("a"): "http://s3.example/slmops/uploads/u-1/a"}),
     ),
     (
@@ -152,6 +179,7 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             architecture="llama",
             files=(WEIGHTS, QUESTIONS),
             golden=QUESTIONS,
+            data=OWN_DATA,
         ),
         _VERSION_VIEW,
     ),
@@ -170,6 +198,49 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         ),
     ),
     (
+        c.VerifyStorage(
+            after=digest("a"), at_most=500, at_most_bytes=1_000_000_000, bytes_per_s=20_000_000, repair=True
+        ),
+        c.StorageReport(
+            checked=c.Share(objects=42, size_bytes=700_000_000),
+            damaged=(
+                c.DamagedBlob(
+                    digest=digest("c"),
+                    damage=c.Damage.CORRUPT,
+                    size_bytes=86_000_000,
+                    needed_by=("smollm2:1.0.1 (variants)",),
+                    quarantined=True,
+                    fix="Make the variants again: slmops optimize smollm2:1.0.1.",
+                ),
+            ),
+            after=digest("d"),
+        ),
+    ),
+    (
+        c.BeginRestore(digests=(digest("c"),)),
+        c.UploadTicket(upload="u-1", urls={digest("c"): "http://s3.example/slmops/uploads/u-1/c"}),
+    ),
+    (c.DescribeTrust(), c.TrustStatus(expires={"root": AT, "timestamp": LATER})),
+    (c.RestoreBlobs(upload="u-1", blobs=(REPORT,)), c.RestoredBlobs(restored=(REPORT.digest,))),
+    (
+        c.DescribeStorage(),
+        c.StorageStatus(
+            corrupt=1,
+            missing=1,
+            damaged=(digest("c"), digest("d")),
+            verified=c.Share(objects=42, size_bytes=700_000_000),
+            verification_began=AT,
+            verification_ended=AT,
+            collected_at=AT,
+            collected=c.Share(objects=9, size_bytes=538_000_000),
+            problems={"collect garbage": "events were lost"},
+        ),
+    ),
+    (
+        c.UploadData(files=OWN_DATA.files),
+        c.UploadTicket(upload="u-2", urls={digest("7"): "http://s3.example/slmops/uploads/u-2/7"}),
+    ),
+    (
         c.Optimize(
             model="smollm2",
             version=VERSION,
@@ -177,6 +248,8 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             recipes=("int4",),
             definitions=(RECIPE,),
             search=SEARCH,
+            data=OWN_DATA,
+            upload="u-2",
         ),
         _JOB_VIEW,
     ),
@@ -274,8 +347,30 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             public_key=PUBLIC_KEY,
             token="site-token",
         ),
-        c.Enrolment(gateway_id="gw-1", blueprint="edge-chat", jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln"),
+        _ENROLMENT,
     ),
+    (c.RenewCredential(gateway_id="gw-1", public_key=PUBLIC_KEY), _ENROLMENT),
+    (
+        c.RenewExpiredCredential(gateway_id="gw-1", public_key=PUBLIC_KEY, signed_at=AT, signature="c2ln"),
+        _ENROLMENT,
+    ),
+    (c.RevokeGateway(gateway_id="gw-1", reason="stolen"), _GATEWAY_VIEW),
+    (c.ReenrolGateway(gateway_id="gw-1", within_s=3600.0, same_key=True), _GATEWAY_VIEW),
+    (c.MoveGateway(gateway_id="gw-1", blueprint="kiosk"), _GATEWAY_VIEW),
+    (
+        c.RemoveGateway(gateway_id="gw-1", reason="scrapped"),
+        c.GatewayRemoval(gateway_id="gw-1", blueprint="edge-chat", at=AT),
+    ),
+    (
+        c.AddUser(user="alice", role=Role.OPERATOR, public_key=PUBLIC_KEY),
+        c.UserCredential(user="alice", role=Role.OPERATOR, jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln", expires_at=LATER),
+    ),
+    (
+        c.RenewUser(),
+        c.UserCredential(user="alice", role=Role.OPERATOR, jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln", expires_at=LATER),
+    ),
+    (c.RevokeUser(user="alice", reason="left"), _USER_VIEW),
+    (c.ListUsers(limit=1, cursor="al"), c.UserList(users=(_USER_VIEW,), cursor="alice")),
     (c.ApplyBlueprint(spec=BLUEPRINT), _BLUEPRINT_VIEW),
     (c.StartRollout(blueprint="edge-chat", version=VERSION, stages=BLUEPRINT.stages), _ROLLOUT_VIEW),
     (c.PauseRollout(blueprint="edge-chat", reason="lunch"), _ROLLOUT_VIEW),
@@ -283,6 +378,24 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (c.AbortRollout(blueprint="edge-chat", reason="wrong version"), _ROLLOUT_VIEW),
     (c.RollbackRollout(blueprint="edge-chat", reason="users complain"), _ROLLOUT_VIEW),
     (c.ListRollouts(blueprint="edge-chat"), c.RolloutList(rollouts=(_ROLLOUT_VIEW,))),
+    (
+        c.ListHistory(blueprint="edge-chat", limit=1, cursor=8),
+        c.History(
+            entries=(
+                c.HistoryEntry(
+                    at=AT,
+                    event="slmops.rollout.paused.v1",
+                    actor="person:alice",
+                    rollout="edge-chat-2",
+                    reason="lunch",
+                ),
+            ),
+            cursor=7,
+        ),
+    ),
     (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
-    (c.ListGateways(gateway_id="gw-1"), c.GatewayList(gateways=(_GATEWAY_VIEW,))),
+    (
+        c.ListGateways(gateway_id="gw-1", blueprint="edge-chat", standing=c.Standing.MOVING),
+        c.GatewayList(gateways=(_GATEWAY_VIEW,)),
+    ),
 )

@@ -12,6 +12,7 @@ from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.identity import Role
 from slmops.contracts.jobs import OptimizeJob, Predecessor
 from slmops.contracts.manifest import (
     DATASET,
@@ -28,6 +29,7 @@ from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.model import ModelFile
 from slmops.contracts.plan import Candidate, Overlay, Plan, Release
 from slmops.contracts.profile import EDGE_SMALL
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
 from slmops.contracts.signed import PlanSignature, PlanStatement, SignedPlan
@@ -126,6 +128,12 @@ _VARIANT: dict[str, Any] = {
 _ROLLOUT: dict[str, Any] = {"blueprint": "edge-chat", "rollout": "edge-chat-2", "at": AT}
 MEASURED = {"tokens_per_s": 80.5, "ttft_s": 0.15}
 
+OWN_DATA = EvaluationData(
+    texts=(ModelFile(path="texts/support.jsonl", digest=digest("7"), size_bytes=52_000),),
+    calibration_texts=(ModelFile(path="calibration/manual.txt", digest=digest("6"), size_bytes=900_000),),
+    tasks=(ModelFile(path="tasks/products.jsonl", digest=digest("5"), size_bytes=8_000),),
+)
+
 EVENTS: tuple[e.Event, ...] = (
     e.ModelVersionRegistered(
         model="smollm2",
@@ -135,11 +143,12 @@ EVENTS: tuple[e.Event, ...] = (
         architecture="llama",
         files=(WEIGHTS, QUESTIONS),
         golden=GOLDEN,
+        data=OWN_DATA,
         at=AT,
     ),
     e.ModelAliasMoved(model="smollm2", alias="stable", version=VERSION, previous=BEFORE, at=AT),
     e.ModelVersionRetired(model="smollm2", version=BEFORE, reason="superseded by 1.0.1", at=AT),
-    e.VariantStarted(**_VARIANT, recipes=("int8", "int4"), at=AT),
+    e.VariantStarted(**_VARIANT, recipes=("int8", "int4"), data=OWN_DATA, at=AT),
     e.VariantProgressed(**_VARIANT, step="int4: quantize", done=1, of=4, at=AT),
     e.VariantOptimized(
         **_VARIANT,
@@ -207,11 +216,25 @@ EVENTS: tuple[e.Event, ...] = (
     e.RolloutAborted(**_ROLLOUT, reason="asked by the operator"),
     e.RolloutRolledBack(**_ROLLOUT, reason="gw-1: the probe failed", restored=release(BEFORE, "9")),
     e.GatewayEnrolled(
-        gateway_id="gw-1", blueprint="edge-chat", public_key=PUBLIC_KEY, labels={"ring": "canary"}, at=AT
+        gateway_id="gw-1",
+        blueprint="edge-chat",
+        public_key=PUBLIC_KEY,
+        labels={"ring": "canary"},
+        enrolment=2,
+        moved_from="kiosk",
+        expires_at=LATER,
+        at=AT,
+    ),
+    e.GatewayMoved(gateway_id="gw-1", previous="kiosk", blueprint="edge-chat", at=AT),
+    e.GatewayReenrolmentAllowed(gateway_id="gw-1", until=LATER, same_key=True, at=AT),
+    e.GatewayRemoved(gateway_id="gw-1", blueprint="edge-chat", reason="scrapped", at=AT),
+    e.GatewayRevoked(
+        gateway_id="gw-1", public_key=PUBLIC_KEY, revoked_at=LATER, reason="stolen from the van", expires_at=LATER
     ),
     e.GatewayReported(
         gateway_id="gw-1",
         blueprint="edge-chat",
+        enrolment=2,
         sequence=7,
         labels={"ring": "canary"},
         phase=e.UpdatePhase.FAILED,
@@ -225,6 +248,9 @@ EVENTS: tuple[e.Event, ...] = (
         dropped_measurements=2,
         at=AT,
     ),
+    e.UserAdded(user="alice", role=Role.OPERATOR, public_key=PUBLIC_KEY, expires_at=LATER, at=AT),
+    e.UserRenewed(user="alice", expires_at=LATER, at=AT),
+    e.UserRevoked(user="alice", public_key=PUBLIC_KEY, reason="left", at=AT),
     e.CohortMeasured(blueprint="edge-chat", window=WINDOW, at=AT),
 )
 
@@ -260,7 +286,9 @@ DOCUMENTS: dict[str, BaseModel] = {
         definitions=(RECIPE,),
         search=SEARCH,
         predecessor=Predecessor(version=BEFORE, recipe="int4", variant=digest("9"), manifest=MANIFEST),
+        data=OWN_DATA,
         asked="1d2c3b4a-5968-4776-8594-a3b2c1d0e0f0",
+        actor="person:alice",
     ),
     "plan": Plan(
         blueprint="edge-chat",
@@ -280,7 +308,7 @@ DOCUMENTS: dict[str, BaseModel] = {
         signatures=(PlanSignature(keyid=KEY.keyid, sig="c2lnbmF0dXJl"),),
     ),
     "rollout-keys": RolloutKeys(keys=(KEY,)),
-    "overlay": Overlay(gateway_id="gw-1", pinned_to_stable=True, max_tokens=64, set_by="operator"),
+    "overlay": Overlay(gateway_id="gw-1", blueprint="kiosk", pinned_to_stable=True, max_tokens=64, set_by="operator"),
     "manifest": Manifest(
         config=Descriptor(media_type=MODEL_CONFIG, digest=digest("1"), size=321),
         layers=(

@@ -27,7 +27,6 @@ from slmops.contracts.commands import (
 from slmops.contracts.errors import NotFound, TemporaryError
 from slmops.contracts.permissions import Permissions
 from slmops.kit.bus.client import BusClient
-from slmops.kit.settings import BusSettings
 from slmops.local.system import System
 
 T = TypeVar("T")
@@ -46,7 +45,13 @@ async def connect_to_all_subjects(system: System) -> nats.NATS:
     """Returns a connection that may subscribe to every subject; only the holder of the account's keys can make one."""
     path = system.layout.root / "everything.creds"
     path.write_text(system.layout.authority().user_creds("listener", Permissions((">",), (">",))))
-    return await nats.connect(system.nats_url, user_credentials=str(path), reconnect_time_wait=0.1)
+    return await nats.connect(
+        system.nats_url,
+        user_credentials=str(path),
+        reconnect_time_wait=0.1,
+        tls=system.verify,
+        tls_handshake_first=True,
+    )
 
 
 class Operator:
@@ -58,8 +63,7 @@ class Operator:
 
     @classmethod
     async def connect(cls, system: System) -> Operator:
-        settings = BusSettings(nats_url=system.nats_url, nats_creds=system.layout.creds("console"))
-        return cls(system, await BusClient.connect(settings, name="operator"))
+        return cls(system, await BusClient.connect(system.bus_settings("console"), name="operator"))
 
     async def push(self, source: Path, version: str, golden: Path | None) -> VersionView:
         return await self.retry(lambda: push(self.client, source, name=MODEL, version=version, golden=golden))

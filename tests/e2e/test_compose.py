@@ -25,10 +25,11 @@ from slmops.local.ports import choose_ports
 ROOT = Path(__file__).parents[2]
 GATEWAYS = ("gw-1", "gw-2", "gw-3")
 SERVERS = ("nats", "s3")
-SERVICES = ("registry", "optimizer", "packager", "rollout", "telemetry")
+SERVICES = ("access", "registry", "optimizer", "packager", "rollout", "telemetry")
 KEYS = {
     "nats": {"nats-server.conf"},
     "s3": {"identities.json", "security.toml", "weed.pem"},
+    "access": {"nats.creds", "nats-answers.creds", "access-keys.json", "access-system.creds", "first-admin.json"},
     "registry": {"nats.creds", "nats-answers.creds", "s3.env"},
     "optimizer": {"nats.creds", "nats-answers.creds", "s3.env"},
     "packager": {"nats.creds", "nats-answers.creds", "s3.env", "package-signing.pem", "tuf"},
@@ -192,6 +193,9 @@ def test_metrics_are_readable_inside_the_network_and_every_container_has_resourc
     for reader, names in (("registry", SERVICES), ("gw-1", GATEWAYS)):
         for name in names:
             assert "python_info" in compose.python(reader, read.format(name)), name
+    found: set[str] = set()
+    while found != set(SERVICES):  # the command line reaches the bus alone; a service under load may answer late
+        found |= {process["service"] for process in json.loads(compose.slmops("status", "--json"))["services"]}
     for name in (*SERVERS, *SERVICES, *GATEWAYS):
         limits = compose.inspect(name)["HostConfig"]
         assert all(limits[limit] for limit in ("Memory", "NanoCpus", "PidsLimit")), (name, limits)

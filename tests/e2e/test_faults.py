@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import signal
 import socket
@@ -15,12 +14,12 @@ import pytest
 from tiny_model import make_gguf
 from up import CommandResult, Up, begin, until, wait_for_exit
 
+from slmops.console.settings import find
 from slmops.contracts.commands import BeginUpload, RegisterVersion
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import DigestMismatch
 from slmops.contracts.model import ModelFile
 from slmops.kit.bus.client import BusClient
-from slmops.kit.settings import BusSettings
 
 REGISTERED = "known"
 BLUEPRINT = "name: edge-chat\nmodel: tiny\n"
@@ -155,12 +154,10 @@ def test_uploaded_content_with_another_digest_is_refused(up: Up) -> None:
     before = versions(up)
 
     async def push_other_content() -> None:
-        found = json.loads((up.data / "client.json").read_text())
-        settings = BusSettings(nats_url=found["nats_url"], nats_creds=Path(found["nats_creds"]))
-        client = await BusClient.connect(settings, name="test")
+        client = await BusClient.connect(find(up.data), name="test")
         begun = BeginUpload(model="mismatch", version="1.0.0", files=(file,))
         ticket = await client.request(begun)
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(verify=client.verify) as http:
             (await http.put(ticket.urls[file.digest], content=sent)).raise_for_status()
         about = {"upload": ticket.upload, "format": "gguf", "architecture": "llama"}
         with pytest.raises(DigestMismatch, match=digest_of(sent)):

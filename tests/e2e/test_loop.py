@@ -52,6 +52,7 @@ async def all_objects(system: System) -> dict[str, bytes]:
         s3_access_key=credentials.access_key,
         s3_secret_key=credentials.secret_key,
         s3_bucket=BUCKET,
+        tls_ca=system.certificates.trusted,
     )
     objects = Objects(settings)
     return {key: await objects.get_object(key) or b"" for key in await objects.keys()}

@@ -19,6 +19,8 @@ import httpx
 import psutil
 from servers import reserve_ports
 
+from slmops.kit.tls import client_context
+
 SLMOPS = Path(sys.executable).parent / "slmops"
 READY_WITHIN_S = 90
 
@@ -125,10 +127,14 @@ class Up:
         return int(self._read("ports.json")[name])
 
     def health(self, name: str) -> int:
-        return httpx.get(f"http://127.0.0.1:{self.port(f'{name}.http')}/health", timeout=10).status_code
+        return self._get(name, "/health").status_code
 
     def metrics(self, name: str) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.port(f'{name}.http')}/metrics", timeout=10).text
+        return self._get(name, "/metrics").text
+
+    def _get(self, name: str, path: str) -> httpx.Response:
+        trusted = client_context(self.data / "keys" / "tls" / "trusted-authorities.pem")
+        return httpx.get(f"https://127.0.0.1:{self.port(f'{name}.http')}{path}", timeout=10, verify=trusted)
 
     def signal(self, name: str, number: int) -> None:
         """Sends a signal to a process and its child processes."""

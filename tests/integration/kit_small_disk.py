@@ -1,6 +1,8 @@
 """Checks on a full or read-only disk. Runs in a mount namespace of its own, so that no mount is left behind.
 
 unshare --mount python kit_small_disk.py FOLDER journal
+unshare --mount python kit_small_disk.py FOLDER health
+unshare --mount python kit_small_disk.py FOLDER command
 unshare --mount python kit_small_disk.py FOLDER objects DIGEST < settings.json
 """
 
@@ -17,6 +19,7 @@ import pytest
 from integration.kit_counter import Counter
 
 from slmops.contracts.errors import DiskFull, SlmopsError, Unreachable
+from slmops.kit.disk import DiskWatch
 from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
 
@@ -80,6 +83,56 @@ async def objects(folder: Path) -> None:
     assert list(folder.iterdir()) == [], "its partial files are removed"
 
 
+async def health(folder: Path) -> None:
+    """Without space a process is degraded, for the stated reason, until there is space again."""
+    now = [0.0]
+    disks = DiskWatch([folder / "data" / "not there yet", folder], floor_bytes=300_000, clock=lambda: now[0])
+    assert await disks.problems() == []
+    (folder / "half").write_bytes(bytes(600_000))
+    now[0] += 10
+    [nearly] = await disks.problems()
+    assert (nearly.path, nearly.floor_bytes, "free" in nearly.reason) == (str(folder), 300_000, True)
+    assert 0 < nearly.free_bytes < 300_000
+    fill(folder / "fill")
+    now[0] += 1
+    assert await disks.problems() == [nearly], "asked again at once, it does not look again"
+    now[0] += 10
+    [full] = await disks.problems()
+    assert (full.path, full.free_bytes, full.reason) == (str(folder), 0, "cannot write: No space left on device")
+    for name in ("half", "fill"):
+        (folder / name).unlink()
+    now[0] += 10
+    assert await disks.problems() == []
+    assert list(folder.iterdir()) == [], "it leaves nothing"
+
+
+async def command(folder: Path) -> None:
+    """Commands answer on a full disk, with one warning. The trace file is new, or was there before."""
+    began, new = folder / "began.jsonl", folder / "new" / "trace.jsonl"
+    run_command(began)
+    with began.open("ab") as out:  # to the end of a block, so that the next line needs another one
+        out.write(b"\n" * (-out.tell() % 4096))
+    there = began.read_bytes()
+    assert b'"slmops status"' in there
+    fill(folder / "fill")
+    for trace in (began, new):
+        said = run_command(trace)
+        assert said.count("\n") == 1, said
+        assert said.startswith(f"warning: the trace was not written to {trace}: No space left on device."), said
+        assert "Free disk space" in said
+    assert began.read_bytes() == there, "no half line"
+
+
+def run_command(trace: Path) -> str:
+    """Runs a command that needs no server; checks its answer and returns what it said besides."""
+    environment = os.environ | {"SLMOPS_TRACE_FILE": str(trace), "SLMOPS_NATS_URL": "nats://127.0.0.1:1"}
+    argv = [sys.executable, "-m", "slmops.console.app", "status", "--json"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["problem"]["code"] == "unreachable"
+    return done.stderr
+
+
 PASSED = "every check passed"
 
 
@@ -99,7 +152,7 @@ def run_on_a_small_disk(folder: Path, *arguments: str, stdin: str = "") -> str:
 def main() -> None:
     folder = Path(sys.argv[1])
     mount(folder, "-t", "tmpfs", "-o", "size=800k", "tmpfs")
-    asyncio.run({"journal": journal, "objects": objects}[sys.argv[2]](folder))
+    asyncio.run({"journal": journal, "objects": objects, "health": health, "command": command}[sys.argv[2]](folder))
     print(PASSED)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from slmops.contracts.cloudevent import Envelope, event_id
+from slmops.contracts.commands import Command
 from slmops.contracts.events import Event, ModelAliasMoved
 from slmops.contracts.permissions import Permissions
-from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.client import BusClient, R
+from slmops.kit.bus.exchange import REQUEST_TIMEOUT
 from slmops.kit.bus.nats_auth import Authority
 from slmops.kit.bus.provision import provision
 from slmops.kit.bus.service_bus import Bus
@@ -44,13 +46,43 @@ async def until(condition: Callable[[], bool], within_s: float = 15) -> None:
         await asyncio.sleep(0.01)
 
 
+class Everything(BusClient):
+    """A connection that may do everything in the services' account. It sends commands as an admin, as people do."""
+
+    admin: BusClient
+
+    @classmethod
+    async def open(cls, url: str, keys: Path, **options: Any) -> Everything:
+        settings = BusSettings(nats_url=url, nats_creds=unrestricted(keys, "test"))
+        client = await cls.connect(settings, name="test", **options)
+        assert isinstance(client, cls)
+        as_admin = settings.model_copy(update={"nats_creds": keys / "console.creds"})
+        client.admin = await BusClient.connect(as_admin, name="test admin", **options)
+        return client
+
+    async def request(self, command: Command[R], timeout: timedelta = REQUEST_TIMEOUT) -> R:
+        try:
+            return await self.admin.request(command, timeout)
+        finally:
+            self.clock_ahead = self.admin.clock_ahead
+
+    async def send(self, kind: type[Command[Any]], payload: bytes, gateway_id: str = "") -> Msg:
+        """Sends any payload as a command."""
+        subject = kind.model_construct(gateway_id=gateway_id).sent_by(self.admin.sender)
+        return await self.admin.connection.request(subject, payload, timeout=10)
+
+    async def close(self) -> None:
+        await self.admin.close()
+        await super().close()
+
+
 @dataclass
 class World:
-    """A bus under test. `client` is the operator's connection with all rights, including to delete streams."""
+    """`client` may do everything in the services' account, also delete streams. It sends commands as an admin."""
 
     url: str
     creds: dict[str, Path]
-    client: BusClient
+    client: Everything
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def settings(self, user: str) -> BusSettings:
@@ -141,9 +173,7 @@ async def start_empty(client: BusClient, attempts: int = 5) -> None:
 
 @asynccontextmanager
 async def world_on(url: str, creds: dict[str, Path]) -> AsyncIterator[World]:
-    client = await BusClient.connect(
-        BusSettings(nats_url=url, nats_creds=unrestricted(creds["console"].parent, "console")), name="test"
-    )
+    client = await Everything.open(url, creds["console"].parent)
     await start_empty(client)
     world = World(url, dict(creds), client)
     try:

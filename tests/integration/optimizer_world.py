@@ -16,6 +16,7 @@ from integration.artifact_world import Process, eventually, running, settings_of
 from integration.kit_world import World
 from tiny_model import make_tiny_llama
 
+from slmops.console.commands.evaluation_data import OwnData
 from slmops.console.commands.push import push
 from slmops.contracts.commands import CancelJob, ListJobs, Optimize, VersionView
 from slmops.contracts.events import EVENTS, Event
@@ -50,14 +51,16 @@ class Factory:
         self.workers[name] = worker
         return worker
 
-    async def push(self, version: str, seed: int, model: str = "tiny", golden: bytes | None = None) -> VersionView:
+    async def push(
+        self, version: str, seed: int, model: str = "tiny", golden: bytes | None = None, own: OwnData | None = None
+    ) -> VersionView:
         source = self.folder / f"llama-{seed}"
         if not source.exists():
             await asyncio.to_thread(make_tiny_llama, source, seed)
         prompts = self.folder / "golden.jsonl"
         if golden:
             prompts.write_bytes(golden)
-        return await push(self.world.client, source, model, version, prompts if golden else None)
+        return await push(self.world.client, source, model, version, prompts if golden else None, own=own)
 
     async def ask(self, version: str = "1.0.0", model: str = "tiny", **asked: Any) -> JobView:
         return await self.world.client.request(Optimize(model=model, version=version, **asked))

@@ -135,9 +135,9 @@ def http(port: int, method: str, path: str, *, body: bytes = b"", tls: ssl.SSLCo
     return Answer(int(words[1]), content)
 
 
-def statuses(port: int) -> dict[tuple[str, str], int | None]:
+def statuses(port: int, tls: ssl.SSLContext | None = None) -> dict[tuple[str, str], int | None]:
     """Returns the status of the answer to each of `REQUESTS`."""
-    return {(method, path): http(port, method, path, body=b"").status for method, path in REQUESTS}
+    return {(method, path): http(port, method, path, body=b"", tls=tls).status for method, path in REQUESTS}
 
 
 def grpc(port: int, method: str, message: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
@@ -176,6 +176,13 @@ def without_certificate() -> ssl.SSLContext:
     return context
 
 
+def encrypted() -> ssl.SSLContext:
+    """A client that believes any server, shows no certificate and speaks HTTP/1.1."""
+    context = without_certificate()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def with_certificate(path: Path) -> ssl.SSLContext:
     context = without_certificate()
     context.set_alpn_protocols(["http/1.1"])
@@ -184,8 +191,8 @@ def with_certificate(path: Path) -> ssl.SSLContext:
 
 
 async def nats_refusal(port: int, *commands: bytes) -> bytes:
-    """Returns what nats-server answers, after its greeting, to a client that sends no credentials."""
-    reader, writer = await asyncio.open_connection(HOST, port)
+    """Returns what nats-server answers over TLS, after its greeting, to a client that sends no credentials."""
+    reader, writer = await asyncio.open_connection(HOST, port, ssl=encrypted())
     greeting = await reader.readline()
     assert greeting.startswith(b"INFO")
     writer.write(b"".join(command + b"\r\n" for command in commands))
@@ -210,7 +217,7 @@ def try_to_read(ports: Iterable[int], bucket: str, key: str, content: bytes, fil
     reads = [f"/buckets/{bucket}/{key}", f"/{bucket}/{key}", *(f"/{file_id}" for file_id in file_ids)]
     entries = directory_entries(f"/buckets/{bucket}/{folder}")
     for port in ports:
-        for tls in (None, without_certificate()):
+        for tls in (None, without_certificate(), encrypted()):
             listings = [http(port, "GET", path, tls=tls).body for path in lists]
             listings.append(grpc(port, "/filer_pb.SeaweedFiler/ListEntries", entries, tls=tls))
             if any(name.encode() in listing for listing in listings):
@@ -223,7 +230,7 @@ def try_to_read(ports: Iterable[int], bucket: str, key: str, content: bytes, fil
 def try_to_change(ports: Iterable[int], bucket: str, key: str, method: str, file_ids: Iterable[str]) -> None:
     """Overwrite (`PUT`, `POST`) or `DELETE` one object by every port, in plain text and over TLS."""
     for port in ports:
-        for tls in (None, without_certificate()):
+        for tls in (None, without_certificate(), encrypted()):
             for path in (f"/buckets/{bucket}/{key}", f"/{bucket}/{key}", *(f"/{file_id}" for file_id in file_ids)):
                 http(port, method, path, body=b"damaged" if method != "DELETE" else b"", tls=tls)
 

@@ -25,7 +25,7 @@ import psycopg
 import pytest
 from forked import Forked
 from integration.artifact_world import running
-from integration.kit_world import unrestricted
+from integration.kit_world import Everything
 from nats.aio.client import RawCredentials
 from sqlalchemy.engine import make_url
 
@@ -130,8 +130,9 @@ class System:
 
     async def connect(self, user: str, **options: Any) -> BusClient:
         """Connects as a user. The operator has all rights here, to inspect what the services did."""
-        creds = unrestricted(self.layout.keys, user) if user == "console" else self.layout.creds(user)
-        settings = BusSettings(nats_url=self.url, nats_creds=creds)
+        if user == "console":
+            return await Everything.open(self.url, self.layout.keys, **options)
+        settings = BusSettings(nats_url=self.url, nats_creds=self.layout.creds(user))
         return await BusClient.connect(settings, name=f"test {user}", **options)
 
     def stop(self) -> None:
@@ -175,6 +176,7 @@ class Gateway:
     identity: Identity
     client: BusClient
     bad: frozenset[str] = frozenset()
+    key: str = ""
     running: Release | None = None
     seen: set[str] = field(default_factory=set)
     sequence: int = 0
@@ -204,7 +206,7 @@ class Gateway:
             user_credentials=RawCredentials(creds_text(answer.jwt, seed)),
             inbox_prefix=f"_INBOX_{gateway_id}".encode(),
         )
-        return cls(identity, client, bad)
+        return cls(identity, client, bad, public_key(seed))
 
     async def run(self) -> None:
         for turn in itertools.count():

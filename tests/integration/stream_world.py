@@ -16,6 +16,8 @@ TINY_BYTES = 16 << 10
 _SUBJECTS = {
     "EVENTS": "slmops.model.alias_moved.v1",
     "ENROLMENTS": "slmops.gateway.enrolled.v1.gw-{}",
+    "FLEET": "slmops.gateway.moved.v1.gw-{}",
+    "REVOCATIONS": "slmops.gateway.revoked.v1.gw-{}.U",
     "WINDOWS": "slmops.cohort.measured.v1",
     "GATEWAYS": "slmops.gateway.reported.v1.gw-{}",
     "MEASUREMENTS": "measure.gw-{}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from integration.console_cli import Cli, wait_for_exit
@@ -19,14 +20,21 @@ from slmops.contracts.commands import (
     BlueprintList,
     BlueprintView,
     GatewayList,
+    GatewayRemoval,
+    GatewayView,
     ListBlueprints,
     ListGateways,
     ListRollouts,
+    MoveGateway,
     PauseRollout,
+    ReenrolGateway,
+    RemoveGateway,
     RetireVersion,
+    RevokeGateway,
     RolloutList,
     RolloutView,
     SetAlias,
+    Standing,
     StartRollout,
     VersionView,
 )
@@ -92,6 +100,52 @@ class Rollouts:
         bus.serve(ListGateways, self.gateways)
         bus.serve(ApplyBlueprint, self.apply)
         bus.serve(ListBlueprints, self.blueprints)
+
+
+class Fleet:
+    """A rollout service that does whatever it is told about gw-1."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self.view = gateway("gw-1")
+
+    async def change(self, command: Any) -> GatewayView:
+        self.asked.append(command)
+        return self.view.model_copy(update={"standing": Standing.REVOKED, "revoked_because": "stolen"})
+
+    async def remove(self, command: RemoveGateway) -> GatewayRemoval:
+        self.asked.append(command)
+        return GatewayRemoval(gateway_id="gw-1", blueprint="edge-chat", at=self.view.last_seen)
+
+    async def listed(self, query: ListGateways) -> GatewayList:
+        self.asked.append(query)
+        return GatewayList(gateways=(await self.change(None),))
+
+    def declare(self, bus: Bus) -> None:
+        for kind in (RevokeGateway, ReenrolGateway, MoveGateway):
+            bus.serve(kind, self.change)
+        bus.serve(RemoveGateway, self.remove)
+        bus.serve(ListGateways, self.listed)
+
+
+async def test_gateways_are_revoked_removed_moved_and_enrolled_again(world: World, slmops: Cli) -> None:
+    fleet = Fleet()
+    await world.service("rollout", fleet.declare)
+    commands = ["revoke gw-1 --reason stolen", "re-enrol gw-1 --within 2h", "move gw-1 --blueprint kiosk", "rm gw-1"]
+    done = await asyncio.gather(*(slmops("gateway", *text.split(), "--json") for text in commands))
+    assert [one.exit_code for one in done] == [0, 0, 0, 0]
+    assert [one.json["gateway_id"] for one in done] == ["gw-1"] * 4
+    asked: Any = sorted(fleet.asked, key=lambda one: type(one).__name__)
+    assert asked == [
+        MoveGateway(gateway_id="gw-1", blueprint="kiosk"),
+        ReenrolGateway(gateway_id="gw-1", within_s=7200),
+        RemoveGateway(gateway_id="gw-1"),
+        RevokeGateway(gateway_id="gw-1", reason="stolen"),
+    ]
+    fleet.asked.clear()
+    listed = await slmops("gateway", "ls", "--revoked", "--blueprint", "edge-chat")
+    assert fleet.asked[0] == ListGateways(blueprint="edge-chat", standing=Standing.REVOKED)
+    assert "revoked: stolen" in listed.out
 
 
 # ---- rollouts, blueprints, gateways -----------------------------------------------------------------------
@@ -328,7 +382,7 @@ async def test_a_dead_command_is_kept_while_its_service_does_not_answer(world: W
         raise AssertionError("never valid")
 
     bus = await world.service("registry", lambda bus: bus.serve(RetireVersion, retire))
-    await world.client.connection.request("cmd.registry.retire_version", b"{}", timeout=10)
+    await world.client.send(RetireVersion, b"{}")
     (letter,) = await world.dead_letters(1)
     sequence = str(letter.metadata.sequence.stream)
     again = await slmops("dlq", "replay", sequence, "--json")

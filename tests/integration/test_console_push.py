@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,19 @@ from integration.kit_world import AT, World, world_on
 from safetensors.numpy import save_file
 from tiny_model import make_gguf, make_tiny_llama
 
-from slmops.console.commands import push as engine
-from slmops.console.commands.push import Source, push
+from slmops.console.commands import uploading as engine
+from slmops.console.commands.push import push
+from slmops.console.commands.uploading import Source, StoreWait
 from slmops.contracts.commands import ListVersions, VersionView
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.errors import AlreadyExists, DigestMismatch, NotFound, OptimizationFailed, Unreachable
+from slmops.contracts.errors import (
+    AlreadyExists,
+    DigestMismatch,
+    NotFound,
+    OptimizationFailed,
+    StoreUnreachable,
+    Unreachable,
+)
 from slmops.contracts.events import VariantProgressed, VariantRejected, VariantStarted
 from slmops.contracts.model import ModelFile, files_digest
 from slmops.local.environment import service_spec
@@ -38,7 +47,7 @@ GOLDEN = '{"prompt": "Capital of France?", "expect": ["Paris"]}\n'
 @pytest.fixture
 async def world(nats_server: NatsServer, s3: S3, layout: Layout) -> AsyncIterator[World]:
     async with world_on(nats_server.url, nats_server.creds) as world:
-        spec = service_spec(layout, choose_ports(layout.ports_file, ["registry.http"]), "registry")
+        spec = service_spec(layout, choose_ports(layout.ports_file, ["registry.http"]), "registry", tls=False)
         with spec.log_path.open("ab") as log:
             registry = await asyncio.create_subprocess_exec(*spec.argv, env=dict(spec.env), stdout=log, stderr=log)
         try:
@@ -172,7 +181,78 @@ async def test_push_wait_prints_the_progress_and_fails_when_every_variant_is_rej
     assert "error [optimization_failed]: no variant passed its gate. int4: KL 0.9 is over 0.5" in done.err
 
 
-# ---- uploads to an object store that fails ----------------------------------------------------------------
+# ---- an object store that hangs ---------------------------------------------------------------------------
+
+
+async def test_a_push_waits_for_a_store_that_hangs_says_so_and_goes_on(world: World, s3: S3, tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf", rows=420)
+    arguments = ("model", "push", str(path), "--name", "hung", "--version", "1.0.0")
+    with s3.hanging() as go_on:
+        process = await Cli(world).start(*arguments)
+        assert process.stderr
+        said = b""
+        while b"waiting for the object store: no answer for " not in said:
+            said += await asyncio.wait_for(process.stderr.readline(), 60)
+        assert process.returncode is None
+        go_on()
+        done = await wait_for_exit(process)
+    assert done.exit_code == 0, done.err
+    assert len(await listed(world, "hung")) == 1
+
+
+async def test_a_push_gives_up_after_its_patience_and_can_be_repeated(world: World, s3: S3, tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf", rows=430)
+    arguments = ("model", "push", str(path), "--name", "gave-up", "--version", "1.0.0", "--json")
+    with s3.hanging():
+        done = await Cli(world, SLMOPS_UPLOAD_PATIENCE="PT1S")(*arguments)
+    assert (done.exit_code, done.problem["code"]) == (StoreUnreachable.exit_code, "store_unreachable")
+    assert "SLMOPS_UPLOAD_PATIENCE" in done.problem["fix"]
+    assert await listed(world, "gave-up") == []
+    assert (await Cli(world)(*arguments)).exit_code == 0
+
+
+async def test_a_store_that_hangs_during_an_upload_is_waited_for(
+    world: World, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_SAY_AFTER_S", 0.3)
+    path, said = make_gguf(tmp_path / "tiny.gguf", rows=440), []
+    waits: list[Callable[[], None]] = []
+    with ExitStack() as stack:
+
+        def hang(step: str, done: int, of: int) -> None:
+            if step == "upload" and not waits:
+                waits.append(stack.enter_context(s3.hanging()))
+
+        def say(text: str) -> None:
+            said.append(text)
+            waits[0]()
+
+        view = await push(world.client, path, "slow", "1.0.0", on_progress=hang, store=StoreWait(say=say))
+    assert said
+    assert view.version == "1.0.0"
+
+
+def test_the_wait_is_said_each_time_it_doubles_and_starts_anew_with_every_progress() -> None:
+    now, said = [0.0], []
+    store = StoreWait(timedelta(seconds=60), said.append, lambda: now[0])
+    for second in range(50):
+        now[0] = float(second)
+        store.check()
+    assert [line.partition("for ")[2].partition(",")[0] for line in said] == [
+        "the object store: no answer for 5 s",
+        "the object store: no answer for 10 s",
+        "the object store: no answer for 20 s",
+        "the object store: no answer for 40 s",
+    ]
+    store.progressed()
+    now[0] = 108.0
+    store.check()
+    now[0] = 109.0
+    with pytest.raises(StoreUnreachable, match="has not answered for 60 s"):
+        store.check("s3")
+
+
+# ---- one file to an object store that is not well ---------------------------------------------------------
 
 
 @asynccontextmanager
@@ -210,7 +290,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
 async def test_an_upload_that_fails_once_is_retried_from_its_beginning(source: Source) -> None:
     sent: list[int] = []
     async with store(503, 200) as (url, bodies), httpx.AsyncClient() as http:
-        await engine._put(http, url, source, sent.append)
+        await engine.put_file(http, url, source, sent.append, StoreWait())
     assert bodies == [source.path.read_bytes()] * 2
     assert sent == [4 << 20, 8 << 20, 10_000_000] * 2
 
@@ -218,12 +298,12 @@ async def test_an_upload_that_fails_once_is_retried_from_its_beginning(source: S
 async def test_an_upload_that_keeps_failing_is_unreachable_and_the_error_hides_the_signature(source: Source) -> None:
     async with store(503, 503, 503) as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="3 attempts: the object store answered 503") as caught:
-            await engine._put(http, url, source, lambda _: None)
+            await engine.put_file(http, url, source, lambda _: None, StoreWait())
     assert len(bodies) == 3
     assert "secret" not in str(caught.value)
     async with httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="ConnectError"):
-            await engine._put(http, url, source, lambda _: None)
+            await engine.put_file(http, url, source, lambda _: None, StoreWait())
 
 
 @pytest.mark.parametrize("change_bytes", [-1, 1])
@@ -231,14 +311,14 @@ async def test_a_file_whose_size_changed_after_hashing_is_not_sent(source: Sourc
     hashed = source.file.model_copy(update={"size_bytes": source.file.size_bytes + change_bytes})
     async with store() as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(DigestMismatch, match="changed during the push"):
-            await engine._put(http, url, Source(source.path, hashed), lambda _: None)
+            await engine.put_file(http, url, Source(source.path, hashed), lambda _: None, StoreWait())
     assert bodies == []
 
 
 async def test_a_refused_upload_is_not_retried(source: Source) -> None:
     async with store(403) as (url, bodies), httpx.AsyncClient() as http:
         with pytest.raises(Unreachable, match="refused weights with status 403"):
-            await engine._put(http, url, source, lambda _: None)
+            await engine.put_file(http, url, source, lambda _: None, StoreWait())
     assert len(bodies) == 1
 
 

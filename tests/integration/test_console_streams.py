@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
 from integration.console_cli import Cli
-from integration.kit_world import World, moved, world_on
+from integration.kit_world import AT, World, moved, world_on
 from integration.stream_world import TINY_BYTES, fill, make_tiny
+from rich.console import Console
 
+from slmops.console.commands.status import findings
+from slmops.console.render import status as render
+from slmops.console.render.status_view import Status
 from slmops.contracts.events import ModelAliasMoved
+from slmops.contracts.permissions import SERVICE_PERMISSIONS
+from slmops.contracts.subjects import OPERATOR, ROLL_CALL
 from slmops.kit.bus import gaps
 from slmops.kit.bus.gaps import Durable
 from slmops.kit.bus.provision import consumer
+from slmops.kit.bus.roll_call import answer_roll_calls, call_roll
+from slmops.kit.revision import shared_revision, this_process
 
 if TYPE_CHECKING:
     from servers import NatsServer
@@ -36,7 +46,7 @@ async def make_a_gap(world: World) -> None:
     await consumer(world.client.js, *OURS, ModelAliasMoved.type)
     await world.publish(moved("a"), moved("b"))
     await world.client.js.purge_stream("EVENTS", seq=2)
-    assert await gaps.look(world.client, OURS)
+    assert await gaps.check_for_gap(world.client, OURS)
 
 
 async def test_status_lists_the_backlog_and_doctor_lists_every_problem_with_a_fix(world: World, slmops: Cli) -> None:
@@ -49,8 +59,41 @@ async def test_status_lists_the_backlog_and_doctor_lists_every_problem_with_a_fi
     assert f"1 messages, most for {OURS.consumer}" in shown
     done = await slmops("doctor", "--json")
     kinds = [item["kind"] for item in done.json]
-    assert (done.exit_code, kinds) == (1, ["gap", "unreachable"])  # no rollout service runs here
+    assert (done.exit_code, kinds) == (1, ["gap", *["unreachable"] * 3])  # no rollout, registry or packager here
     assert all(item["fix"] for item in done.json)
+
+
+async def test_status_shows_each_process_of_a_mixed_fleet_and_doctor_names_the_releases(
+    world: World, slmops: Cli
+) -> None:
+    """The services and the operator have their real rights. A foreign reply subject is ignored."""
+    services = [user for user in SERVICE_PERMISSIONS if user != OPERATOR]
+    for service in services:
+        await answer_roll_calls(await world.connect(service), this_process(service))
+    old = {"version": "0.0.9", "revision": "0123456789ab", "shared_revision": "fedcba987654"}
+    second = this_process("optimizer").model_copy(update={**old, "host": "box-2", "pid": 7})
+    await answer_roll_calls(await world.connect("optimizer"), second)
+
+    console, found = await world.connect("console"), ()
+    while len(found) < 6:  # a machine under load answers in more than the usual time
+        found = await call_roll(console, services, timedelta(seconds=15))
+    assert sorted(process.service for process in found) == sorted([*services, "optimizer"])
+    assert second in found
+
+    status = Status(version="0.1.0", shared_revision=shared_revision(), services=found)
+    (item,) = findings(status, AT)
+    assert item.kind == "mixed_releases"
+    assert "0.0.9 (fedcba987654): optimizer" in item.what
+    assert f"({shared_revision()}): optimizer, packager, registry, rollout, telemetry" in item.what
+    text = Console(width=100, file=(out := StringIO()))
+    text.print(render.status(status, AT))
+    assert all(word in out.getvalue() for word in ("telemetry", "0.0.9", "0123456789ab", "box-2"))
+    assert "services" in (await slmops("status", "--json")).json
+
+    heard = await world.client.connection.subscribe("slmops.>")
+    await console.connection.publish(ROLL_CALL, b"", reply="slmops.model.alias_moved.v1")
+    await call_roll(console, ["optimizer"])
+    assert heard.pending_msgs == 0
 
 
 async def test_streams_are_listed_with_their_consumers_and_gaps(world: World, slmops: Cli) -> None:
@@ -135,6 +178,8 @@ async def test_attention_lists_problems_that_need_an_operator(
         ("gap", f"EVENTS for {OURS.consumer}"),
         ("dead_letters", "measure.gw-1 for telemetry"),
         ("unreachable", "cmd.rollout.list_rollouts"),
+        ("unreachable", "cmd.registry.describe_storage"),
+        ("unreachable", "cmd.packager.describe_trust"),
     ]
     assert "3 × invalid_message" in done.json[2]["what"]
     assert "slmops stream resize EVENTS 32KiB" in (await slmops("attention")).out

@@ -209,6 +209,14 @@ async def test_null_fields_and_tool_messages_of_official_clients_are_accepted(
     assert (await client.post(URL, json={**ASK, "messages": messages})).status_code == 200
 
 
+async def test_tools_are_refused_by_name_if_the_models_template_does_not_know_them(client: httpx.AsyncClient) -> None:
+    asked = {**ASK, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    error = (await client.post(URL, json=asked)).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "tools")
+    assert (await client.post(URL, json={**asked, "tool_choice": "none"})).status_code == 200
+    assert (await client.get("/v1/models/tiny")).json()["tool_call_format"] is None
+
+
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "maximum": 99, "minimum": 0}},

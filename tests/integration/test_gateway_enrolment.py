@@ -79,7 +79,7 @@ async def test_a_gateway_with_credentials_of_an_older_release_enrols_again(syste
         assert (home / "user.jwt").read_text() != old
         assert own_seed(home) == seed
         log = (tmp_path / "gateway.log").read_text()
-        assert "asking to be enrolled again" in log
+        assert "asking for new ones" in log
     finally:
         process.terminate()
         process.wait(timeout=20)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from disk_calls import DiskCalls, calls_of_this_thread
 from integration.artifact_world import (
     eventually,
     running,
@@ -47,6 +48,20 @@ async def test_a_package_in_both_the_metadata_and_the_plan_is_installed(site: Si
     slot = await site.install(wanted)
     assert slot.digest == wanted.manifest.digest
     assert (site.home / "trust/current/timestamp.json").exists()
+
+
+async def test_no_step_of_an_install_waits_for_the_disk_on_the_event_loop(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop streams the users' answers meanwhile."""
+    own = [site.home / name for name in ("blobs", "slots", "slots.json", "slots.new", "trust")]
+    found = calls_of_this_thread(DiskCalls(monkeypatch, *own))
+    for version in ("1.0.0", "1.0.1"):
+        slot = await site.install(await site.publish(version))
+        await site.slots.disk.complete(site.slots.activate)
+        await site.slots.disk.complete(site.slots.commit)
+        assert slot.path.is_dir()
+    assert found == []
 
 
 async def test_an_unsigned_package_is_refused_as_arbitrary(site: Site) -> None:
@@ -149,7 +164,7 @@ async def refused_plan(site: Site, data: bytes) -> str:
     with pytest.raises(TrustRefused) as error:
         await site.trust.plan(data)
     after = everything_below(site.home / "trust")
-    assert after["plan.json"] == before["plan.json"]
+    assert after["plan-edge-chat.json"] == before["plan-edge-chat.json"]
     return error.value.attack
 
 

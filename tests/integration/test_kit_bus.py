@@ -248,10 +248,11 @@ async def test_a_malformed_command_is_refused_and_dead_lettered_and_the_service_
     world: World, payload: bytes
 ) -> None:
     await world.service("registry", answer_versions)
-    reply = await world.client.connection.request("cmd.registry.list_versions", payload, timeout=5)
+    reply = await world.client.send(ListVersions, payload)
     assert (reply.headers or {})[PROBLEM_HEADER] == InvalidMessage.code
     (letter,) = await world.dead_letters(1)
-    assert (letter.subject, letter.data) == ("dlq.cmd.registry.list_versions", payload)
+    asked = ListVersions().sent_by(world.client.admin.sender)
+    assert (letter.subject, letter.data) == (f"dlq.{asked}", payload)
     assert await world.client.request(ListVersions()) == NONE
 
 
@@ -321,9 +322,7 @@ async def test_a_gateway_command_whose_subject_names_another_gateway_is_refused(
     await world.service("packager", lambda bus: bus.serve(FetchPackage, fetch))
     command = FetchPackage(gateway_id="gw-1", manifest="sha256:" + "a" * 64)
     assert (await world.client.request(command)).files == (file,)
-    forged = await world.client.connection.request(
-        "cmd.packager.fetch.gw-2", command.model_dump_json().encode(), timeout=5
-    )
+    forged = await world.client.send(FetchPackage, command.model_dump_json().encode(), "gw-2")
     assert (forged.headers or {})[PROBLEM_HEADER] == PermanentError.code
     assert asked == ["gw-1"]
 

@@ -85,13 +85,13 @@ async def test_a_slow_consumer_reports_the_messages_that_were_dropped_before_it_
     reader = await world.client.js.pull_subscribe_bind(durable.consumer, durable.stream)
     (message,) = await reader.fetch(1)
     await message.ack_sync()
-    assert await gaps.look(world.client, durable) is None
+    assert await gaps.check_for_gap(world.client, durable) is None
     await fill(world, spec.name)
     # The consumer continues before the check: its position on the server does not show the missing messages.
     (message,) = await reader.fetch(1)
     await message.ack_sync()
     with caplog.at_level(logging.ERROR, "slmops.gaps"):
-        gap = await gaps.look(world.client, durable)
+        gap = await gaps.check_for_gap(world.client, durable)
     first = (await world.client.js.stream_info(spec.name)).state.first_seq
     assert gap is not None and (gap.first, gap.last) == (2, first - 1)
     assert f"2 to {first - 1} of {spec.name} for rollout-slow" in caplog.text
@@ -156,7 +156,7 @@ async def test_a_stream_that_fills_up_is_warned_about_once_per_level(
             await world.client.js.publish(subject_in(stream), b"x" * 480)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "slmops.streams"):
-            await watch.look(world.client)
+            await watch.check(world.client)
         warnings += [(number, record.getMessage()) for record in caplog.records]
     assert [text.partition(";")[0] for _, text in warnings] == [
         "the stream EVENTS is 72% full",
@@ -178,7 +178,7 @@ async def test_a_service_consumes_every_message_while_its_marks_are_updated(worl
     bus = await world.service("packager", declare)
     for number in range(20):
         await world.publish(moved(f"a{number}"))
-        assert await gaps.look(world.client, bus.durables[0]) is None
+        assert await gaps.check_for_gap(world.client, bus.durables[0]) is None
     await until(lambda: len(got) == 20)
     assert got == [f"a{number}" for number in range(20)]
     info = await world.client.js.consumer_info(*bus.durables[0])

@@ -47,7 +47,7 @@ async def handle(reader: JetStreamContext.PullSubscription, count: int = 1) -> N
 
 
 async def look(world: World) -> tuple[int, int] | None:
-    gap = await gaps.look(world.client, OURS)
+    gap = await gaps.check_for_gap(world.client, OURS)
     return (gap.first, gap.last) if gap else None
 
 
@@ -121,7 +121,7 @@ async def test_a_new_consumer_of_a_stream_that_drops_messages_has_no_gap(world: 
     await world.client.js.purge_stream("MEASUREMENTS", seq=3)
     durable = Durable("MEASUREMENTS", "telemetry-test")
     await consumer(world.client.js, *durable, "measure.*")
-    assert await gaps.look(world.client, durable) is None
+    assert await gaps.check_for_gap(world.client, durable) is None
 
 
 async def test_a_consumer_of_an_earlier_release_has_gaps_only_after_its_upgrade(world: World) -> None:
@@ -170,12 +170,12 @@ async def test_a_work_queue_has_no_gaps(world: World) -> None:
     await consumer(world.client.js, *durable, "jobs.optimize.*")
     await world.client.store("jobs.optimize.edge-small", b"{}", {})
     await world.client.js.purge_stream("JOBS")
-    assert await gaps.look(world.client, durable) is None
+    assert await gaps.check_for_gap(world.client, durable) is None
 
 
 async def test_looking_for_gaps_of_a_missing_consumer_or_stream_is_an_error(world: World) -> None:
     with pytest.raises(NotReady):
-        await gaps.look(world.client, OURS)
+        await gaps.check_for_gap(world.client, OURS)
     with pytest.raises(NotFound, match="no stream NOTHING"):
         await gaps.found(world.client, "NOTHING")
 

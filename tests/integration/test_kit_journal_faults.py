@@ -75,3 +75,11 @@ async def test_connections_closed_by_the_database_are_reopened(database: str) ->
 
 def test_a_full_or_read_only_disk_is_an_error_and_stored_events_are_kept(tmp_path: Path) -> None:
     assert run_on_a_small_disk(tmp_path / "disk", "journal").strip() == PASSED
+
+
+def test_a_full_disk_makes_a_process_degraded_until_there_is_space(tmp_path: Path) -> None:
+    assert run_on_a_small_disk(tmp_path / "disk", "health").strip() == PASSED
+
+
+def test_a_command_on_a_full_disk_prints_its_answer_and_one_warning(tmp_path: Path) -> None:
+    assert run_on_a_small_disk(tmp_path / "disk", "command").strip() == PASSED

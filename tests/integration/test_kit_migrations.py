@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from contract.wire_examples import EVENTS
 from migrations.journals import JOURNALS, fill, state
 from sqlalchemy import Connection, MetaData, create_engine, inspect, select, text
@@ -25,13 +26,16 @@ from sqlalchemy import Connection, MetaData, create_engine, inspect, select, tex
 from slmops.contracts.errors import IncompatibleDatabase
 from slmops.contracts.events import CohortMeasured
 from slmops.kit.journal import Journal
+from slmops.kit.migrations import newest_revision
 
 RELEASES = Path(__file__).parents[1] / "migrations"
 HOW_TO = 'write the missing revision: cd tests && python -m migrations.new_revision {} "What changes"'
 MEASURED = next(event for event in EVENTS if isinstance(event, CohortMeasured))  # no journal projects it
 
 every_service = pytest.mark.parametrize("service", JOURNALS)
-every_release = pytest.mark.parametrize("release", sorted(path.name for path in RELEASES.glob("[0-9]*")))
+every_release = pytest.mark.parametrize(  # a service may be younger than a release
+    ("release", "service"), sorted((path.parent.name, path.stem) for path in RELEASES.glob("[0-9]*/*.json"))
+)
 
 
 @contextmanager
@@ -117,7 +121,6 @@ async def test_the_revisions_create_the_current_tables(service: str, database_ur
         assert migrated == structure(connection)
 
 
-@every_service
 @every_release
 async def test_a_database_of_an_earlier_release_is_migrated_and_read_completely(
     release: str, service: str, database_url: str
@@ -135,7 +138,6 @@ async def test_a_database_of_an_earlier_release_is_migrated_and_read_completely(
     await journal.close()
 
 
-@every_service
 @every_release
 async def test_the_database_of_a_release_has_rows_in_every_table(release: str, service: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/j.db"
@@ -248,13 +250,58 @@ async def test_several_journals_of_one_process_can_be_opened_at_the_same_time(tm
 async def test_a_start_without_a_new_revision_changes_nothing(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "slmops.kit.migrations")
+    caplog.set_level(logging.INFO, "slmops.kit.revisions")
     for expected in (1, 1):
         journal = JOURNALS["registry"].journal("registry", database_url)
         await journal.open()
         await journal.close()
         assert caplog.text.count("migrated from nothing to registry_") == expected
     assert caplog.text.count("migrated") == 1
+
+
+OPEN_AND_TELL = """
+import asyncio, sys
+from migrations.journals import JOURNALS
+journal = JOURNALS["registry"].journal("registry", sys.argv[1])
+asyncio.run(journal.open())
+print("alembic" in sys.modules)
+"""
+
+
+async def test_only_a_start_with_something_to_do_imports_alembic(tmp_path: Path) -> None:
+    said = []
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", OPEN_AND_TELL, f"sqlite:///{tmp_path}/j.db"),
+            cwd=RELEASES.parent,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said.append((await process.communicate())[0].strip())
+    assert said == [b"True", b"False"]
+
+
+@every_service
+def test_the_newest_revision_is_read_from_the_headers(service: str) -> None:
+    folder = JOURNALS[service].store.MIGRATIONS
+    assert newest_revision(folder) == ScriptDirectory(folder).get_current_head()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        ["revision, down_revision = 'r1', None"],
+        ["revision = 'r1'"],
+        ["revision = 'r1'\ndown_revision = None", "revision = 'r2'\ndown_revision = None"],
+        ["revision = 'r1'\ndown_revision = None", "import r2"],
+    ],
+    ids=["none", "in one line", "no predecessor", "two newest", "no header"],
+)
+def test_headers_that_do_not_tell_the_newest_revision_are_left_to_alembic(headers: list[str], tmp_path: Path) -> None:
+    (tmp_path / "versions").mkdir()
+    for number, header in enumerate(headers):
+        (tmp_path / "versions" / f"{number}.py").write_text(header)
+    assert newest_revision(tmp_path) is None
 
 
 REVISION = """

@@ -80,14 +80,6 @@ async def test_putting_a_stored_blob_again_writes_nothing(objects: Objects, mini
     assert minio.stat_object(objects.bucket, blob_key(first.digest)).last_modified == written
 
 
-async def test_a_stored_blob_is_never_overwritten(objects: Objects, minio: Minio) -> None:
-    put = await objects.put_bytes(b"weights", KIND)
-    replace(minio, objects, put.digest, b"changed")
-    await objects.put_bytes(b"weights", KIND)
-    with pytest.raises(DigestMismatch):
-        await objects.get_bytes(put.digest)
-
-
 async def test_the_s3_server_refuses_a_conditional_second_write(objects: Objects, minio: Minio) -> None:
     put = await objects.put_bytes(b"weights", KIND)
     url = minio.presigned_put_object(objects.bucket, blob_key(put.digest))

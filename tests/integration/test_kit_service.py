@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from slmops.contracts.errors import Denied, Unreachable
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.permissions import PROVISIONER
 from slmops.kit.bus import provisioner
+from slmops.kit.bus.roll_call import call_roll
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.settings import BusSettings
 from slmops.local.layout import Layout
@@ -151,12 +153,28 @@ async def measure(world: World, name: str) -> None:
     await world.client.store("measure.gw-1", payload, {"Nats-Msg-Id": name})
 
 
+async def test_a_service_without_disk_space_is_degraded_and_not_restarted(
+    world: World, start: Start, tmp_path: Path
+) -> None:
+    service = start(SLMOPS_DATA_DIR=str(tmp_path), SLMOPS_DISK_FLOOR_BYTES=str(1 << 60))
+    await service.ready()
+    health = json.loads(service.get("/health"))
+    assert health["healthy"]
+    [disk] = health["degraded"]
+    assert (disk["path"], disk["floor_bytes"]) == (str(tmp_path), 1 << 60)
+    assert f'slmops_disk_free_bytes{{folder="{tmp_path}"}}' in service.get("/metrics")
+
+
 async def test_a_service_shows_its_health_and_metrics_and_stops_cleanly(world: World, start: Start) -> None:
     service = start()
     await service.ready()
     await measure(world, "b-1")
     await until(lambda: "done b-1" in service.lines())
-    assert json.loads(service.get("/health")) == {"service": "registry", "healthy": True}
+    health = json.loads(service.get("/health"))
+    assert (health["service"], health["healthy"], health["degraded"]) == ("registry", True, [])
+    (process,) = await call_roll(world.client, ["registry"], timedelta(seconds=15))
+    assert (process.service, process.pid) == ("registry", service.popen.pid)
+    assert (process.version, process.revision) == (health["version"], health["revision"])
     metrics = service.get("/metrics")
     assert 'slmops_messages_total{outcome="done",service="registry",subject="measure.{gateway_id}"} 1.0' in metrics
     await until(lambda: 'slmops_stream_fill_ratio{stream="EVENTS"}' in service.get("/metrics"))

@@ -126,8 +126,8 @@ async def test_consumers_move_to_the_stream_of_their_subject_and_the_others_keep
     await until(lambda: sorted(seen) == ["after", "before", "edge-chat"])
     with pytest.raises(NotFoundError):
         await world.client.js.consumer_info("EVENTS", WINDOWS_BEFORE)
-    assert await gaps.look(world.client, packager.durables[0]) is None
-    assert await gaps.look(world.client, Durable("WINDOWS", WINDOWS_BEFORE)) is None
+    assert await gaps.check_for_gap(world.client, packager.durables[0]) is None
+    assert await gaps.check_for_gap(world.client, Durable("WINDOWS", WINDOWS_BEFORE)) is None
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import nats
 import psutil
 import pytest
 import typer
+import urllib3
 from integration.kit_world import unrestricted
 from minio import Minio
 from nats.js.client import JetStreamContext
@@ -26,9 +27,10 @@ from servers import reserve_ports
 from typer.testing import CliRunner, Result
 
 from slmops.console.session import plugin_command
-from slmops.contracts.errors import Conflict, DiskFull, PortTaken, Unreachable
+from slmops.contracts.errors import Conflict, DiskFull, IncompatibleFolder, PortTaken, Unreachable
 from slmops.contracts.subjects import STREAMS, GiB, MiB
 from slmops.kit.bus.provision import sized
+from slmops.kit.tls import client_context
 from slmops.local import capacity, command
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, is_free
@@ -47,14 +49,21 @@ def ports(system: System) -> dict[str, int]:
 
 def bucket(system: System) -> Minio:
     keys = system.layout.s3_credentials()
-    return Minio(f"{HOST}:{ports(system)['s3.api']}", keys.access_key, keys.secret_key, secure=False)
+    pool = urllib3.PoolManager(ssl_context=client_context(system.certificates.trusted))
+    return Minio(f"{HOST}:{ports(system)['s3.api']}", keys.access_key, keys.secret_key, http_client=pool)
 
 
 async def jetstream(system: System) -> JetStreamContext:
     client = json.loads(system.layout.client_file.read_text())
     assert client["nats_creds"] == str(system.layout.creds("console"))
     creds = unrestricted(system.layout.keys, "rollout")
-    nc = await nats.connect(client["nats_url"], user_credentials=str(creds), inbox_prefix=b"_INBOX_rollout")
+    nc = await nats.connect(
+        client["nats_url"],
+        user_credentials=str(creds),
+        inbox_prefix=b"_INBOX_rollout",
+        tls=client_context(Path(client["tls_ca"])),
+        tls_handshake_first=True,
+    )
     return nc.jetstream()
 
 
@@ -167,9 +176,9 @@ async def test_the_servers_listen_on_the_loopback_interface_only(tmp_path: Path)
 
 
 async def test_a_request_without_credentials_cannot_read_an_object(tmp_path: Path) -> None:
-    async with servers(tmp_path) as system, httpx.AsyncClient() as http:
+    async with servers(tmp_path) as system, httpx.AsyncClient(verify=system.verify) as http:
         await asyncio.to_thread(bucket(system).put_object, "slmops", "a", io.BytesIO(b"1"), 1)
-        answer = await http.get(f"http://{HOST}:{ports(system)['s3.api']}/slmops/a")
+        answer = await http.get(f"https://{HOST}:{ports(system)['s3.api']}/slmops/a")
         assert answer.status_code == 403
 
 
@@ -247,3 +256,26 @@ async def test_secrets_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     async with servers(tmp_path) as system:
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
         assert system.layout.s3_credentials().secret_key not in system.layout.client_file.read_text()
+
+
+@pytest.mark.parametrize("module", ["slmops.console", "slmops.gateway.app"])
+def test_a_data_folder_of_a_newer_release_is_refused_in_one_line_and_left_alone(module: str, tmp_path: Path) -> None:
+    folder, other = tmp_path / "data", tmp_path / "other"
+    folder.mkdir()
+    other.write_text("")
+    kind = "slmops up" if module == "slmops.console" else "a gateway"
+    (folder / "layout.json").write_text(json.dumps({"kind": kind, "version": 99, "release": "9.0.0"}))
+    arguments = ["up", "--data", str(folder)] if module == "slmops.console" else []
+    required = dict.fromkeys(["ENROL_CREDS", "ENROLMENT_TOKEN", "TRUSTED_KEY", "TRUSTED_ROOT"], str(other))
+    settings = {"GATEWAY_ID": "gw-1", "BLUEPRINT": "edge-chat", "DATA_DIR": str(folder), **required}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, **({} if arguments else {f"SLMOPS_{name}": value for name, value in settings.items()})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == IncompatibleFolder.exit_code, done.stderr
+    assert "version 99 of its layout, written by release 9.0.0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in folder.iterdir()] == ["layout.json"]

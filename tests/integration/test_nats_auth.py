@@ -15,10 +15,11 @@ from nats.aio.client import Client, RawCredentials
 from nats.js.kv import KeyValue
 from servers import NatsServer
 
+from slmops.contracts.commands import COMMANDS
 from slmops.contracts.errors import InvalidMessage, InvalidName
 from slmops.contracts.permissions import ANSWERING_PERMISSIONS, SERVICE_PERMISSIONS, Permissions
-from slmops.contracts.subjects import DESIRED_BUCKET, durable_name, stream_of
-from slmops.kit.bus.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.contracts.subjects import DESIRED_BUCKET, durable_name, inbox_of, stream_of
+from slmops.kit.bus.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key, read_creds
 from slmops.kit.bus.provision import consumer, provision
 
 BUCKET = "KV_desired"
@@ -207,7 +208,7 @@ async def test_an_unenrolled_gateway_may_only_request_enrolment(nats_server: Nat
 @pytest.mark.parametrize("service", ["registry", "optimizer", "packager", "telemetry"])
 async def test_a_service_may_publish_only_on_its_own_subjects(nats_server: NatsServer, service: str) -> None:
     own, *_ = SERVICE_PERMISSIONS[service].publish
-    foreign = [p.publish[0] for name, p in SERVICE_PERMISSIONS.items() if name not in (service, "console")]
+    foreign = [p.publish[0] for name, p in SERVICE_PERMISSIONS.items() if name != service]
     async with connected(nats_server.url, nats_server.creds[service], f"_INBOX_{service}".encode()) as user:
         await user.nc.publish(own.replace(">", "happened.v1.x"), b"")
         await user.nc.publish("dlq.any", b"")
@@ -219,22 +220,24 @@ async def test_a_service_may_publish_only_on_its_own_subjects(nats_server: NatsS
 
 @pytest.mark.parametrize("service", ANSWERING_PERMISSIONS)
 async def test_the_user_for_answers_may_publish_only_on_inboxes(nats_server: NatsServer, service: str) -> None:
-    # The server itself refuses a request that names an acknowledgement as its reply subject.
     patterns = {p for row in SERVICE_PERMISSIONS.values() for p in row.publish if not p.startswith("$JS.ACK")}
     owned = [pattern.replace("*", "x").replace(">", "x") for pattern in sorted(patterns)]
+    admin = read_creds(nats_server.creds["console"].read_text()).who
+    own = (kind for kind in COMMANDS.values() if kind.service == service)
+    kind = next(kind for kind in own if not (kind.per_gateway or kind.anonymous))
+    asked = kind.model_construct().sent_by(admin)
     async with (
-        connected(nats_server.url, nats_server.creds["console"]) as console,
+        connected(nats_server.url, nats_server.creds["console"], inbox_of(admin).encode()) as console,
         connected(nats_server.url, nats_server.creds[f"{service}-answers"]) as answering,
     ):
-        requests = await answering.nc.subscribe(f"cmd.{service}.any")
+        requests = await answering.nc.subscribe(asked)
         await flush_twice(answering.nc)
-        answer = asyncio.create_task(console.nc.request(f"cmd.{service}.any", b"", timeout=5))
+        answer = asyncio.create_task(console.nc.request(asked, b"", timeout=5))
         await (await requests.next_msg(timeout=5)).respond(b"one")
         assert (await answer).data == b"one"
         assert await answering.refusals() == []
         for subject in owned:
-            await console.nc.publish(f"cmd.{service}.any", b"", reply=subject)
-            await (await requests.next_msg(timeout=5)).respond(b"forged")
+            await answering.nc.publish(subject, b"forged")
             assert len(await answering.refusals()) == 1, subject
         for subject in (">", "_INBOX.>", "slmops.>", "measure.*", "$JS.API.>"):
             await answering.nc.subscribe(subject)
@@ -268,15 +271,15 @@ async def test_a_service_may_consume_its_stream_and_read_the_plan_bucket(
 async def test_credentials_of_another_authority_are_refused(nats_server: NatsServer) -> None:
     other = Authority.generate()
     with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
-        async with connected(nats_server.url, RawCredentials(other.service_creds("console"))):
+        async with connected(nats_server.url, RawCredentials(other.service_creds("registry"))):
             pass
 
 
 async def test_the_gateway_key_cannot_sign_more_than_its_template(nats_server: NatsServer) -> None:
-    """A stolen key of the rollout service can make credentials of gateways, but not of operators."""
+    """A stolen key of the rollout service can make credentials of gateways, but not of services."""
     authority = Authority(**{**vars(nats_server.authority), "services": nats_server.authority.gateways})
     with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
-        async with connected(nats_server.url, RawCredentials(authority.service_creds("console"))):
+        async with connected(nats_server.url, RawCredentials(authority.service_creds("registry"))):
             pass
 
 

@@ -15,17 +15,21 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import pytest_asyncio
+import urllib3
 import yaml
+from cryptography import x509
 from minio import Minio
 from minio.error import S3Error
 from port_probe import (
     Answer,
     Listener,
+    encrypted,
     http,
     listeners,
     nats_refusal,
@@ -38,12 +42,14 @@ from port_probe import (
     without_certificate,
 )
 from servers import running
+from tls_world import new_authority
 
+from slmops.kit.tls import client_context
 from slmops.local.environment import SERVICES, default_gateways
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.process import ProcessSpec
-from slmops.local.servers import _WEED_OPTIONS, BUCKET, S3_PORTS, nats_answers, s3_spec
+from slmops.local.servers import _WEED_OPTIONS, BUCKET, NATS_PORTS, S3_PORTS, nats_answers, s3_spec
 from slmops.local.system import System
 
 ROOT = Path(__file__).parents[2]
@@ -77,11 +83,17 @@ S3_PUBLIC = {("GET", "/status"), ("GET", "/healthz"), ("GET", "/readyz"), ("OPTI
 class Store:
     """A running SeaweedFS and one object in it, put with our keys."""
 
-    def __init__(self, layout: Layout, ports: Mapping[str, int]) -> None:
+    def __init__(self, layout: Layout, ports: Mapping[str, int], trusted: Path | None = None) -> None:
         self.ports = ports
         self.certificate = layout.weed_identity
         keys = layout.s3_credentials()
-        self._minio = Minio(f"{HOST}:{ports[S3_API]}", keys.access_key, keys.secret_key, secure=False)
+        self._minio = Minio(
+            f"{HOST}:{ports[S3_API]}",
+            keys.access_key,
+            keys.secret_key,
+            secure=trusted is not None,
+            http_client=urllib3.PoolManager(ssl_context=client_context(trusted)) if trusted else None,
+        )
 
     def put(self) -> None:
         if not self._minio.bucket_exists(BUCKET):
@@ -136,10 +148,11 @@ def check_certificate_is_required(port: int) -> None:
 
 
 def check_keys_are_required(port: int) -> None:
-    """Asserts that S3 answers only its public requests without a signature."""
-    answers = statuses(port)
+    """Asserts that S3 answers only its public requests without a signature, and nothing without TLS."""
+    assert set(statuses(port).values()) <= {None, 400}
+    answers = statuses(port, encrypted())
     assert {request for request, status in answers.items() if status == 200} == S3_PUBLIC
-    assert {http(port, *request).body for request in S3_PUBLIC} == {b""}
+    assert {http(port, *request, tls=encrypted()).body for request in S3_PUBLIC} == {b""}
     assert {status for request, status in answers.items() if request not in S3_PUBLIC} <= REFUSED | NOT_THERE
     assert not speaks_grpc(port)
 
@@ -160,7 +173,7 @@ async def test_only_the_known_ports_are_open_and_only_on_loopback(system: System
     found = listening(system)
     assert {listener.ip for listener in found} == {HOST}
     assert {listener.port for listener in found} == set(ports.values())
-    assert set(ports) == {"nats", S3_API, *BY_CERTIFICATE, *PUBLIC}
+    assert set(ports) == {*NATS_PORTS, S3_API, *BY_CERTIFICATE, *PUBLIC}
 
 
 @pytest.mark.parametrize("name", BY_CERTIFICATE)
@@ -178,20 +191,31 @@ async def test_nats_requires_credentials(system: System, ports: dict[str, int]) 
     for connect in (b"CONNECT {}", b'CONNECT {"user":"nobody","pass":""}', b"SUB > 1"):
         assert b"Authorization Violation" in await nats_refusal(ports["nats"], connect, b"SUB > 1", b"PING")
     assert set((await asyncio.to_thread(statuses, ports["nats"])).values()) == {None}
+    websocket = (await asyncio.to_thread(statuses, ports["nats.websocket"], encrypted())).values()
+    assert set(websocket) <= {400, 405}, "no handshake of a websocket, no answer"
+
+
+async def test_nats_is_never_greeted_without_tls(system: System, ports: dict[str, int]) -> None:
+    reader, writer = await asyncio.open_connection(HOST, ports["nats"])
+    writer.write(b"CONNECT {}\r\nPING\r\n")
+    assert await reader.read() == b""
+    writer.close()
+    assert set((await asyncio.to_thread(statuses, ports["nats.websocket"])).values()) <= {None, 400}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 async def test_each_http_port_answers_exactly_its_public_requests(
     system: System, ports: dict[str, int], name: str
 ) -> None:
-    answers = await asyncio.to_thread(statuses, ports[name])
+    tls = None if name.endswith(".api") else encrypted()
+    answers = await asyncio.to_thread(statuses, ports[name], tls)
     assert {request for request, status in answers.items() if status not in NOT_THERE} == PUBLIC[name]
     assert None not in answers.values()
     assert not await asyncio.to_thread(speaks_grpc, ports[name])
 
 
 async def test_a_blob_cannot_be_read_or_changed_without_credentials(system: System, ports: dict[str, int]) -> None:
-    store = Store(system.layout, ports)
+    store = Store(system.layout, ports, system.certificates.trusted)
     found = {listener.port for listener in listening(system)}
     await asyncio.to_thread(check_object_is_protected, store, found)
 
@@ -286,7 +310,7 @@ def container(name: str, layout: Layout) -> Path:
 
 
 async def is_healthy(port: int) -> bool:
-    return (await asyncio.to_thread(http, port, "GET", "/healthz")).status == 200
+    return (await asyncio.to_thread(http, port, "GET", "/healthz", tls=encrypted())).status == 200
 
 
 def compose_spec(name: str, home: Path, **changed: object) -> ProcessSpec:
@@ -305,27 +329,58 @@ def test_the_object_store_of_compose_requires_credentials_on_every_port(own: tup
     spec = replace(spec, argv=[*spec.argv, *(f"-{_WEED_OPTIONS[name]}={port}" for name, port in ports.items())])
     with running(spec) as pid:
         assert {listener.port for listener in listeners([pid])} == set(ports.values())
-        store = Store(layout, ports)
+        store = Store(layout, ports, layout.certificates.trusted)
         check_object_is_protected(store, set(ports.values()))
         check_keys_are_required(ports[S3_API])
         for name in ports.keys() - {S3_API}:
             check_certificate_is_required(ports[name])
 
 
-def test_nats_of_compose_opens_only_its_client_port(own: tuple[Layout, dict[str, int]]) -> None:
+def test_nats_of_compose_opens_only_its_two_ports(own: tuple[Layout, dict[str, int]]) -> None:
     layout, _ = own
     home = container("nats", layout)
-    port = choose_ports(layout.ports_file, ["nats"])["nats"]
+    port, websocket = choose_ports(layout.root / "nats.json", NATS_PORTS).values()
     config = home / "keys" / "nats-server.conf"
     config.write_text(config.read_text().replace("0.0.0.0:4222", f"{HOST}:{port}"))
-    with running(compose_spec("nats", home, ready=lambda: nats_answers(port))) as pid:
-        assert {listener.port for listener in listeners([pid])} == {port}
+    config.write_text(config.read_text().replace("0.0.0.0:8443", f"{HOST}:{websocket}"))
+    trusted = layout.certificates.trusted
+    ready = partial(nats_answers, port, client_context(trusted))
+    with running(compose_spec("nats", home, ready=ready)) as pid:
+        assert {listener.port for listener in listeners([pid])} == {port, websocket}
         assert b"Authorization Violation" in asyncio.run(nats_refusal(port, b"CONNECT {}", b"PING"))
-        assert healthy(f"nats://{HOST}:{port}")
-    assert not healthy(f"nats://{HOST}:{port}")
+        assert healthy(f"tls://{HOST}:{port}", trusted)
+        assert not healthy(f"nats://{HOST}:{port}", trusted)
+        other = new_authority(layout.root / "other").trusted
+        assert not healthy(f"tls://{HOST}:{port}", other)
+    assert not healthy(f"tls://{HOST}:{port}", trusted)
 
 
-def healthy(url: str) -> bool:
+def healthy(url: str, trusted: Path) -> bool:
     """Returns the result of the container's health check."""
     check = ROOT / "deploy" / "docker" / "healthy.py"
-    return subprocess.run([sys.executable, check, url], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [sys.executable, check, url], capture_output=True, env={"SLMOPS_TLS_CA": str(trusted)}
+        ).returncode
+        == 0
+    )
+
+
+def test_compose_takes_the_operators_certificates_or_issues_its_own(tmp_path: Path) -> None:
+    layout, prepare = Layout(tmp_path), prepare_for_containers()
+    layout.prepare()
+    own = tmp_path / "own"
+    own.mkdir()
+    issued = prepare.certificate_files(layout, own)
+    assert issued == prepare.certificate_files(layout, own), "a second start keeps them"
+    [authority] = x509.load_pem_x509_certificates(issued["ca.pem"].encode())
+    for name in ("nats", "s3"):
+        certificate = x509.load_pem_x509_certificate(issued[f"{name}.pem"].encode())
+        certificate.verify_directly_issued_by(authority)
+        hosts = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert {"nats", "s3"} <= set(hosts.get_values_for_type(x509.DNSName))
+    for file in ("ca.pem", "nats.pem", "s3.pem"):
+        (own / file).write_text(f"the operator's {file}")
+    assert prepare.certificate_files(layout, own) == {
+        file: f"the operator's {file}" for file in ("ca.pem", "nats.pem", "s3.pem")
+    }

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from integration.kit_world import World, world_on
 from integration.optimizer_world import Factory, factory_on
 
-from slmops.contracts.commands import FetchEvaluation, ListRecipes, ListVersions, VerifyEvaluation
-from slmops.contracts.errors import IllegalTransition, InvalidRecipe, NotFound
-from slmops.contracts.events import VariantOptimized, VariantProgressed, VariantRejected
+from slmops.console.commands.evaluation_data import read_data, upload_data
+from slmops.contracts.commands import FetchEvaluation, ListRecipes, ListVersions, UploadData, VerifyEvaluation
+from slmops.contracts.descriptor import digest_of
+from slmops.contracts.errors import IllegalTransition, InvalidMessage, InvalidRecipe, NotFound
+from slmops.contracts.events import VariantOptimized, VariantProgressed, VariantRejected, VariantStarted
 from slmops.contracts.jobs import JobState
+from slmops.contracts.model import ModelFile
 from slmops.contracts.permissions import ANSWER_WITHIN
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.contracts.recipe import PassSpec, Recipe
 from slmops.contracts.search import SearchSpec
+from slmops.registry.domain.live_blobs import named
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer
@@ -87,8 +93,9 @@ async def test_a_push_with_golden_prompts_measures_the_same_variant_again(factor
 
 @pytest.mark.slow
 async def test_a_report_can_be_fetched_and_verified(factory: Factory) -> None:
+    (text := factory.folder / "shop.txt").write_text(prose(1))
     await factory.start("one")
-    await factory.push("1.0.0", seed=141)
+    await factory.push("1.0.0", seed=141, own=read_data([text], None, None))  # measured again on the same text
     job = (await factory.job_of("1.0.0")).job
     variant = await made(factory, job)
     client = factory.world.client
@@ -165,3 +172,75 @@ async def test_an_invalid_request_is_refused_before_a_job_is_queued(factory: Fac
     assert {"int8", "int4"} <= {recipe.name for recipe in (await factory.world.client.request(ListRecipes())).recipes}
     [view] = (await factory.world.client.request(ListVersions(model="tiny"))).versions
     assert (view.stage, view.variants[0].reason) == ("refused", "cancelled by a test")
+
+
+WORDS = ("shop", "till", "price", "open", "closed", "return", "repair", "order", "parcel", "delivery", "voucher")
+
+
+def prose(seed: int, words: int = 900) -> str:
+    chosen = random.Random(seed)
+    return " ".join(chosen.choice(WORDS) for _ in range(words))
+
+
+async def test_own_texts_and_tasks_are_measured_named_in_the_report_and_kept(factory: Factory) -> None:
+    """The version's own data is used by its first job; a request may replace a kind of it. Neither is garbage."""
+    folder, client = factory.folder, factory.world.client
+    for name, content in {
+        "shop.txt": prose(1),
+        "mails.jsonl": "".join(json.dumps({"text": prose(seed)}) + "\n" for seed in (2, 3)),
+        "till.jsonl": '{"question": "Is the till open?", "choices": ["yes", "no"], "answer": 0}\n',
+    }.items():
+        (folder / name).write_text(content)
+    version = read_data([folder / "shop.txt"], None, [folder / "till.jsonl"])
+    request = read_data([folder / "mails.jsonl"], None, None)
+    assert version
+    assert request
+    await factory.start("one")
+    pushed = await factory.push("1.0.0", seed=143, own=version)
+    assert pushed.data == version.data
+    first = await made(factory, (await factory.job_of("1.0.0")).job)
+    assert first.evaluation.tasks.keys() == {"till"}
+    report = await report_of(factory)
+    assert report["evaluation_text"]["name"] == "shop.txt"
+    assert report["evaluation_text"]["files"] == [f.model_dump() for f in version.data.texts]
+    assert report["evaluation_text"]["texts"] == 1
+    assert report["evaluation_text"]["tokens"] > 256
+    assert report["tasks"][0]["files"] == [f.model_dump() for f in version.data.tasks]
+
+    upload = await upload_data(client, request, lambda *_: None)
+    second = await made(factory, (await factory.ask(data=request.data, upload=upload)).job)
+    assert second.evaluation.kl != first.evaluation.kl, "the same variant, measured on another text"
+    assert second.digest == first.digest
+    assert second.evaluation.tasks.keys() == {"till"}, "the version's tasks stay"
+    report = await report_of(factory)
+    assert (report["evaluation_text"]["name"], report["evaluation_text"]["texts"]) == ("mails.jsonl", 2)
+
+    [started] = await factory.events(VariantStarted, second.job)
+    assert started.data == version.data.replaced_by(request.data)
+    kept = {reference.digest for event in [started] for reference in named(event)}
+    assert kept == {file.digest for file in (*request.data.files, *version.data.tasks)}
+
+
+async def report_of(factory: Factory) -> dict[str, Any]:
+    found = await factory.world.client.request(FetchEvaluation(model="tiny", version="1.0.0"))
+    async with httpx.AsyncClient() as http:
+        return dict((await http.get(found.report.url)).json())
+
+
+async def test_own_texts_that_cannot_be_used_are_refused_before_a_job(factory: Factory) -> None:
+    await factory.start("one", profiles="[]")
+    await factory.push("1.0.0", seed=144)
+    bad = b'{"prompt": "Which?", "anwser": "a"}'
+    file = ModelFile(path="tasks/a.jsonl", digest=digest_of(bad), size_bytes=len(bad))
+    data, client = EvaluationData(tasks=(file,)), factory.world.client
+    with pytest.raises(InvalidMessage, match="upload id"):
+        await factory.ask(data=data, upload="../blobs")
+    ticket = await client.request(UploadData(files=data.files))
+    with pytest.raises(NotFound):
+        await factory.ask(data=data, upload=ticket.upload)
+    async with httpx.AsyncClient() as http:
+        (await http.put(ticket.urls[file.digest], content=bad)).raise_for_status()
+    with pytest.raises(InvalidMessage, match="answer: Field required") as refusal:
+        await factory.ask(data=data, upload=ticket.upload)
+    assert refusal.value.where == "tasks/a.jsonl line 1"
+    assert await factory.jobs() == []

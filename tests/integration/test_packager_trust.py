@@ -28,7 +28,7 @@ from trust_world import everything_below
 from tuf.ngclient import Updater
 from unit.packager.packager_examples import new_keys
 
-from slmops.contracts.commands import FetchMetadata
+from slmops.contracts.commands import DescribeTrust, FetchMetadata
 from slmops.contracts.errors import InvalidMessage, NotFound, TrustRefused, Unreachable
 from slmops.contracts.events import PackagePublished
 from slmops.contracts.tuf_names import ROLLOUT_TARGET, Attack, package_target
@@ -130,6 +130,17 @@ async def test_a_gateway_reads_metadata_on_its_own_subject_only(
         traversal = ask.model_copy(update={"file": "../../trust-keys.json"})
         with pytest.raises(InvalidMessage):
             await client.bus.request(traversal)
+
+
+async def test_the_operator_learns_until_when_the_metadata_is_valid(
+    settings: dict[str, Any], world: World, folder: Folder
+) -> None:
+    async with running(build(Settings.model_validate(settings))):
+        trust = await (await world.connect("console")).request(DescribeTrust())
+    assert {"root", "targets", "snapshot", "timestamp", "packages"} <= trust.expires.keys()
+    root = folder.newest("root")
+    assert root is not None
+    assert trust.expires["root"] == root.signed.expires
 
 
 async def test_two_packagers_that_are_killed_and_restarted_lose_no_package(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -21,7 +21,6 @@ from integration.artifact_world import (
     settings_of,
 )
 from integration.kit_world import World, envelope, world_on
-from sqlalchemy import create_engine, text
 
 from slmops.contracts.commands import BeginUpload, ListVersions, RetireVersion, SetAlias, VersionView
 from slmops.contracts.descriptor import digest_of
@@ -54,26 +53,9 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
         yield world
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Yields the URL of an empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/registry.db"
-        return
-    server: str = request.getfixturevalue("postgres")
-    name = f"test_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield server.rpartition("/")[0] + f"/{name}"
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
-
-
 @pytest.fixture
-def settings(world: World, s3: S3, tmp_path: Path, database: str) -> Settings:
-    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path, database))
+def settings(world: World, s3: S3, tmp_path: Path, database_url: str) -> Settings:
+    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path, database_url))
 
 
 @pytest.fixture

@@ -24,32 +24,35 @@ from nats.aio.msg import Msg
 from slmops.contracts import subjects
 from slmops.contracts.commands import COMMANDS, ListVersions, VersionList
 from slmops.contracts.errors import PermanentError, SlmopsError
+from slmops.contracts.identity import Actor, Role, service
 from slmops.contracts.permissions import (
     ANSWERING_PERMISSIONS,
     ENROL_PERMISSIONS,
     GATEWAY_PERMISSIONS,
+    ROLE_PERMISSIONS,
     SERVICE_PERMISSIONS,
     Permissions,
 )
 from slmops.contracts.plan import Desired, Identity, Plan
 from slmops.gateway.twin import Twin
+from slmops.kit.bus.accounts import API, PEOPLE_API
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
+from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key, read_creds
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.settings import BusSettings
+from slmops.local.layout import ADMIN
 
 if TYPE_CHECKING:
     from servers import NatsServer
 
-ATTACKERS = (*SERVICE_PERMISSIONS, "enrol", "gw-1")
-OUTSIDERS = ("enrol", "gw-1")
+ATTACKERS = (*SERVICE_PERMISSIONS, "enrol", "gw-1", ADMIN)
 PLAN = subjects.desired("blueprint.edge-chat")
 NAMED = (
     PLAN,
     "slmops.model.version_registered.v1",
     "slmops.gateway.reported.v1.gw-2",
     "measure.gw-2",
-    "cmd.registry.retire_version",
+    "cmd.registry.retire_version.admin.alice",
     "cmd.rollout.enrol",
     "$JS.API.STREAM.PURGE.EVENTS",
     "twin.desired.blueprint.edge-chat",
@@ -66,21 +69,19 @@ def target_subjects() -> Iterator[str]:
         yield from (pattern.replace("*", "gw-2").replace(">", "forged.x") for pattern in row.publish)
 
 
-def command_subjects() -> Iterator[str]:
-    yield from (template.replace("{gateway_id}", "gw-1") for template in COMMANDS)
+def command_subjects(sender: Actor) -> Iterator[str]:
+    for kind in COMMANDS.values():
+        yield kind.model_construct(gateway_id="gw-1").sent_by(sender)
 
 
 def own_subjects(user: str) -> tuple[str, ...]:
+    if user == ADMIN:
+        own = (s.replace(API, PEOPLE_API) for s in ROLE_PERMISSIONS[Role.ADMIN].publish if "{{name()}}" not in s)
+        return tuple(s.replace("*", "gw-2").replace(">", "forged.x") for s in own)
     row = {"enrol": ENROL_PERMISSIONS, "gw-1": GATEWAY_PERMISSIONS}.get(user)
     if row is None:
         return ()  # a service's own use of JetStream is a matter of its rights on JetStream
     return tuple(s.replace("{{name()}}", "gw-1").replace("{{tag(blueprint)}}", "edge-chat") for s in row.publish)
-
-
-def is_own(user: str, command: str, reply: str) -> bool:
-    """Returns whether `reply` is an allowed inbox: that of any user who may send this command."""
-    inboxes = [f"{subjects.inbox(name)}." for name in SERVICE_PERMISSIONS] if user not in OUTSIDERS else []
-    return command.startswith("cmd.") and any(reply.startswith(inbox) for inbox in inboxes)
 
 
 @dataclass
@@ -103,16 +104,17 @@ class Scene:
 
     async def attacker(self, user: str) -> Client:
         credentials = gateway_creds(self.server, user) if user.startswith("gw-") else self.server.creds[user]
-        return await self.connect(user, credentials, subjects.inbox(user))
+        return await self.connect(user, credentials, subjects.inbox_of(self.who(user)))
+
+    def who(self, user: str) -> Actor:
+        return read_creds(self.server.creds[user].read_text()).who if user in self.server.creds else service(user)
 
     async def wait_until_settled(self) -> set[str]:
         """Waits until every service has handled all earlier requests. Returns the commands sent for that."""
         asked: set[str] = set()
-        for service in ANSWERING_PERMISSIONS:
-            own = (
-                k for subject, k in COMMANDS.items() if k.service == service and subject not in set(target_subjects())
-            )
-            kind = next(k for k in own if not k.per_gateway)
+        for name in ANSWERING_PERMISSIONS:
+            own = (k for k in COMMANDS.values() if k.service == name)
+            kind = next(k for k in own if not (k.per_gateway or k.anonymous))
             with pytest.raises(SlmopsError):
                 await self.world.client.request(kind.model_construct())
             asked.add(kind.name)
@@ -169,17 +171,20 @@ async def test_only_reply_subjects_in_the_users_own_inbox_are_answered(scene: Sc
     await scene.wait_until_settled()
     scene.observed.clear()
     scene.done.clear()
-    asked, named = {*command_subjects(), *own_subjects(user)}, set(target_subjects())
+    asked, named = {*command_subjects(scene.who(user)), *own_subjects(user)}, set(target_subjects())
+    inbox = f"{subjects.inbox_of(scene.who(user))}."
     for subject in asked:
         for reply in named - {subject}:
-            if not is_own(user, subject, reply):
+            if not reply.startswith(inbox):
                 await attacker.publish(subject, b"{}", reply=reply)
     await attacker.flush()
-    probes = await scene.wait_until_settled()
-    # The attacker's own requests are on some of these subjects, too. Their payload distinguishes them from answers.
+    settling = await scene.wait_until_settled()
+    # The attacker's own requests are on some of these subjects too. Their payload tells them from answers.
+    asked |= {subject.replace(PEOPLE_API, API, 1) for subject in asked}
     arrived = [m for m in scene.observed if m.subject in named and not (m.subject in asked and m.data == b"{}")]
     assert {m.subject for m in arrived} == set()
-    assert set(scene.done) <= probes
+    # An admin's commands are executed: the server has put an inbox of the admin's account for what they named.
+    assert set(scene.done) <= settling or user == ADMIN
     assert await rollout.read_desired("blueprint.edge-chat") == (b"the plan", 1)
 
 
@@ -194,7 +199,7 @@ async def test_the_same_requests_are_answered_in_the_users_own_inbox(scene: Scen
 
 async def test_a_command_without_a_reply_subject_is_not_executed(scene: Scene) -> None:
     """Otherwise an acknowledgement of JetStream redirected to the subject of a command would execute the command."""
-    await scene.world.client.connection.publish("cmd.rollout.list_gateways", b"{}")
+    await scene.world.client.connection.publish("cmd.rollout.list_gateways.admin.alice", b"{}")
     await scene.world.client.connection.flush()
     assert (await _executed(scene)) == ["list_gateways"]
 
@@ -217,9 +222,9 @@ async def test_a_request_from_another_account_gets_a_reply_subject_made_by_the_s
 
 
 async def test_a_forged_reply_subject_of_the_server_is_refused(scene: Scene) -> None:
-    for user in ("console", "optimizer"):
+    for user in (ADMIN, "optimizer"):
         attacker = await scene.attacker(user)
-        await attacker.publish("cmd.registry.list_versions", b"{}", reply="_R_.forged.x")
+        await attacker.publish(ListVersions().sent_by(scene.who(user)), b"{}", reply="_R_.forged.x")
     await asyncio.sleep(0.3)
     assert scene.done == []
 

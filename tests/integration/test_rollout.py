@@ -32,6 +32,7 @@ from slmops.contracts.commands import (
     EnrolGateway,
     ListBlueprints,
     ListGateways,
+    ListHistory,
     PauseRollout,
     ResumeRollout,
     RollbackRollout,
@@ -250,6 +251,15 @@ async def test_an_operator_can_pause_resume_and_roll_back_a_rollout(world: World
     assert (counts["paused.v1"], counts["resumed.v1"], counts["rolled_back.v1"]) == (1, 1, 1)
     with pytest.raises(NotFound, match="Published of smollm2"):
         await client.request(StartRollout(blueprint=NAME, version="7.0.0"))
+    # Who caused it: a person what they asked for, nobody what the gate decided.
+    older = await client.request(ListHistory(blueprint=NAME, limit=2))
+    rest = await client.request(ListHistory(blueprint=NAME, cursor=older.cursor))
+    by = {one.event.split(".", 2)[2]: one.actor for one in (*rest.entries, *older.entries)}
+    person = str(client.admin.sender)
+    assert person.startswith("person:")
+    asked = ("applied.v1", "started.v1", "paused.v1", "resumed.v1", "rolled_back.v1")
+    assert by | dict.fromkeys(asked, person) | {"completed.v1": ""} == by
+    assert (rest.cursor, older.entries[0].event) == (None, "slmops.rollout.rolled_back.v1")
 
 
 async def test_a_plan_continues_the_trace_of_the_command_through_every_stage(world: World) -> None:

@@ -12,15 +12,18 @@ from integration.kit_world import World, world_on
 from sqlalchemy import Connection
 
 from slmops.contracts import subjects
-from slmops.contracts.plan import Plan
+from slmops.contracts.events import GatewayMoved
+from slmops.contracts.plan import Overlay, Plan
 from slmops.contracts.signed import plan_in
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
 from slmops.kit.trust.keys import new_key
-from slmops.rollout import store
+from slmops.rollout import membership_rows, store
+from slmops.rollout.overlays import Overlays
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.signing import PlanSigner
+from slmops.rollout.tables import BLUEPRINTS, put
 
 if TYPE_CHECKING:
     from servers import NatsServer
@@ -66,7 +69,7 @@ async def test_a_slow_process_does_not_overwrite_a_newer_plan_with_the_one_that_
     async def decide(generation: int) -> None:
         plan = Plan(blueprint=NAME, generation=generation)
         values = {"plan": plan.model_dump_json(), "judged": False}
-        await fast.transact(lambda unit: store._put(unit.connection, store._blueprints, {"name": NAME}, values))
+        await fast.transact(lambda unit: put(unit.connection, BLUEPRINTS, {"name": NAME}, values))
 
     async def decide_and_publish() -> None:
         await decide(2)
@@ -84,3 +87,38 @@ async def test_a_slow_process_does_not_overwrite_a_newer_plan_with_the_one_that_
     assert plan.generation == 2
     await fast.close()
     await slow.close()
+
+
+async def test_a_slow_process_does_not_restore_the_move_that_it_read_earlier(world: World, tmp_path: Path) -> None:
+    bus: Bus = await world.service("rollout", lambda bus: None)
+    url = f"sqlite:///{tmp_path}/rollout.db"
+    fast, slow = (
+        kind(url, service="rollout", metadata=store.schema(), migrations=store.MIGRATIONS, project=store.project)
+        for kind in (Journal, PausingJournal)
+    )
+    await fast.open()
+    of_fast, of_slow = (Overlays(j, lambda: bus.client, timedelta(hours=1)) for j in (fast, slow))
+
+    async def move(previous: str, blueprint: str) -> None:
+        event = GatewayMoved(gateway_id="gw-1", previous=previous, blueprint=blueprint, at=utc_now())
+        await fast.transact(lambda unit: store.project(unit.connection, event))
+
+    async def move_on() -> None:
+        await move("kiosk", "lobby")
+        await of_fast.tell()
+
+    async def told() -> str | None:
+        held = await bus.client.read_desired(subjects.overlay_key("gw-1"))
+        return Overlay.model_validate_json(held[0]).blueprint if held else None
+
+    await move(NAME, "kiosk")
+    slow.meanwhile = lambda: _after_the_next_read(slow, move_on)
+    await of_slow.tell()
+    assert await told() == "lobby"
+    assert await fast.read(lambda connection: membership_rows.overlay_writes(connection, 10)) == []
+    await fast.close()
+    await slow.close()
+
+
+async def _after_the_next_read(journal: PausingJournal, work: Callable[[], Awaitable[None]]) -> None:
+    journal.meanwhile = work

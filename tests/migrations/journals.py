@@ -11,8 +11,10 @@ from contract.wire_examples import EVENTS as EXAMPLES
 from pydantic_core import to_jsonable_python
 from sqlalchemy import Connection, MetaData
 
+from slmops.access import store as access
 from slmops.contracts import events as e
 from slmops.contracts.commands import AbortRollout, ApplyBlueprint, StartRollout
+from slmops.contracts.identity import Role
 from slmops.contracts.plan import Identity
 from slmops.kit.journal import Journal, UnitOfWork, journal_tables
 from slmops.packager import store as packager
@@ -21,6 +23,7 @@ from slmops.rollout import store as rollout
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
 from slmops.telemetry import store as telemetry
+from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import Pending
 
 MODEL, CONSUMED = "smollm2", "9b2f6e0c-consumed"
@@ -60,7 +63,7 @@ def _fill_registry(unit: UnitOfWork) -> None:
         registry.project(unit.connection, _EXAMPLE[kind])
     for sequence, kind in enumerate((e.VariantOptimized, e.PackagePublished, e.PackageWithdrawn), start=1):
         registry.name(unit.connection, _EXAMPLE[kind])
-        registry.set_heard(unit.connection, kind.type, sequence)
+        registry.set_read_until(unit.connection, kind.type, sequence)
 
 
 def _read_registry(connection: Connection) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def _read_registry(connection: Connection) -> dict[str, Any]:
         "views": registry.views(connection),
         "named": _unordered(registry.named(connection)),
         "withdrawn": registry.withdrawn(connection),
-        "heard": {kind.type: registry.heard(connection, kind.type) for kind in kinds},
+        "heard": {kind.type: registry.read_until(connection, kind.type) for kind in kinds},
     }
 
 
@@ -140,7 +143,8 @@ def _read_rollout(connection: Connection) -> dict[str, Any]:
 
 def _fill_telemetry(unit: UnitOfWork) -> None:
     telemetry.add(unit, Pending(DOCUMENTS["measure"], TRACEPARENT))  # type: ignore[arg-type]
-    telemetry.record_member(unit.connection, Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": "a"}))
+    identity = Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": "a"})
+    telemetry.record_member(unit.connection, Enrolled(identity, "", AT.replace(year=1970)))
     facts = [_EXAMPLE[kind] for kind in (e.RolloutStarted, e.RolloutStageAdvanced)]
     telemetry.record_rollouts(unit.connection, list(enumerate(facts, start=1)))
     unit.emit("window:edge-chat", [_EXAMPLE[e.CohortMeasured]])
@@ -148,10 +152,11 @@ def _fill_telemetry(unit: UnitOfWork) -> None:
 
 def _read_telemetry(connection: Connection) -> dict[str, Any]:
     started = _EXAMPLE[e.RolloutStarted]
+    enrolled = telemetry.member(connection, "gw-1")
     releases = [started.stable.manifest.digest, started.candidate.manifest.digest]
     return {
         "pending": telemetry.ended_before(connection, LATER.replace(year=2100)),
-        "member": telemetry.member(connection, "gw-1"),
+        "member": enrolled and enrolled.identity,
         "offers": [telemetry.offers(connection, "edge-chat", release) for release in releases],
         "caught up": telemetry.caught_up(connection),
     }
@@ -161,7 +166,24 @@ def _unordered(found: list[Any]) -> list[Any]:
     return sorted((to_jsonable_python(one) for one in found), key=repr)
 
 
+def _fill_access(unit: UnitOfWork) -> None:
+    added = _EXAMPLE[e.UserAdded]
+    bob = added.model_copy(update={"user": "bob", "role": Role.ADMIN})
+    unit.append(access.stream("alice"), 0, [added, _EXAMPLE[e.UserRenewed], _EXAMPLE[e.UserRevoked]])
+    unit.append(access.stream("bob"), 0, [bob])
+    access.record_gateway(unit.connection, _EXAMPLE[e.GatewayRevoked])
+
+
+def _read_access(connection: Connection) -> dict[str, Any]:
+    return {
+        "people": access.page(connection, "", 10),
+        "revoked": {holders: access.revoked_keys(connection, holders, AT) for holders in access.Holders},
+        "admins": access.other_admins(connection, "alice", AT),
+    }
+
+
 JOURNALS = {
+    "access": Kept(access, _fill_access, _read_access),
     "registry": Kept(registry, _fill_registry, _read_registry),
     "packager": Kept(packager, _fill_packager, _read_packager),
     "rollout": Kept(rollout, _fill_rollout, _read_rollout),

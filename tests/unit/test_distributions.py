@@ -23,7 +23,17 @@ FOLDERS = {
 OPTIONAL = {
     "slmops-shared": {
         *("sqlalchemy", "alembic", "minio", "httpx", "urllib3", "opentelemetry-exporter-otlp-proto-http", "gguf"),
-        *("cryptography", "model-signing", "tuf", "securesystemslib", "numpy", "zstandard", "faststream", "uvicorn"),
+        *(
+            "cryptography",
+            "model-signing",
+            "tuf",
+            "securesystemslib",
+            "numpy",
+            "zstandard",
+            "faststream",
+            "uvicorn",
+            "aiohttp",
+        ),
     },
 }
 
@@ -75,12 +85,13 @@ def test_every_import_is_declared(name: str) -> None:
 
 
 def test_a_gateway_installs_without_unneeded_dependencies() -> None:
-    others = {f"slmops-{name}" for name in ("optimizer", "packager", "registry", "rollout", "telemetry", "console")}
+    services = ("access", "optimizer", "packager", "registry", "rollout", "telemetry", "console")
+    others = {f"slmops-{name}" for name in services}
     heavy = {"torch", "transformers", "sqlalchemy", "psycopg", "minio", "gguf", "accelerate", "typer", "faststream"}
     assert declared("slmops-gateway") & (others | heavy) == set()
 
 
-@pytest.mark.parametrize("service", ["registry", "packager", "rollout", "telemetry"])
+@pytest.mark.parametrize("service", ["access", "registry", "packager", "rollout", "telemetry"])
 def test_the_wheel_of_a_service_contains_its_migrations(service: str, tmp_path: Path) -> None:
     folder = FOLDERS[f"slmops-{service}"]
     (wheel,) = WheelBuilder(str(folder)).build(directory=str(tmp_path))

@@ -8,8 +8,9 @@ from math import ceil
 import pytest
 from unit.console.console_examples import AT, rollout
 
-from slmops.console.commands.attention import items
+from slmops.console.commands.attention import certificate_items, items
 from slmops.console.render.stream_view import ConsumerView, StreamView
+from slmops.contracts.commands import StorageStatus
 from slmops.kit.bus.deadletters import DeadLetter
 from slmops.kit.bus.gaps import Gap
 
@@ -48,6 +49,12 @@ def kinds(*views: StreamView) -> list[tuple[str, str]]:
 
 def test_a_healthy_system_needs_no_attention() -> None:
     assert items([stream()], [], [rollout()]) == []
+
+
+@pytest.mark.parametrize(("days", "listed"), [(22, False), (20, True), (-1, True), (None, False)])
+def test_a_certificate_of_nats_that_ends_soon_is_listed(days: int | None, listed: bool) -> None:
+    expires = None if days is None else AT + timedelta(days=days)
+    assert [item.kind for item in certificate_items(expires, "nats:4222", AT)] == ["certificate"] * listed
 
 
 @pytest.mark.parametrize(("share", "listed"), [(0.69, False), (0.7, True), (1.0, True)])
@@ -95,3 +102,37 @@ def test_a_held_rollout_is_listed() -> None:
     (item,) = items((), (), [rollout("held"), rollout("completed")])
     assert (item.kind, item.where) == ("rollout_held", "edge-chat")
     assert "slmops rollout abort edge-chat" in item.fix
+
+
+def test_damaged_blobs_and_failed_scheduled_work_are_listed() -> None:
+    storage = StorageStatus(corrupt=2, missing=1, damaged=("sha256:" + "a" * 64,), problems={"collect garbage": "lost"})
+    found = items((), (), (), storage)
+    assert [(item.kind, item.what.partition(" ")[0]) for item in found] == [
+        ("blobs_corrupt", "2"),
+        ("blobs_missing", "1"),
+        ("scheduled", "could"),
+    ]
+    assert "slmops storage verify --repair" in found[0].fix
+    assert items((), (), (), StorageStatus()) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "days", "listed"),
+    [
+        ("root", 61, False),
+        ("root", 60, True),
+        ("targets", -1, True),
+        ("revoked", 59, True),
+        ("timestamp", 1, False),
+        ("timestamp", -1, True),
+    ],
+)
+def test_trust_metadata_that_expires_within_60_days_or_has_expired_is_listed(
+    role: str, days: int, listed: bool
+) -> None:
+    found = items((), (), (), None, {role: AT + timedelta(days=days)}, AT)
+    assert [item.where for item in found] == ([f"trust {role}"] if listed else [])
+    if listed:
+        assert ("expired" if days < 0 else f"in {days} days") in found[0].what
+        renewed = "targets" if role == "revoked" else role
+        assert (f"slmops trust rotate {renewed} --keep-keys" in found[0].fix) == (role != "timestamp")

@@ -14,6 +14,8 @@ from unit.console.console_examples import NOW, nothing_set_up, slmops
 from slmops.console.commands.status import findings, local_status
 from slmops.console.render.status_view import BacklogView, DiskView, ExpiryView, LocalStatus, ProcessView, Status
 from slmops.contracts.errors import InvalidMessage, Problem
+from slmops.contracts.identity import ServiceProcess
+from slmops.local.certificates import Certificates
 from slmops.local.process import ProcessState
 from slmops.local.supervisor import Supervisor
 
@@ -31,6 +33,11 @@ def expiring(days: int) -> tuple[ExpiryView, ...]:
     return (ExpiryView(role="root", expires=NOW + timedelta(days=days)),)
 
 
+def running(service: str, shared_revision: str) -> ServiceProcess:
+    code = {"version": "0.1.0", "revision": "0", "shared_revision": shared_revision}
+    return ServiceProcess(service=service, host="box", pid=1, started_at=NOW, **code)
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "what", "fix"),
     [
@@ -39,6 +46,7 @@ def expiring(days: int) -> tuple[ExpiryView, ...]:
         (local(disk=DiskView(free_bytes=300 << 20, size_bytes=1 << 40)), "disk", "300MiB free", "slmops storage gc"),
         (local(expiry=expiring(59)), "expiry", "2026-04-29", "slmops trust rotate root --keep-keys"),
         (local(expiry=expiring(-1)), "expiry", "2026-02-28", "slmops trust rotate root --keep-keys"),
+        (local(certificates=expiring(20)), "certificate", "2026-03-21", "slmops up --data /data"),
         (local(readable_keys=("/data/keys/a.pem",)), "key", "other users can read", "chmod 600 /data/keys/a.pem"),
         (
             Status(version="1", problem=Problem(code="unreachable", what="NATS does not answer", fix="Start it")),
@@ -52,6 +60,18 @@ def expiring(days: int) -> tuple[ExpiryView, ...]:
             "1,000 messages",
             "Check that rollout runs",
         ),
+        (
+            Status(version="1", shared_revision="b", services=(running("registry", "a"), running("optimizer", "b"))),
+            "mixed_releases",
+            "2 releases run: 0.1.0 (a): registry; 0.1.0 (b): optimizer",
+            "Restart the services",
+        ),
+        (
+            Status(version="1", shared_revision="b", services=(running("registry", "a"),)),
+            "mixed_releases",
+            "the command line has revision b, the services have a",
+            "Use the release of the services",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
@@ -64,7 +84,9 @@ def test_each_finding_has_its_fix(status: Status, kind: str, what: str, fix: str
 
 def test_a_healthy_system_has_no_findings() -> None:
     few = (BacklogView(stream="EVENTS", consumer="rollout-x", pending=999),)
-    assert findings(local(expiry=expiring(61)).model_copy(update={"backlog": few}), NOW) == []
+    assert (
+        findings(local(expiry=expiring(61), certificates=expiring(22)).model_copy(update={"backlog": few}), NOW) == []
+    )
 
 
 @pytest.fixture
@@ -122,3 +144,13 @@ def test_without_a_bus_status_and_doctor_still_answer(
     assert "free of" in shown
     done = slmops("doctor", "--data", str(data), "--json")
     assert (done.exit_code, [item["kind"] for item in json.loads(done.stdout)]) == (1, ["not_running", "unreachable"])
+
+
+def test_the_certificates_of_a_data_folder_are_shown_with_their_ends(data: Path) -> None:
+    (data / "keys").mkdir()
+    Certificates(data / "keys" / "tls").renew(NOW)
+    found = local_status(data)
+    assert found
+    ends = {one.role: (one.expires - NOW).days for one in found.certificates}
+    assert ends == {"authority": 3650, "http": 90, "nats": 90, "s3": 90}
+    assert found.readable_keys == ()

@@ -12,7 +12,13 @@ from slmops.contracts.errors import InvalidMessage
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 FULL = Envelope(
-    id="e-1", source="slmops/registry", type="slmops.model.alias_moved.v1", time=AT, subject="m", traceparent=PARENT
+    id="e-1",
+    source="slmops/registry",
+    type="slmops.model.alias_moved.v1",
+    time=AT,
+    subject="m",
+    traceparent=PARENT,
+    actor="person:alice",
 )
 BARE = Envelope(id="e-1", source="slmops/registry", type="slmops.model.alias_moved.v1", time=AT)
 

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from slmops.contracts import subjects
 from slmops.contracts.commands import COMMANDS, Command
-from slmops.contracts.events import EVENTS, CohortMeasured, Event, GatewayEnrolled, GatewayReported
+from slmops.contracts.events import (
+    EVENTS,
+    CohortMeasured,
+    Event,
+    GatewayEnrolled,
+    GatewayMoved,
+    GatewayReenrolmentAllowed,
+    GatewayRemoved,
+    GatewayReported,
+    GatewayRevoked,
+)
 from slmops.contracts.subjects import STREAMS, matches, spec_of, stream_of, template
 
 
@@ -33,12 +43,20 @@ def test_no_two_streams_store_the_same_subject(one: tuple[str, str], other: tupl
     assert not overlap(one[1].split("."), other[1].split("."))
 
 
-ELSEWHERE = {GatewayEnrolled: "ENROLMENTS", GatewayReported: "GATEWAYS", CohortMeasured: "WINDOWS"}
+ELSEWHERE = {
+    GatewayEnrolled: "ENROLMENTS",
+    GatewayRevoked: "REVOCATIONS",
+    GatewayMoved: "FLEET",
+    GatewayReenrolmentAllowed: "FLEET",
+    GatewayRemoved: "FLEET",
+    GatewayReported: "GATEWAYS",
+    CohortMeasured: "WINDOWS",
+}
 """Events that are not part of the system's history, or of which only the newest counts."""
 
 
 def test_streams_of_facts_keep_every_message_forever() -> None:
-    for name in ("EVENTS", "ENROLMENTS"):
+    for name in ("EVENTS", "ENROLMENTS", "REVOCATIONS"):
         spec = spec_of(name)
         assert spec and spec.refuses and spec.max_age is None, name
 
@@ -104,6 +122,7 @@ def test_each_subject_has_its_expected_stream(subject: str, stream: str | None) 
     [
         ("measure.gw-1", "measure.{gateway_id}"),
         ("slmops.gateway.reported.v1.gw-1", "slmops.gateway.reported.v1.{gateway_id}"),
+        ("slmops.gateway.revoked.v1.gw-1.UAB", "slmops.gateway.revoked.v1.{gateway_id}.{public_key}"),
         ("dlq.slmops.gateway.reported.v1.gw-1", "dlq.slmops.gateway.reported.v1.{gateway_id}"),
         ("dlq.dlq.measure.gw-1", "dlq.dlq.measure.{gateway_id}"),
         ("cmd.packager.fetch.gw-1", "cmd.packager.fetch.{gateway_id}"),
@@ -122,7 +141,7 @@ ALL: list[type[Event] | type[Command[Any]]] = [*EVENTS.values(), *COMMANDS.value
 @given(st.from_regex(r"[a-z0-9-]{1,20}", fullmatch=True))
 def test_labels_are_bounded_in_number(gateway_id: str) -> None:
     kinds = [kind.subject_template() for kind in ALL] + [subjects.MEASUREMENTS_TEMPLATE]
-    assert [template(kind.format(gateway_id=gateway_id)) for kind in kinds] == kinds
+    assert [template(kind.format(gateway_id=gateway_id, public_key=gateway_id)) for kind in kinds] == kinds
 
 
 def test_the_subject_of_a_gateways_event_ends_in_its_id() -> None:

@@ -71,8 +71,7 @@ def test_a_value_that_changes_nothing_is_accepted(fields: dict[str, Any]) -> Non
     "fields",
     [
         {"n": 2},
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"tool_choice": "required"},
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
         {"functions": [{"name": "f"}]},
         {"function_call": {"name": "f"}},
         {"modalities": ["text", "audio"]},
@@ -143,3 +142,56 @@ def test_an_answer_may_be_as_long_as_asked_for_up_to_the_limit(name: str) -> Non
     assert parsed(**{name: 256}).inference(LIMITS).max_tokens == 256
     assert parsed(**{name: 256}).beyond(LIMITS) is None
     assert parsed(**{name: 257}).beyond(LIMITS) == (name, 257)
+
+
+def tool(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+NAMED = {"type": "function", "function": {"name": "time"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (("add", "time"), False, True, False)),
+        ({"tool_choice": "auto", "parallel_tool_calls": False}, (("add", "time"), False, False, False)),
+        ({"tool_choice": "required"}, (("add", "time"), True, True, False)),
+        ({"tool_choice": NAMED}, (("time",), True, False, False)),
+        ({"tools": [tool("add", strict=True), tool("time")]}, (("add", "time"), False, True, True)),
+    ],
+    ids=str,
+)
+def test_the_choice_of_tools_is_read(fields: dict[str, Any], expected: Any) -> None:
+    tools = (
+        parsed(**{"tools": [tool("add"), tool("time", description="d", strict=None)], **fields}).inference(LIMITS).tools
+    )
+    assert tools is not None
+    assert (tools.callable, tools.required, tools.parallel, tools.strict) == expected
+    assert [one.name for one in tools.offered] == ["add", "time"], "the model sees all of them"
+    assert tools.offered[0].parameters == {"type": "object", "properties": {}}
+
+
+def test_without_tools_to_choose_from_the_model_is_shown_none() -> None:
+    for fields in ({"tools": [tool("add")], "tool_choice": "none"}, {"tools": []}, {"tool_choice": "auto"}):
+        asked = parsed(**fields)
+        assert (asked.needs_tools, asked.inference(LIMITS).tools) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool("add")], "tool_choice": NAMED}, "tool_choice"),
+        ({"tools": [tool("add")], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [tool("add"), tool("add")]}, "tools"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name"),
+        ({"tools": [tool("add", parameters="{}")]}, "tools[0].function.parameters"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [tool(f"t{number}") for number in range(129)]}, "tools"),
+        ({"tools": [tool("add")], "response_format": {"type": "json_object"}}, "response_format"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_tools_that_cannot_be_offered_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    assert refused(**fields)["param"] == param

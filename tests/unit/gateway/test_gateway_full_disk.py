@@ -7,16 +7,22 @@ import errno
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 
 from slmops.contracts.errors import DiskFull, Problem
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.plan import Identity
+from slmops.gateway.app import Gateway
 from slmops.gateway.disk_full import raise_disk_full
 from slmops.gateway.report.reporter import Reporter, Status
 from slmops.gateway.report.spool import Spool
+from slmops.gateway.settings import Settings
 from slmops.kit.bus.client import BusClient
+from slmops.kit.disk import DiskWatch
 
 STATUS = Status(UpdatePhase.IDLE, problem=Problem(code="disk_full", what="x" * 100_000))
 
@@ -93,3 +99,14 @@ def test_a_full_disk_raises_a_temporary_error_with_the_path(number: int) -> None
 def test_another_error_is_not_converted() -> None:
     with pytest.raises(PermissionError), raise_disk_full("to store it", Path("/here")):
         raise PermissionError(errno.EACCES, "")
+
+
+async def test_health_says_that_the_disk_is_full_and_asks_for_no_restart(tmp_path: Path) -> None:
+    part: Any = SimpleNamespace(started=True, release=None, ready=False)
+    disks = DiskWatch([tmp_path], floor_bytes=1 << 60)
+    gateway = Gateway(Settings.model_construct(), part, part, part, part, part, disks)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway._health()), base_url="http://gw") as http:
+        answer = await http.get("/health")
+    assert answer.status_code == 200
+    [disk] = answer.json()["degraded"]
+    assert (disk["path"], disk["floor_bytes"]) == (str(tmp_path), 1 << 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -154,16 +155,38 @@ def test_a_missing_base_is_named(pair, tmp_path):
         apply(delta, {}, lambda file: tmp_path / "out" / file.path, limit_bytes=1 << 30)
 
 
-def test_only_wanted_files_are_written_and_existing_files_are_kept(pair, tmp_path):
+def test_only_wanted_files_are_written_and_correct_files_are_kept(pair, tmp_path):
     _, delta = made(*pair, tmp_path)
     there = tmp_path / "out" / "config.json"
     there.parent.mkdir()
-    there.write_text("mine")
+    there.write_bytes((pair[1] / "config.json").read_bytes())
+    inode = there.stat().st_ino
     places = {"config.json": there, "model.safetensors": tmp_path / "out" / "m"}
     written = apply(delta, by_digest(pair[0]), lambda file: places.get(file.path), limit_bytes=1 << 30)
     assert written == [there, tmp_path / "out" / "m"]
-    assert there.read_text() == "mine"
+    assert there.stat().st_ino == inode
     assert sorted(contents(tmp_path / "out")) == ["config.json", "m"]
+
+
+def test_a_wrong_file_in_the_place_of_a_target_is_replaced(pair, tmp_path):
+    """It was kept, and the command said that it was verified."""
+    _, delta = made(*pair, tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, data in contents(pair[1]).items():
+        (out / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    apply(delta, by_digest(pair[0]), lambda file: out / file.path, limit_bytes=1 << 30)
+    assert contents(out) == contents(pair[1])
+
+
+def test_a_file_of_the_base_and_a_folder_are_not_replaced(pair, tmp_path):
+    _, delta = made(*pair, tmp_path)
+    base = shutil.copytree(pair[0], tmp_path / "base")
+    (tmp_path / "out" / "model.safetensors").mkdir(parents=True)
+    for out in (base, tmp_path / "out"):
+        with pytest.raises(InvalidDelta, match="belongs to the base or is a folder"):
+            apply(delta, by_digest(base), lambda file, out=out: out / file.path, limit_bytes=1 << 30)
+    assert contents(base) == contents(pair[0])
 
 
 def test_links_to_files_are_read_and_other_links_are_refused(tmp_path):

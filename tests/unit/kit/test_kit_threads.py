@@ -43,3 +43,37 @@ async def test_a_thread_has_the_context_of_its_caller() -> None:
     value.set("trace")
     assert await threads.run(value.get) == "trace"
     threads.close()
+
+
+async def test_work_that_must_complete_ends_before_its_caller_is_cancelled() -> None:
+    """Otherwise what the caller does to undo a step would overlap with the step."""
+    threads, begun, go_on, done = Threads("steps", 1), threading.Event(), threading.Event(), list[str]()
+
+    def step() -> None:
+        begun.set()
+        go_on.wait()
+        done.append("step")
+
+    async def caller() -> None:
+        try:
+            await threads.complete(step)
+        finally:
+            done.append("undo")
+
+    task = asyncio.create_task(caller())
+    await asyncio.to_thread(begun.wait)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert done == []
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["step", "undo"]
+
+
+async def test_work_that_completes_returns_its_result_or_error() -> None:
+    threads = Threads("steps", 1)
+    assert await threads.complete(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        await threads.complete(lambda: 1 // 0)

@@ -30,7 +30,7 @@ def specs(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, ProcessS
     return {spec.name: spec for spec in found}
 
 
-def test_there_are_five_services_and_three_gateways(specs: dict[str, ProcessSpec]) -> None:
+def test_there_are_six_services_and_three_gateways(specs: dict[str, ProcessSpec]) -> None:
     assert list(specs) == [*SERVICES, "gw-1", "gw-2", "gw-3"]
 
 
@@ -39,14 +39,16 @@ def test_services_have_the_s3_keys_and_gateways_do_not(specs: dict[str, ProcessS
     for name, spec in specs.items():
         values = set(spec.env.values())
         assert "leaked" not in values
-        assert (secret in values) == (name in SERVICES)
-        assert name in SERVICES or not [key for key in spec.env if key.startswith("SLMOPS_S3_")]
+        stores = name in SERVICES and name != "access"
+        assert (secret in values) == stores
+        assert stores or not [key for key in spec.env if key.startswith("SLMOPS_S3_")]
 
 
 @pytest.mark.parametrize(
     ("path", "holders"),
     [
         ("signing_key", {"packager"}),
+        ("access_keys", {"access"}),
         ("gateway_signing_key", {"rollout"}),
         ("enrolment_token", {"rollout", "gw-1", "gw-2", "gw-3"}),
         ("trusted_key", {"gw-1", "gw-2", "gw-3"}),
@@ -75,3 +77,17 @@ def test_no_process_gets_the_authority(specs: dict[str, ProcessSpec]) -> None:
 def test_the_first_gateway_is_the_canary(specs: dict[str, ProcessSpec]) -> None:
     rings = [json.loads(specs[name].env["SLMOPS_LABELS"])["ring"] for name in ("gw-1", "gw-2", "gw-3")]
     assert rings == ["canary", "fleet", "fleet"]
+
+
+def test_every_process_connects_encrypted_and_trusts_the_local_authority(
+    specs: dict[str, ProcessSpec], layout: Layout
+) -> None:
+    for spec in specs.values():
+        assert spec.env["SLMOPS_NATS_URL"].startswith("tls://")
+        assert spec.env["SLMOPS_TLS_CA"] == str(layout.certificates.trusted)
+        assert spec.env["SLMOPS_HTTP_TLS_CERT"] == str(layout.certificates.server("http"))
+        assert "SLMOPS_API_TLS_CERT" not in spec.env
+        assert str(layout.certificates.authority) not in spec.env.values()
+    ports: dict[str, int] = defaultdict(lambda: 4000)
+    encrypted = gateway_spec(layout, ports, default_gateways()[0], api_tls=True)
+    assert encrypted.env["SLMOPS_API_TLS_CERT"] == str(layout.certificates.server("http"))

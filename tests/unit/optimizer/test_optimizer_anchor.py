@@ -77,6 +77,28 @@ def test_the_anchored_graph_is_closer_to_the_new_version_than_its_predecessor(ll
     assert lost[0] < lost[1]
 
 
+def test_rows_with_a_shorter_last_block_are_anchored(tmp_path):
+    shape = {"hidden_size": 72, "intermediate_size": 100, "head_dim": 16, "num_attention_heads": 2}
+    model = make_tiny(tmp_path / "hf", "llama", **shape, num_key_value_heads=1)
+    context = context_of(model, tmp_path)
+    quantizing.run(model, tmp_path / "coded", Quantize(), context)
+    pack.run(tmp_path / "coded", tmp_path / "before", pack.Pack(), context)
+    anchor.run(
+        model,
+        tmp_path / "same",
+        ANCHOR.model_copy(update={"keep": 0.5}),
+        context_of(model, tmp_path, tmp_path / "before"),
+    )
+    before, same = initializers(tmp_path / "before"), initializers(tmp_path / "same")
+    assert {name: values.tobytes() for name, values in before.items()} == {n: v.tobytes() for n, v in same.items()}
+    tuned = make_tuned(tmp_path / "tuned", model)
+    context = context_of(tuned, tmp_path, tmp_path / "before")
+    anchor.run(tuned, tmp_path / "anchored", ANCHOR, context)
+    expected = Graph(context.export(tuned))(TOKENS[0])
+    lost = [np.square(Graph(tmp_path / name)(TOKENS[0]) - expected).mean() for name in ("anchored", "before")]
+    assert lost[0] < lost[1]
+
+
 def test_an_anchored_update_is_a_fraction_of_an_update_on_new_grids(tuned, predecessor, tmp_path):
     context = context_of(tuned, tmp_path, predecessor)
     anchor.run(tuned, tmp_path / "anchored", ANCHOR, context)

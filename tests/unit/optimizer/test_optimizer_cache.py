@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,9 @@ class Memory:
 
     async def put_object(self, key: str, data: bytes) -> None:
         self.objects[key] = data
+
+    async def remove_old(self, prefix: str, before: datetime) -> int:
+        raise NotImplementedError
 
     async def keys(self, prefix: str = "") -> list[str]:
         return [key for key in self.objects if key.startswith(prefix)]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny_model import VOCABULARY, make_tiny, make_tiny_llama
 
-from slmops.contracts.errors import OptimizationFailed
 from slmops.optimizer.intake.export import export
 from slmops.optimizer.intake.graph import Graph
 from slmops.optimizer.passes import Context, pack
@@ -169,14 +168,22 @@ def test_quantizing_twice_gives_the_same_bytes(llama, tmp_path, context):
 
 
 @pytest.mark.parametrize(
-    ("columns", "largest", "expected"), [(576, 32, 32), (576, 128, 64), (80, 32, 16), (200, 32, None), (64, 16, 16)]
+    ("columns", "largest", "expected"),
+    [(576, 32, 32), (576, 128, 64), (80, 32, 16), (200, 32, 16), (100, 128, 16), (64, 16, 16)],
 )
-def test_the_largest_block_that_fits_is_chosen(columns, largest, expected):
-    if expected is None:
-        with pytest.raises(OptimizationFailed, match="200 columns cannot be divided into blocks of 16"):
-            fitting_block(columns, largest)
-    else:
-        assert fitting_block(columns, largest) == expected
+def test_the_largest_block_that_divides_the_columns_is_chosen(columns, largest, expected):
+    assert fitting_block(columns, largest) == expected
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_shorter_last_block_is_quantized_as_a_block_of_its_own(bits, symmetric):
+    weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(3)) + 0.5
+    weight[:, 32:] *= 100  # so that a shared scale would ruin the other weights
+    rounded = fit(weight, bits, 32, symmetric=symmetric).rounded(weight)
+    for part, expected, block in ((slice(32), weight[:, :32], 32), (slice(32, 40), weight[:, 32:], 8)):
+        alone = fit(expected, bits, block, symmetric=symmetric)
+        assert torch.equal(rounded[:, part], alone.rounded(expected))
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
@@ -192,6 +199,42 @@ def test_the_default_recipes_take_a_hidden_size_that_32_does_not_divide(tmp_path
     assert {c.codes.shape[1]: c.block for c in codes.load(tmp_path / "coded").values()} == {80: 16, 192: 32}
     whole, found = Graph(graph)(TOKENS[0]), Graph(tmp_path / "variant")(TOKENS[0])
     assert np.corrcoef(whole.ravel(), found.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"method": "gptq", "scale_bits": 8, "upgraded_share": 0.3, "windows": 8},
+        {"bits": 8, "tied": False},
+        {"embedding_bits": 4},
+        {"embedding_bits": 4, "symmetric": True, "tied": False},
+    ],
+    ids=json.dumps,
+)
+def test_a_graph_with_shorter_last_blocks_computes_exactly_with_the_codes(tmp_path, params):
+    """72 and 100 columns are not multiples of 16. The codes are compared with a float model that has their weights."""
+    shape = {"hidden_size": 72, "intermediate_size": 100, "head_dim": 16, "num_attention_heads": 2}
+    tied = {"tie_word_embeddings": params.get("tied", True)}
+    model = make_tiny(tmp_path / "hf", "llama", **shape, **tied, num_key_value_heads=1)
+    graph = export(model, tmp_path / "fp32")
+    context = Context(model, lambda given: graph, lambda: TOKENS, 0, lambda what, share: None)
+    coded = quantized(model, tmp_path / "coded", context, **{k: v for k, v in params.items() if k != "tied"})
+    found = codes.load(coded)
+    assert {c.codes.shape[1]: (c.block, c.zeros.shape[1]) for c in found.values()} == {
+        72: (16, 5),
+        100: (16, 7),
+        32: (32, 1),
+    }
+    pack.run(coded, tmp_path / "variant", pack.Pack(accuracy_level=0), context)
+    whole = decoder.load(model)
+    with torch.inference_mode():
+        float_logits = whole(torch.from_numpy(TOKENS[:1])).logits[0].numpy()
+        for name, one in found.items():
+            whole.get_parameter(name).data = torch.from_numpy(one.weights())
+        expected = whole(torch.from_numpy(TOKENS[:1])).logits[0].numpy()
+    computed = Graph(tmp_path / "variant")(TOKENS[0])
+    assert np.abs(computed - expected).max() < 1e-2 * np.abs(expected).max()
+    assert np.corrcoef(float_logits.ravel(), computed.ravel())[0, 1] > 0.9
 
 
 def test_every_rotary_table_is_stored_in_half_precision(tmp_path):
@@ -229,7 +272,7 @@ def test_rows_are_found_in_packed_and_repeated_matrices(llama):
 def test_codes_can_be_saved_and_loaded(tmp_path):
     scale_codes, zeros = np.full((4, 2), 2, np.uint8), np.full((4, 2), 8, np.uint8)
     codes.save(
-        tmp_path, {"w": Coded(np.full((4, 64), 7, np.uint8), scale_codes, np.full(4, 0.25, np.float16), zeros, 4)}
+        tmp_path, {"w": Coded(np.full((4, 64), 7, np.uint8), scale_codes, np.full(4, 0.25, np.float16), zeros, 4, 32)}
     )
     found = codes.load(tmp_path)["w"]
     assert found.bits == 4

@@ -31,7 +31,7 @@ def made(tmp_path: Path) -> Report:
     source = tmp_path / "model.gguf"
     source.write_bytes(b"gguf")
     texts = read_texts()
-    against = Reference(np.zeros((3, 32), np.int64), np.zeros((3, 32, 4), np.float32), 2.0, texts.evaluation)
+    against = Reference(np.zeros((3, 32), np.int64), np.zeros((3, 32, 4), np.float32), 2.0, texts.evaluation, 400)
     return report(
         RECIPE,
         Evaluation(bytes=12, kl=math.nan, tasks={"everyday": math.nan}),

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.errors import CredentialRevoked
+from slmops.contracts.events import GatewayEnrolled, GatewayRemoved, GatewayReported, GatewayRevoked, UpdatePhase
 from slmops.kit.journal import Journal
 from slmops.packager import store
 from slmops.packager.handlers import Handlers
@@ -64,3 +65,54 @@ async def test_a_late_report_after_a_restart_changes_nothing(journal: Journal, h
     await running_after(journal, handlers, report(5, NEW))
     restarted = Handlers(*[None] * 1, journal, *[None] * 4, lambda: T0)  # type: ignore[arg-type]
     assert await running_after(journal, restarted, report(4, OLD)) == {NEW: 1}
+
+
+# ---- who belongs to the fleet -----------------------------------------------------------------------------
+
+KEY, OTHER = "U" + "A" * 55, "U" + "B" * 55
+
+
+def enrolled(key: str, number: int, seconds: float) -> GatewayEnrolled:
+    at = T0 + timedelta(seconds=seconds)
+    return GatewayEnrolled(gateway_id="gw-1", blueprint="edge-chat", public_key=key, enrolment=number, at=at)
+
+
+REVOKED = GatewayRevoked(gateway_id="gw-1", public_key=KEY, revoked_at=T0 + timedelta(seconds=5))
+REMOVED = GatewayRemoved(gateway_id="gw-1", blueprint="edge-chat", at=T0 + timedelta(seconds=6))
+
+
+async def hear(handlers: Handlers, *events: GatewayEnrolled | GatewayRevoked | GatewayRemoved) -> None:
+    for event in events:
+        await handlers.on_membership(event, cast(Any, None))
+
+
+async def test_a_revoked_gateway_runs_nothing_that_counts(journal: Journal, handlers: Handlers) -> None:
+    await hear(handlers, enrolled(KEY, 1, 0))
+    await running_after(journal, handlers, report(1, OLD))
+    await hear(handlers, REVOKED)
+    assert await running_after(journal, handlers, report(2, NEW)) == {}
+    with pytest.raises(CredentialRevoked):
+        await handlers._plan("gw-1")
+
+
+async def test_a_removed_gateway_runs_nothing_even_if_it_still_reports(journal: Journal, handlers: Handlers) -> None:
+    await hear(handlers, enrolled(KEY, 1, 0))
+    await running_after(journal, handlers, report(1, OLD))
+    await hear(handlers, REMOVED, REVOKED)
+    assert await running_after(journal, handlers, report(2, NEW)) == {}
+    await hear(handlers, enrolled(OTHER, 2, 9), REMOVED)
+    assert await running_after(journal, handlers, report(1, NEW)) == {NEW: 1}
+
+
+@pytest.mark.parametrize("first", ["the report", "the enrolment"])
+async def test_the_order_of_a_device_that_was_set_up_again_starts_anew(
+    journal: Journal, handlers: Handlers, first: str
+) -> None:
+    await hear(handlers, enrolled(KEY, 1, 0))
+    await running_after(journal, handlers, report(500, OLD).model_copy(update={"enrolment": 1}))
+    new = report(1, NEW).model_copy(update={"enrolment": 2})
+    if first == "the report":
+        await running_after(journal, handlers, new)
+    await hear(handlers, enrolled(OTHER, 2, 9), REVOKED)
+    late = report(501, OLD).model_copy(update={"enrolment": 1})
+    assert await running_after(journal, handlers, new, late) == {NEW: 1}

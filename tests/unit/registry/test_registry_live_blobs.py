@@ -16,15 +16,26 @@ from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.events import (
     Event,
+    ModelVersionRegistered,
     PackageDeltaPublished,
     PackageDeltaWithdrawn,
     PackagePublished,
     PackageWithdrawn,
     VariantOptimized,
+    VariantRejected,
 )
 from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, WEIGHT, Manifest
 from slmops.contracts.model import ModelFile
-from slmops.registry.domain.live_blobs import RULES, BlobReference, living, named, named_in, withdrawn
+from slmops.registry.domain.live_blobs import (
+    RULES,
+    BlobReference,
+    living,
+    named,
+    named_in,
+    needed_by,
+    restoring,
+    withdrawn,
+)
 
 
 def blobs_in(value: Any) -> set[Digest]:
@@ -116,3 +127,25 @@ def test_a_withdrawal_withdraws_every_blob_of_the_publication() -> None:
         one.digest for one in named(by_type[PackageDeltaPublished])
     }
     assert withdrawn(published) == {}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "needed", "fix"),
+    [
+        ((ModelVersionRegistered, VariantOptimized), 2, "slmops model push PATH --name m --version 1.0.0"),
+        ((PackagePublished, VariantOptimized), 2, "slmops storage verify --repair --from FOLDER"),
+        ((VariantRejected,), 1, "slmops optimize m:1.0.0"),
+        ((), 0, "Nothing needs it"),
+    ],
+)
+def test_a_damaged_blob_says_what_needs_it_and_how_it_comes_back(
+    kinds: tuple[type[Event], ...], needed: int, fix: str
+) -> None:
+    references = [BlobReference(kind.type, "m", "1.0.0", "sha256:" + "a" * 64) for kind in kinds] * 2
+    assert len(needed_by(references)) == needed
+    assert fix in restoring(references)
+
+
+def test_every_event_that_names_blobs_has_a_name_for_people() -> None:
+    for kind in RULES:
+        assert needed_by([BlobReference(kind.type, "m", "1.0.0", "sha256:" + "a" * 64)])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from unit.registry.registry_examples import GOLDEN, T0, at, file, pushed, told, with_versions
 
-from slmops.contracts.commands import RetireVersion, SetAlias
+from slmops.contracts.commands import RegisterVersion, RetireVersion, SetAlias
 from slmops.contracts.errors import AlreadyExists, IllegalTransition, InternalError, InvalidMessage, NotFound
 from slmops.contracts.events import ModelAliasMoved, ModelVersionRegistered, PackagePublished
 from slmops.contracts.model import files_digest
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.registry.domain.lifecycle import State
 from slmops.registry.domain.versions import Model, check_files, evolve, holds, register, replay, retire, set_alias
 
@@ -86,6 +87,37 @@ def test_other_golden_prompts_for_a_version_are_refused() -> None:
     for model in (with_versions(pushed("1.0.0", golden=GOLDEN)), with_versions(pushed("1.0.0"))):
         with pytest.raises(AlreadyExists, match="golden"):
             register(model, pushed("1.0.0", golden=file("golden.jsonl", "other")), T0)
+
+
+TEXT, TASK = file("texts/mails.txt", "mails"), file("tasks/products.jsonl", "questions about products")
+DATA = EvaluationData(texts=(TEXT,), tasks=(TASK,))
+
+
+def with_data(version: str, data: EvaluationData | None = DATA) -> RegisterVersion:
+    return pushed(version, golden=GOLDEN).model_copy(update={"data": data})
+
+
+def test_own_texts_and_tasks_are_part_of_a_version_and_not_of_its_identity() -> None:
+    model = with_versions(with_data("1.0.0"))
+    assert registered(model, "1.0.0").data == DATA
+    assert registered(model, "1.0.0").digest == registered(with_versions(pushed("1.0.0")), "1.0.0").digest
+    everything = with_data("1.0.0").model_copy(update={"files": (*pushed("1.0.0").files, GOLDEN, TEXT, TASK)})
+    assert registered(with_versions(everything), "1.0.0").files == registered(model, "1.0.0").files
+    assert holds(model, "1.0.0", everything.files), "an upload lists all files together"
+
+
+def test_a_version_takes_no_texts_and_tasks_from_another_one() -> None:
+    model = with_versions(with_data("1.0.0"), pushed("1.1.0", "b"))
+    assert registered(model, "1.1.0").data is None
+
+
+def test_texts_and_tasks_of_a_version_never_change() -> None:
+    model = with_versions(with_data("1.0.0"))
+    assert register(model, with_data("1.0.0"), T0) == register(model, with_data("1.0.0", None), T0) == []
+    for there in (model, with_versions(pushed("1.0.0", golden=GOLDEN))):
+        with pytest.raises(AlreadyExists, match="other texts and tasks") as refusal:
+            register(there, with_data("1.0.0", EvaluationData(texts=(file("texts/mails.txt", "other"),))), T0)
+        assert "--texts" in str(refusal.value.fix)
 
 
 def test_golden_prompts_alone_are_not_a_model() -> None:

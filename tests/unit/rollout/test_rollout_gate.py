@@ -50,6 +50,13 @@ def test_a_committed_and_measured_canary_passes() -> None:
     assert decision.reason == "1 of 1 gateways committed, 10 requests, 0 failed, 50.0 tokens/s"
 
 
+def test_what_a_gateway_ran_before_it_was_moved_here_is_no_evidence() -> None:
+    assert CANARY.report is not None
+    before = CANARY.report.model_copy(update={"blueprint": "kiosk", "plan_generation": GEN + 50})
+    decision = look([replace(CANARY, report=before), FLEET], GOOD)
+    assert (decision.verdict, decision.reason) == (Verdict.WAITING, "gw-1 of 1 have not committed yet")
+
+
 @pytest.mark.parametrize(
     ("members", "windows", "says"),
     [

@@ -6,14 +6,26 @@ import math
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unit.rollout.rollout_examples import NAME, T0, at, digest, failure, package, report, window
 
-from slmops.contracts.errors import Denied
-from slmops.contracts.events import CohortMeasured, GatewayEnrolled, GatewayReported, PackageWithdrawn, UpdatePhase
+from slmops.contracts.commands import ListGateways, Standing
+from slmops.contracts.errors import CredentialRevoked, Denied
+from slmops.contracts.events import (
+    CohortMeasured,
+    Event,
+    GatewayEnrolled,
+    GatewayMoved,
+    GatewayRemoved,
+    GatewayReported,
+    GatewayRevoked,
+    PackageWithdrawn,
+    UpdatePhase,
+)
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.rollout import store
+from slmops.rollout import membership_rows, store
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.views import gateway_view
 
@@ -151,3 +163,119 @@ async def test_old_windows_are_deleted(journal: Journal) -> None:
         await journal.transact(lambda unit, i=identity, e=event: store.record_window(unit.connection, i, e))
     [kept] = await journal.read(lambda connection: store.windows(connection, NAME, at(0)))
     assert (kept.started_at, kept.release) == (at(week + 1), digest("1.0.0"))
+
+
+# ---- who counts -------------------------------------------------------------------------------------------
+
+KEYS = ("U" + "A" * 55, "U" + "B" * 55)
+
+
+def enrolled_as(key: str, number: int, blueprint: str = NAME, moved_from: str | None = None) -> GatewayEnrolled:
+    return GatewayEnrolled(
+        gateway_id="gw-1",
+        blueprint=blueprint,
+        public_key=key,
+        enrolment=number,
+        moved_from=moved_from,
+        expires_at=at(1000),
+        at=at(number),
+    )
+
+
+async def told(journal: Journal, *events: Event) -> None:
+    for event in events:
+        await journal.transact(lambda unit, event=event: store.project(unit.connection, event))
+
+
+async def reported(journal: Journal, **changes: Any) -> bool:
+    event = report("gw-1", COMMITTED, "1.0.0", 1, **changes)
+    return await journal.transact(lambda unit: store.record_report(unit.connection, event, SEEN))
+
+
+async def member(journal: Journal) -> Member:
+    [found] = await journal.read(lambda connection: store.inventory(connection, ListGateways()))
+    return found
+
+
+async def test_a_revoked_gateway_counts_nowhere_and_its_reports_are_refused(journal: Journal) -> None:
+    await told(journal, enrolled_as(KEYS[0], 1))
+    await reported(journal)
+    await told(journal, GatewayRevoked(gateway_id="gw-1", public_key=KEYS[0], revoked_at=at(9), reason="stolen"))
+    with pytest.raises(CredentialRevoked, match="gw-1 was revoked"):
+        await reported(journal, sequence=2)
+    assert await journal.read(store.members) == []
+    found = await member(journal)
+    assert (found.standing, found.revoked_because) == (Standing.REVOKED, "stolen")
+    assert found.report is not None, "it stays listed with what it ran"
+
+
+async def test_a_gateway_that_is_being_moved_counts_for_neither_blueprint(journal: Journal) -> None:
+    await told(journal, enrolled_as(KEYS[0], 1))
+    await told(journal, GatewayMoved(gateway_id="gw-1", previous=NAME, blueprint="kiosk", at=at(5)))
+    assert await reported(journal), "it still works by its old credential"
+    assert await journal.read(lambda c: store.members(c, NAME)) == []
+    assert await journal.read(lambda c: store.members(c, "kiosk")) == []
+    assert (await member(journal)).standing is Standing.MOVING
+    await told(journal, enrolled_as(KEYS[0], 2, "kiosk", NAME))
+    [counted] = await journal.read(lambda c: store.members(c, "kiosk"))
+    assert counted.identity.blueprint == "kiosk"
+    assert await journal.read(lambda c: store.members(c, NAME)) == []
+
+
+async def test_a_move_that_was_taken_back_changes_nothing(journal: Journal) -> None:
+    await told(journal, enrolled_as(KEYS[0], 1))
+    await told(journal, GatewayMoved(gateway_id="gw-1", previous=NAME, blueprint="kiosk", at=at(5)))
+    await told(journal, GatewayMoved(gateway_id="gw-1", previous="kiosk", blueprint=NAME, at=at(6)))
+    assert len(await journal.read(lambda c: store.members(c, NAME))) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_reports_that_waited_since_before_the_move_change_nothing(journal: Journal, number: int) -> None:
+    await told(journal, enrolled_as(KEYS[0], 1), enrolled_as(KEYS[0], 2, "kiosk", NAME))
+    assert await reported(journal, sequence=9, enrolment=number), "not a dead letter: it did nothing wrong"
+    assert (await member(journal)).report is None
+    with pytest.raises(Denied, match="enrolled under kiosk"):
+        await reported(journal, sequence=9, enrolment=2, blueprint="lobby")
+
+
+async def test_the_sequence_starts_anew_with_another_key(journal: Journal) -> None:
+    await told(journal, enrolled_as(KEYS[0], 1))
+    await reported(journal, sequence=500, enrolment=1)
+    await told(journal, enrolled_as(KEYS[1], 2))
+    assert (await member(journal)).report is None
+    await reported(journal, sequence=501, enrolment=1)  # the device before, delivered late
+    await reported(journal, sequence=1, enrolment=2)
+    found = await member(journal)
+    assert found.report is not None
+    assert (found.report.sequence, found.report.enrolment) == (1, 2)
+
+
+async def test_with_the_same_key_the_sequence_goes_on(journal: Journal) -> None:
+    await told(journal, enrolled_as(KEYS[0], 1))
+    await reported(journal, sequence=500, enrolment=1)
+    await told(journal, enrolled_as(KEYS[0], 2, "kiosk", NAME))
+    await reported(journal, sequence=9, enrolment=2, blueprint="kiosk")
+    found = await member(journal)
+    assert found.report is not None
+    assert found.report.sequence == 500
+
+
+async def test_a_removed_gateway_is_forgotten_and_the_bus_is_told(journal: Journal) -> None:
+    await told(journal, enrolled_as(KEYS[0], 1))
+    await reported(journal)
+    await told(journal, GatewayRemoved(gateway_id="gw-1", blueprint=NAME, at=at(9)))
+    assert await journal.read(lambda c: store.inventory(c, ListGateways())) == []
+    forgotten = lambda c: membership_rows.forgotten(c, journal.events, 10)  # noqa: E731
+    assert await journal.read(forgotten) == ["gw-1"]
+    assert await journal.read(lambda c: membership_rows.overlay_write(c, "gw-1")) == (None,)
+    await told(journal, enrolled_as(KEYS[1], 2))
+    assert await journal.read(forgotten) == [], "another device enrolled first"
+
+
+async def test_an_enrolment_is_not_deleted_before_it_was_published(journal: Journal) -> None:
+    await journal.transact(lambda unit: unit.append("gateway:gw-1", 0, [enrolled_as(KEYS[0], 1)]))
+    await told(journal, GatewayRemoved(gateway_id="gw-1", blueprint=NAME, at=at(9)))
+    forgotten = lambda c: membership_rows.forgotten(c, journal.events, 10)  # noqa: E731
+    assert await journal.read(forgotten) == []
+    await journal.published([recorded.position for recorded in await journal.outbox()])
+    assert await journal.read(forgotten) == ["gw-1"]

@@ -21,6 +21,7 @@ from slmops.contracts.plan import Identity, Plan, Release
 from slmops.kit.bus.batches import Received
 from slmops.kit.bus.service_bus import MessageContext
 from slmops.kit.journal import Journal
+from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import (
     MAX_AGE,
     MAX_AHEAD,
@@ -36,6 +37,9 @@ from slmops.telemetry.store import MIGRATIONS, project, schema
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
 WINDOW, GRACE = timedelta(seconds=5), timedelta(seconds=1)
+
+
+KEY = "U" + "A" * 55
 
 
 def at(seconds: float) -> datetime:
@@ -71,9 +75,9 @@ def release(version: str) -> Release:
 class Known:
     """All gateways are enrolled, `kiosk-…` under a separate blueprint. Both blueprints have had two releases."""
 
-    async def identity(self, gateway_id: str) -> Identity | None:
+    async def enrolled(self, gateway_id: str) -> Enrolled | None:
         blueprint = "kiosk" if gateway_id.startswith("kiosk") else "edge-chat"
-        return Identity(gateway_id=gateway_id, blueprint=blueprint)
+        return Enrolled(Identity(gateway_id=gateway_id, blueprint=blueprint), KEY, T0)
 
     async def plan(self, blueprint: str) -> Plan | None:
         return Plan(blueprint=blueprint, generation=2, stable=release("1.0.1"), previous=release("1.0.0"))

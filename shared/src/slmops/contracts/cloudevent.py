@@ -1,6 +1,7 @@
 """CloudEvents 1.0 in binary mode over NATS: attributes are `ce-*` headers, the payload is the data alone.
 
-An envelope always has id, source, type and time. `traceparent` (W3C) carries the trace across services.
+An envelope always has id, source, type and time. `traceparent` (W3C) carries the trace across services. `actor` is an
+extension: who caused the event, such as `person:alice`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Envelope(BaseModel):
     subject: str | None = None
     specversion: str = Field(default=SPEC_VERSION, pattern=r"^1\.")
     traceparent: str | None = None
+    actor: str | None = Field(default=None, max_length=140, description="None: nobody but the source itself")
 
     def headers(self) -> dict[str, str]:
         """Returns the NATS headers of this event, with the id as JetStream's dedupe key."""
@@ -44,6 +46,8 @@ class Envelope(BaseModel):
         }
         if self.subject:
             found["ce-subject"] = self.subject
+        if self.actor:
+            found["ce-actor"] = self.actor
         if self.traceparent:
             found["traceparent"] = self.traceparent
         return found

@@ -3,7 +3,13 @@
     SlmopsError
     ├── TemporaryError               retry after `delay`; on the last delivery it is dead-lettered
     │   ├── Unreachable              NATS, S3, the database or a gateway does not answer
-    │   │   └── CredentialsRefused   NATS answers and rejects our credentials
+    │   │   ├── CredentialsRefused   NATS answers and rejects our credentials
+    │   │   └── ServerUntrusted      TLS with the server failed: retried, because a server's operator can repair it
+    │   │       ├── UnknownAuthority    none of our authorities signed its certificate: perhaps an impostor
+    │   │       ├── WrongHostName       its certificate is for another host
+    │   │       ├── CertificateExpired  its certificate is not valid at this time
+    │   │       └── NotEncrypted        it answers in plain text where TLS is expected
+    │   │   └── StoreUnreachable     the object store does not answer; the service that uses it does
     │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
     │   ├── Throttled                the caller sent too many requests that were rejected
@@ -20,15 +26,18 @@
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           the bytes do not match their digest
+        │   └── CorruptBlob          the object store holds other bytes under a digest; the blob is in quarantine
         ├── InvalidDelta             a delta that is damaged, hostile, or of another version
         ├── InvalidBundle            a bundle that is damaged, hostile, or of another format
         ├── SignatureInvalid         no valid signature by a trusted key
         │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with the attack's name
         ├── MessageTooLarge          a request or an answer that the bus does not take
         ├── Denied                   the caller may not do this or access this
+        │   └── CredentialRevoked    the gateway's key was revoked by an operator
         ├── IllegalTransition        a state machine has no such edge
         ├── FactsMissing             stored events were removed before they were read
         ├── IncompatibleDatabase     a database of a newer release, or of another service
+        ├── IncompatibleFolder       a data folder of a newer release, or of another part of slmops
         ├── PortTaken                another process listens on our port
         ├── OptimizationFailed       a pass or its process failed
         ├── JobCancelled             the work was cancelled before it was done
@@ -98,6 +107,30 @@ class Unreachable(TemporaryError):
 
 class CredentialsRefused(Unreachable):
     code = "credentials_refused"
+
+
+class ServerUntrusted(Unreachable):
+    code = "server_untrusted"
+
+
+class UnknownAuthority(ServerUntrusted):
+    code = "unknown_authority"
+
+
+class WrongHostName(ServerUntrusted):
+    code = "wrong_host_name"
+
+
+class CertificateExpired(ServerUntrusted):
+    code = "certificate_expired"
+
+
+class NotEncrypted(ServerUntrusted):
+    code = "not_encrypted"
+
+
+class StoreUnreachable(Unreachable):
+    code = "store_unreachable"
 
 
 class Conflict(TemporaryError):
@@ -172,6 +205,10 @@ class DigestMismatch(PermanentError):
     code = "digest_mismatch"
 
 
+class CorruptBlob(DigestMismatch):
+    code = "corrupt_blob"
+
+
 class InvalidDelta(PermanentError):
     code = "invalid_delta"
     exit_code = ExitCode.WRONG_INPUT
@@ -206,6 +243,10 @@ class Denied(PermanentError):
     exit_code = ExitCode.NOT_PERMITTED
 
 
+class CredentialRevoked(Denied):
+    code = "credential_revoked"
+
+
 class IllegalTransition(PermanentError):
     code = "illegal_transition"
 
@@ -221,6 +262,12 @@ class IncompatibleDatabase(PermanentError):
     """A newer release or another service made the database. Nothing was written to it."""
 
     code = "incompatible_database"
+
+
+class IncompatibleFolder(PermanentError):
+    """A newer release or another part of slmops wrote the data folder. Nothing was written to it."""
+
+    code = "incompatible_folder"
 
 
 class PortTaken(PermanentError):

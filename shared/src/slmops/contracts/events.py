@@ -8,19 +8,22 @@ One name end to end: class `VariantOptimized` ↔ type `slmops.variant.optimized
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.identity import Role
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.model import ModelFile
-from slmops.contracts.names import Name, Version
+from slmops.contracts.names import PUBLIC_USER_KEY, Name, Version
 from slmops.contracts.plan import Release, Stage
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 
 EVENTS: dict[str, type[Event]] = {}
 """Type → class of every event."""
@@ -76,6 +79,7 @@ class ModelVersionRegistered(ModelEvent):
     architecture: str
     files: tuple[ModelFile, ...]
     golden: Descriptor | None = Field(default=None, description="Golden prompts (JSONL) with which a gateway probes")
+    data: EvaluationData | None = Field(default=None, description="Own texts and tasks for its optimizations")
     at: AwareDatetime
 
 
@@ -113,6 +117,7 @@ class VariantEvent(Event):
 class VariantStarted(VariantEvent):
     type: ClassVar[str] = "slmops.variant.started.v1"
     recipes: tuple[Name, ...]
+    data: EvaluationData | None = Field(default=None, description="Own texts and tasks of this optimization")
     at: AwareDatetime
 
 
@@ -324,10 +329,77 @@ class GatewayEvent(Event):
 
 
 class GatewayEnrolled(GatewayEvent):
+    """A gateway has a credential for this key and blueprint. The newest enrolment of a gateway is the one that counts.
+
+    A new key (a device that was set up again) and a new blueprint (a gateway that was moved) are new enrolments.
+    """
+
     type: ClassVar[str] = "slmops.gateway.enrolled.v1"
     blueprint: Name
     public_key: str
     labels: dict[str, str] = Field(default_factory=dict)
+    enrolment: int = Field(default=1, ge=1, description="Counts the enrolments under this id")
+    moved_from: Name | None = Field(default=None, description="The blueprint that the gateway left with this enrolment")
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="When its first credential expires; None: never, as in earlier releases"
+    )
+    at: AwareDatetime
+
+
+def _whole_seconds(time: datetime) -> datetime:
+    return time.replace(microsecond=0)
+
+
+class GatewayRevoked(GatewayEvent):
+    """A key of a gateway is revoked: the server refuses its credentials that were issued at `revoked_at` or before.
+
+    A gateway may have several revoked keys in its life, so the subject names the key too.
+    """
+
+    type: ClassVar[str] = "slmops.gateway.revoked.v1"
+    public_key: str = Field(pattern=PUBLIC_USER_KEY, description="Public nkey of the gateway's user")
+    revoked_at: Annotated[AwareDatetime, AfterValidator(_whole_seconds)] = Field(
+        description="Whole seconds, as in credentials; a fraction is cut off"
+    )
+    reason: str = Field(default="", max_length=200)
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="When the key's last credentials expire anyway; None: never"
+    )
+
+    @classmethod
+    def subject_template(cls) -> str:
+        return f"{super().subject_template()}.{{public_key}}"
+
+    @property
+    def subject(self) -> str:
+        return f"{super().subject}.{self.public_key}"
+
+
+class GatewayMoved(GatewayEvent):
+    """An operator moved a gateway. It counts for no blueprint until it has fetched its credential for the new one;
+    then a `GatewayEnrolled` follows."""
+
+    type: ClassVar[str] = "slmops.gateway.moved.v1"
+    previous: Name
+    blueprint: Name
+    at: AwareDatetime
+
+
+class GatewayReenrolmentAllowed(GatewayEvent):
+    """An operator allows another key under this id, once: after that the key before is revoked."""
+
+    type: ClassVar[str] = "slmops.gateway.reenrolment_allowed.v1"
+    until: AwareDatetime
+    same_key: bool = Field(default=False, description="The revoked key itself returns instead of another one")
+    at: AwareDatetime
+
+
+class GatewayRemoved(GatewayEvent):
+    """A gateway was forgotten. Its keys stay revoked; its id is free for another device."""
+
+    type: ClassVar[str] = "slmops.gateway.removed.v1"
+    blueprint: Name
+    reason: str = Field(default="", max_length=200)
     at: AwareDatetime
 
 
@@ -336,6 +408,7 @@ class GatewayReported(GatewayEvent):
 
     type: ClassVar[str] = "slmops.gateway.reported.v1"
     blueprint: Name
+    enrolment: int = Field(default=0, ge=0, description="Enrolment of its credential; 0: it had none yet, or is older")
     sequence: int = Field(ge=1)
     labels: dict[str, str] = Field(default_factory=dict)
     phase: UpdatePhase
@@ -353,6 +426,44 @@ class GatewayReported(GatewayEvent):
     dropped_measurements: int = Field(
         default=0, ge=0, description="Measurement batches that it ever dropped for the same reason: they count nowhere"
     )
+    at: AwareDatetime
+
+
+# ---- user -------------------------------------------------------------------------------------------------
+
+
+class UserEvent(Event):
+    user: Name
+
+    @property
+    def key(self) -> str:
+        return self.user
+
+
+class UserAdded(UserEvent):
+    """A person has a role, and credentials for this key."""
+
+    type: ClassVar[str] = "slmops.user.added.v1"
+    role: Role
+    public_key: str = Field(pattern=PUBLIC_USER_KEY)
+    expires_at: AwareDatetime
+    at: AwareDatetime
+
+
+class UserRenewed(UserEvent):
+    """The credentials of a person were signed again for the same key."""
+
+    type: ClassVar[str] = "slmops.user.renewed.v1"
+    expires_at: AwareDatetime
+    at: AwareDatetime
+
+
+class UserRevoked(UserEvent):
+    """A person has no access any more: the server refuses their key."""
+
+    type: ClassVar[str] = "slmops.user.revoked.v1"
+    public_key: str = Field(pattern=PUBLIC_USER_KEY)
+    reason: str = ""
     at: AwareDatetime
 
 

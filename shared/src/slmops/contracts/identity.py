@@ -1,17 +1,102 @@
-"""A gateway's identity, which determines the release that a plan gives it."""
+"""Who somebody is: a person in a role, a service and its processes, or a gateway.
+
+The subject of a command ends in its sender, and the server lets everybody publish only subjects that end in themselves.
+So the service that owns the command reads there who asks, and nobody can forge it.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts.names import Name
 
 
+class Role(StrEnum):
+    """What a person may do. Each role may do all that the roles before it may."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    APPROVER = "approver"
+    ADMIN = "admin"
+
+    def covers(self, other: Role) -> bool:
+        """Returns whether this role may do all that `other` may."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+class ActorKind(StrEnum):
+    PERSON = "person"
+    SERVICE = "service"
+    GATEWAY = "gateway"
+
+
+@dataclass(frozen=True)
+class Actor:
+    """`str(actor)` is the form in events, such as `person:alice`. Only a person has a role."""
+
+    kind: ActorKind
+    name: str
+    role: Role | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+    @property
+    def token(self) -> str:
+        """The end of the subjects of its commands: `operator.alice`, `service.optimizer`, or a gateway's id."""
+        if self.kind is ActorKind.GATEWAY:
+            return self.name
+        return f"{self.role or self.kind}.{self.name}"
+
+
+def person(name: str, role: Role) -> Actor:
+    return Actor(ActorKind.PERSON, name, role)
+
+
+def service(name: str) -> Actor:
+    return Actor(ActorKind.SERVICE, name)
+
+
+def gateway(name: str) -> Actor:
+    return Actor(ActorKind.GATEWAY, name)
+
+
+def sender_of(subject: str) -> Actor | None:
+    """Returns the sender that a command's subject ends in; None for a command without one, such as an enrolment."""
+    match subject.split("."):
+        case ["cmd", _, _, ActorKind.SERVICE, name]:
+            return service(name)
+        case ["cmd", _, _, role, name] if role in list(Role):
+            return person(name, Role(role))
+        case ["cmd", _, _, name]:
+            return gateway(name)
+        case _:
+            return None
+
+
 class Identity(BaseModel):
-    """A gateway's id, blueprint and labels."""
+    """A gateway's id, blueprint and labels. They determine the release that a plan gives it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     gateway_id: Name
     blueprint: Name
     labels: dict[str, str] = Field(default_factory=dict)
+
+
+class ServiceProcess(BaseModel):
+    """A running process of a service, and its code."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    service: Name
+    version: str = Field(description="Version of its distribution")
+    revision: str = Field(description="Digest of its own code and the shared code, 12 hexadecimal digits")
+    shared_revision: str = Field(description="Digest of the shared code, which must be equal in all services")
+    host: str
+    pid: int
+    started_at: AwareDatetime

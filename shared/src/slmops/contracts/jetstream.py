@@ -52,6 +52,11 @@ def reading_latest(subject: str) -> tuple[str, ...]:
     return (f"{_API}.DIRECT.GET.{stored_in(subject)}.{subject}",)
 
 
+def forgetting(subject: str) -> tuple[str, ...]:
+    """Deleting single messages of the stream that stores a subject. The server does not limit this to the subject."""
+    return (f"{_API}.STREAM.MSG.DELETE.{stored_in(subject)}",)
+
+
 def reading_bucket(bucket: str, keys: str = ">") -> tuple[str, ...]:
     """Reading the values of a bucket by key."""
     return (f"{_API}.DIRECT.GET.{bucket_stream(bucket)}.$KV.{bucket}.{keys}",)
@@ -81,9 +86,15 @@ def reading_everything(*streams: str) -> tuple[str, ...]:
     return tuple(f"{_API}.{right.format(stream)}" for stream in streams for right in rights)
 
 
+def observing(*streams: str) -> tuple[str, ...]:
+    """Reading what the consumers of streams have not handled yet."""
+    rights = ("CONSUMER.LIST.{}", "CONSUMER.INFO.{}.*")
+    return tuple(f"{_API}.{right.format(stream)}" for stream in streams for right in rights)
+
+
 def repairing(*streams: str) -> tuple[str, ...]:
-    """What an operator does beyond reading: resizing streams, and accepting a consumer's gap."""
-    rights = ("STREAM.UPDATE.{}", "CONSUMER.LIST.{}", "CONSUMER.INFO.{}.*", "CONSUMER.CREATE.{}.>")
+    """What an admin does beyond reading: resizing streams, and accepting a consumer's gap."""
+    rights = ("STREAM.UPDATE.{}", "CONSUMER.CREATE.{}.>")
     return tuple(f"{_API}.{right.format(stream)}" for stream in streams for right in rights)
 
 

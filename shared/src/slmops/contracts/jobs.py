@@ -12,6 +12,7 @@ from slmops.contracts.errors import Problem
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import Name, Version
 from slmops.contracts.profile import DeviceProfile
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
 
@@ -43,7 +44,9 @@ class OptimizeJob(BaseModel):
     definitions: tuple[Recipe, ...] = Field(default=(), description="Custom recipes; the other names are bundled")
     search: SearchSpec | None = Field(default=None, description="A search that starts with `recipes` and tries more")
     predecessor: Predecessor | None = Field(default=None, description="Provides the grids for the anchored recipe")
+    data: EvaluationData | None = Field(default=None, description="Own texts and tasks instead of the bundled ones")
     asked: str = Field(default="", description="Distinguishes requests for the same work")
+    actor: str = Field(default="", description="Who asked for it, such as person:alice; empty: a registered version")
 
     @property
     def work(self) -> str:
@@ -52,8 +55,16 @@ class OptimizeJob(BaseModel):
         recipes = [f"{name}={meant[name]}" if name in meant else name for name in self.recipes]
         golden = self.golden.digest if self.golden else ""
         search = self.search.model_dump_json() if self.search else ""
-        before = [f"after={self.predecessor.variant}"] if self.predecessor else []
-        return event_id("optimize", self.digest, self.profile.model_dump_json(), golden, search, *recipes, *before)
+        more = [f"after={self.predecessor.variant}"] if self.predecessor else []
+        if self.data and self.data.files:
+            more.append(f"data={self.data.identity}")
+        return event_id("optimize", self.digest, self.profile.model_dump_json(), golden, search, *recipes, *more)
+
+    @property
+    def source(self) -> str:
+        """An id of what a recipe's variant and its measurements depend on besides the recipe."""
+        data = [self.data.identity] if self.data and self.data.files else []
+        return event_id(self.digest, self.golden.digest if self.golden else "", *data)
 
     @property
     def id(self) -> str:

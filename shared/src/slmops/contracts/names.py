@@ -12,6 +12,8 @@ from slmops.contracts.errors import InvalidName, InvalidVersion
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 # Semantic Versioning 2.0.0 without build metadata ("+" is not allowed in an OCI tag).
 VERSION_PATTERN = r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$"
+PUBLIC_USER_KEY = r"^U[A-Z2-7]{55}$"
+"""The public nkey of a NATS user. It is a subject token too."""
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63)]
 """A model, gateway, blueprint, recipe or alias: at most 63 lowercase letters, digits and inner hyphens."""

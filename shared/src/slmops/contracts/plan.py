@@ -100,9 +100,13 @@ class Plan(_Frozen):
 
 
 class Overlay(_Frozen):
-    """Settings of one gateway that override its blueprint."""
+    """Settings of one gateway that override its blueprint.
+
+    `blueprint`: where an operator moved the gateway. A gateway whose credential is for another one renews it.
+    """
 
     gateway_id: Name
+    blueprint: Name | None = None
     pinned_to_stable: bool = False
     max_tokens: int | None = Field(default=None, ge=1)
     set_by: str = ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from slmops.contracts.identity import Actor, ActorKind
+
 DESIRED_BUCKET = "desired"
 JOB_BUCKET = "jobs"
 DEAD_LETTER_PREFIX = "dlq."
@@ -12,9 +14,8 @@ CONFIDENTIAL_PREFIX = "confidential."
 """Follows `DEAD_LETTER_PREFIX` for messages whose payload is secret and not kept."""
 MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
 INBOX = "_INBOX"
-OPERATOR = "console"
-"""The operator's user. Its inbox has the default name of NATS clients."""
-
+PERSON_INBOX = "_INBOX_person"
+"""Prefix of people's inboxes. A service cannot have this name, because names contain no underscore."""
 
 MiB, GiB = 1 << 20, 1 << 30
 
@@ -46,11 +47,20 @@ STREAMS = (
     # Facts: what exists and what was decided. Kept forever. When full it refuses new ones, and outboxes keep them.
     StreamSpec(
         "EVENTS",
-        tuple(f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout")),
+        tuple(f"slmops.{aggregate}.>" for aggregate in ("model", "variant", "package", "blueprint", "rollout", "user")),
         refuses=True,
     ),
     # The newest enrolment of every gateway, kept forever. When full it refuses new gateways, not a known one.
     StreamSpec("ENROLMENTS", ("slmops.gateway.enrolled.v1.*",), max_bytes=256 * MiB, refuses=True, per_subject=1),
+    # Every revoked key of every gateway, kept forever. When full it refuses new ones, and the outbox keeps them.
+    StreamSpec("REVOCATIONS", ("slmops.gateway.revoked.v1.*.*",), max_bytes=64 * MiB, refuses=True, per_subject=1),
+    # What operators did to gateways: a year. Nothing is decided from it; the rollout service has the history.
+    StreamSpec(
+        "FLEET",
+        tuple(f"slmops.gateway.{fact}.v1.*" for fact in ("moved", "reenrolment_allowed", "removed")),
+        max_age=timedelta(days=365),
+        max_bytes=64 * MiB,
+    ),
     # Measured windows of cohorts: 30 days. When full the oldest are removed; the rollout service has recorded them.
     StreamSpec("WINDOWS", ("slmops.cohort.>",), max_age=timedelta(days=30), max_bytes=512 * MiB),
     # Gateways' reports: 30 days. When full the oldest are removed; each gateway's next report has its current state.
@@ -73,6 +83,7 @@ REMOVED = (("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),)
 requests. Their messages are removed; this release publishes on none of these subjects."""
 
 CONSUMED: dict[str, tuple[str, ...]] = {
+    "access": ("slmops.gateway.revoked.v1.*.*",),
     "registry": (
         *(f"slmops.variant.{fact}.v1" for fact in ("started", "progressed", "optimized", "rejected")),
         *(f"slmops.package.{fact}.v1" for fact in ("published", "delta_published", "withdrawn", "delta_withdrawn")),
@@ -82,6 +93,8 @@ CONSUMED: dict[str, tuple[str, ...]] = {
         "slmops.variant.optimized.v1",
         "slmops.package.published.v1",
         "slmops.gateway.enrolled.v1.*",
+        "slmops.gateway.revoked.v1.*.*",
+        "slmops.gateway.removed.v1.*",
         "slmops.gateway.reported.v1.*",
     ),
     "rollout": (
@@ -92,6 +105,8 @@ CONSUMED: dict[str, tuple[str, ...]] = {
     ),
     "telemetry": (
         "slmops.gateway.enrolled.v1.*",
+        "slmops.gateway.revoked.v1.*.*",
+        "slmops.gateway.removed.v1.*",
         *(f"slmops.rollout.{fact}.v1" for fact in ("started", "stage_advanced", "completed", "rolled_back")),
         "measure.*",
     ),
@@ -164,9 +179,22 @@ def twin(key: str) -> str:
     return f"twin.{DESIRED_BUCKET}.{key}"
 
 
+ROLL_CALL = "services.call"
+"""Asks every process of every service to describe itself. Nothing stores it."""
+
+
+def roll_call_answer(service: str) -> str:
+    """Returns the subject on which the processes of a service describe themselves."""
+    return f"services.answer.{service}"
+
+
 def inbox(user: str) -> str:
     """Returns the subject prefix, without the final dot, of answers to a user. Users cannot read others' inboxes."""
-    return INBOX if user == OPERATOR else f"{INBOX}_{user}"
+    return f"{INBOX}_{user}"
+
+
+def inbox_of(actor: Actor) -> str:
+    return f"{PERSON_INBOX}.{actor.name}" if actor.kind is ActorKind.PERSON else inbox(actor.name)
 
 
 def dead_letter(subject: str, *, confidential: bool = False) -> str:
@@ -174,14 +202,16 @@ def dead_letter(subject: str, *, confidential: bool = False) -> str:
 
 
 def template(subject: str) -> str:
-    """Returns the subject with the gateway's id replaced, so spans and metrics have a bounded number of labels."""
+    """Returns the subject without its sender, or with a gateway's id and key replaced, so that labels are bounded."""
     if subject.startswith(DEAD_LETTER_PREFIX):
         return DEAD_LETTER_PREFIX + template(subject[len(DEAD_LETTER_PREFIX) :])
     parts = subject.split(".")
     if parts[0] == "measure":
         return MEASUREMENTS_TEMPLATE
     if parts[0] == "slmops" and len(parts) > 4:
-        return ".".join([*parts[:4], "{gateway_id}"])
+        return ".".join([*parts[:4], "{gateway_id}", *(["{public_key}"] if len(parts) > 5 else [])])
+    if parts[0] == "cmd" and len(parts) > 4:
+        return ".".join(parts[:3])
     if parts[0] == "cmd" and len(parts) > 3:
         return ".".join([*parts[:3], "{gateway_id}"])
     if parts[0].startswith("_INBOX"):

@@ -24,13 +24,14 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(out.fileno())
         new.replace(path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         new.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flushes a file or the entries of a folder to the disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -13,6 +13,7 @@ _EXTRAS: Final = {
     "slmops-shared[delta]": ("numpy", "zstandard"),
     "slmops-shared[package]": ("cryptography", "model_signing", "OpenSSL"),
     "slmops-shared[trust]": ("tuf", "securesystemslib"),
+    "slmops-shared[websocket]": ("aiohttp",),
     "slmops-shared[otlp]": ("opentelemetry.exporter",),
 }
 """Extra → the modules that it brings."""

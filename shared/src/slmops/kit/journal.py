@@ -54,6 +54,7 @@ from slmops.contracts.errors import (
     Unreachable,
 )
 from slmops.contracts.events import EVENTS, Event
+from slmops.kit.acting import current_actor
 from slmops.kit.clock import Clock, utc_now
 from slmops.kit.migrations import migrate
 from slmops.kit.threads import Threads
@@ -82,6 +83,7 @@ def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
         Column("data", Text, nullable=False),
         Column("time", String(40), nullable=False),
         Column("traceparent", String(64)),
+        Column("actor", String(140)),  # who sent the command that caused it
         Column("published", Boolean, nullable=False, default=False, index=True),
         UniqueConstraint("stream", "version"),
     )
@@ -130,6 +132,7 @@ class UnitOfWork:
         because it would hold up all later ones in the outbox.
         """
         journal, now, parent = self._journal, self._journal.clock(), traceparent()
+        actor = current_actor()
         for version, item in enumerate(events, start=expected_version + 1):
             data = item.model_dump_json()
             if len(data.encode()) > EVENT_LIMIT_BYTES:
@@ -144,6 +147,7 @@ class UnitOfWork:
                 "data": data,
                 "time": now.isoformat(),
                 "traceparent": parent,
+                "actor": str(actor) if actor else None,
                 "published": False,
             }
             try:
@@ -322,6 +326,18 @@ class Journal:
 
         return await self.read(query)
 
+    async def newest(self, stream: str, before: int | None, limit: int) -> list[Recorded]:
+        """Returns the newest events of a stream, newest first; with `before`, those before that position."""
+        table = self.events
+        wanted = select(table).where(table.c.stream == stream).order_by(table.c.version.desc()).limit(limit)
+        if before is not None:
+            wanted = wanted.where(table.c.position < before)
+
+        def query(connection: Connection) -> list[Recorded]:
+            return [self._recorded(row) for row in connection.execute(wanted).all()]
+
+        return await self.read(query)
+
     async def published(self, positions: Iterable[int]) -> None:
         table = self.events
 
@@ -341,6 +357,7 @@ class Journal:
             time=datetime.fromisoformat(row.time),
             subject=item.key,
             traceparent=row.traceparent,
+            actor=row.actor,
         )
         return Recorded(row.position, envelope, item)
 

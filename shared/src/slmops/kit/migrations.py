@@ -1,98 +1,50 @@
-"""Brings the database of a journal to the tables of this release, with Alembic and without files beside the revisions.
+"""Brings the database of a journal to the tables of this release; imports Alembic only if there is something to do.
 
-Invariants
-1. All revisions of a start run in one transaction, in which no other process writes: a start that fails or is killed
-   changes nothing, and a second process that starts at the same time finds the work done.
-2. A database with a revision that this release does not have is refused before anything is written to it. Revisions
-   carry the name of their service, so a database of another service is refused too.
+Nearly every start finds the newest revision in the database. Importing Alembic takes longer than everything else that
+such a start does with its database, so the newest revision is read from the headers of the files first.
 """
 
 from __future__ import annotations
 
-import logging
+import re
 from pathlib import Path
-from threading import Lock
 
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy import Connection, inspect, text
 
-from slmops.contracts.errors import IncompatibleDatabase
-
-log = logging.getLogger(__name__)
-_alembic_op = Lock()  # `alembic.op`, which revisions import, is one global of the process
+_NAMED = re.compile(r"""^(revision|down_revision)\b[^=\n]*=\s*(?:["']([^"'\n]+)["']|None)\s*(?:#.*)?$""", re.MULTILINE)
 
 
 def migrate(connection: Connection, folder: Path, where: str) -> None:
     """Runs the revisions in `folder/versions` that the database lacks, in the transaction of `connection`.
 
-    The caller's transaction must exclude all other writers. A database without a revision that holds the tables of the
-    first one was made before there were revisions, and continues from there. `where` names the database in errors.
-    Raises `IncompatibleDatabase`.
+    The caller's transaction must exclude all other writers. `where` names the database in errors. Raises
+    `IncompatibleDatabase` for a database with a revision that this release does not have, before anything is written.
     """
-    scripts, context = ScriptDirectory(folder), MigrationContext.configure(connection)
-    current = _current(context, scripts, where)
-    newest = scripts.get_current_head()
-    if current is None and _is_unversioned(connection, scripts, where):
-        current = scripts.get_base()
-        assert current is not None
-        context.stamp(scripts, current)
-        log.info("the database was made without a revision; it has the tables of %s", current)
-    if current != newest:
-        _run(context, scripts, current, newest)
-        log.info("the database was migrated from %s to %s", current or "nothing", newest)
+    newest = newest_revision(folder)
+    if newest is not None and _stored(connection) == [newest]:
+        return
+    from slmops.kit.revisions import run_revisions  # imports Alembic
+
+    run_revisions(connection, folder, where)
 
 
-def _current(context: MigrationContext, scripts: ScriptDirectory, where: str) -> str | None:
-    """Returns the revision of a database; None if it has none."""
-    known = {script.revision for script in scripts.walk_revisions()}
-    heads = context.get_current_heads()
-    if not known.issuperset(heads):
-        raise IncompatibleDatabase(
-            f"the database has revision {', '.join(heads)}, and this release knows {', '.join(sorted(known))}",
-            where=where,
-            fix="A newer release or another service made it: start that release, restore a backup from before the "
-            "upgrade, or set SLMOPS_DATABASE_URL to this service's own database.",
-        )
-    return heads[0] if heads else None
+def newest_revision(folder: Path) -> str | None:
+    """Returns the only revision on which no other follows; None if the headers of the files do not tell it.
+
+    A header is a plain assignment at the beginning of a line, as `new_revision` writes it: `revision = "x_0002"`.
+    """
+    headers = [
+        {name: value or None for name, value in _NAMED.findall(path.read_text(encoding="utf-8"))}
+        for path in (folder / "versions").glob("*.py")
+    ]
+    if not all(header.get("revision") and "down_revision" in header for header in headers):
+        return None
+    newest = {header["revision"] for header in headers} - {header["down_revision"] for header in headers}
+    return newest.pop() if len(newest) == 1 else None
 
 
-def _is_unversioned(connection: Connection, scripts: ScriptDirectory, where: str) -> bool:
-    """Returns True for the tables of the first revision, and False for an empty database."""
-    expected, found = _columns_of_first(scripts), _columns(connection)
-    if not expected.keys() & found.keys():
-        return False
-    missing = [table for table in expected if table not in found]
-    missing += [f"{t}.{c}" for t, columns in expected.items() if t in found for c in sorted(columns - found[t])]
-    if missing:
-        raise IncompatibleDatabase(
-            f"the database has no revision and lacks {', '.join(missing)} of {scripts.get_base()}",
-            where=where,
-            fix="Another service or an old development version made it: set SLMOPS_DATABASE_URL to this service's own "
-            "database, or restore a backup.",
-        )
-    return True
-
-
-def _columns_of_first(scripts: ScriptDirectory) -> dict[str, set[str]]:
-    """Returns the tables of the first revision, by running it on an empty database in memory."""
-    engine = create_engine("sqlite://")
-    with engine.begin() as connection:
-        _run(context := MigrationContext.configure(connection), scripts, None, scripts.get_base())
-        tables = _columns(connection)
-    engine.dispose()
-    del tables[context.version_table]
-    return tables
-
-
-def _columns(connection: Connection) -> dict[str, set[str]]:
-    found = inspect(connection)
-    return {table: {column["name"] for column in found.get_columns(table)} for table in found.get_table_names()}
-
-
-def _run(context: MigrationContext, scripts: ScriptDirectory, after: str | None, until: str | None) -> None:
-    with _alembic_op, Operations.context(context):
-        for script in reversed(list(scripts.iterate_revisions(until, after or "base"))):
-            script.module.upgrade()
-            context.stamp(scripts, script.revision)
+def _stored(connection: Connection) -> list[str]:
+    """Returns the revisions in the database, none if it has no table of them."""
+    if not inspect(connection).has_table("alembic_version"):
+        return []
+    return [str(row[0]) for row in connection.execute(text("SELECT version_num FROM alembic_version"))]

@@ -15,6 +15,10 @@ TEXT_PREFIX = "slmops_text_prefix"
 """A field that the optimizer adds to a package's `tokenizer_config.json`: what transformers puts before a text that
 does not begin with it, but not before the text of a template."""
 
+_WHOLE_TOOLS = "{# tool.function #}"
+"""Put before a template when there are tools. Without these words, as in Llama 3's, the runtime shortens the tools: it
+drops enums and required parameters, for example."""
+
 
 class PromptTokenizer:
     """The tokenizer of the package in `folder`. `tokenizer` is an `onnxruntime_genai.Tokenizer`.
@@ -27,6 +31,9 @@ class PromptTokenizer:
         configuration = folder / "tokenizer_config.json"
         configured = json.loads(configuration.read_bytes()) if configuration.exists() else {}
         self._prefix = str(configured.get(TEXT_PREFIX, ""))
+        stored = folder / "chat_template.jinja"
+        template = stored.read_text(encoding="utf-8") if stored.exists() else configured.get("chat_template")
+        self._with_tools = {"template_str": _WHOLE_TOOLS + template} if isinstance(template, str) else {}
 
     def text(self, text: str) -> list[int]:
         """Returns the tokens of a text, like transformers' `tokenizer(text)`."""
@@ -40,10 +47,14 @@ class PromptTokenizer:
         """
         return self.part(self.render(messages))
 
-    def render(self, messages: Sequence[Mapping[str, object]]) -> str:
-        """Returns the text of messages and of the beginning of the answer. Raises `RuntimeError` like `chat`."""
+    def render(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()) -> str:
+        """Returns the text of messages and of the beginning of the answer. Raises `RuntimeError` like `chat`.
+
+        `tools`: functions in OpenAI's form, which the template shows to the model if it knows tools.
+        """
         given = json.dumps(messages, ensure_ascii=False)
-        return str(self._tokenizer.apply_chat_template(given, add_generation_prompt=True))
+        offered = {"tools": json.dumps(tools, ensure_ascii=False), **self._with_tools} if tools else {}
+        return str(self._tokenizer.apply_chat_template(given, add_generation_prompt=True, **offered))
 
     def part(self, text: str) -> list[int]:
         """Returns the tokens of a part of a prompt, without any that stand only at its beginning."""

@@ -1,9 +1,16 @@
-"""A text file that is bounded: at its limit it becomes the previous file, whose content is dropped."""
+"""A text file that is bounded: at its limit it becomes the previous file, whose content is dropped.
+
+What is written here is for diagnosis. So a file that cannot be written, for example on a full disk, stops nobody: the
+text is dropped, a warning is logged once, and later text is written as soon as there is space again.
+"""
 
 from __future__ import annotations
 
+import logging
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
+
+log = logging.getLogger("slmops.files")
 
 
 class RotatingFile:
@@ -14,18 +21,42 @@ class RotatingFile:
 
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self._path, self._limit_bytes = path, limit_bytes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._opened()
+        self._file: FileIO | None = None
+        self.problem: OSError | None = None
+        """Why the last write failed; None if it succeeded."""
 
     def write(self, text: str) -> int:
-        if self._file.tell() + len(text) > self._limit_bytes and self._file.tell():
-            self._file.close()
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-            self._file = self._opened()
-        return self._file.write(text)
+        """Writes whole texts only: of one that does not fit on the disk nothing is left."""
+        try:
+            self._write(text.encode())
+        except OSError as error:
+            if self.problem is None:
+                log.warning("cannot write %s: %s", self._path, error.strerror)
+            self.problem = error
+        else:
+            self.problem = None
+        return len(text)
 
     def flush(self) -> None:
-        self._file.flush()
+        """Does nothing: nothing is buffered."""
 
-    def _opened(self) -> TextIO:
-        return self._path.open("a", encoding="utf-8", buffering=1)
+    def _write(self, data: bytes) -> None:
+        file = self._opened()
+        if file.tell() + len(data) > self._limit_bytes and file.tell():
+            file.close()
+            self._file = None
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            file = self._opened()
+        before, left = file.tell(), memoryview(data)
+        try:
+            while left:
+                left = left[file.write(left) or 0 :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+    def _opened(self) -> FileIO:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = FileIO(self._path, "a")
+        return self._file

@@ -21,12 +21,17 @@ from prometheus_client import make_asgi_app
 
 from slmops.contracts.errors import PortTaken, SlmopsError, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
+from slmops.contracts.identity import ServiceProcess
 from slmops.kit import tracing
+from slmops.kit.bus.roll_call import answer_roll_calls
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.bus.stream_watch import watch_streams
 from slmops.kit.cancellation import cancel_and_wait
+from slmops.kit.disk import DiskWatch, folders_of
 from slmops.kit.logs import log_as_json
+from slmops.kit.revision import this_process
 from slmops.kit.settings import BusSettings
+from slmops.kit.tls import publish_expiry, server_context
 
 log = logging.getLogger("slmops.service")
 _STOP_GRACE_S = 3
@@ -49,23 +54,34 @@ class Service:
     http: Sequence[tuple[str, Asgi]] = ()
     """Further applications by path prefix (with a final slash), in addition to `/health` and `/metrics`."""
     failed: list[BaseException] = field(default_factory=list)
+    _process: ServiceProcess | None = None
 
     def asgi(self) -> AsgiFastStream:
-        """Returns the ASGI application: `/health` (200 while the bus answers and every task runs) and `/metrics`."""
+        """Returns the ASGI application: `/metrics`, and `/health`, which is 200 while the bus answers and every task
+        runs.
+
+        A full disk is reported as `degraded` with status 200: a supervisor that restarts unhealthy processes would
+        restart this one in a loop, and free nothing.
+        """
         running: list[asyncio.Task[None]] = []
+        disks = DiskWatch(folders_of(self.settings), self.settings.disk_floor_bytes)
 
         @get
         async def health(_scope: Any) -> AsgiResponse:
             healthy = await self.bus.ping(2) and not any(task.done() for task in running)
-            body = json.dumps({"service": self.name, "healthy": healthy}).encode()
+            degraded = [problem.model_dump() for problem in await disks.problems()]
+            code = self._process.model_dump(include={"version", "revision"}) if self._process else {}
+            body = json.dumps({"service": self.name, "healthy": healthy, "degraded": degraded, **code}).encode()
             return AsgiResponse(body, 200 if healthy else 503, {"content-type": "application/json"})
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             for step in self.opening:
                 await step()
+            self._process = await asyncio.to_thread(this_process, self.name)
             await self.bus.start()
-            tasks = (*self.tasks, lambda: watch_streams(self.bus.client, self.bus.durables))
+            await answer_roll_calls(self.bus.client, self._process)
+            tasks = (*self.tasks, disks.run, lambda: watch_streams(self.bus.client, self.bus.durables))
             running.extend(asyncio.create_task(self._watched(task)) for task in tasks)
             try:
                 yield
@@ -107,6 +123,10 @@ class Service:
         """Serves until SIGTERM or Ctrl-C. Exits with 75 after a temporary error at start, with 1 or more otherwise."""
         log_as_json(self.name, self.settings.log_level)
         provider = tracing.setup(self.name, self.settings)
+        certificate = self.settings.http_tls_cert
+        context = server_context(certificate, self.settings.http_tls_key) if certificate else None
+        if certificate:
+            publish_expiry(certificate, "http")
         config = uvicorn.Config(
             _starting(below(self.http, self.asgi()), self.failed),
             host=self.settings.http_host,
@@ -114,6 +134,7 @@ class Service:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_STOP_GRACE_S,
+            ssl_context_factory=(lambda _config, _default: context) if context else None,
         )
         server = uvicorn.Server(config)
         # uvicorn stops cleanly on a signal and then raises it again for the previous handler. The default handler would

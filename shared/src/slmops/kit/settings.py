@@ -24,12 +24,29 @@ def _level(value: str) -> str:
 LogLevel = Annotated[str, AfterValidator(_level)]
 
 
-class BusSettings(BaseSettings):
-    """Settings of the bus connection and of monitoring."""
+class TlsSettings(BaseSettings):
+    """Settings of every encrypted connection that a process opens."""
 
     model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore", populate_by_name=True)
 
-    nats_url: str = Field(default="nats://127.0.0.1:4222", description="One URL, or several separated by commas")
+    tls_ca: Path | None = Field(
+        default=None,
+        description="File (PEM) with the certificates of the authorities that NATS and S3 are trusted by, and only "
+        "these; read again when it changes. None: those of the operating system",
+    )
+
+
+class BusSettings(TlsSettings):
+    """Settings of the bus connection and of monitoring."""
+
+    nats_url: str = Field(
+        default="nats://127.0.0.1:4222",
+        description="One URL, or several separated by commas: tls:// or wss:// (encrypted), nats:// or ws:// (not)",
+    )
+    nats_proxy: str | None = Field(
+        default=None,
+        description="HTTP proxy (CONNECT) for ws:// and wss:// URLs, such as http://proxy:3128; None: direct",
+    )
     nats_creds: Path | None = Field(
         default=None, description="Credentials file (JWT and seed); None: no authentication"
     )
@@ -42,6 +59,12 @@ class BusSettings(BaseSettings):
     )
     http_host: str = Field(default="127.0.0.1", description="Where /health and /metrics listen")
     http_port: int = Field(default=0, ge=0, le=65535, description="0: any free port")
+    http_tls_cert: Path | None = Field(
+        default=None,
+        description="Certificate (PEM, with its chain) of /health and /metrics, read again when it changes; None: no "
+        "TLS",
+    )
+    http_tls_key: Path | None = Field(default=None, description="Its private key; None: it is in the same file")
     trace_file: Path | None = Field(default=None, description="Spans as JSON lines; None: not written to a file")
     otlp_endpoint: str | None = Field(
         default=None,
@@ -55,6 +78,9 @@ class BusSettings(BaseSettings):
     )
     log_level: LogLevel = Field(default="INFO", description="DEBUG, INFO, WARNING, ERROR or CRITICAL")
     data_dir: Path = Field(default=Path("data"), description="The service's own folder")
+    disk_floor_bytes: int = Field(
+        default=64 << 20, ge=0, description="With less free disk space, /health says that the service is degraded"
+    )
 
     @property
     def traces_url(self) -> str | None:
@@ -82,16 +108,18 @@ class DatabaseSettings(BaseSettings):
     )
 
 
-class ObjectSettings(BaseSettings):
+class ObjectSettings(TlsSettings):
     """Settings of the S3-compatible object store."""
-
-    model_config = SettingsConfigDict(env_prefix="SLMOPS_", extra="ignore")
 
     s3_endpoint: str = Field(default="127.0.0.1:8333", description="host:port, without a scheme")
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     s3_bucket: str = "slmops"
-    s3_secure: bool = Field(default=False, description="TLS to the store")
+    s3_secure: bool | None = Field(default=None, description="TLS to the store; None: if SLMOPS_TLS_CA is set")
+
+    @property
+    def s3_is_secure(self) -> bool:
+        return self.tls_ca is not None if self.s3_secure is None else self.s3_secure
 
 
 def load(kind: type[S]) -> S:

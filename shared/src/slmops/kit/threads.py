@@ -21,6 +21,24 @@ class Threads:
         """Runs `work` in one of the threads, with the context (trace, deadline) of the caller."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, work)
 
+    async def complete(self, work: Callable[[], T]) -> T:
+        """Runs `work` to its end, also if the caller is cancelled; the cancellation is raised afterwards.
+
+        For steps that must not overlap with what the caller does to undo them.
+        """
+        running = asyncio.ensure_future(self.run(work))
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            if not running.cancelled():
+                running.exception()  # otherwise it is logged as never retrieved
+            raise cancelled
+        return running.result()
+
     def close(self) -> None:
         """Lets the threads end when their work is done. Nothing may be run afterwards."""
         self._pool.shutdown(wait=False)

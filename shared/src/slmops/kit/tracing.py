@@ -20,6 +20,7 @@ from slmops.kit.settings import BusSettings
 TRACE_LIMIT_BYTES = 16 << 20
 """Size at which a trace file is rotated. The previous one is kept too."""
 _tracer = trace.get_tracer("slmops")
+_file: RotatingFile | None = None
 
 
 def _line(span: ReadableSpan) -> str:
@@ -28,9 +29,11 @@ def _line(span: ReadableSpan) -> str:
 
 def setup(service: str, settings: BusSettings) -> TracerProvider:
     """Exports spans to the trace file and the collector in the settings. Without either, spans are dropped."""
+    global _file
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
     if settings.trace_file is not None:
-        out = cast(IO[str], RotatingFile(settings.trace_file, TRACE_LIMIT_BYTES))
+        _file = RotatingFile(settings.trace_file, TRACE_LIMIT_BYTES)
+        out = cast(IO[str], _file)
         # Short delay: a service that is killed loses at most this much of its trace.
         provider.add_span_processor(
             BatchSpanProcessor(
@@ -67,6 +70,11 @@ def stop(provider: TracerProvider, within_s: float) -> None:
     stopping = threading.Thread(target=provider.shutdown, daemon=True, name="last spans")
     stopping.start()
     stopping.join(within_s)
+
+
+def problem() -> OSError | None:
+    """Returns why the trace file of this process cannot be written; None if it can, or if there is none."""
+    return _file.problem if _file else None
 
 
 def traceparent() -> str | None:

@@ -37,6 +37,11 @@ def up(
     s3_port: Annotated[
         int | None, typer.Option(help="Port of S3. Default: a free port, kept for later starts.", min=1, max=65535)
     ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A further name or address in the servers' certificates; repeat it for several."),
+    ] = None,
+    api_tls: Annotated[bool, typer.Option("--api-tls", help="TLS for the gateways' OpenAI APIs too.")] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when it is ready, and keep it running until slmops down.")
     ] = False,
@@ -48,6 +53,7 @@ def up(
     if detach:
         ports = {"--nats-port": nats_port, "--s3-port": s3_port}
         given = [text for name, port in ports.items() if port is not None for text in (name, str(port))]
+        given += [text for name in host or () for text in ("--host", name)] + ["--api-tls"] * api_tls
         _detach(data, ["--data", str(data), "--gateways", str(gateways), *given])
         return
     # Imported here: every call of the command line loads this module, and these imports take longer than all others.
@@ -55,7 +61,7 @@ def up(
     from slmops.local.system import System
 
     fixed = {name: port for name, port in (("nats", nats_port), ("s3.api", s3_port)) if port is not None}
-    system = System(data, gateways=default_gateways(gateways), fixed_ports=fixed)
+    system = System(data, gateways=default_gateways(gateways), fixed_ports=fixed, hosts=host or (), api_tls=api_tls)
     console = Console()
     try:
         asyncio.run(_run(system, console))

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from slmops.contracts.errors import Denied
+from slmops.contracts.errors import Denied, InvalidMessage
+from slmops.contracts.identity import Role, person
+from slmops.contracts.names import NAME_PATTERN
 from slmops.contracts.permissions import (
     ANSWERING_PERMISSIONS,
     ENROL_USER,
     PROVISIONER,
     SERVICE_PERMISSIONS,
+    SYSTEM_USER,
     answering_user,
 )
-from slmops.kit.bus.nats_auth import Authority
+from slmops.kit.bus.access_keys import AccessKeys, FirstAdmin
+from slmops.kit.bus.nats_auth import Authority, new_user_seed, public_key, read_creds
 from slmops.kit.clock import utc_now
+from slmops.kit.data_folder import FolderLayout
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
+from slmops.local.certificates import Certificates
 from slmops.local.private import write_atomically
 from slmops.local.weed_tls import new_identity
+
+FOLDER = FolderLayout(kind="slmops up", marks=("keys",))
+"""The layout of the data folder. A change that older folders need is a migration here."""
+ADMIN: Final = "console"
+"""Whose credentials the command line uses: an admin's. The file has the name that it had when all operators were one
+user."""
+_ADMIN_FOR = timedelta(days=90)
 
 
 @dataclass(frozen=True)
@@ -101,9 +118,24 @@ class Layout:
         return self.keys / "gateway-signing"
 
     @property
+    def access_keys(self) -> Path:
+        """The keys with which the access service signs accounts and people."""
+        return self.keys / "access-keys.json"
+
+    @property
+    def first_admin(self) -> Path:
+        """Names the person whose credentials are `creds(ADMIN)`. It holds no secret."""
+        return self.keys / "first-admin.json"
+
+    @property
     def weed_identity(self) -> Path:
         """Private key and certificate with which the parts of SeaweedFS authenticate one another, PEM."""
         return self.keys / "weed.pem"
+
+    @property
+    def certificates(self) -> Certificates:
+        """The local authority and the certificates of NATS, S3 and HTTP."""
+        return Certificates(self.keys / "tls")
 
     @property
     def nats_store(self) -> Path:
@@ -123,19 +155,26 @@ class Layout:
         """The private folder of one process."""
         return self.root / process
 
-    def prepare(self) -> None:
-        """Creates the folder and its keys. Raises `Denied`, `DiskFull`."""
+    def create(self) -> None:
+        """Creates the folder, which only its owner can read. Raises `Denied`, and `IncompatibleFolder` before that."""
+        FOLDER.check(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.root.chmod(0o700)
-            for folder in (self.keys, self.logs, self.traces):
-                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise Denied(
                 f"cannot use the data folder: {error.strerror}",
                 where=str(self.root),
                 fix="Choose a folder with write permission.",
             ) from error
+
+    def prepare(self) -> None:
+        """Creates the folder and its keys, and migrates an older folder. Raises `Denied`, `DiskFull`,
+        `IncompatibleFolder`."""
+        self.create()
+        FOLDER.migrate(self.root)
+        for folder in (self.keys, self.logs, self.traces):
+            folder.mkdir(exist_ok=True)
         authority = self.authority()
         write_atomically(self.gateway_signing_key, authority.gateway_signing_key)
         self._write_once(self.enrolment_token, lambda: secrets.token_urlsafe(32))
@@ -150,6 +189,24 @@ class Layout:
             write_atomically(self.creds(answering_user(service)), authority.answering_creds(service))
         write_atomically(self.creds(ENROL_USER), authority.enrol_creds())
         write_atomically(self.creds(PROVISIONER), authority.provisioner_creds())
+        write_atomically(self.creds(SYSTEM_USER), authority.system_creds())
+        write_atomically(self.access_keys, AccessKeys.of(authority).model_dump_json())
+        self._write_first_admin(authority)
+
+    def _write_first_admin(self, authority: Authority) -> None:
+        """Signs the credentials of the person who starts the system: the same name and key at each start."""
+        path, until = self.creds(ADMIN), utc_now() + _ADMIN_FOR
+        try:
+            kept = read_creds(path.read_text())
+        except (OSError, InvalidMessage):
+            kept = None
+        if kept is None or kept.who.role is None:  # none, or of a release in which all operators were one user
+            who, seed = person(login_name(), Role.ADMIN), new_user_seed()
+        else:
+            who, seed = kept.who, kept.seed
+        write_atomically(path, authority.person_creds(who, until, seed))
+        given = FirstAdmin(user=who.name, public_key=public_key(seed), expires_at=until)
+        write_atomically(self.first_admin, given.model_dump_json())
 
     def authority(self) -> Authority:
         file = self.keys / "nats-authority.json"
@@ -178,6 +235,15 @@ class Layout:
         if not path.exists():
             write_atomically(path, generate())
         return path.read_text()
+
+
+def login_name() -> str:
+    """Returns the name of the person who runs this, or `admin` if it is not a valid user name."""
+    try:
+        found = getpass.getuser()
+    except (OSError, KeyError):
+        return "admin"
+    return found if found != "root" and re.fullmatch(NAME_PATTERN, found) else "admin"
 
 
 def _new_private_pem() -> str:

@@ -14,6 +14,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -174,6 +175,13 @@ class Supervisor:
         if not child or not child.state.pid:
             raise NotFound(f"there is no running process {name!r}", fix=f"Running: {', '.join(self._children)}.")
         kill_group(child.state.pid)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends a signal to one process, without its children. Does nothing if it does not run."""
+        child = self._children.get(name)
+        if child and child.state.pid:
+            with suppress(ProcessLookupError):
+                os.kill(child.state.pid, number)
 
     def states(self) -> list[ProcessState]:
         """Returns the states in start order."""

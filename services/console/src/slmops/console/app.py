@@ -37,9 +37,10 @@ GROUPS = {
     "storage": "storage",
     "stream": "streams",
     "dlq": "deadletters",
+    "user": "users",
 }
 """Group → its module in `slmops.console.commands`, and the name of its `typer.Typer` if that is not `app`."""
-FURTHER = {"package": "images", "bundle": "results"}
+FURTHER = {"package": "images", "bundle": "results", "storage": "verifying"}
 """Group → a module whose `declare(app)` adds one more command to it."""
 SINGLE = {
     "optimize": "optimizing",
@@ -47,6 +48,7 @@ SINGLE = {
     "status": "status",
     "doctor": "status",
     "attention": "attention",
+    "whoami": "users",
 }
 """Command without a group → its module, whose `declare(app)` adds it."""
 PLUGINS = "slmops.commands"

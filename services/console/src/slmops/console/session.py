@@ -10,9 +10,11 @@ the tree as text (or JSON) on stderr and exits with the error's exit code. So a 
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import inspect
 import logging
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -28,16 +30,18 @@ from rich.console import Console, RenderableType
 from slmops.console import settings as where
 from slmops.console.interrupt import as_exception
 from slmops.console.render.tables import problem_text
-from slmops.contracts.errors import Denied, Problem, SlmopsError
+from slmops.contracts.errors import DiskFull, Problem, SlmopsError
 from slmops.contracts.exit_codes import ExitCode
 from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
 from slmops.kit.extras import not_installed
+from slmops.kit.tls import https_trust
 
 Work = Callable[..., Awaitable[int | None]]
 W = TypeVar("W", bound=Work)
 F = TypeVar("F", bound=Callable[..., Any])
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _LAST_SPANS_WITHIN_S = 0.5
 """A collector that does not answer costs a command no more than this."""
 
@@ -82,6 +86,11 @@ class Session:
         if self._client is None:
             self._client = await BusClient.connect(self.settings, name="console", patient=patient)
         return self._client
+
+    @property
+    def verify(self) -> ssl.SSLContext | bool:
+        """httpx's `verify` for URLs of this system. Raises `InvalidMessage`."""
+        return https_trust(self.settings.tls_ca)
 
     def show(self, view: BaseModel, table: RenderableType) -> None:
         """Prints the answer: the view with `--json`, otherwise the table."""
@@ -133,15 +142,17 @@ def command(app: typer.Typer, name: str, *examples: str) -> Callable[[W], W]:
 def _call(
     settings: where.Settings, title: str, work: Work, arguments: dict[str, Any], as_json: bool, parent: str | None
 ) -> int:
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # stderr is for the command's own messages
-    try:
-        provider = tracing.setup("console", settings)
-    except OSError as error:
-        raise Denied(f"cannot write the trace: {error.strerror}", where=str(settings.trace_file)) from error
+    for noisy in ("opentelemetry", "slmops.files"):  # stderr is for the command's own messages
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    provider = tracing.setup("console", settings)
     try:
         return asyncio.run(_in_session(settings, title, work, arguments, as_json, parent))
     finally:
         tracing.stop(provider, _LAST_SPANS_WITHIN_S)
+        if problem := tracing.problem():
+            where = f"the trace was not written to {settings.trace_file}: {problem.strerror}"
+            fix = "Free disk space." if problem.errno in FULL else "Check the file's permissions, or SLMOPS_TRACE_FILE."
+            print(f"warning: {where}. {fix}", file=sys.stderr)
 
 
 async def _in_session(
@@ -155,7 +166,7 @@ async def _in_session(
 
 @contextmanager
 def report_errors(*, as_json: bool = False, exit_code: int | None = None) -> Iterator[None]:
-    """Converts an error of the tree or a missing module to a message and an exit, and Ctrl-C to 130.
+    """Converts an error of the tree, a full disk or a missing module to a message and an exit, and Ctrl-C to 130.
 
     The exit code is the error's, or `exit_code`.
     """
@@ -166,6 +177,12 @@ def report_errors(*, as_json: bool = False, exit_code: int | None = None) -> Ite
         raise _reported(error, as_json, exit_code) from error
     except ModuleNotFoundError as error:
         raise _reported(not_installed(error), as_json, exit_code) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = str(error.filename) if error.filename else None
+        full = DiskFull("not enough disk space", where=where, fix="Free disk space.")
+        raise _reported(full, as_json, exit_code) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         print("Interrupted.", file=sys.stderr)
         raise typer.Exit(ExitCode.INTERRUPTED) from error

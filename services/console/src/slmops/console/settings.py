@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -20,6 +21,11 @@ class Settings(BusSettings):
 
     data: Path | None = Field(default=None, description="Data folder of `slmops up`; None: ~/.slmops, if it exists")
     traceparent: str | None = Field(default=None, validation_alias="TRACEPARENT", description="Trace to continue")
+    upload_patience: timedelta = Field(
+        default=timedelta(minutes=5),
+        ge=timedelta(0),
+        description="How long a push waits for a store that hangs",
+    )
     gateways: Mapping[str, str] = Field(
         default_factory=dict, description="Gateway id → base URL of its API; read from the data folder"
     )
@@ -30,6 +36,7 @@ class ClientFile(BaseModel):
 
     nats_url: str
     nats_creds: Path | None = None
+    tls_ca: Path | None = None
     gateways: dict[str, str] = Field(default_factory=dict)
     trace_file: Path | None = None
 
@@ -55,8 +62,9 @@ def find(data: Path | None = None) -> Settings:
     found = client.model_dump()
     if data is None:
         given = settings.model_fields_set
-        # Credentials belong to an address: the folder's credentials are never sent to another server.
-        kept = {"nats_url", "nats_creds"} if "nats_url" in given else given & {"nats_creds"}
+        # Credentials and authorities belong to an address: the folder's credentials are never sent to another server.
+        address = {"nats_url", "nats_creds", "tls_ca"}
+        kept = address if "nats_url" in given else given & (address - {"nats_url"})
         for name in kept | (given & {"trace_file", "gateways"}):
             found.pop(name)
     return settings.model_copy(update=found | ({"data": data} if data else {}))

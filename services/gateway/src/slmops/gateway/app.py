@@ -18,19 +18,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from slmops.contracts.errors import CredentialsRefused, InvalidMessage, PermanentError, SlmopsError, TemporaryError
-from slmops.contracts.plan import Identity
+from slmops.contracts.errors import (
+    DiskFull,
+    InvalidMessage,
+    PermanentError,
+)
 from slmops.gateway.api.access import Access
 from slmops.gateway.api.listen import ApiServer, listen
 from slmops.gateway.api.server import create_api
 from slmops.gateway.handlers import Agent
-from slmops.gateway.identity import Credentials, enrol, own_seed
+from slmops.gateway.identity import Credentials, own_identity, own_seed, stored
 from slmops.gateway.install.acquire import Acquirer
 from slmops.gateway.install.authorization import Authorization
 from slmops.gateway.install.bundles import Bundles
 from slmops.gateway.install.factory import Factory
 from slmops.gateway.install.slots import Slots
 from slmops.gateway.install.updater import Updater
+from slmops.gateway.network import Network
 from slmops.gateway.report.clock_check import ClockCheck
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.sealed import Results
@@ -42,14 +46,19 @@ from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.clock import utc_now
+from slmops.kit.data_folder import FolderLayout
+from slmops.kit.disk import DiskWatch
 from slmops.kit.logs import log_as_json
 from slmops.kit.main import errors_as_one_line
 from slmops.kit.settings import load
+from slmops.kit.tls import client_context, publish_expiry
 from slmops.kit.trust.asking import Answers
 
 log = logging.getLogger("slmops.gateway")
-_ENROL_AGAIN_EVERY_S = 15.0
-_CONNECT_AGAIN_S = 1.0
+
+
+FOLDER = FolderLayout(kind="a gateway", marks=("slots.json", "spool.db", "user.jwt"))
+"""The layout of a gateway's data folder. A change that older folders need is a migration here."""
 
 
 @dataclass
@@ -59,13 +68,19 @@ class Gateway:
     settings: Settings
     agent: Agent
     twin: Twin
+    trust: Authorization
     serving: Serving
     reporter: Reporter
     clocks: ClockCheck
+    disks: DiskWatch
     servers: list[ApiServer] = field(default_factory=list)
-    client: BusClient | None = None
+    network: Network | None = None
     bundles: Bundles | None = None
     results: Results | None = None
+
+    @property
+    def client(self) -> BusClient | None:
+        return self.network.client if self.network else None
 
     def source(self) -> Answers | None:
         """Returns the source of metadata and packages: the connected bus, otherwise the last accepted bundle."""
@@ -76,15 +91,22 @@ class Gateway:
     async def run(self) -> None:
         """Runs until SIGTERM or Ctrl-C. Raises the error that stopped it, for example `PortTaken` or `Denied`."""
         settings = self.settings
-        api = ApiServer(create_api(self.serving, registry=REGISTRY, access=Access.of(settings)))
-        health = ApiServer(self._health())
+        app = create_api(self.serving, registry=REGISTRY, access=Access.of(settings))
+        api = ApiServer(app, settings.api_tls_cert, settings.api_tls_key)
+        health = ApiServer(self._health(), settings.http_tls_cert, settings.http_tls_key)
+        for name, certificate in (("api", settings.api_tls_cert), ("http", settings.http_tls_cert)):
+            if certificate:
+                publish_expiry(certificate, name)
         sockets = [listen(settings.api_host, settings.api_port), listen(settings.http_host, settings.http_port)]
         self.servers = [api, health]
+        self.network = Network(settings, self.on_connection, self.adopt)
+        self.twin.on_moved = self.network.belongs_to
         work: list[Coroutine[Any, Any, None]] = [
             self.agent.run(),
             self.agent.report_periodically(settings.report_every),
             self.agent.measure_periodically(),
-            self._network(),
+            self.network.run(),
+            self.disks.run(),
             *([self.bundles.watch()] if self.bundles else []),
             *([self.results.watch()] if self.results else []),
             _until_stopped(),
@@ -99,70 +121,38 @@ class Gateway:
         finally:
             await self._stop(tasks)
 
-    async def _network(self) -> None:
-        """Enrols, connects, follows the twin and sends the spool. Retries without limit while the gateway serves.
+    def on_connection(self, client: BusClient) -> list[Coroutine[Any, Any, None]]:
+        """Returns what runs on each connection to the bus: the twin, the spool, and the comparison of clocks."""
+        return [self.twin.watch(client), self.reporter.send(client), self.clocks.watch(client)]
 
-        Connects again when the connection is closed for good, which the client never repairs: the server closes it when
-        it rejects the credentials, or after a protocol error.
-        """
-        credentials = await self._enrolled()
-        while True:
-            self.client = await self._connected(credentials)
-            tasks = [
-                asyncio.create_task(work)
-                for work in (
-                    self.twin.watch(self.client),
-                    self.reporter.send(self.client),
-                    self.clocks.watch(self.client),
-                    self.client.closed.wait(),
-                )
-            ]
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            finally:
-                await cancel_and_wait(tasks)
-            log.warning("the connection to the bus was closed; connecting again")
-            await asyncio.sleep(_CONNECT_AGAIN_S)
-            credentials = await self._enrolled()
-
-    async def _enrolled(self) -> Credentials:
-        while True:
-            try:
-                return await enrol(self.settings)
-            except TemporaryError as error:
-                log.warning("could not enrol, retrying: %s", error)
-                await asyncio.sleep(error.delay.total_seconds())
-
-    async def _connected(self, credentials: Credentials) -> BusClient:
-        while True:
-            try:
-                return await credentials.connect(self.settings)
-            except CredentialsRefused as error:
-                log.warning("%s; asking to be enrolled again", error)
-                credentials = await self._enrolled_again(credentials)
-            except TemporaryError as error:
-                log.warning("no network: %s", error)
-                await asyncio.sleep(error.delay.total_seconds())
-
-    async def _enrolled_again(self, refused: Credentials) -> Credentials:
-        """Enrols again with the same key after the keys of the bus changed. If that fails, waits and returns `refused`,
-        so that the caller retries: an enrolled gateway keeps serving although the bus refuses its credentials."""
-        try:
-            return await enrol(self.settings, again=True)
-        except SlmopsError as error:
-            log.warning("could not enrol, retrying: %s", error)
-            await asyncio.sleep(_ENROL_AGAIN_EVERY_S)
-            return refused
+    def adopt(self, credentials: Credentials) -> None:
+        """Reports under these credentials from now on. If they are for another blueprint, an operator moved this
+        gateway: it follows the plan of the new one, and serves what it has until then."""
+        identity = credentials.identity
+        self.reporter.report_as(identity, credentials.claims.enrolment)
+        if identity.blueprint == self.twin.blueprint:
+            return
+        log.warning("this gateway belongs to %s now, no longer to %s", identity.blueprint, self.twin.blueprint)
+        self.twin.move_to(identity)
+        self.trust.move_to(identity)
+        if self.bundles is not None:
+            self.bundles.move_to(identity.blueprint)
+        if self.results is not None:
+            self.results.move_to(identity)
+        self.agent.moved()
 
     def _health(self) -> Starlette:
         async def health(_request: Request) -> JSONResponse:
             connected = self.client is not None and self.client.connection.is_connected
-            # A gateway without a network or without a release is healthy. It is not healthy while its release loads, or
-            # while its model runner is down.
+            # A gateway without a network, without a release or that was revoked is healthy. It is not healthy while its
+            # release loads, or while its model runner is down.
             healthy = self.agent.started and (self.serving.release is None or self.serving.ready)
-            body = {"service": "gateway", "healthy": healthy, "connected": connected}
+            # With a full disk it still serves, and a restart would free nothing.
+            degraded = [problem.model_dump() for problem in await self.disks.problems()]
+            body: dict[str, Any] = {"service": "gateway", "healthy": healthy, "connected": connected}
+            body["degraded"] = degraded
+            if self.network is not None and self.network.refused is not None:
+                body["refused"] = self.network.refused.model_dump()
             return JSONResponse(body, 200 if healthy else 503)
 
         return Starlette(routes=[Route("/health", health), Mount("/metrics", make_asgi_app())])
@@ -187,12 +177,18 @@ async def _until_stopped() -> None:
 
 
 def build(settings: Settings) -> Gateway:
+    """Wires a gateway. Raises `IncompatibleFolder`, before anything is written to its folder."""
     home = settings.data_dir
+    FOLDER.check(home)
     home.mkdir(parents=True, exist_ok=True)
-    identity = Identity(gateway_id=settings.gateway_id, blueprint=settings.blueprint, labels=settings.labels)
+    _migrate(home)
+    credentials = stored(settings)
+    identity = own_identity(settings, credentials)
     slots, serving = Slots(home), Serving()
     spool = _spool(home / "spool.db")
     reporter = Reporter(identity, spool, home / "report.sequence", utc_now)
+    if credentials is not None:
+        reporter.report_as(identity, credentials.claims.enrolment)
     gateway: Gateway
     factory = _factory(settings)
     trust = Authorization(
@@ -204,20 +200,38 @@ def build(settings: Settings) -> Gateway:
         settings.disconnected_grace,
     )
     acquirer = Acquirer(
-        identity.gateway_id, lambda: gateway.source(), slots, home / "blobs", settings.trusted_key, trust, factory
+        identity.gateway_id,
+        lambda: gateway.source(),
+        slots,
+        home / "blobs",
+        settings.trusted_key,
+        trust,
+        factory,
+        client_context(settings.tls_ca) if settings.tls_ca else None,
     )
     updater = Updater(slots, acquirer, serving, home / "releases")
     clocks = ClockCheck(identity.gateway_id)
     brought = factory.release if factory else None
     agent = Agent(slots, updater, serving, reporter, settings.retry_every, brought, clocks)
     twin = Twin(identity, trust.plan, agent, settings.refresh_every)
-    gateway = Gateway(settings, agent, twin, serving, reporter, clocks)
+    disks = DiskWatch([home], settings.disk_floor_bytes)
+    gateway = Gateway(settings, agent, twin, trust, serving, reporter, clocks, disks)
     if settings.bundles:
         gateway.bundles = Bundles(
             settings.bundles, home / "blobs", identity.blueprint, trust, twin, settings.bundles_every
         )
         gateway.results = Results(settings.bundles, identity, own_seed(home), spool, settings.results_every, utc_now)
     return gateway
+
+
+def _migrate(home: Path) -> None:
+    """Brings the folder to today's layout. On a full disk a folder that needs no migration is used without a stamp."""
+    try:
+        FOLDER.migrate(home)
+    except DiskFull as error:
+        if FOLDER.check(home) != FOLDER.newest:
+            raise
+        log.warning("%s", error)
 
 
 def _factory(settings: Settings) -> Factory | None:

@@ -61,6 +61,15 @@ class Agent:
         log.info("desired: %s, %s", desired.side, "; ".join(desired.explain.values()))
         self._changed.set()
 
+    def moved(self) -> None:
+        """Keeps what is installed without a desired release until the plan of the new blueprint is read. An update
+        under way is withdrawn."""
+        self._planned, self._refused = None, None
+        self._generation, self._rollout, self._traceparent = 0, "", None
+        self._changed.set()
+        if self.started:
+            self.report()
+
     def plan_refused(self, error: SlmopsError) -> None:
         """Keeps the previous desired release and reports why the newest plan was rejected."""
         log.error("rejected the plan: %s", error)
@@ -98,7 +107,7 @@ class Agent:
         digest = wanted.manifest.digest if wanted else None
         active = self._slots.active.digest if self._slots.active else None
         if digest and self._updater.failed_in(digest) not in (None, self._rollout):
-            self._updater.allow_retry(digest)
+            await self._updater.allow_retry(digest)
         attempts = self._slots.attempts(digest) if digest else 0
         go = should_update(
             desired=digest, active=active, failed=self._slots.failed, phase=self._updater.phase, attempts=attempts

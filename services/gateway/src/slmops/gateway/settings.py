@@ -14,7 +14,9 @@ from slmops.kit.settings import BusSettings
 
 class Settings(BusSettings):
     gateway_id: Name = Field(description="Name of the gateway in the fleet; cannot change after enrolment")
-    blueprint: Name = Field(description="Blueprint (class of gateways) that the gateway belongs to")
+    blueprint: Name = Field(
+        description="Blueprint (class of gateways) under which the gateway enrols; later its credential decides"
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="Labels by which rollout stages select gateways")
     enrol_creds: Path = Field(description="Credentials of the bootstrap user, who may only request enrolment")
     enrolment_token: Path = Field(description="File with the site's enrolment secret")
@@ -56,6 +58,11 @@ class Settings(BusSettings):
         default=None,
         description="File with the API's keys, one per line, read at start; None: the API requires no key",
     )
+    api_tls_cert: Path | None = Field(
+        default=None,
+        description="Certificate (PEM, with its chain) of the API, read again when it changes; None: no TLS",
+    )
+    api_tls_key: Path | None = Field(default=None, description="Its private key; None: it is in the same file")
     report_every: timedelta = Field(default=timedelta(seconds=30), description="Longest time between two reports")
     refresh_every: timedelta = Field(
         default=timedelta(seconds=60),

@@ -41,12 +41,24 @@ class Twin:
         self._open_plan = open_plan
         self._follower = follower
         self._refresh_every = refresh_every
-        self._keys = (subjects.blueprint_key(identity.blueprint), subjects.overlay_key(identity.gateway_id))
+        self._keys = _keys(identity)
+        self.on_moved: Callable[[str], None] = lambda _blueprint: None
+        """Called with the blueprint that the gateway's overlay names."""
         self._applied_sequences: dict[str, int] = {}
         self._plan: Plan | None = None
         self._overlay: Overlay | None = None
         self._applying = asyncio.Lock()
         self._read_again = asyncio.Event()
+
+    @property
+    def blueprint(self) -> str:
+        return self._identity.blueprint
+
+    def move_to(self, identity: Identity) -> None:
+        """Forgets the plan: from the next connection on, follows that of the identity's blueprint."""
+        self._identity, self._keys = identity, _keys(identity)
+        self._applied_sequences.clear()
+        self._plan = None
 
     async def watch(self, client: BusClient) -> None:
         """Subscribes to the plan and the overlay and reads them periodically. Runs until cancelled."""
@@ -76,7 +88,8 @@ class Twin:
         self._follower.plan_refused(error)
 
     async def _read(self, client: BusClient) -> None:
-        for key in self._keys:
+        # The overlay first: a plan that cannot be checked now must not keep the gateway from learning of a move.
+        for key in reversed(self._keys):
             found = await client.read_desired(key)
             if found is not None:
                 await self._apply(key, *found)
@@ -103,7 +116,7 @@ class Twin:
                 if key == self._keys[0]:
                     self._plan = await self._open_plan(data)
                 else:
-                    self._overlay = Overlay.model_validate_json(data)
+                    self._follow_overlay(data)
             except ValidationError as error:
                 # A document that this version of the gateway cannot parse must not change what it runs.
                 log.error("ignored %s: it does not parse (%d errors)", key, error.error_count())
@@ -120,6 +133,17 @@ class Twin:
             if self._plan is not None:
                 self._notify(self._plan)
 
+    def _follow_overlay(self, data: bytes) -> None:
+        """Applies an overlay; an empty one was removed. Raises `ValidationError`."""
+        self._overlay = Overlay.model_validate_json(data) if data else None
+        if self._overlay is not None and self._overlay.blueprint is not None:
+            self.on_moved(self._overlay.blueprint)
+
     def _notify(self, plan: Plan) -> None:
         overlays = [self._overlay] if self._overlay else []
         self._follower.desired_changed(resolve(plan, overlays, self._identity), plan)
+
+
+def _keys(identity: Identity) -> tuple[str, str]:
+    """Returns the keys of the gateway's documents: its blueprint's plan, and its own overlay."""
+    return subjects.blueprint_key(identity.blueprint), subjects.overlay_key(identity.gateway_id)

@@ -13,6 +13,7 @@ from slmops.kit.settings import load
 from slmops.optimizer.handlers import Handlers, routes
 from slmops.optimizer.jobs.board import Board
 from slmops.optimizer.jobs.environment import environment_digest
+from slmops.optimizer.jobs.retention import Retention
 from slmops.optimizer.jobs.worker import Worker
 from slmops.optimizer.jobs.workspace import Workspace
 from slmops.optimizer.recipes.ancestry import Ancestry
@@ -36,7 +37,8 @@ def build(settings: Settings) -> Service:
     worker = Worker(objects, results, workspace, board, ancestry, settings.job_memory_bytes)
     enabled, recipes, home = settings.profiles, settings.recipes, settings.data_dir
     routes(bus, Handlers(bus, objects, board, worker, PROFILES, enabled, recipes, ancestry, home, utc_now))
-    return Service("optimizer", settings, bus, opening=[objects.open])
+    retention = Retention(results, workspace, settings.cache_kept, settings.work_kept, utc_now)
+    return Service("optimizer", settings, bus, opening=[objects.open], tasks=[retention.run])
 
 
 def main() -> None:

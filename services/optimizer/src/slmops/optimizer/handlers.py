@@ -5,7 +5,9 @@ One job makes all variants of one version for one device profile.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +25,8 @@ from slmops.contracts.commands import (
     ListVersions,
     Optimize,
     RecipeList,
+    UploadData,
+    UploadTicket,
     VariantView,
     VerifyEvaluation,
     VersionView,
@@ -42,7 +46,9 @@ from slmops.contracts.events import ModelVersionRegistered
 from slmops.contracts.jobs import JobView, OptimizeJob
 from slmops.contracts.manifest import FILE_PATH, PackageFile
 from slmops.contracts.profile import DeviceProfile
+from slmops.contracts.prompts.evaluation_data import EvaluationData, check_data, check_sizes
 from slmops.contracts.recipe import Recipe
+from slmops.kit.acting import current_actor
 from slmops.kit.bus.refusals import until_stored
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -58,6 +64,7 @@ from slmops.optimizer.recipes.catalogue import catalogue
 from slmops.optimizer.recipes.library import bundled, check, recipe_named
 
 log = logging.getLogger(__name__)
+UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 DELIVERIES = 20
 """How often a job is delivered: often, because a search of hours may see many restarts; not forever, because a job may
 kill its worker."""
@@ -111,6 +118,7 @@ class Handlers:
                 format=event.format,
                 files=event.files,
                 golden=event.golden,
+                data=event.data,
                 profile=self._profiles[name],
                 recipes=self._recipes,
                 definitions=tuple(map(recipe_named, self._recipes)),
@@ -156,11 +164,13 @@ class Handlers:
     async def request(self, command: Optimize) -> JobView:
         """Queues a job on request, or returns the running job that does the same work.
 
-        Raises `NotFound`, `InvalidRecipe`, `IllegalTransition` for a retired version, `DiskFull`.
+        Raises `NotFound`, `InvalidRecipe`, `IllegalTransition` for a retired version, `DiskFull`, and `InvalidMessage`
+        and `DigestMismatch` for own texts and tasks.
         """
         recipes = self._requested_recipes(command)
         profile = self._profile(command.profile or next(iter(self._enabled or self._profiles)))
         version = await self._version(command.model, command.version)
+        data = (version.data or EvaluationData()).replaced_by(await self._adopted(command))
         job = OptimizeJob(
             model=version.model,
             version=version.version,
@@ -172,7 +182,9 @@ class Handlers:
             recipes=tuple(recipes),
             definitions=tuple(recipes.values()),
             search=command.search,
+            data=data if data.files else None,
             asked=self._new_id(),
+            actor=str(current_actor() or ""),
         )
         if not (command.recipes or command.definitions or command.search):
             job = await self._ancestry.anchored(job)
@@ -180,6 +192,13 @@ class Handlers:
             if not view.state.ended and (view.work, view.model, view.version) == (job.work, job.model, job.version):
                 return view
         return await self._queue(job)
+
+    async def upload_data(self, command: UploadData) -> UploadTicket:
+        """Returns upload URLs for the texts and tasks that the store lacks. Raises `InvalidMessage`."""
+        upload = uuid.uuid4().hex
+        missing = [file.digest for file in command.files if not await self._objects.keep(file.digest)]
+        urls = {digest: await self._objects.presigned_upload(upload, digest) for digest in dict.fromkeys(missing)}
+        return UploadTicket(upload=upload, urls=urls)
 
     async def cancel(self, command: CancelJob) -> JobView:
         """Cancels a job. Raises `NotFound`, `IllegalTransition` for a job that has ended."""
@@ -231,6 +250,22 @@ class Handlers:
         names = command.recipes or (() if own else self._recipes)
         return {name: recipe_named(name) for name in names} | own
 
+    async def _adopted(self, command: Optimize) -> EvaluationData | None:
+        """Verifies the uploaded texts and tasks of a command and makes them blobs."""
+        data = command.data
+        if data is None or not data.files:
+            return None
+        check_sizes(data)
+        if not UPLOAD_ID.fullmatch(command.upload):
+            raise InvalidMessage("the upload id is not valid", where="upload", fix="Upload the texts and tasks first.")
+        contents = {}
+        for file in data.files:
+            if not await self._objects.keep(file.digest):
+                await self._objects.adopt(command.upload, file.digest, file.size_bytes)
+            contents[file.path] = await self._objects.get_bytes(file.digest, file.size_bytes)
+        await asyncio.to_thread(check_data, data, contents)
+        return data
+
     def _profile(self, name: str) -> DeviceProfile:
         if name not in self._profiles:
             raise NotFound(f"there is no device profile {name!r}", fix=f"Use one of: {', '.join(self._profiles)}.")
@@ -276,6 +311,7 @@ def _matches(variant: VariantView, recipe: str | None) -> bool:
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(ModelVersionRegistered, handlers.version_registered)
     bus.consume(subjects.optimize_job("*"), OptimizeJob, handlers.optimize, max_deliver=DELIVERIES)
+    bus.serve(UploadData, handlers.upload_data)
     bus.serve(Optimize, handlers.request, at_once=1)  # it looks for the same work before it queues a job
     bus.serve(CancelJob, handlers.cancel)
     bus.serve(ListJobs, handlers.list_jobs)

@@ -26,3 +26,10 @@ class Settings(BusSettings, ObjectSettings):
     job_memory_bytes: int | None = Field(
         default=None, gt=0, description="A job that uses more memory is killed and fails; None: the host's memory"
     )
+    cache_kept: timedelta = Field(
+        default=timedelta(days=90), description="A cached result that nobody used for this long is removed"
+    )
+    work_kept: timedelta = Field(
+        default=timedelta(days=7),
+        description="A work folder that no worker used for this long is removed",
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,8 @@ from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.model import ModelFile
 from slmops.contracts.recipe import Recipe
+
+_CACHE = "cache/optimizer"
 
 
 class VariantOutcome(BaseModel):
@@ -84,6 +87,8 @@ class ObjectStore(Protocol):
 
     async def keep(self, digest: Digest) -> bool: ...
 
+    async def remove_old(self, prefix: str, before: datetime) -> int: ...
+
 
 class Results:
     """The cache: `jobs/<work>.json` and `variants/<source>/<recipe>.json` below `cache/optimizer/<environment>/`.
@@ -101,9 +106,13 @@ class Results:
         self._environment = environment
 
     async def outcome(self, work: str) -> Outcome | None:
-        data = await self._objects.get_object(await self._job(work))
+        key = await self._job(work)
+        data = await self._objects.get_object(key)
         found = Outcome.model_validate_json(data) if data else None
-        return found if found and await self._keep_all(found.blobs) else None
+        if not data or not found or not await self._keep_all(found.blobs):
+            return None
+        await self._objects.put_object(key, data)  # it was used now
+        return found
 
     async def put_outcome(self, work: str, outcome: Outcome) -> None:
         await self._objects.put_object(await self._job(work), outcome.model_dump_json().encode())
@@ -111,13 +120,21 @@ class Results:
     async def measured(self, source: str) -> list[Measured]:
         """Returns every variant of this input that was ever made and measured and still has its blobs."""
         keys = await self._objects.keys(await self._variants(source))
-        found = await asyncio.gather(*map(self._objects.get_object, keys))
-        known = [Measured.model_validate_json(data) for data in found if data]
-        return [one for one in known if await self._keep_all(one.blobs)]
+        found = zip(keys, await asyncio.gather(*map(self._objects.get_object, keys)), strict=True)
+        known = []
+        for key, data in found:
+            if data and await self._keep_all((one := Measured.model_validate_json(data)).blobs):
+                await self._objects.put_object(key, data)  # it was used now
+                known.append(one)
+        return known
 
     async def put_measured(self, source: str, measured: Measured) -> None:
         key = f"{await self._variants(source)}{measured.definition.digest.removeprefix('sha256:')}.json"
         await self._objects.put_object(key, measured.model_dump_json(by_alias=True).encode())
+
+    async def forget(self, before: datetime) -> int:
+        """Removes the results that were neither written nor used since then, of every environment. Returns how many."""
+        return await self._objects.remove_old(f"{_CACHE}/", before)
 
     async def _keep_all(self, blobs: Iterable[Digest]) -> bool:
         """Keeps the blobs for the grace period; returns False when one is gone."""
@@ -131,4 +148,4 @@ class Results:
 
     async def _root(self) -> str:
         digest = await asyncio.to_thread(self._environment)
-        return f"cache/optimizer/{digest.removeprefix('sha256:')[:16]}"
+        return f"{_CACHE}/{digest.removeprefix('sha256:')[:16]}"

@@ -8,6 +8,7 @@ import logging
 from slmops.contracts import subjects
 from slmops.contracts.commands import (
     BundleContents,
+    DescribeTrust,
     FetchMetadata,
     FetchPackage,
     PackageFiles,
@@ -16,10 +17,12 @@ from slmops.contracts.commands import (
     WithdrawPackage,
 )
 from slmops.contracts.descriptor import Descriptor, Digest
-from slmops.contracts.errors import NotFound, NotReady
+from slmops.contracts.errors import CredentialRevoked, NotFound, NotReady
 from slmops.contracts.events import (
     GatewayEnrolled,
+    GatewayRemoved,
     GatewayReported,
+    GatewayRevoked,
     PackageDeltaPublished,
     PackagePublished,
     VariantOptimized,
@@ -70,8 +73,8 @@ class Handlers:
         self._deltas = deltas
         self.trust = trust
         self._clock = clock
-        self._running: dict[str, tuple[int, Digest | None]] = {}
-        """Sequence and package of each gateway's newest report. Most reports repeat it and need no transaction."""
+        self._running: dict[str, tuple[int, int, Digest | None]] = {}
+        """Enrolment, sequence and package of each gateway's newest report. Most repeat it and need no transaction."""
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -105,16 +108,19 @@ class Handlers:
 
         await self._journal.transact(publish)
 
-    async def on_gateway_enrolled(self, event: GatewayEnrolled, _delivered: MessageContext) -> None:
+    async def on_membership(
+        self, event: GatewayEnrolled | GatewayRevoked | GatewayRemoved, _delivered: MessageContext
+    ) -> None:
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
+        self._running.pop(event.gateway_id, None)
 
     async def on_gateway_reported(self, event: GatewayReported, _delivered: MessageContext) -> None:
-        sequence, running = self._running.get(event.gateway_id, (0, ""))
-        if event.sequence <= sequence:
+        enrolment, sequence, running = self._running.get(event.gateway_id, (0, 0, ""))
+        if event.enrolment in (0, enrolment) and event.sequence <= sequence:
             return  # delivered late
-        if event.running != running:
+        if event.running != running or event.enrolment not in (0, enrolment):
             await self._journal.transact(lambda unit: store.project(unit.connection, event))
-        self._running[event.gateway_id] = (event.sequence, event.running)
+        self._running[event.gateway_id] = (max(event.enrolment, enrolment), event.sequence, event.running)
 
     async def on_package_published(self, package: PackagePublished, delivered: MessageContext) -> None:
         """Makes deltas to a package.
@@ -232,7 +238,11 @@ class Handlers:
         return DeltaStep(base=event.base, target=event.target, delta=event.delta, url=url)
 
     async def _plan(self, gateway_id: str) -> Plan:
-        blueprint = await self._journal.read(lambda connection: store.blueprint_of(connection, gateway_id))
+        blueprint, revoked = await self._journal.read(
+            lambda connection: (store.blueprint_of(connection, gateway_id), store.is_revoked(connection, gateway_id))
+        )
+        if revoked:
+            raise CredentialRevoked(f"{gateway_id} was revoked, so it gets no packages")
         if blueprint is None:
             raise NotReady(f"the packager has not received the enrolment of {gateway_id} yet", where="packager")
         return (await self._plan_of(blueprint))[1]
@@ -252,9 +262,12 @@ class Handlers:
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(VariantOptimized, handlers.on_variant_optimized)
     bus.on(PackagePublished, handlers.on_package_published)
-    bus.on(GatewayEnrolled, handlers.on_gateway_enrolled)
+    bus.on(GatewayEnrolled, handlers.on_membership)
+    bus.on(GatewayRevoked, handlers.on_membership)
+    bus.on(GatewayRemoved, handlers.on_membership)
     bus.on(GatewayReported, handlers.on_gateway_reported)
     bus.serve(FetchPackage, handlers.fetch)
     bus.serve(PrepareBundle, handlers.bundle)
     bus.serve(WithdrawPackage, handlers.withdraw)
     bus.serve(FetchMetadata, handlers.trust.fetch)
+    bus.serve(DescribeTrust, handlers.trust.describe)

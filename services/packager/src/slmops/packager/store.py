@@ -32,7 +32,9 @@ from slmops.contracts.descriptor import Digest
 from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
+    GatewayRemoved,
     GatewayReported,
+    GatewayRevoked,
     PackageDeltaPublished,
     PackageDeltaWithdrawn,
     PackagePublished,
@@ -56,6 +58,15 @@ _gateways = Table(
     Column("gateway_id", String(63), primary_key=True),
     Column("blueprint", String(63), nullable=False),
     Column("at", Double, nullable=False),  # Unix seconds
+    Column("public_key", String(56), nullable=False, server_default=""),
+)
+# The newest revoked key of each gateway. A separate table, because it may arrive before the enrolment.
+_revoked = Table(
+    "revoked",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("public_key", String(56), nullable=False),
+    Column("at", Double, nullable=False),  # Unix seconds
 )
 _running = Table(
     "running",
@@ -63,6 +74,7 @@ _running = Table(
     Column("gateway_id", String(63), primary_key=True),
     Column("manifest", String(80), index=True),
     Column("sequence", BigInteger, nullable=False, server_default="0"),
+    Column("enrolment", Integer, nullable=False, server_default="0"),
 )
 _deltas = Table(
     "deltas",
@@ -106,16 +118,15 @@ def project(connection: Connection, event: Event) -> None:
         case PackagePublished():
             _put(connection, _packages, "manifest", event.manifest.digest, {"data": event.model_dump_json()})
         case GatewayEnrolled():
-            at = event.at.timestamp()
-            known = select(_gateways.c.at).where(_gateways.c.gateway_id == event.gateway_id)
-            if (connection.execute(known).scalar() or 0) <= at:
-                values = {"blueprint": event.blueprint, "at": at}
-                _put(connection, _gateways, "gateway_id", event.gateway_id, values)
+            _enrolled(connection, event)
+        case GatewayRevoked():
+            _record_revoked(connection, event)
+        case GatewayRemoved():
+            older = _gateways.c.at <= event.at.timestamp()
+            if connection.execute(delete(_gateways).where(_gateways.c.gateway_id == event.gateway_id, older)).rowcount:
+                connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id))
         case GatewayReported():
-            known = select(_running.c.sequence).where(_running.c.gateway_id == event.gateway_id)
-            if (connection.execute(known).scalar() or 0) < event.sequence:
-                values = {"manifest": event.running, "sequence": event.sequence}
-                _put(connection, _running, "gateway_id", event.gateway_id, values)
+            _reported(connection, event)
         case PackageDeltaPublished():
             values = {"model": event.model, "size_bytes": event.delta.size, "at": event.at.timestamp()}
             names = {"base": event.base, "target": event.target, "data": event.model_dump_json()}
@@ -124,6 +135,47 @@ def project(connection: Connection, event: Event) -> None:
             _put(connection, _withdrawn, "manifest", event.manifest, {"at": event.at.timestamp()})
         case PackageDeltaWithdrawn():
             connection.execute(delete(_deltas).where(_deltas.c.target == event.target, _deltas.c.base == event.base))
+
+
+def _enrolled(connection: Connection, event: GatewayEnrolled) -> None:
+    at, matches = event.at.timestamp(), _gateways.c.gateway_id == event.gateway_id
+    known = connection.execute(select(_gateways).where(matches)).first()
+    if known is not None and known.at > at:
+        return
+    values = {"blueprint": event.blueprint, "at": at, "public_key": event.public_key}
+    _put(connection, _gateways, "gateway_id", event.gateway_id, values)
+    if known is not None and known.public_key not in ("", event.public_key):
+        # A device that was set up again: it runs nothing, and its sequence starts anew. It may have reported already.
+        older = _running.c.enrolment < event.enrolment
+        connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id, older))
+
+
+def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
+    at, matches = event.revoked_at.timestamp(), _revoked.c.gateway_id == event.gateway_id
+    if (connection.execute(select(_revoked.c.at).where(matches)).scalar() or 0) <= at:
+        values = {"public_key": event.public_key, "at": at}
+        _put(connection, _revoked, "gateway_id", event.gateway_id, values)
+    if is_revoked(connection, event.gateway_id):
+        connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id))
+
+
+def _reported(connection: Connection, event: GatewayReported) -> None:
+    known = connection.execute(select(_running).where(_running.c.gateway_id == event.gateway_id)).first()
+    enrolment, sequence = (known.enrolment, known.sequence) if known else (0, 0)
+    newer = event.enrolment > enrolment or (event.enrolment in (0, enrolment) and event.sequence > sequence)
+    if newer and not is_revoked(connection, event.gateway_id):
+        values = {"manifest": event.running, "sequence": event.sequence, "enrolment": max(event.enrolment, enrolment)}
+        _put(connection, _running, "gateway_id", event.gateway_id, values)
+
+
+def is_revoked(connection: Connection, gateway_id: str) -> bool:
+    """Returns whether the gateway's current key is revoked. A key that may return is enrolled in a later second."""
+    revoked = connection.execute(select(_revoked).where(_revoked.c.gateway_id == gateway_id)).first()
+    known = connection.execute(select(_gateways).where(_gateways.c.gateway_id == gateway_id)).first()
+    if revoked is None or known is None:
+        return revoked is not None  # removed, and not enrolled again
+    # An enrolment that an earlier release recorded has no key. It was before every revocation.
+    return known.public_key in ("", revoked.public_key) and known.at < revoked.at + 1
 
 
 def package(connection: Connection, manifest: Digest) -> PackagePublished | None:

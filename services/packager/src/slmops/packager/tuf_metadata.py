@@ -18,7 +18,7 @@ from securesystemslib.signer import CryptoSigner
 from sqlalchemy import Connection
 from tuf.api.metadata import Metadata, Targets
 
-from slmops.contracts.commands import FetchMetadata, MetadataFile
+from slmops.contracts.commands import DescribeTrust, FetchMetadata, MetadataFile, TrustStatus
 from slmops.contracts.errors import InvalidMessage, NotFound, SlmopsError, TemporaryError
 from slmops.contracts.events import PackagePublished
 from slmops.contracts.tuf_names import METADATA_NAME_PATTERN, PACKAGES_ROLE, RolloutKeys
@@ -92,6 +92,9 @@ class TufMetadata:
         if data is None:
             raise NotFound("there is no such metadata file", where=command.file)
         return MetadataFile(file=command.file, content=base64.b64encode(data).decode())
+
+    async def describe(self, _: DescribeTrust) -> TrustStatus:
+        return TrustStatus(expires=await self._journal.read(_expiries))
 
     async def file(self, name: str) -> bytes | None:
         """Returns a metadata file by its name in a consistent snapshot, such as `3.root.json`; None if missing."""

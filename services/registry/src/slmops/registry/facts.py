@@ -16,7 +16,7 @@ from slmops.contracts.errors import FactsMissing, TemporaryError
 from slmops.contracts.subjects import spec_of
 from slmops.kit.bus import gaps
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.gaps import Durable, Found, Gap
+from slmops.kit.bus.gaps import Durable, Found, Gap, check_for_gap
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.registry import store
@@ -40,7 +40,9 @@ class Facts:
     async def check(self) -> None:
         """Raises `FactsMissing` while there is an unaccepted gap, `Unreachable`, `NotReady`."""
         await self._check_replacement()
-        found = [Found(durable, gap) for durable in self._ours() if (gap := await gaps.look(self._client(), durable))]
+        found = [
+            Found(durable, gap) for durable in self._ours() if (gap := await check_for_gap(self._client(), durable))
+        ]
         if not found:
             return
         stream = found[0].durable.stream
@@ -67,7 +69,7 @@ class Facts:
     async def _check_replacement(self) -> None:
         for stream in {durable.stream for durable in self._ours()}:
             created, key = await self._created(stream), f"stream {stream}"
-            known = await self._journal.read(partial(store.heard, kind=key))
+            known = await self._journal.read(partial(store.read_until, kind=key))
             if known and known != created:
                 # Declare the gap before storing the new time: a process that is killed in between declares it again.
                 await self._declare_replacement(stream)
@@ -89,8 +91,8 @@ class Facts:
 
 def _read_again(unit: UnitOfWork) -> None:
     """Makes the marker read the new stream from its beginning."""
-    store.forget_heard(unit.connection)
+    store.forget_read_until(unit.connection)
 
 
 def _store_created(unit: UnitOfWork, key: str, created: int) -> None:
-    store.set_heard(unit.connection, key, created)
+    store.set_read_until(unit.connection, key, created)

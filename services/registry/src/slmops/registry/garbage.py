@@ -58,12 +58,16 @@ class Collector:
         removed = await self._sweep(sorted(old)[: command.at_most], live, before)
         stale = [digest for digest, claim in claims.items() if claim.modified < before and digest not in old]
         await self._sweep(sorted(stale)[: command.at_most], live, before)
+        await self._store.remove_marks(before)
         return report.model_copy(update={"removed": _share(blobs[digest] for digest in removed)})
 
     async def _sweep(self, condemned: list[Digest], live: Collection[Digest], before: datetime) -> list[Digest]:
         removed: list[Digest] = []
         for start in range(0, len(condemned), SWEEP_OF):
-            removed += await self._store.sweep(condemned[start : start + SWEEP_OF], live, before)
+            part = await self._store.sweep(condemned[start : start + SWEEP_OF], live, before)
+            if part:
+                log.info("removed the blobs %s", ", ".join(part))
+            removed += part
         return removed
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
 
 from slmops.contracts.commands import (
     BeginUpload,
-    CollectGarbage,
-    GarbageReport,
     ListVersions,
     RegisterVersion,
     RetireVersion,
@@ -20,17 +19,18 @@ from slmops.contracts.commands import (
     VersionView,
 )
 from slmops.contracts.errors import InvalidMessage, NotFound
-from slmops.contracts.events import Event, VariantProgressed, VariantStarted
+from slmops.contracts.events import Event, VariantProgressed
 from slmops.contracts.model import ModelFile
+from slmops.contracts.prompts.evaluation_data import EvaluationData, check_data, check_sizes
 from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.objects.store import Objects
 from slmops.registry import store
+from slmops.registry.domain.lifecycle import State
 from slmops.registry.domain.live_blobs import OWN, RULES, WITHDRAWALS
 from slmops.registry.domain.versions import Model, check_files, holds, register, retire, set_alias
-from slmops.registry.garbage import Collector
 
 C = TypeVar("C", RegisterVersion, SetAlias, RetireVersion)
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
@@ -44,15 +44,11 @@ class Handlers:
         self,
         journal: Journal,
         objects: Objects,
-        collector: Collector,
         clock: Clock,
         new_upload: Callable[[], str],
-        shortest_grace: timedelta,
     ) -> None:
         self._journal = journal
         self._objects = objects
-        self._collector = collector
-        self._shortest_grace = shortest_grace
         self._clock = clock
         self._new_upload = new_upload
 
@@ -71,22 +67,30 @@ class Handlers:
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def begin_upload(self, command: BeginUpload) -> UploadTicket:
-        """Returns upload URLs for missing files. Raises `AlreadyExists` if the version has other files."""
+        """Returns upload URLs for missing and corrupt files, also if the version is registered. Raises `AlreadyExists`
+        if the version has other files."""
         check_files(command.files)
-        upload = self._new_upload()
-        if holds(await self._model(command.model), command.version, command.files):
-            return UploadTicket(upload=upload, urls={})
-        wanted = dict.fromkeys(file.digest for file in command.files)
-        missing = [digest for digest in wanted if not await self._objects.keep(digest)]
+        upload, model = self._new_upload(), await self._model(command.model)
+        if holds(model, command.version, command.files) and model.state_of(command.version) is State.RETIRED:
+            return UploadTicket(upload=upload, urls={})  # its files may be garbage
+        sizes = {file.digest: file.size_bytes for file in command.files}
+        missing = [
+            digest
+            for digest, size_bytes in sizes.items()
+            if not await self._objects.keep(digest, size_bytes, command.md5.get(digest))
+        ]
         urls = {digest: await self._objects.presigned_upload(upload, digest) for digest in missing}
         return UploadTicket(upload=upload, urls=urls)
 
     async def register_version(self, command: RegisterVersion) -> VersionView:
-        """Verifies and registers uploaded files. Registers nothing if it raises `DigestMismatch`, `NotFound`,
-        `AlreadyExists` or `InvalidMessage`."""
+        """Verifies and registers uploaded files; of a registered version, takes only files that the store lost.
+        Registers nothing if it raises `DigestMismatch`, `NotFound`, `AlreadyExists` or `InvalidMessage`."""
         # A first decision rejects bad commands before gigabytes are hashed; the transaction below decides again.
-        if register(await self._model(command.model), command, self._clock()):
+        model = await self._model(command.model)
+        if register(model, command, self._clock()):
             await self._adopt(command)
+        elif model.state_of(command.version) is not State.RETIRED:
+            await self._heal(command)
         return await self._decide(command, register)
 
     async def set_alias(self, command: SetAlias) -> VersionView:
@@ -98,16 +102,6 @@ class Handlers:
     async def list_versions(self, query: ListVersions) -> VersionList:
         found = await self._journal.read(lambda connection: store.views(connection, query.model, query.version))
         return VersionList(versions=tuple(found))
-
-    async def collect_garbage(self, command: CollectGarbage) -> GarbageReport:
-        """Runs a collection. Raises `InvalidMessage` for a too short grace period, `FactsMissing`, `Unreachable`."""
-        if command.grace < self._shortest_grace:
-            raise InvalidMessage(
-                f"a grace period of {command.grace} is shorter than {self._shortest_grace}",
-                where="grace",
-                fix="Use a longer one: every push, optimization and packaging must finish within it.",
-            )
-        return await self._collector.collect(command)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -126,15 +120,30 @@ class Handlers:
 
     async def _adopt(self, command: RegisterVersion) -> None:
         """Verifies all files of the command and makes them blobs."""
-        if not UPLOAD_ID.fullmatch(command.upload):
-            raise InvalidMessage(
-                "the upload id is not valid", where="upload", fix="Begin an upload first and use its id."
-            )
+        _check_upload(command.upload)
         for file in command.files:
             await self._adopt_file(command.upload, file)
         if command.golden:
             await self._adopt_file(command.upload, command.golden)
             await self._check_golden(command.golden)
+        if command.data:
+            await self._adopt_data(command.upload, command.data)
+
+    async def _adopt_data(self, upload: str, data: EvaluationData) -> None:
+        """Verifies own texts and tasks. Raises `InvalidMessage` for those with which no variant can be measured."""
+        check_sizes(data)
+        for file in data.files:
+            await self._adopt_file(upload, file)
+        contents = {file.path: await self._objects.get_bytes(file.digest, file.size_bytes) for file in data.files}
+        await asyncio.to_thread(check_data, data, contents)
+
+    async def _heal(self, command: RegisterVersion) -> None:
+        """Takes the uploads of files that are missing or corrupt in the store."""
+        own = command.data.files if command.data else ()
+        for file in (*command.files, *([command.golden] if command.golden else []), *own):
+            if not await self._objects.keep(file.digest, file.size_bytes):
+                _check_upload(command.upload)
+                await self._adopt_file(command.upload, file)
 
     async def _adopt_file(self, upload: str, file: ModelFile) -> None:
         try:
@@ -160,14 +169,18 @@ class Handlers:
             raise InvalidMessage(f"{GOLDEN_FILE} contains no prompt", where=golden.path, fix="Write at least one.")
 
 
+def _check_upload(upload: str) -> None:
+    if not UPLOAD_ID.fullmatch(upload):
+        raise InvalidMessage("the upload id is not valid", where="upload", fix="Begin an upload first and use its id.")
+
+
 def routes(bus: Bus, handlers: Handlers) -> None:
     naming = [kind for kind in RULES if kind not in OWN]
-    heard: list[type[Event]] = [VariantStarted, VariantProgressed, *naming, *WITHDRAWALS]
-    for kind in heard:
+    kinds: list[type[Event]] = [VariantProgressed, *naming, *WITHDRAWALS]
+    for kind in kinds:
         bus.on(kind, handlers.on_lineage)
     bus.serve(BeginUpload, handlers.begin_upload)
     bus.serve(RegisterVersion, handlers.register_version, at_once=2)  # each reads gigabytes from the store
     bus.serve(SetAlias, handlers.set_alias)
     bus.serve(RetireVersion, handlers.retire_version)
     bus.serve(ListVersions, handlers.list_versions)
-    bus.serve(CollectGarbage, handlers.collect_garbage, at_once=1)

@@ -8,11 +8,11 @@ type that is new in a release is read from the beginning.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import datetime
 
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import NotFound
+from slmops.contracts.errors import CorruptBlob, InvalidMessage, NotFound
 from slmops.contracts.events import Event, ModelVersionRetired
 from slmops.kit.bus.client import BusClient
 from slmops.kit.journal import Journal, UnitOfWork
@@ -42,12 +42,39 @@ class Marker:
         """Cache of the blobs that documents name. Documents never change."""
 
     async def mark(self, before: datetime) -> set[Digest]:
-        """Returns the live blobs. Raises `Unreachable`, `NotReady`, `FactsMissing`, `DigestMismatch`,
-        `InvalidMessage`."""
+        """Returns the live blobs. Raises `Unreachable`, `NotReady`, `FactsMissing`, `CorruptBlob`, `InvalidMessage`."""
         await self._check()
+        roots = await self._roots(
+            before, self._check
+        )  # again, to detect events that were removed before they were read
+        live = {one.digest for one in roots}
+        for document in {one.digest for one in roots if one.document}:
+            live |= await self._named_in(document)
+        return live
+
+    async def named(self, before: datetime) -> set[Digest]:
+        """Returns the live blobs as far as they are known: without the check for gaps, and without those that only an
+        unreadable document names. Never for a decision to delete. Raises `Unreachable`."""
+        return set(await self.referrers(None, before))
+
+    async def referrers(
+        self, digests: Collection[Digest] | None, before: datetime
+    ) -> dict[Digest, list[BlobReference]]:
+        """Returns what names these blobs, None: all named blobs. A document's reference counts for what it names."""
+        wanted = None if digests is None else frozenset(digests)
+        found: dict[Digest, list[BlobReference]] = {one: [] for one in digests or ()}
+        for root in await self._roots(before):
+            names = {root.digest} | (await self._readable(root.digest) if root.document else frozenset())
+            for one in names if wanted is None else names & wanted:
+                found.setdefault(one, []).append(root)
+        return found
+
+    async def _roots(self, before: datetime, check: Callable[[], Awaitable[None]] | None = None) -> list[BlobReference]:
+        """Returns the references of all events that still count."""
         for kind in (RULES.keys() | WITHDRAWALS.keys()) - OWN:
             await self._catch_up(kind)
-        await self._check()  # again, to detect events that were removed before they were read
+        if check:
+            await check()
         everything, withdrawn = await self._journal.read(
             lambda connection: (store.named(connection), store.withdrawn(connection))
         )
@@ -56,11 +83,17 @@ class Marker:
             everything += named(event)
             if isinstance(event, ModelVersionRetired):
                 retired[event.model, event.version] = event.at
-        return await self._followed(living(everything, retired, withdrawn, before))
+        return living(everything, retired, withdrawn, before)
+
+    async def _readable(self, document: Digest) -> frozenset[Digest]:
+        try:
+            return await self._named_in(document)
+        except (CorruptBlob, InvalidMessage):  # a verification reports the document itself
+            return frozenset()
 
     async def _catch_up(self, kind: type[Event]) -> None:
         """Reads the events of a type up to the current end of the stream."""
-        after = await self._journal.read(lambda connection: store.heard(connection, kind.type))
+        after = await self._journal.read(lambda connection: store.read_until(connection, kind.type))
         page: list[Event] = []
         async for sequence, event in self._client().recorded(kind, after):
             page.append(event)
@@ -75,7 +108,7 @@ class Marker:
         def work(unit: UnitOfWork) -> None:
             for event in events:
                 store.name(unit.connection, event)
-            store.set_heard(unit.connection, kind.type, sequence)
+            store.set_read_until(unit.connection, kind.type, sequence)
 
         await self._journal.transact(work)
 
@@ -85,12 +118,6 @@ class Marker:
             for recorded in page:
                 yield recorded.event
             after = page[-1].position
-
-    async def _followed(self, roots: list[BlobReference]) -> set[Digest]:
-        live = {one.digest for one in roots}
-        for document in {one.digest for one in roots if one.document}:
-            live |= await self._named_in(document)
-        return live
 
     async def _named_in(self, document: Digest) -> frozenset[Digest]:
         if document not in self._read:

@@ -115,11 +115,21 @@ _withdrawn = Table(
     Column("digest", String(80), primary_key=True),
     Column("at", Double, nullable=False),
 )
-_heard = Table(
+_read_until = Table(
     "named_until",
     _TABLES,
     Column("kind", String(120), primary_key=True),
     Column("sequence", BigInteger, nullable=False),  # of the stream
+)
+_chores = Table(
+    "chores",
+    _TABLES,
+    Column("name", String(40), primary_key=True),
+    Column("due", Double, nullable=False),
+    Column("holder", String(64), nullable=False),  # the process that does it, until `held_until`
+    Column("held_until", Double, nullable=False),
+    Column("state", Text, nullable=False),  # JSON of the chore
+    Column("problem", Text, nullable=False),  # why it failed last time; empty: it did not
 )
 
 _BEFORE_EVERYTHING = datetime.fromtimestamp(0, UTC)
@@ -153,9 +163,9 @@ def withdrawn(connection: Connection) -> dict[Digest, datetime]:
     return {row.digest: datetime.fromtimestamp(row.at, UTC) for row in connection.execute(select(_withdrawn))}
 
 
-def heard(connection: Connection, kind: str) -> int:
+def read_until(connection: Connection, kind: str) -> int:
     """Returns the sequence up to which events of a type were read; 0 if none."""
-    return connection.execute(select(_heard.c.sequence).where(_heard.c.kind == kind)).scalar() or 0
+    return connection.execute(select(_read_until.c.sequence).where(_read_until.c.kind == kind)).scalar() or 0
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -199,15 +209,53 @@ def name(connection: Connection, event: Event) -> None:
             connection.execute(insert(_named), row)
 
 
-def set_heard(connection: Connection, kind: str, sequence: int) -> None:
+def set_read_until(connection: Connection, kind: str, sequence: int) -> None:
     """Stores the sequence up to which events of a type were read."""
-    if connection.execute(update(_heard).where(_heard.c.kind == kind).values(sequence=sequence)).rowcount == 0:
-        connection.execute(insert(_heard).values(kind=kind, sequence=sequence))
+    changed = update(_read_until).where(_read_until.c.kind == kind).values(sequence=sequence)
+    if connection.execute(changed).rowcount == 0:
+        connection.execute(insert(_read_until).values(kind=kind, sequence=sequence))
 
 
-def forget_heard(connection: Connection) -> None:
+def forget_read_until(connection: Connection) -> None:
     """Makes every event type be read from the beginning of its stream again."""
-    connection.execute(delete(_heard))
+    connection.execute(delete(_read_until))
+
+
+def claim_chore(connection: Connection, name: str, holder: str, now: float, until: float, first: float) -> str | None:
+    """Claims a chore that is due and that nobody holds, for a process. Returns its state; None if it is not to be done.
+    A chore that was never done is due at `first`."""
+    row = connection.execute(select(_chores).where(_chores.c.name == name)).first()
+    if row is None:
+        new = {"name": name, "due": first, "holder": "", "held_until": 0.0, "state": "{}", "problem": ""}
+        connection.execute(insert(_chores), new)
+        due, state = first, "{}"
+    else:
+        due, state = row.due, row.state
+    if due > now or (row is not None and row.held_until > now):
+        return None
+    connection.execute(update(_chores).where(_chores.c.name == name).values(holder=holder, held_until=until))
+    return str(state)
+
+
+def hold_chore(connection: Connection, name: str, holder: str, until: float) -> None:
+    """Goes on holding a chore."""
+    mine = (_chores.c.name == name, _chores.c.holder == holder)
+    connection.execute(update(_chores).where(*mine).values(held_until=until))
+
+
+def end_chore(connection: Connection, name: str, holder: str, due: float, state: str | None, problem: str) -> None:
+    """Releases a chore until it is due again. `state` None keeps the state. Does nothing if another process holds
+    it."""
+    mine = (_chores.c.name == name, _chores.c.holder == holder)
+    values: dict[str, Any] = {"due": due, "held_until": 0.0, "problem": problem}
+    if state is not None:
+        values["state"] = state
+    connection.execute(update(_chores).where(*mine).values(**values))
+
+
+def chores(connection: Connection) -> dict[str, tuple[str, str]]:
+    """Returns the state and the last problem of every chore by name."""
+    return {row.name: (row.state, row.problem) for row in connection.execute(select(_chores))}
 
 
 def _job(event: VariantStarted | VariantProgressed | VariantOptimized | VariantRejected) -> dict[str, str]:
@@ -314,6 +362,7 @@ def _version_view(
         size_bytes=sum(file.size_bytes for file in event.files),
         files=event.files,
         golden=event.golden,
+        data=event.data,
         state=row.state,
         stage=stage,
         progress=progress_of(stage, jobs, variants),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmops.contracts.events import GatewayEnrolled
+from slmops.contracts.events import GatewayEnrolled, GatewayRevoked
 from slmops.kit.bus.relay import run_relay
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
@@ -10,9 +10,13 @@ from slmops.kit.journal import Journal
 from slmops.kit.main import errors_as_one_line
 from slmops.kit.service import Service
 from slmops.kit.settings import load
+from slmops.rollout import membership
+from slmops.rollout.domain.membership import check_not_revoked
 from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.enrolment_stream import keep_enrolments
 from slmops.rollout.handlers import Handlers, routes
+from slmops.rollout.membership import MembershipHandlers
+from slmops.rollout.overlays import Overlays
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.settings import Settings
 from slmops.rollout.signing import PlanSigner
@@ -24,14 +28,21 @@ def build(settings: Settings) -> Service:
     journal = Journal(
         settings.database_url, service="rollout", metadata=schema(), migrations=MIGRATIONS, project=project
     )
-    credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed)
+    credentials = Enrolment(settings.enrolment_token, settings.gateway_signing_seed, settings.credential_life)
     signer = PlanSigner(settings.plan_signing_key)
     reconciler = Reconciler(journal, bus, signer, utc_now, settings.tick_every)
 
-    async def enrolment_of(gateway_id: str) -> GatewayEnrolled | None:
-        return await bus.client.latest(GatewayEnrolled, gateway_id)
+    overlays = Overlays(journal, lambda: bus.client, settings.tick_every)
 
-    routes(bus, Handlers(journal, reconciler, credentials, enrolment_of, utc_now))
+    async def enrolment_of(gateway_id: str) -> GatewayEnrolled | None:
+        known = await bus.client.latest(GatewayEnrolled, gateway_id)
+        if known is not None:
+            revoked = await bus.client.latest(GatewayRevoked, f"{gateway_id}.{known.public_key}")
+            check_not_revoked(known, revoked)
+        return known
+
+    routes(bus, Handlers(journal, reconciler, enrolment_of, utc_now))
+    membership.routes(bus, MembershipHandlers(journal, reconciler, overlays, credentials, enrolment_of, utc_now))
     return Service(
         "rollout",
         settings,
@@ -40,6 +51,7 @@ def build(settings: Settings) -> Service:
         tasks=[
             lambda: run_relay(journal, bus.client),
             reconciler.run,
+            overlays.run,
             lambda: keep_enrolments(journal, lambda: bus.client),
         ],
         closing=[journal.close],

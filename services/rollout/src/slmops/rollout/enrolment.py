@@ -1,21 +1,24 @@
-"""Checks the enrolment token and signs a gateway's credential. The token is never stored or logged."""
+"""Checks the enrolment token and signs gateways' credentials. The token is never stored or logged."""
 
 from __future__ import annotations
 
 import hmac
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from slmops.contracts.commands import EnrolGateway
 from slmops.contracts.errors import Denied, InvalidMessage
-from slmops.kit.bus.nats_auth import gateway_jwt
+from slmops.contracts.events import GatewayEnrolled
+from slmops.kit.bus.nats_auth import check_user_key, gateway_jwt
 
 
 class Enrolment:
-    """The enrolment token and the signing key, which `open` reads from their files."""
+    """The enrolment token and the signing key, which `open` reads from their files. `life`: that of a credential."""
 
-    def __init__(self, token_file: Path, signing_file: Path) -> None:
+    def __init__(self, token_file: Path, signing_file: Path, life: timedelta) -> None:
         self._token_file = token_file
         self._signing_file = signing_file
+        self.life = life
         self._token = b""
         self._signing_key = ""
 
@@ -24,15 +27,27 @@ class Enrolment:
         self._token = _secret(self._token_file, "SLMOPS_ENROLMENT_TOKEN").encode()
         self._signing_key = _secret(self._signing_file, "SLMOPS_GATEWAY_SIGNING_SEED")
 
-    def sign(self, command: EnrolGateway) -> str:
-        """Returns the gateway's JWT. Raises `Denied` for a wrong token, `InvalidMessage` for an invalid key."""
+    def check(self, command: EnrolGateway) -> None:
+        """Raises `Denied` for a wrong token, `InvalidMessage` for an invalid key."""
         # Constant time: the duration must not reveal how much of a guessed token is right.
         if not self._token or not hmac.compare_digest(command.token.encode(), self._token):
             raise Denied(
                 f"the enrolment token of {command.gateway_id} is wrong",
                 fix="Give the gateway this site's token (SLMOPS_ENROLMENT_TOKEN).",
             )
-        return gateway_jwt(self._signing_key, command.public_key, command.gateway_id, command.blueprint)
+        check_user_key(command.public_key)
+
+    def sign(self, known: GatewayEnrolled, now: datetime) -> str:
+        """Returns the JWT of an enrolled gateway. It is valid from the second of `now`, for `life`."""
+        return gateway_jwt(
+            self._signing_key,
+            known.public_key,
+            known.gateway_id,
+            known.blueprint,
+            enrolment=known.enrolment,
+            issued_at=now,
+            expires_at=now + self.life,
+        )
 
 
 def _secret(path: Path, variable: str) -> str:

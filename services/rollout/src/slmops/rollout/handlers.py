@@ -10,11 +10,12 @@ from slmops.contracts.commands import (
     ApplyBlueprint,
     BlueprintList,
     BlueprintView,
-    EnrolGateway,
-    Enrolment,
     GatewayList,
+    History,
+    HistoryEntry,
     ListBlueprints,
     ListGateways,
+    ListHistory,
     ListRollouts,
     PauseRollout,
     ResumeRollout,
@@ -23,7 +24,7 @@ from slmops.contracts.commands import (
     RolloutView,
     StartRollout,
 )
-from slmops.contracts.errors import AlreadyExists, Denied
+from slmops.contracts.errors import CredentialRevoked, Denied
 from slmops.contracts.events import (
     CohortMeasured,
     Event,
@@ -34,13 +35,13 @@ from slmops.contracts.events import (
     UpdatePhase,
 )
 from slmops.kit.bus.service_bus import Bus, MessageContext
-from slmops.kit.bus.throttle import Throttle
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.rollout import enrolment, store
+from slmops.rollout import membership_rows, store
 from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting, check_given
+from slmops.rollout.domain.membership import State
 from slmops.rollout.domain.views import blueprint_view, gateway_view
 from slmops.rollout.reconcile import Reconciler
 
@@ -54,14 +55,12 @@ class Handlers:
         self,
         journal: Journal,
         reconciler: Reconciler,
-        credentials: enrolment.Enrolment,
         enrolment_of: Callable[[str], Awaitable[GatewayEnrolled | None]],
         clock: Clock,
     ) -> None:
         self._journal = journal
         self._enrolment_of = enrolment_of
         self._reconciler = reconciler
-        self._credentials = credentials
         self._clock = clock
 
     # ---- events -------------------------------------------------------------------------------------------
@@ -87,6 +86,8 @@ class Handlers:
             raise Denied(f"{event.gateway_id} sent a report but was never enrolled")
 
         def work(unit: UnitOfWork) -> None:
+            if membership_rows.load(unit, event.gateway_id).state is State.REMOVED:
+                raise CredentialRevoked(f"{event.gateway_id} was removed, so its reports do not count")
             store.project(unit.connection, enrolled)
             _record(unit, event, seen)
 
@@ -141,12 +142,6 @@ class Handlers:
         await self._reconciler.publish(blueprint)
         return view
 
-    async def enrol(self, command: EnrolGateway) -> Enrolment:
-        """Enrols a gateway. Raises `Denied` for a wrong token or another key, `AlreadyExists` for another blueprint."""
-        jwt = self._credentials.sign(command)
-        await self._journal.transact(lambda unit: _enrol(unit, command, self._clock()))
-        return Enrolment(gateway_id=command.gateway_id, blueprint=command.blueprint, jwt=jwt)
-
     # ---- queries ------------------------------------------------------------------------------------------
 
     async def list_rollouts(self, query: ListRollouts) -> RolloutList:
@@ -157,6 +152,21 @@ class Handlers:
 
         return RolloutList(rollouts=tuple(await self._journal.transact(work)))
 
+    async def list_history(self, query: ListHistory) -> History:
+        found = await self._journal.newest(store.stream_of(query.blueprint), query.cursor, query.limit + 1)
+        shown = found[: query.limit]
+        entries = tuple(
+            HistoryEntry(
+                at=one.envelope.time,
+                event=one.event.type,
+                actor=one.envelope.actor or "",
+                rollout=getattr(one.event, "rollout", ""),
+                reason=getattr(one.event, "reason", ""),
+            )
+            for one in shown
+        )
+        return History(entries=entries, cursor=shown[-1].position if len(found) > query.limit else None)
+
     async def list_blueprints(self, _query: ListBlueprints) -> BlueprintList:
         def work(unit: UnitOfWork) -> list[BlueprintView]:
             return [blueprint_view(store.load(unit, row.name)) for row in store.plans(unit.connection)]
@@ -165,7 +175,7 @@ class Handlers:
 
     async def list_gateways(self, query: ListGateways) -> GatewayList:
         rows = await self._journal.read(store.plans)
-        fleet = await self._journal.read(lambda connection: store.members(connection, gateway_id=query.gateway_id))
+        fleet = await self._journal.read(lambda connection: store.inventory(connection, query))
         plans = {row.name: store.plan_in(row) for row in rows}
         return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
 
@@ -176,30 +186,6 @@ def _record(unit: UnitOfWork, event: GatewayReported, seen: Sighting) -> bool:
     if event.phase in _DECISIVE and blueprint is not None and blueprint.judged:
         check_given(event, store.load(unit, event.blueprint))
     return store.record_report(unit.connection, event, seen)
-
-
-def _enrol(unit: UnitOfWork, command: EnrolGateway, now: datetime) -> None:
-    stream = f"gateway:{command.gateway_id}"
-    events, version = unit.load(stream)
-    known = next((event for event in reversed(events) if isinstance(event, GatewayEnrolled)), None)
-    if known is not None:
-        _check_same(known, command)
-        return
-    fields = command.model_dump(include={"gateway_id", "blueprint", "public_key", "labels"})
-    unit.append(stream, version, [GatewayEnrolled(**fields, at=now)])
-
-
-def _check_same(known: GatewayEnrolled, command: EnrolGateway) -> None:
-    if known.public_key != command.public_key:
-        raise Denied(
-            f"{known.gateway_id} is enrolled with another key",
-            fix="Keep the gateway's key, or choose another gateway id.",
-        )
-    if known.blueprint != command.blueprint:
-        raise AlreadyExists(
-            f"{known.gateway_id} is enrolled under blueprint {known.blueprint}, not {command.blueprint}",
-            fix="Choose another gateway id.",
-        )
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
@@ -213,8 +199,7 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.serve(ResumeRollout, handlers.resume_rollout)
     bus.serve(AbortRollout, handlers.abort_rollout)
     bus.serve(RollbackRollout, handlers.rollback_rollout)
-    # All new gateways share one user, so a wrong token is limited by the sender's address.
-    bus.serve(EnrolGateway, handlers.enrol, Throttle())
     bus.serve(ListRollouts, handlers.list_rollouts)
+    bus.serve(ListHistory, handlers.list_history)
     bus.serve(ListBlueprints, handlers.list_blueprints)
     bus.serve(ListGateways, handlers.list_gateways)

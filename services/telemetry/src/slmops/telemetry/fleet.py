@@ -17,13 +17,14 @@ from slmops.contracts.plan import Identity, Plan
 from slmops.contracts.signed import plan_in
 from slmops.contracts.subjects import blueprint_key
 from slmops.kit.bus.client import BusClient
+from slmops.telemetry.domain.expectation import Enrolled
 
 
 class Fleet(Protocol):
     """Reads the current state of the fleet. Every method raises `Unreachable`."""
 
-    async def identity(self, gateway_id: str) -> Identity | None:
-        """Returns a gateway's enrolment with its newest reported labels; None if it was never enrolled."""
+    async def enrolled(self, gateway_id: str) -> Enrolled | None:
+        """Returns a gateway's enrolment with its newest reported labels; None if it is not enrolled."""
 
     async def plan(self, blueprint: str) -> Plan | None: ...
 
@@ -37,13 +38,14 @@ class BusFleet:
     def __init__(self, client: Callable[[], BusClient]) -> None:
         self._client = client
 
-    async def identity(self, gateway_id: str) -> Identity | None:
+    async def enrolled(self, gateway_id: str) -> Enrolled | None:
         enrolled = await self._client().latest(GatewayEnrolled, gateway_id)
         if enrolled is None:
             return None
         report = await self._client().latest(GatewayReported, gateway_id)
         labels = (report.labels if report else {}) or enrolled.labels
-        return Identity(gateway_id=gateway_id, blueprint=enrolled.blueprint, labels=labels)
+        identity = Identity(gateway_id=gateway_id, blueprint=enrolled.blueprint, labels=labels)
+        return Enrolled(identity, enrolled.public_key, enrolled.at, enrolled.moved_from)
 
     async def plan(self, blueprint: str) -> Plan | None:
         """Returns a plan without verifying its signature, because only the rollout service may write here."""

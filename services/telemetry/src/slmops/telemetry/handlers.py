@@ -14,6 +14,8 @@ from slmops.contracts.events import (
     CohortMeasured,
     Event,
     GatewayEnrolled,
+    GatewayRemoved,
+    GatewayRevoked,
     RolloutCompleted,
     RolloutRolledBack,
     RolloutStageAdvanced,
@@ -70,14 +72,14 @@ class Handlers:
         return refused
 
     async def on_fact(self, event: Event, _delivered: MessageContext) -> None:
-        """Records an enrolment or an event of a rollout."""
+        """Records who belongs to the fleet, or an event of a rollout."""
         await self._journal.transact(lambda unit: store.record_fact(unit.connection, event))
 
     async def _keep_by_current_state(self, pending: Mapping[int, Pending]) -> dict[int, Exception]:
         """Checks batches against the current state on the bus, because the tables may be behind; returns `Denied`."""
         await self._catch_up()
         gateways, blueprints = ({key(each.batch) for each in pending.values()} for key in (_gateway, _blueprint))
-        identities = await asyncio.gather(*map(self._fleet.identity, gateways))
+        enrolled = await asyncio.gather(*map(self._fleet.enrolled, gateways))
         plans = dict(zip(blueprints, await asyncio.gather(*map(self._fleet.plan, blueprints)), strict=True))
 
         def current(batch: MeasurementBatch) -> list[Offer]:
@@ -85,8 +87,8 @@ class Handlers:
             return offers_of(plan, batch.release, batch.ended_at) if plan else []
 
         def work(unit: UnitOfWork) -> dict[int, str]:
-            for identity in filter(None, identities):
-                store.record_member(unit.connection, identity)
+            for member in filter(None, enrolled):
+                store.record_member(unit.connection, member)
             return _keep(unit, pending, current)
 
         fix = "If the gateway works correctly, replay the batch when its rollout has reached it."
@@ -129,15 +131,16 @@ class Handlers:
             await self._journal.transact(lambda unit: self._close(unit, limit))
 
     async def forget_old(self) -> None:
-        """Forgets batches that were consumed, and windows that were published, long ago."""
+        """Forgets batches that were consumed, windows that were published and gateways that were removed, long ago."""
         now = self._clock()
         while await self._journal.forget_consumed(now - CONSUMED_KEPT):
             pass
         while await self._journal.forget_published(now - WINDOWS_KEPT):
             pass
+        await self._journal.transact(lambda unit: store.forget_revoked(unit.connection, now - CONSUMED_KEPT))
 
     def _close(self, unit: UnitOfWork, limit: datetime) -> None:
-        over = store.take_ended_before(unit.connection, limit)
+        over = store.of_counted(unit.connection, store.take_ended_before(unit.connection, limit))
         for cohort, items in cohorts(over, self._window).items():
             self._publish(unit, cohort, items)
 
@@ -155,20 +158,36 @@ def _keep(
 ) -> dict[int, str]:
     """Stores the batches that the tables or `more` expect; returns the reasons why not for the others.
 
-    A statement for all of them, and one for each release among them.
+    A batch that waited on its gateway since before the gateway was moved is dropped: it counts nowhere any more.
+    Growth: two statements for all batches, and one for each release among them.
     """
-    offers = cache(partial(store.offers, unit.connection))
-    members = store.members(unit.connection, {each.batch.gateway_id for each in pending.values()})
+    connection = unit.connection
+    offers = cache(partial(store.offers, connection))
+    members = store.members(connection, {each.batch.gateway_id for each in pending.values()})
+    revoked = store.revoked(connection, members)
     refused: dict[int, str] = {}
-    for index, batch in ((index, each.batch) for index, each in pending.items()):
-        expected = [*offers(batch.blueprint, batch.release), *more(batch)]
-        if why := refusal(batch, members.get(batch.gateway_id), expected):
+    kept: list[Pending] = []
+    for index, each in pending.items():
+        batch, enrolled = each.batch, members.get(each.batch.gateway_id)
+        if enrolled is not None and enrolled.moved_from == batch.blueprint != enrolled.identity.blueprint:
+            log.info("dropped a batch of %s from before it was moved from %s", batch.gateway_id, batch.blueprint)
+        elif batch.gateway_id in revoked:
+            refused[index] = f"{batch.gateway_id} was revoked"
+        elif why := refusal(
+            batch,
+            enrolled.identity if enrolled else None,
+            [*offers(batch.blueprint, batch.release), *more(batch)],
+        ):
             refused[index] = why
-    store.add(unit, (each for index, each in pending.items() if index not in refused))
+        else:
+            kept.append(each)
+    store.add(unit, kept)
     return refused
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
-    for kind in (GatewayEnrolled, RolloutStarted, RolloutStageAdvanced, RolloutCompleted, RolloutRolledBack):
+    for kind in (GatewayEnrolled, GatewayRevoked, GatewayRemoved):
         bus.on(kind, handlers.on_fact)
+    for change in (RolloutStarted, RolloutStageAdvanced, RolloutCompleted, RolloutRolledBack):
+        bus.on(change, handlers.on_fact)
     bus.consume_batches(measurements("*"), MeasurementBatch, handlers.on_batches)

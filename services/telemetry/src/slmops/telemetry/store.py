@@ -1,7 +1,7 @@
 """Stores batches whose window is open, enrolled gateways, and the releases that rollouts gave to gateways.
 
-Batches of published windows are deleted; the consumed ids remain for 30 days. `members` grows with the fleet, `offers`
-and `opened` with the number of rollouts.
+Batches of published windows are deleted; the consumed ids remain for 30 days. `members` and `revoked` grow with the
+fleet, `offers` and `opened` with the number of rollouts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from slmops.contracts.errors import Conflict
 from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
+    GatewayRemoved,
+    GatewayRevoked,
     RolloutCompleted,
     RolloutRolledBack,
     RolloutStageAdvanced,
@@ -44,7 +46,7 @@ from slmops.contracts.events import (
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Release
 from slmops.kit.journal import UnitOfWork
-from slmops.telemetry.domain.expectation import Offer
+from slmops.telemetry.domain.expectation import Enrolled, Offer, counts
 from slmops.telemetry.domain.windows import Pending
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -63,6 +65,17 @@ _members = Table(
     Column("gateway_id", String(63), primary_key=True),
     Column("blueprint", String(63), nullable=False),
     Column("labels", Text, nullable=False),
+    Column("public_key", String(56), nullable=False, server_default=""),
+    Column("enrolled_at", Double, nullable=False, server_default="0"),  # Unix seconds
+    Column("moved_from", String(63)),
+)
+# The newest revoked key of each gateway. A separate table, because it may arrive before the enrolment.
+_revoked = Table(
+    "revoked",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("public_key", String(56), nullable=False),
+    Column("at", Double, nullable=False),  # Unix seconds
 )
 _offers = Table(
     "offers",
@@ -149,13 +162,39 @@ def _identity(batch: MeasurementBatch) -> str:
 # ---- what is expected -------------------------------------------------------------------------------------
 
 
-def members(connection: Connection, gateway_ids: Iterable[str]) -> dict[str, Identity]:
-    """Returns those of up to some hundred gateways that are known."""
+def member(connection: Connection, gateway_id: str) -> Enrolled | None:
+    return members(connection, [gateway_id]).get(gateway_id)
+
+
+def members(connection: Connection, gateway_ids: Iterable[str]) -> dict[str, Enrolled]:
+    """Returns those of up to some hundred gateways that are enrolled."""
     rows = connection.execute(select(_members).where(_members.c.gateway_id.in_(list(gateway_ids))))
+    return {row.gateway_id: _enrolled(row) for row in rows}
+
+
+def _enrolled(row: Any) -> Enrolled:
+    identity = Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=json.loads(row.labels))
+    return Enrolled(identity, row.public_key, datetime.fromtimestamp(row.enrolled_at, UTC), row.moved_from)
+
+
+def revoked(connection: Connection, enrolled: Mapping[str, Enrolled]) -> set[str]:
+    """Returns those of up to some hundred gateways whose current key is revoked."""
+    rows = connection.execute(select(_revoked).where(_revoked.c.gateway_id.in_(list(enrolled))))
     return {
-        row.gateway_id: Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=json.loads(row.labels))
+        row.gateway_id
         for row in rows
+        if not counts(enrolled[row.gateway_id], row.public_key, datetime.fromtimestamp(row.at, UTC))
     }
+
+
+def of_counted(connection: Connection, items: Sequence[Pending]) -> list[Pending]:
+    """Returns the batches of gateways that are neither revoked nor removed. Growth: with the batches."""
+    senders = sorted({item.batch.gateway_id for item in items})
+    counted: set[str] = set()
+    for start in range(0, len(senders), _AT_ONCE):
+        found = members(connection, senders[start : start + _AT_ONCE])
+        counted |= found.keys() - revoked(connection, found)
+    return [item for item in items if item.batch.gateway_id in counted]
 
 
 def offers(connection: Connection, blueprint: str, release: Digest) -> list[Offer]:
@@ -175,14 +214,39 @@ def _offer(row: Any) -> Offer:
     return Offer(row.rollout, row.version, since, _STAGES.validate_json(row.stages), row.stage or 0)
 
 
-def record_member(connection: Connection, identity: Identity) -> None:
-    labels = json.dumps(identity.labels, sort_keys=True)
-    _put(
-        connection,
-        _members,
-        {"gateway_id": identity.gateway_id},
-        {"blueprint": identity.blueprint, "labels": labels},
-    )
+def record_member(connection: Connection, enrolled: Enrolled) -> None:
+    """Records an enrolment, unless a newer one is known."""
+    identity = enrolled.identity
+    known = member(connection, identity.gateway_id)
+    if known is not None and known.at > enrolled.at:
+        return
+    values = {
+        "blueprint": identity.blueprint,
+        "labels": json.dumps(identity.labels, sort_keys=True),
+        "public_key": enrolled.public_key,
+        "enrolled_at": enrolled.at.timestamp(),
+        "moved_from": enrolled.moved_from,
+    }
+    _put(connection, _members, {"gateway_id": identity.gateway_id}, values)
+
+
+def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
+    at = event.revoked_at.timestamp()
+    known = connection.execute(select(_revoked.c.at).where(_revoked.c.gateway_id == event.gateway_id)).scalar()
+    if known is None or known <= at:
+        _put(connection, _revoked, {"gateway_id": event.gateway_id}, {"public_key": event.public_key, "at": at})
+
+
+def _forget(connection: Connection, event: GatewayRemoved) -> None:
+    """Forgets a removed gateway, unless another device was enrolled under its id since."""
+    older = _members.c.enrolled_at <= event.at.timestamp()
+    connection.execute(delete(_members).where(_members.c.gateway_id == event.gateway_id, older))
+
+
+def forget_revoked(connection: Connection, before: datetime) -> None:
+    """Forgets the revocations of gateways that were removed, if they are older than that."""
+    old = _revoked.c.at < before.timestamp()
+    connection.execute(delete(_revoked).where(old, _revoked.c.gateway_id.not_in(select(_members.c.gateway_id))))
 
 
 def record_fact(connection: Connection, event: Event) -> None:
@@ -190,7 +254,11 @@ def record_fact(connection: Connection, event: Event) -> None:
     match event:
         case GatewayEnrolled():
             fields = event.model_dump(include={"gateway_id", "blueprint", "labels"})
-            record_member(connection, Identity(**fields))
+            record_member(connection, Enrolled(Identity(**fields), event.public_key, event.at, event.moved_from))
+        case GatewayRevoked():
+            _record_revoked(connection, event)
+        case GatewayRemoved():
+            _forget(connection, event)
         case RolloutStarted():
             _put_offer(connection, event, event.candidate, _STAGES.dump_json(event.stages).decode())
             if event.stable is not None:  # last, because it may be the same package as the candidate

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from slmops.contracts.identity import Actor
+
 R = TypeVar("R", bound=BaseModel)
 COMMANDS: dict[str, type[Command[Any]]] = {}
 """Subject → class of every command."""
@@ -16,8 +18,10 @@ class Result(BaseModel):
 
 
 class Command(BaseModel, Generic[R]):
-    """A request. `service` is the service that answers it; `name` is the last part of its subject.
+    """A request. `service` is the service that answers it; `name` is its name there.
 
+    It is published on `cmd.<service>.<name>.<sender>` (`contracts.identity`): the sender is a person or a service, or a
+    gateway for a command that is `per_gateway`. An `anonymous` one has no sender, because it asks to become somebody.
     `confidential`: the payload contains a secret. It is not stored anywhere, also not as a dead letter.
     """
 
@@ -26,6 +30,7 @@ class Command(BaseModel, Generic[R]):
     service: ClassVar[str] = ""
     name: ClassVar[str] = ""
     per_gateway: ClassVar[bool] = False
+    anonymous: ClassVar[bool] = False
     confidential: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -38,10 +43,19 @@ class Command(BaseModel, Generic[R]):
         base = f"cmd.{cls.service}.{cls.name}"
         return f"{base}.{{gateway_id}}" if cls.per_gateway else base
 
-    @property
-    def subject(self) -> str:
+    @classmethod
+    def pattern(cls) -> str:
+        """Returns the NATS pattern of its subjects, of all senders."""
+        if cls.anonymous:
+            return cls.subject_template()
+        return f"cmd.{cls.service}.{cls.name}." + ("*" if cls.per_gateway else "*.*")
+
+    def sent_by(self, sender: Actor) -> str:
+        """Returns the subject on which `sender` publishes it."""
         base = f"cmd.{self.service}.{self.name}"
-        return f"{base}.{self.model_dump()['gateway_id']}" if self.per_gateway else base
+        if self.per_gateway:
+            return f"{base}.{self.model_dump()['gateway_id']}"
+        return base if self.anonymous else f"{base}.{sender.token}"
 
     @classmethod
     def result_type(cls) -> type[R]:

@@ -7,13 +7,24 @@ from typing import ClassVar
 from pydantic import Field, JsonValue
 
 from slmops.contracts.commands.base import Command, Result
+from slmops.contracts.commands.registry import UploadTicket
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.evaluation import Verification
 from slmops.contracts.jobs import JobView
 from slmops.contracts.manifest import PackageFile
+from slmops.contracts.model import ModelFile
 from slmops.contracts.names import Name, Version
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.contracts.recipe import Recipe
 from slmops.contracts.search import SearchSpec
+
+
+class UploadData(Command[UploadTicket]):
+    """Request URLs for uploading own texts and tasks. Until `Optimize` names them they belong to nothing."""
+
+    service: ClassVar[str] = "optimizer"
+    name: ClassVar[str] = "upload_data"
+    files: tuple[ModelFile, ...] = Field(min_length=1)
 
 
 class Optimize(Command[JobView]):
@@ -32,6 +43,10 @@ class Optimize(Command[JobView]):
     )
     definitions: tuple[Recipe, ...] = Field(default=(), description="Custom recipes")
     search: SearchSpec | None = Field(default=None, description="Search for better recipes, starting with those named")
+    data: EvaluationData | None = Field(
+        default=None, description="Own texts and tasks; a kind without files uses those of the version"
+    )
+    upload: str = Field(default="", description="The upload with the files of `data`")
 
 
 class CancelJob(Command[JobView]):

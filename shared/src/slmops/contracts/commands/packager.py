@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Generic
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from slmops.contracts.commands.base import Command, R, Result
 from slmops.contracts.commands.registry import PackageOfVersion
@@ -117,3 +117,16 @@ class WithdrawPackage(PackageCommand[Withdrawal]):
         default=False, description="Ignore gateways that last reported running it, such as lost ones"
     )
     dry_run: bool = False
+
+
+class TrustStatus(Result):
+    """When the published trust metadata expires, by role."""
+
+    expires: dict[str, AwareDatetime]
+
+
+class DescribeTrust(Command[TrustStatus]):
+    """The operator asks until when the published trust metadata is valid."""
+
+    service: ClassVar[str] = "packager"
+    name: ClassVar[str] = "describe_trust"

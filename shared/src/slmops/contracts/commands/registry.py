@@ -12,6 +12,7 @@ from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import Name, Version
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 
 
 class UploadTicket(Result):
@@ -29,6 +30,10 @@ class BeginUpload(Command[UploadTicket]):
     model: Name
     version: Version
     files: tuple[ModelFile, ...] = Field(min_length=1)
+    md5: dict[Digest, str] = Field(
+        default_factory=dict,
+        description="MD5 of files, in hex: the store's own checksum, which shows whether a stored blob was changed",
+    )
 
 
 class VariantView(Result):
@@ -69,6 +74,7 @@ class VersionView(Result):
     size_bytes: int
     files: tuple[ModelFile, ...] = ()
     golden: Descriptor | None = None
+    data: EvaluationData | None = Field(default=None, description="Own texts and tasks for its optimizations")
     state: str = Field(description="registered or retired")
     stage: str = Field(default="registered", description="Progress: registered, optimizing, packaged, refused")
     progress: str = ""
@@ -92,6 +98,9 @@ class RegisterVersion(Command[VersionView]):
     files: tuple[ModelFile, ...] = Field(min_length=1)
     golden: ModelFile | None = Field(
         default=None, description="One of the uploaded files; by default the golden prompts of the newest version"
+    )
+    data: EvaluationData | None = Field(
+        default=None, description="Own texts and tasks for the version's optimizations, among the uploaded files"
     )
 
 

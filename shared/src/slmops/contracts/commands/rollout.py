@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 from pydantic import AwareDatetime, Field
@@ -29,6 +30,7 @@ class EnrolGateway(Command[Enrolment]):
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "enrol"
+    anonymous: ClassVar[bool] = True
     confidential: ClassVar[bool] = True
     gateway_id: Name
     blueprint: Name
@@ -121,6 +123,31 @@ class ListRollouts(Command[RolloutList]):
     blueprint: Name | None = None
 
 
+class HistoryEntry(Result):
+    """An event of a blueprint. `actor` is who caused it, such as person:alice; empty: the rollout service itself."""
+
+    at: AwareDatetime
+    event: str = Field(description="Its type, such as slmops.rollout.started.v1")
+    actor: str = ""
+    rollout: str = ""
+    reason: str = ""
+
+
+class History(Result):
+    entries: tuple[HistoryEntry, ...]
+    cursor: int | None = Field(default=None, description="Ask with it for older entries; None: these are the oldest")
+
+
+class ListHistory(Command[History]):
+    """List what happened to a blueprint and its rollouts, and who caused it, the newest first, a page at a time."""
+
+    service: ClassVar[str] = "rollout"
+    name: ClassVar[str] = "list_history"
+    blueprint: Name
+    limit: int = Field(default=50, ge=1, le=500)
+    cursor: int | None = None
+
+
 class BlueprintList(Result):
     blueprints: tuple[BlueprintView, ...]
 
@@ -130,9 +157,26 @@ class ListBlueprints(Command[BlueprintList]):
     name: ClassVar[str] = "list_blueprints"
 
 
+class Standing(StrEnum):
+    """Whether a gateway counts. Only an enrolled one is in gates, fleet figures and telemetry."""
+
+    ENROLLED = "enrolled"
+    MOVING = "moving"
+    REVOKED = "revoked"
+
+
 class GatewayView(Result):
     gateway_id: Name
     blueprint: Name
+    standing: Standing = Standing.ENROLLED
+    enrolment: int = Field(default=1, description="Counts the enrolments under this id")
+    moving_to: Name | None = Field(default=None, description="Blueprint for which it has not fetched a credential yet")
+    revoked_at: AwareDatetime | None = None
+    revoked_because: str = ""
+    reenrol_until: AwareDatetime | None = Field(default=None, description="Until when another key may enrol")
+    credential_expires_at: AwareDatetime | None = Field(
+        default=None, description="When its newest credential expires; None: never, or it is not known"
+    )
     labels: dict[str, str]
     phase: UpdatePhase
     running: Digest | None = None
@@ -162,3 +206,5 @@ class ListGateways(Command[GatewayList]):
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_gateways"
     gateway_id: Name | None = None
+    blueprint: Name | None = None
+    standing: Standing | None = Field(default=None, description="Only gateways of this standing; None: all")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import nats
 from nats.aio.client import Client as Connection
 from nats.errors import ConnectionClosedError, NoRespondersError, NoServersError
 from nats.errors import Error as NatsError
@@ -26,19 +26,26 @@ from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
 from slmops.contracts.errors import Conflict, CredentialsRefused, InvalidMessage, MessageTooLarge, Problem, Unreachable
 from slmops.contracts.events import Event
+from slmops.contracts.identity import Actor, ActorKind, service
+from slmops.kit.bus.accounts import API, PEOPLE_API
+from slmops.kit.bus.dialing import DialedConnection, Handshakes, encryption
 from slmops.kit.bus.exchange import HEADER_ROOM_BYTES, MAX_PARTS, PARTS_HEADER, REQUEST_TIMEOUT, exchange, remaining
-from slmops.kit.bus.nats_auth import user_of
+from slmops.kit.bus.nats_auth import Credentials, read_creds
 from slmops.kit.bus.refusals import no_room
 from slmops.kit.clock import utc_now
 from slmops.kit.settings import BusSettings
+from slmops.kit.tls import https_trust
 from slmops.kit.tracing import span, traceparent
 
 log = logging.getLogger("slmops.client")
 R = TypeVar("R", bound=BaseModel)
 E = TypeVar("E", bound=Event)
 PROBLEM_HEADER = "slmops-problem"
+NOBODY = "nobody"
+"""The sender of a connection without credentials, which only a test's server accepts."""
 _WRONG_SEQUENCE = {10071, 10164}
 """The server's error codes for a subject that is not at the expected sequence."""
+_NO_SUCH_MESSAGE = 10043
 PUBLISH_TIMEOUT_S = 10.0  # the client's default is 0.5 s, which a busy disk exceeds
 
 
@@ -50,25 +57,41 @@ class BusClient:
         connection: Connection,
         reconnected: list[Callable[[], None]] | None = None,
         closed: asyncio.Event | None = None,
+        handshakes: Handshakes | None = None,
+        verify: ssl.SSLContext | bool = True,
+        sender: Actor | None = None,
     ) -> None:
         self.connection = connection
+        self.verify = verify
+        """httpx's `verify` for presigned URLs of this system."""
+        self._handshakes = handshakes
+        self.sender = sender or service(NOBODY)
+        """Whose credentials it uses. Every command is sent in this name; the server refuses any other."""
         self.closed = closed or asyncio.Event()
         """Set when the connection is closed for good, for example because the server rejected the credentials again."""
         self._reconnected = reconnected if reconnected is not None else []
         self.clock_ahead: timedelta | None = None
         """How far this machine's clock is ahead of the services', as of the last answer; None before the first."""
-        self.js: JetStreamContext = connection.jetstream(timeout=PUBLISH_TIMEOUT_S)
+        self.api = PEOPLE_API if self.sender.kind is ActorKind.PERSON else API
+        """The name of JetStream's API in the account of the sender."""
+        self.js: JetStreamContext = connection.jetstream(timeout=PUBLISH_TIMEOUT_S, prefix=self.api)
 
     @classmethod
     async def connect(cls, settings: BusSettings, *, name: str, patient: bool = True, **options: Any) -> BusClient:
         """Connects. `patient` reconnects forever after the first success; a first failure is always an error.
 
-        Raises `Unreachable`, `CredentialsRefused`, `InvalidMessage`.
+        Raises `Unreachable`, `CredentialsRefused`, `ServerUntrusted`, `InvalidMessage`.
         """
+        sender = None
         if settings.nats_creds is not None and "user_credentials" not in options:
-            options = _as_user(settings.nats_creds) | options
+            sender = sender_in(settings.nats_creds)
+            options = {
+                "user_credentials": str(settings.nats_creds),
+                "inbox_prefix": subjects.inbox_of(sender).encode(),
+            } | options
         reconnected: list[Callable[[], None]] = []
-        closed = asyncio.Event()
+        closed, handshakes = asyncio.Event(), Handshakes(settings)
+        reconnected.append(handshakes.succeeded)
 
         async def on_close() -> None:
             closed.set()
@@ -78,13 +101,15 @@ class BusClient:
                 callback()
 
         dial = partial(
-            nats.connect,
+            _dialed,
+            settings.nats_proxy,
             reconnected_cb=on_reconnect,
             servers=settings.nats_url.split(","),
             name=name,
             connect_timeout=5,
             reconnect_time_wait=0.5,
-            error_cb=_quiet,
+            error_cb=handshakes.note,
+            **encryption(settings),
             **options,
         )
         try:
@@ -95,8 +120,8 @@ class BusClient:
                 await connection.close()
                 connection = await dial(max_reconnect_attempts=-1, closed_cb=on_close)
         except (TimeoutError, NatsError, NoServersError, OSError) as error:
-            raise _no_connection(error, settings.nats_url) from error
-        return cls(connection, reconnected, closed)
+            raise handshakes.failed or _no_connection(error, settings.nats_url) from error
+        return cls(connection, reconnected, closed, handshakes, https_trust(settings.tls_ca), sender)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Registers a callback for each reconnection. Messages on plain subjects were missed before it."""
@@ -115,24 +140,27 @@ class BusClient:
         template = type(command).subject_template()
         with span(f"request {template}", kind=SpanKind.CLIENT):
             headers = _with_trace({"content-type": "application/json"})
-            if not command.per_gateway:  # between accounts, the server returns only one message
+            if not command.per_gateway:  # between gateways' account and ours the server returns only one message
                 headers[PARTS_HEADER] = str(MAX_PARTS)
             payload = command.model_dump_json(by_alias=True).encode()
             asked_at, timeout = utc_now(), remaining(timeout)
             try:
-                answer = await exchange(self.connection, command.subject, payload, timeout, headers)
+                subject = command.sent_by(self.sender)
+                answer = await exchange(self.connection, subject, payload, timeout, headers)
             except NoRespondersError as error:
                 raise Unreachable(
                     f"the {command.service} service is not running",
-                    where=command.subject,
+                    where=template,
                     fix="Start it and try again.",
                 ) from error
             except ConnectionClosedError as error:
                 raise _closed(self.connection) from error
             except (TimeoutError, NatsError) as error:
+                if self._handshakes is not None and self._handshakes.failed and not self.connection.is_connected:
+                    raise self._handshakes.failed from error
                 raise Unreachable(
                     f"the {command.service} service did not answer within {timeout.total_seconds():g} s",
-                    where=command.subject,
+                    where=template,
                     fix="Try again. If it happens again, check the service's log.",
                 ) from error
             self._compare_clocks(asked_at, answer.headers)
@@ -204,6 +232,27 @@ class BusClient:
             raise Unreachable(f"the stored events cannot be read: {error}", where=stream) from error
         return _event(kind, message.data)
 
+    async def sequence_of(self, kind: type[E], key: str) -> int | None:
+        """Returns the sequence of the last stored event of a kind and key, None without one. Raises `Unreachable`."""
+        subject = f"{kind.type}.{key}"
+        try:
+            found = await self.js.get_msg(_stream_of(subject), subject=subject, direct=True)
+        except NotFoundError:
+            return None
+        except (TimeoutError, NatsError) as error:
+            raise Unreachable(f"the stored events cannot be read: {error}", where=subject) from error
+        return int(found.seq or 0)
+
+    async def delete_stored(self, kind: type[E], key: str, sequence: int) -> None:
+        """Deletes one stored event. Deleting it again changes nothing. Raises `Unreachable`."""
+        stream = _stream_of(f"{kind.type}.{key}")
+        try:
+            await self.js.delete_msg(stream, sequence)
+        except (TimeoutError, NatsError) as error:
+            if isinstance(error, APIError) and error.err_code == _NO_SUCH_MESSAGE:
+                return
+            raise Unreachable(f"the stored event cannot be deleted: {error}", where=stream) from error
+
     async def read_desired(self, key: str) -> tuple[bytes, int] | None:
         """Returns a twin document and its revision by direct get; None if it does not exist."""
         try:
@@ -245,15 +294,25 @@ class BusClient:
         return ack.seq
 
 
-def _as_user(creds: Path) -> dict[str, Any]:
-    """Returns the options for connecting as a credentials file's user. A user may subscribe only to its own inbox."""
+def _stream_of(subject: str) -> str:
+    stream = subjects.stream_of(subject)
+    assert stream is not None, f"no stream stores {subject}"
+    return stream
+
+
+def sender_in(creds: Path) -> Actor:
+    """Returns whose credentials a file holds. Raises `InvalidMessage`."""
+    return read_file(creds).who
+
+
+def read_file(creds: Path) -> Credentials:
+    """Reads a credentials file. Raises `InvalidMessage`."""
     try:
-        user = user_of(creds.read_text())
+        return read_creds(creds.read_text())
     except OSError as error:
         raise InvalidMessage(
             f"the credentials cannot be read: {error.strerror}", where=str(creds), fix="Set SLMOPS_NATS_CREDS."
         ) from error
-    return {"user_credentials": str(creds), "inbox_prefix": subjects.inbox(user).encode()}
 
 
 def _closed(connection: Connection) -> Unreachable:
@@ -279,8 +338,10 @@ def _no_connection(error: Exception, url: str) -> Unreachable:
     return Unreachable(f"NATS does not answer: {reason}", where=url, fix=fix)
 
 
-async def _quiet(_error: Exception) -> None:
-    """Ignores connection errors: they surface where a call fails, and the default callback would print each twice."""
+async def _dialed(proxy: str | None, **options: Any) -> Connection:
+    connection = DialedConnection(proxy)
+    await connection.connect(**options)
+    return connection
 
 
 def _event(kind: type[E], data: bytes | None) -> E | None:
@@ -304,6 +365,6 @@ def _answer(command: Command[R], data: bytes, headers: Mapping[str, str] | None)
     except ValidationError as error:
         raise InvalidMessage(
             f"the answer of the {command.service} service does not validate",
-            where=command.subject,
+            where=type(command).subject_template(),
             fix="Run the same release of slmops everywhere.",
         ) from error

@@ -18,6 +18,7 @@ from slmops.contracts import subjects
 from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.errors import NotFound, NotReady, PermanentError, Problem, Unreachable
+from slmops.contracts.identity import ActorKind, sender_of
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
 from slmops.kit.bus.exchange import REQUEST_TIMEOUT, exchange
 
@@ -85,8 +86,9 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
 
     It keeps its `ce-id`, so consumers that already handled it skip it. Its message id is new to JetStream, but the same
     in each replay of this letter, so a replay that was interrupted before the deletion publishes nothing twice.
-    A command is sent again, and its letter is kept if no service answers. Raises `Unreachable`, the service's own error
-    if it rejects the command again, and `PermanentError` for a letter that is not whole.
+    A command is sent again, in the name of who replays it, and its letter is kept if no service answers. Raises
+    `Unreachable`, the service's own error if it rejects the command again, and `PermanentError` for a letter that is
+    not whole.
     """
     if not letter.whole:
         raise PermanentError(
@@ -113,8 +115,11 @@ async def remove(client: BusClient, letter: DeadLetter) -> None:
 
 
 async def _ask(client: BusClient, letter: DeadLetter) -> Problem | None:
+    subject, sender = letter.subject, sender_of(letter.subject)
+    if sender is not None and sender.kind is not ActorKind.GATEWAY:  # the server lets nobody send in another name
+        subject = f"{subjects.template(subject)}.{client.sender.token}"
     try:
-        answer = await exchange(client.connection, letter.subject, letter.payload, REQUEST_TIMEOUT, letter.headers)
+        answer = await exchange(client.connection, subject, letter.payload, REQUEST_TIMEOUT, letter.headers)
     except NoRespondersError as error:
         raise Unreachable(
             "no service answers this command; its dead letter is kept", where=letter.subject, fix="Start its service."

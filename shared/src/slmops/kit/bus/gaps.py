@@ -103,7 +103,7 @@ async def metadata(js: JetStreamContext, durable: Durable) -> dict[str, str]:
     return kept | {MARK_KEY: _mark(until, state).model_dump_json()}
 
 
-async def look(client: BusClient, durable: Durable) -> Gap | None:
+async def check_for_gap(client: BusClient, durable: Durable) -> Gap | None:
     """Advances the consumer's mark and returns its unaccepted gap. Raises `Unreachable`, `NotReady`."""
     if exempt(durable.stream):
         return None
@@ -180,7 +180,7 @@ def _gap(first: int, last: int, why: str) -> Gap:
 async def _deleted(client: BusClient, stream: str) -> list[int]:
     """Returns the deleted sequences between the first and the last message. nats-py has no call for this."""
     answer = await client.connection.request(
-        f"$JS.API.STREAM.INFO.{stream}", json.dumps({"deleted_details": True}).encode(), timeout=30
+        f"{client.api}.STREAM.INFO.{stream}", json.dumps({"deleted_details": True}).encode(), timeout=30
     )
     return list(json.loads(answer.data).get("state", {}).get("deleted") or [])
 

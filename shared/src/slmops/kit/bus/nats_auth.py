@@ -6,10 +6,8 @@ Claims are version 2 of https://github.com/nats-io/jwt, algorithm `ed25519-nkey`
 - Gateways are signed by a *scoped* key: the permissions are a template in the account and not in the gateway's JWT. So
   the holder of that key (the rollout service) can name gateways but cannot give them more than the template.
 - Service users are signed by a key of the services' account, each with its row of `contracts.permissions`.
-- Streams, buckets and services are in the services' account. Gateways and the enrolment user are in two others, which
-  import only what their permissions name. The server sends its own answers (acknowledgements, stored messages) to any
-  reply subject without checking permissions. Across accounts it returns the answer to the account that sent the
-  request, so a gateway's reply subject never reaches a stream, a bucket or a command.
+- People are signed by a scoped key too, one per role. So credentials contain a name and no permissions.
+- Accounts are signed by a key that the access service holds too: it adds the revoked keys (`accounts`).
 """
 
 from __future__ import annotations
@@ -17,37 +15,41 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import nkeys
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from slmops.contracts.errors import InvalidMessage
+from slmops.contracts.identity import Actor, Role, person, service
 from slmops.contracts.names import check_name
 from slmops.contracts.permissions import (
     ANSWERING_PERMISSIONS,
     ENROL_PERMISSIONS,
     ENROL_USER,
-    GATEWAY_PERMISSIONS,
     PROVISIONER,
     PROVISIONER_PERMISSIONS,
     SERVICE_PERMISSIONS,
+    SYSTEM_PERMISSIONS,
+    SYSTEM_USER,
     Permissions,
     answering_user,
 )
-from slmops.contracts.subjects import INBOX
+from slmops.kit.bus.accounts import AccountKeys, Claims, account_claims, user_claims
 
 _PUBLIC_USER_LENGTH = 56
 _MAX_CONTROL_LINE_BYTES = 32 << 10
-_NO_LIMITS = {"subs": -1, "data": -1, "payload": -1}
-_ACCOUNT_LIMITS = {**_NO_LIMITS, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
-_JETSTREAM_LIMITS = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
+_HANDSHAKE_S = 10  # the default of 2 s is short for a slow device on a slow network
+_ROLE_TAG = "role:"
+_BEFORE_ALL = 1
+"""The time at which the accounts in the server's configuration are issued: those that were pushed since are newer."""
 
 
 def _new_seed(prefix: int) -> str:
@@ -70,7 +72,7 @@ def sign(seed: str, data: bytes) -> bytes:
 def is_signed(public_key: str, data: bytes, signature: bytes) -> bool:
     """Returns whether the private half of a user's public nkey signed `data`. Raises `InvalidMessage` for an invalid
     key."""
-    _check_public_user_key(public_key)
+    check_user_key(public_key)
     try:
         Ed25519PublicKey.from_public_bytes(base64.b32decode(public_key)[1:-2]).verify(signature, data)
     except InvalidSignature:
@@ -87,8 +89,18 @@ def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _jwt(issuer_seed: str, subject: str, name: str, nats: dict[str, Any]) -> str:
-    claims = {"iat": int(time.time()), "iss": public_key(issuer_seed), "name": name, "sub": subject, "nats": nats}
+def _jwt(
+    issuer_seed: str,
+    subject: str,
+    name: str,
+    nats: dict[str, Any],
+    issued_at: datetime | None = None,
+    expires_at: datetime | None = None,
+) -> str:
+    at = int(issued_at.timestamp() if issued_at else time.time())
+    claims = {"iat": at, "iss": public_key(issuer_seed), "name": name, "sub": subject, "nats": nats}
+    if expires_at:
+        claims["exp"] = int(expires_at.timestamp())
     digest = hashlib.sha256(json.dumps(claims, sort_keys=True).encode()).digest()
     claims["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
     head = {"typ": "JWT", "alg": "ed25519-nkey"}
@@ -96,32 +108,33 @@ def _jwt(issuer_seed: str, subject: str, name: str, nats: dict[str, Any]) -> str
     return f"{signed}.{_base64(sign(issuer_seed, signed.encode()))}"
 
 
-def _claims(permissions: Permissions) -> dict[str, Any]:
-    return {
-        "pub": {"allow": list(permissions.publish)},
-        "sub": {"allow": list(permissions.subscribe)},
-        **_NO_LIMITS,
-    }
+def claims_of(jwt: str) -> dict[str, Any]:
+    """Returns the claims of a JWT without checking it. Raises `ValueError`."""
+    _, claims, _ = jwt.split(".")
+    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+    return found
 
 
-def _crossing(permissions: Permissions) -> list[dict[str, str]]:
-    """Returns the exports of the services' account that another account imports to give its users `permissions`. A
-    template's placeholders become wildcards; the users' own permissions narrow them again."""
-    services = [{"name": subject, "subject": subject, "type": "service"} for subject in _open(permissions.publish)]
-    heard = [subject for subject in _open(permissions.subscribe) if not subject.startswith(INBOX)]
-    return [*services, *({"name": subject, "subject": subject, "type": "stream"} for subject in heard)]
+class Credentials(NamedTuple):
+    """What a `.creds` file says: whose it is, its public key, and until when it is valid (None: always)."""
+
+    who: Actor
+    public_key: str
+    until: datetime | None
+    seed: str
 
 
-def _open(subjects: tuple[str, ...]) -> list[str]:
-    return [re.sub(r"\{\{.*?\}\}", "*", subject) for subject in subjects]
-
-
-def user_of(creds: str) -> str:
-    """Returns the user's name in the text of a `.creds` file. Raises `InvalidMessage`."""
+def read_creds(creds: str) -> Credentials:
+    """Reads the text of a `.creds` file. Only the server checks its signature. Raises `InvalidMessage`."""
     try:
-        _, claims, _ = creds.split("-----BEGIN NATS USER JWT-----")[1].split()[0].split(".")
-        return str(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["name"])
-    except (IndexError, KeyError, ValueError) as error:
+        claims = claims_of(creds.split("-----BEGIN NATS USER JWT-----")[1].split()[0])
+        seed = creds.split("-----BEGIN USER NKEY SEED-----")[1].split()[0]
+        tags = claims["nats"].get("tags") or []
+        role = next((Role(tag.removeprefix(_ROLE_TAG)) for tag in tags if tag.startswith(_ROLE_TAG)), None)
+        name, until = str(claims["name"]), claims.get("exp")
+        who = service(name) if role is None else person(name, role)
+        return Credentials(who, str(claims["sub"]), datetime.fromtimestamp(until, UTC) if until else None, seed)
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InvalidMessage(
             "the file is not a credentials file", fix="Set SLMOPS_NATS_CREDS to a .creds file."
         ) from error
@@ -135,38 +148,97 @@ def creds_text(jwt: str, seed: str) -> str:
     )
 
 
-def _check_public_user_key(key: str) -> None:
+def check_user_key(key: str) -> None:
+    """Raises `InvalidMessage` for what is not the public nkey of a user."""
     try:
         raw = base64.b32decode(key)
     except ValueError as error:
-        raise InvalidMessage(
-            "a gateway's public key is not base32", fix="Send the public key of a user nkey."
-        ) from error
+        raise InvalidMessage("the public key is not base32", fix="Send the public key of a user nkey.") from error
     checksum = int.from_bytes(raw[-2:], "little")
     if len(key) != _PUBLIC_USER_LENGTH or raw[0] != nkeys.PREFIX_BYTE_USER or nkeys.crc16(raw[:-2]) != checksum:
-        raise InvalidMessage("a gateway's public key is not a user nkey", fix="It starts with U and has 56 characters.")
+        raise InvalidMessage("the public key is not a user nkey", fix="It starts with U and has 56 characters.")
 
 
-def gateway_jwt(signing_key: str, public_key: str, gateway_id: str, blueprint: str) -> str:
+def gateway_jwt(
+    signing_key: str,
+    public_key: str,
+    gateway_id: str,
+    blueprint: str,
+    *,
+    enrolment: int = 1,
+    issued_at: datetime | None = None,
+    expires_at: datetime | None = None,
+) -> str:
     """Returns a gateway's credential, signed at enrolment. The gateway combines it with its seed (`creds_text`).
 
-    `signing_key` is `Authority.gateway_signing_key`. Raises `InvalidName`, `InvalidMessage`.
+    `signing_key` is `Authority.gateway_signing_key`, `issued_at` now by default. Without `expires_at` it never expires.
+    Raises `InvalidName`, `InvalidMessage`.
     """
     check_name(gateway_id, "gateway id")
     check_name(blueprint, "blueprint name")
-    _check_public_user_key(public_key)
+    check_user_key(public_key)
     seed, account = signing_key.split()
     # The server rejects a user of a scoped key that claims any permissions.
-    claims = {"tags": [f"blueprint:{blueprint}"], "issuer_account": account, "type": "user", "version": 2}
-    return _jwt(seed, public_key, gateway_id, claims)
+    tags = [f"blueprint:{blueprint}", f"enrolment:{enrolment}"]
+    claims = {"tags": tags, "issuer_account": account, "type": "user", "version": 2}
+    return _jwt(seed, public_key, gateway_id, claims, issued_at, expires_at)
+
+
+@dataclass(frozen=True)
+class GatewayClaims:
+    """What a gateway's credential says. Times are those of the service that signed it, in whole seconds."""
+
+    gateway_id: str
+    public_key: str
+    blueprint: str
+    enrolment: int
+    issued_at: datetime
+    expires_at: datetime | None
+
+    @classmethod
+    def of(cls, jwt: str) -> Self:
+        """Reads a gateway's credential without verifying it. Raises `InvalidMessage`."""
+        try:
+            claims = claims_of(jwt)
+            tags = dict(tag.split(":", 1) for tag in claims["nats"]["tags"])
+            return cls(
+                gateway_id=str(claims["name"]),
+                public_key=str(claims["sub"]),
+                blueprint=tags["blueprint"],
+                enrolment=int(tags.get("enrolment", 0)),
+                issued_at=datetime.fromtimestamp(claims["iat"], UTC),
+                expires_at=datetime.fromtimestamp(claims["exp"], UTC) if "exp" in claims else None,
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
+            raise InvalidMessage("this is not a gateway's credential", fix="Enrol the gateway again.") from error
+
+
+def person_jwt(signing_key: str, account: str, public_key: str, who: Actor, until: datetime) -> str:
+    """Returns a person's credential, valid `until` then. The person combines it with the seed of the key.
+
+    `signing_key` is the seed for the person's role, `account` the public key of people's account. Raises `InvalidName`,
+    `InvalidMessage`.
+    """
+    check_name(who.name, "user name")
+    check_user_key(public_key)
+    claims = {"tags": [f"{_ROLE_TAG}{who.role}"], "issuer_account": account, "type": "user", "version": 2}
+    return _jwt(signing_key, public_key, who.name, claims, expires_at=until)
+
+
+def account_jwts(
+    signing_key: str, accounts: Mapping[str, tuple[str, Claims]], issued: int | None = None
+) -> dict[str, str]:
+    """Returns the JWT of each account by its public key. `issued`: Unix time; None: now."""
+    at = None if issued is None else datetime.fromtimestamp(issued, UTC)
+    return {key: _jwt(signing_key, key, name, claims, at) for key, (name, claims) in accounts.items()}
 
 
 @dataclass(frozen=True)
 class Authority:
     """The private seeds that sign everything else. Keep them in one file that only its owner can read.
 
-    `account`, `edge` and `enrolment` are the accounts of services, gateways and the enrolment user; `services` and
-    `gateways` sign users of the first two.
+    `account`, `people`, `edge` and `enrolment` are the accounts of services, people, gateways and the enrolment user.
+    `services` and `gateways` sign users, and the `role_…` seeds people. `accounts` signs the accounts for the operator.
     """
 
     operator: str
@@ -176,16 +248,29 @@ class Authority:
     enrolment: str
     services: str
     gateways: str
+    people: str
+    role_viewer: str
+    role_operator: str
+    role_approver: str
+    role_admin: str
+    accounts: str
 
     @classmethod
     def generate(cls) -> Self:
         seeds = {name: _new_seed(nkeys.PREFIX_BYTE_ACCOUNT) for name in (field.name for field in fields(cls))}
-        return cls(**(seeds | {"operator": _new_seed(nkeys.PREFIX_BYTE_OPERATOR)}))
+        return cls(**(seeds | {name: _new_seed(nkeys.PREFIX_BYTE_OPERATOR) for name in ("operator", "accounts")}))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Parses the seeds. If an older release wrote the text, new seeds are added: write the result back."""
-        return cls(**(asdict(cls.generate()) | json.loads(text)))
+        """Parses the seeds. If an older release wrote the text, new seeds are added: write the result back.
+
+        With the release that gave people accounts, the seed that signs services is replaced: it also signed the one
+        user with which all operators worked, and that user's rights are in its credentials, wherever copies are.
+        """
+        found = json.loads(text)
+        if "people" not in found:
+            found.pop("services", None)
+        return cls(**(asdict(cls.generate()) | found))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -195,8 +280,24 @@ class Authority:
         """The rollout service's signing key: the scoped seed, and the public key of the account for which it signs."""
         return f"{self.gateways}\n{public_key(self.edge)}\n"
 
+    @property
+    def account_keys(self) -> AccountKeys:
+        return AccountKeys(
+            system=public_key(self.system),
+            services=public_key(self.account),
+            people=public_key(self.people),
+            edge=public_key(self.edge),
+            enrolment=public_key(self.enrolment),
+            service_users=public_key(self.services),
+            gateway_users=public_key(self.gateways),
+            roles={str(role): public_key(self.role_seed(role)) for role in Role},
+        )
+
+    def role_seed(self, role: Role) -> str:
+        return str(getattr(self, f"role_{role}"))
+
     def service_creds(self, service: str) -> str:
-        """Returns new credentials of a service, or of `console`. Older ones stay valid."""
+        """Returns new credentials of a service. Older ones stay valid."""
         return self.user_creds(service, SERVICE_PERMISSIONS[service])
 
     def answering_creds(self, service: str) -> str:
@@ -209,52 +310,36 @@ class Authority:
 
     def enrol_creds(self) -> str:
         """Returns new bootstrap credentials, which all gateways that are not enrolled yet share."""
-        seed = new_user_seed()
-        claims = {**_claims(ENROL_PERMISSIONS), "type": "user", "version": 2}
-        return creds_text(_jwt(self.enrolment, public_key(seed), ENROL_USER, claims), seed)
+        return _new_user(self.enrolment, ENROL_USER, user_claims(ENROL_PERMISSIONS))
+
+    def system_creds(self) -> str:
+        """Returns new credentials of the user that tells the server what changed in accounts."""
+        return _new_user(self.system, SYSTEM_USER, user_claims(SYSTEM_PERMISSIONS))
+
+    def person_creds(self, who: Actor, until: datetime, seed: str | None = None) -> str:
+        """Returns credentials of a person with a role, with the key `seed`; None: a new key."""
+        assert who.role is not None, "a person has a role"
+        seed = seed or new_user_seed()
+        jwt = person_jwt(self.role_seed(who.role), public_key(self.people), public_key(seed), who, until)
+        return creds_text(jwt, seed)
 
     def user_creds(self, name: str, permissions: Permissions) -> str:
         """Returns credentials of a new user of the services' account with the given permissions."""
-        seed = new_user_seed()
-        claims = {**_claims(permissions), "issuer_account": public_key(self.account), "type": "user", "version": 2}
-        return creds_text(_jwt(self.services, public_key(seed), name, claims), seed)
+        return _new_user(self.services, name, {**user_claims(permissions), "issuer_account": public_key(self.account)})
 
     def operator_jwt(self) -> str:
-        claims = {"system_account": public_key(self.system), "type": "operator", "version": 2}
+        signing = [public_key(self.accounts)]
+        claims = {"system_account": public_key(self.system), "signing_keys": signing, "type": "operator", "version": 2}
         return _jwt(self.operator, public_key(self.operator), "slmops", claims)
 
     def account_jwts(self) -> dict[str, str]:
-        """Returns the JWT of each account by its public key."""
-        scope = {
-            "kind": "user_scope",
-            "key": public_key(self.gateways),
-            "role": "gateway",
-            "template": _claims(GATEWAY_PERMISSIONS),
-        }
-        edge, enrolment = _crossing(GATEWAY_PERMISSIONS), _crossing(ENROL_PERMISSIONS)
-        slmops = {
-            "limits": {**_ACCOUNT_LIMITS, **_JETSTREAM_LIMITS},
-            "signing_keys": [public_key(self.services)],
-            "exports": [*edge, *enrolment],
-        }
-        return dict(
-            (
-                self._account_jwt("SYS", self.system, {}),
-                self._account_jwt("slmops", self.account, slmops),
-                self._account_jwt("edge", self.edge, {"signing_keys": [scope], "imports": self._imports(edge)}),
-                # Shared: the server tells the service the sender's address, by which wrong tokens are limited.
-                self._account_jwt("enrolment", self.enrolment, {"imports": self._imports(enrolment, share=True)}),
-            )
-        )
+        """Returns the JWT of each account by its public key, for the server's first start."""
+        return account_jwts(self.accounts, account_claims(self.account_keys), _BEFORE_ALL)
 
-    def _imports(self, exports: list[dict[str, str]], *, share: bool = False) -> list[dict[str, Any]]:
-        shared = {"share": True} if share else {}
-        return [{**export, "account": public_key(self.account), **shared} for export in exports]
 
-    def _account_jwt(self, name: str, seed: str, claims: dict[str, Any]) -> tuple[str, str]:
-        common = {"default_permissions": {"pub": {}, "sub": {}}, "limits": _ACCOUNT_LIMITS, "version": 2}
-        key = public_key(seed)
-        return key, _jwt(self.operator, key, name, {**common, "type": "account", **claims})
+def _new_user(signing_key: str, name: str, claims: Claims) -> str:
+    seed = new_user_seed()
+    return creds_text(_jwt(signing_key, public_key(seed), name, {**claims, "type": "user", "version": 2}), seed)
 
 
 def server_config(
@@ -265,12 +350,16 @@ def server_config(
     host: str = "127.0.0.1",
     ports_file_dir: Path | None = None,
     max_file_store: int | None = None,
+    certificate: Path | None = None,
+    websocket: str | None = None,
 ) -> str:
     """Returns the text of a nats-server configuration.
 
     With `port=-1` the server chooses a free port and writes it to `ports_file_dir`. `sync_interval` is `always` because
     the default (every two minutes) loses acknowledged writes when power fails. There is no monitoring port, because it
     has no authentication. `max_file_store` is the limit of JetStream in bytes; None: three quarters of the free disk.
+    `certificate` is a file with the server's certificate and key; with it, only encrypted connections are accepted, and
+    `websocket` is the `host:port` for encrypted websockets. The server reads the file again after SIGHUP.
     """
     limit = f", max_file_store: {max_file_store}" if max_file_store else ""
     lines = [
@@ -278,7 +367,8 @@ def server_config(
         f"listen: {json.dumps(f'{host}:{port}')}",
         f"operator: {authority.operator_jwt()}",
         f"system_account: {public_key(authority.system)}",
-        "resolver: MEMORY",
+        # It keeps the accounts that the access service pushed, with their revoked keys, also when it starts again.
+        f"resolver: {{ type: full, dir: {json.dumps(str(store_dir.parent / 'accounts'))}, allow_delete: false }}",
         "resolver_preload: {",
         *(f"  {key}: {jwt}" for key, jwt in authority.account_jwts().items()),
         "}",
@@ -286,6 +376,12 @@ def server_config(
         f"max_control_line: {_MAX_CONTROL_LINE_BYTES}",
         f"jetstream: {{ store_dir: {json.dumps(str(store_dir))}, sync_interval: always{limit} }}",
     ]
+    if certificate:
+        files = f"cert_file: {json.dumps(str(certificate))}, key_file: {json.dumps(str(certificate))}"
+        # TLS comes before the greeting. Otherwise somebody on the way could replace the greeting, which asks for TLS.
+        lines.append(f"tls: {{ {files}, timeout: {_HANDSHAKE_S}, handshake_first: true }}")
+        if websocket:
+            lines.append(f"websocket: {{ listen: {json.dumps(websocket)}, tls: {{ {files} }} }}")
     if ports_file_dir:
         lines.append(f"ports_file_dir: {json.dumps(str(ports_file_dir))}")
     return "\n".join(lines) + "\n"

@@ -34,7 +34,8 @@ from slmops.contracts.subjects import DESIRED_BUCKET, JOB_BUCKET, MOVED, REMOVED
 from slmops.kit.bus.gaps import Durable, metadata
 
 ACK_WAIT_S = 10.0  # longer work keeps its message alive (`MessageContext.keepalive`)
-
+JOB_STATES_FOR = timedelta(days=90)
+"""How long the state of a job stays on the board after its last change."""
 _BUCKETS = (
     KeyValueConfig(
         bucket=DESIRED_BUCKET,
@@ -43,7 +44,7 @@ _BUCKETS = (
         # Gateways core-subscribe to the copy: this needs no consumer per gateway and hides rejected writes.
         republish=RePublish(src=f"$KV.{DESIRED_BUCKET}.>", dest=f"twin.{DESIRED_BUCKET}.>"),
     ),
-    KeyValueConfig(bucket=JOB_BUCKET, ttl=timedelta(days=90).total_seconds(), direct=True),
+    KeyValueConfig(bucket=JOB_BUCKET, ttl=JOB_STATES_FOR.total_seconds(), direct=True),
 )
 
 
@@ -138,10 +139,14 @@ async def _remove(js: JetStreamContext, stream: str, subject: str) -> None:
 
 
 async def _bucket(js: JetStreamContext, config: KeyValueConfig) -> None:
+    """Creates a bucket. An existing one whose values never expire gets the lifetime; an operator's own is kept."""
     try:
-        await js.stream_info(f"KV_{config.bucket}")
+        present = (await js.stream_info(f"KV_{config.bucket}")).config
     except NotFoundError:
         await js.create_key_value(config)
+        return
+    if config.ttl and not present.max_age:
+        await js.update_stream(present.evolve(max_age=config.ttl))
 
 
 async def consumer(

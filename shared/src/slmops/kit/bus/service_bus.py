@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
+from faststream.nats.security import NatsCredentials, NatsSecurity
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from pydantic import BaseModel, ValidationError
@@ -35,11 +37,14 @@ from slmops.contracts.cloudevent import Envelope
 from slmops.contracts.commands import Command
 from slmops.contracts.errors import Denied, InvalidMessage, NotReady, PermanentError, Problem, SlmopsError, Throttled
 from slmops.contracts.events import Event
-from slmops.contracts.permissions import answering_user, may_be_answered
+from slmops.contracts.identity import sender_of, service
+from slmops.contracts.permissions import answering_user, authorize, may_be_answered
+from slmops.kit.acting import acting
 from slmops.kit.bus.batches import Batches, Received, Refused
 from slmops.kit.bus.client import PROBLEM_HEADER, BusClient
 from slmops.kit.bus.command_pool import AT_ONCE, CommandPool
 from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
+from slmops.kit.bus.dialing import Handshakes, encryption
 from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
 from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
@@ -126,6 +131,7 @@ class Bus:
         self._stopping = False
         self.on_lost: Callable[[], None] = lambda: None
         """Called when the connection is closed and reconnecting is impossible (a credential was rejected)."""
+        self._handshakes = Handshakes(settings)
         self.broker = self._broker(service, settings.nats_creds, subjects.inbox(service))
         self.answering = self._broker(answering_user(service), settings.answering_creds)
 
@@ -138,9 +144,10 @@ class Bus:
             middlewares=[self._delivery],
             apply_types=False,  # our decoders validate
             closed_cb=self._closed,
-            error_cb=_reported,
+            reconnected_cb=self._reconnected,
+            error_cb=self._reported,
             logger=None,
-            user_credentials=str(creds) if creds else None,
+            security=_security(self.settings, creds),
             inbox_prefix=inbox.encode(),
         )
 
@@ -155,8 +162,7 @@ class Bus:
 
     def on(self, kind: type[E], handler: Callable[[E, MessageContext], Awaitable[None]]) -> None:
         """Consumes all events of a kind durably, at least once. `handler` must be idempotent by `MessageContext.id`."""
-        subject = f"{kind.type}.*" if kind.per_gateway else kind.type
-        self.consume(subject, kind, handler)
+        self.consume(re.sub(r"{.*?}", "*", kind.subject_template()), kind, handler)
 
     def consume(
         self,
@@ -239,12 +245,11 @@ class Bus:
         """Answers a command. Several processes of a service share the work; an error is returned as a `Problem`.
 
         `at_once` commands run side by side, and `handler` must allow that. It is cancelled when nobody waits for its
-        answer any more. A request is dead-lettered and not carried out if its reply subject is not the inbox of a user
-        who may send it. `throttle` limits the rejected requests of each source; a request beyond the limit is not
-        looked at.
+        answer any more. A request is dead-lettered and not carried out if its reply subject is not an inbox of its
+        sender, and refused if its sender may not send it. Events that `handler` records name the sender. `throttle`
+        limits the rejected requests of each source; a request beyond the limit is not looked at.
         """
         template = kind.subject_template()
-        subject = template.replace("{gateway_id}", "*")
         pool = CommandPool(at_once)
         self._pools.append(pool)
 
@@ -258,13 +263,13 @@ class Bus:
             if not pool.full:
                 work = partial(self._carry_out, kind, handler, message, raw, throttle)
                 pool.start(work, wait, partial(self._delivery.given_up, template))
-            elif may_be_answered(subject, raw.raw_message.reply):
+            elif may_be_answered(raw.raw_message.subject, raw.raw_message.reply):
                 busy = NotReady("too many requests are waiting", where=template, delay=timedelta(seconds=5))
                 await self._answer(raw, template, Problem.of(busy))
 
         describe(handle, kind.name, message=bytes)
         self.answering.subscriber(
-            subject,
+            kind.pattern(),
             queue=self.service,
             decoder=decode,
             no_reply=True,
@@ -281,7 +286,7 @@ class Bus:
         throttle: Throttle | None,
     ) -> None:
         template, message = kind.subject_template(), raw.raw_message
-        answerable = may_be_answered(template.replace("{gateway_id}", "*"), message.reply)
+        answerable = may_be_answered(message.subject, message.reply)
         source = source_of(message.headers)
         if throttle is not None and not throttle.take(source):
             await self._throttled(kind, raw, answerable)
@@ -290,9 +295,7 @@ class Bus:
         try:
             with suppress(Denied), self._delivery.measured(message):
                 if not answerable:
-                    refused = Denied(
-                        "the reply subject is not the inbox of a user who may send this command", where=template
-                    )
+                    refused = Denied("the reply subject is not the inbox of the command's sender", where=template)
                     await dead_letter(self.client, message, f"{self.service}/{template}", refused)
                     raise refused
                 rejected = await self._answered(kind, handler, payload, raw)
@@ -307,9 +310,13 @@ class Bus:
         self, kind: type[Command[R]], handler: Callable[[Any], Awaitable[R]], payload: bytes, raw: NatsMessage
     ) -> bool:
         """Carries out a command and sends its answer. Returns whether it was rejected."""
-        template = kind.subject_template()
+        template, sender = kind.subject_template(), sender_of(raw.raw_message.subject)
         try:
-            await self._answer(raw, template, await handler(_command(kind, payload, raw)))
+            authorize(kind, sender)
+            command = _command(kind, payload, raw)
+            with acting(sender):
+                answer = await handler(command)
+            await self._answer(raw, template, answer)
         except Exception as error:
             await self._answer(raw, template, await self._refuse(template, raw, error))
             return isinstance(error, PermanentError)
@@ -346,7 +353,7 @@ class Bus:
         """Connects and starts to consume. Raises `Unreachable`, `NotReady` before the streams were provisioned."""
         probe = await BusClient.connect(self.settings, name=self.service, patient=False)
         await probe.close()
-        self._client = self._delivery.client = BusClient(await self.broker.connect())
+        self._client = self._delivery.client = BusClient(await self.broker.connect(), sender=service(self.service))
         for spec in self._consumers:
             await consumer(
                 self.client.js, spec.stream, spec.durable, spec.subject, spec.ack_wait_s, spec.max_ack_pending
@@ -391,11 +398,23 @@ class Bus:
         if not self._stopping:
             self.on_lost()
 
+    async def _reconnected(self) -> None:
+        self._handshakes.succeeded()
 
-async def _reported(error: Exception) -> None:
-    """Logs permission errors, which surface nowhere else: a denied subscription just never delivers."""
-    if "permissions violation" in str(error).lower():
-        log.error("%s", error)
+    async def _reported(self, error: Exception) -> None:
+        """Logs failed handshakes and permission errors, which surface nowhere else: a denied subscription just never
+        delivers."""
+        await self._handshakes.note(error)
+        if "permissions violation" in str(error).lower():
+            log.error("%s", error)
+
+
+def _security(settings: BusSettings, creds: Path | None) -> NatsSecurity | None:
+    options = encryption(settings)
+    context, first = options.get("tls"), bool(options)
+    if creds is not None:
+        return NatsCredentials(str(creds), ssl_context=context, tls_handshake_first=first)
+    return NatsSecurity(ssl_context=context, tls_handshake_first=first) if options else None
 
 
 def _headers(message: Msg) -> dict[str, str]:
@@ -433,7 +452,8 @@ def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Comm
         command = kind.model_validate_json(payload)
     except (ValidationError, ValueError) as error:
         raise not_json(error, confidential=kind.confidential) from error
-    if command.subject != raw.raw_message.subject:
+    sender = sender_of(raw.raw_message.subject)
+    if sender is not None and command.sent_by(sender) != raw.raw_message.subject:
         # Permissions restrict a gateway to its own subject; the body must not name another gateway.
         raise PermanentError("the command names another gateway than its subject", where=raw.raw_message.subject)
     return command

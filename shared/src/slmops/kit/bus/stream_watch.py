@@ -21,7 +21,7 @@ from prometheus_client import Gauge
 from slmops.contracts.errors import TemporaryError
 from slmops.contracts.subjects import STREAMS, StreamSpec
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.gaps import Durable, answering, look
+from slmops.kit.bus.gaps import Durable, answering, check_for_gap
 from slmops.kit.sizes import size_text
 
 log = logging.getLogger("slmops.streams")
@@ -48,7 +48,7 @@ class FillWatch:
     def __init__(self) -> None:
         self._levels: dict[str, int] = {}
 
-    async def look(self, client: BusClient) -> None:
+    async def check(self, client: BusClient) -> None:
         """Checks all streams. Raises `Unreachable`, `NotReady`."""
         for spec in STREAMS:
             with answering(Durable(spec.name, "")):
@@ -70,14 +70,14 @@ class FillWatch:
 async def look_for_gaps(client: BusClient, durables: Sequence[Durable]) -> None:
     """Checks all consumers. Raises `Unreachable`, `NotReady`."""
     for durable in durables:
-        await look(client, durable)
+        await check_for_gap(client, durable)
 
 
 async def watch_streams(client: BusClient, durables: Sequence[Durable]) -> None:
     """Runs until cancelled. If a stream or consumer cannot be checked, the others still are."""
     steps: list[Callable[[], Awaitable[object]]] = [
-        partial(FillWatch().look, client),
-        *(partial(look, client, durable) for durable in durables),
+        partial(FillWatch().check, client),
+        *(partial(check_for_gap, client, durable) for durable in durables),
     ]
     while True:
         for step in steps:

@@ -42,7 +42,9 @@ def apply(
     limit_bytes: int,
     durable: bool = True,
 ) -> list[Path]:
-    """Writes and verifies the wanted target files, each atomically, and returns their paths. Keeps existing files.
+    """Writes and verifies the wanted target files, each atomically, and returns their paths.
+
+    A file that exists is kept if it has the target's digest, and replaced otherwise. A file of the base stays.
 
     `bases` has the base files by digest. A delta of kilobytes may declare a target of gigabytes, so the caller limits
     the bytes of the wanted files: `limit_bytes` is checked before the first one is written. `durable` flushes a file to
@@ -54,6 +56,7 @@ def apply(
             header = read_header(source)
             opened = _Bases(header, bases, stack)
             places = [(file, place(file)) for file in header.target]
+            _check_places(places, bases)
             _check_limit(sum({where: file.size_bytes for file, where in places if where}.values()), limit_bytes)
             total, done, made = sum(file.size_bytes for file in header.target), 0, []
             for file, where in places:
@@ -78,6 +81,16 @@ def _check_limit(declared_bytes: int, limit_bytes: int) -> None:
             f"the delta makes {declared_bytes:,} bytes, more than the allowed {limit_bytes:,}",
             fix="Check where the delta comes from. To allow more: slmops delta apply --max-bytes.",
         )
+
+
+def _check_places(places: list[tuple[DeltaFile, Path | None]], bases: Mapping[Digest, Path]) -> None:
+    """Raises `InvalidDelta` if a target would replace a folder, or a file of the base, which later files may need."""
+    originals = {path.resolve() for path in bases.values()}
+    for file, place in places:
+        if place and (place.is_dir() or (place.resolve() in originals and not _holds(place, file))):
+            raise InvalidDelta(
+                f"{place} belongs to the base or is a folder", fix="Choose another folder for the target."
+            )
 
 
 class _Bases:
@@ -124,7 +137,7 @@ class _Bases:
 
 
 def _file(source: BinaryIO, header: Header, bases: _Bases, file: DeltaFile, where: Path | None, durable: bool) -> None:
-    if where is None or where.exists():
+    if where is None or _holds(where, file):
         left = file.size_bytes
         while left:
             left -= read_record(source, header, left).target_bytes
@@ -135,6 +148,14 @@ def _file(source: BinaryIO, header: Header, bases: _Bases, file: DeltaFile, wher
         if actual != file.digest:
             bases.check()
             raise DigestMismatch(f"the delta gives {file.path} the digest {actual}, not {file.digest}", where=file.path)
+
+
+def _holds(path: Path, file: DeltaFile) -> bool:
+    """Returns whether the file exists with this content."""
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    with path.open("rb") as source:
+        return digest_of_chunks(iter(lambda: source.read(_CHUNK_BYTES), b"")) == (file.digest, file.size_bytes)
 
 
 def _fill(source: BinaryIO, header: Header, bases: _Bases, size: int, out: BinaryIO) -> Digest:

@@ -18,6 +18,7 @@ from slmops.contracts.addresses import blob_key
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Unreachable
 from slmops.kit.objects import sweeps
+from slmops.kit.objects.quarantine import QUARANTINE, Quarantine
 from slmops.kit.objects.s3 import LOOK, Stored, answered, listed, minio, stat
 from slmops.kit.objects.sweeps import CLAIMS, SWEEPS, claim_key
 from slmops.kit.settings import ObjectSettings
@@ -36,6 +37,7 @@ class Collecting:
         self._client = minio(settings, LOOK, retries=1)
         # One attempt of a few seconds: a deletion must not arrive after the lease of its sweep.
         self._deleting = minio(settings, LOOK, retries=0)
+        self._quarantine = Quarantine(self._client, self._client, self._bucket)
 
     async def now(self) -> datetime:
         """Returns the current time of the store's clock, which sets the times of `Stored`."""
@@ -84,6 +86,22 @@ class Collecting:
             self._delete([sweep.key for sweep in found if sweep.modified < limit])
 
         await answered(self._endpoint, end)
+
+    async def remove_marks(self, before: datetime) -> int:
+        """Removes old marks of the quarantine whose corrupt copy is gone: deleted, or replaced by a writer that died
+        then.
+
+        Returns how many. A mark whose copy is there stays.
+        """
+
+        def remove() -> int:
+            old = [mark for mark in listed(self._client, self._bucket, QUARANTINE) if mark.modified < before]
+            digests = [f"sha256:{mark.key.removeprefix(QUARANTINE)}" for mark in old]
+            gone = [mark.key for mark, digest in zip(old, digests, strict=True) if not self._quarantine.marked(digest)]
+            self._delete(gone)
+            return len(gone)
+
+        return await answered(self._endpoint, remove)
 
     async def _by_digest(self, prefix: str) -> dict[Digest, Stored]:
         found = await answered(self._endpoint, lambda: listed(self._client, self._bucket, prefix))

@@ -25,12 +25,11 @@ from collections.abc import Callable
 from io import BytesIO
 
 from minio import Minio
-from minio.error import S3Error
 
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Conflict
-from slmops.kit.objects.s3 import listed, stat
+from slmops.kit.objects.s3 import listed, read, stat
 
 LEASE_S = 60.0
 CLAIMS, SWEEPS = "claims/", "sweeps/"
@@ -92,14 +91,4 @@ class Sweeps:
         return known_s < LEASE_S and digest.encode() in self._condemned(sweep)
 
     def _condemned(self, sweep: str) -> bytes:
-        try:
-            response = self._client.get_object(self._bucket, sweep)
-        except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchObject"):  # it is over
-                return b""
-            raise
-        try:
-            return bytes(response.read())
-        finally:
-            response.close()
-            response.release_conn()
+        return read(self._client, self._bucket, sweep) or b""  # otherwise it is over

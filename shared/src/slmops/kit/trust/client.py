@@ -30,6 +30,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, InvalidMessage, SlmopsError, TrustRefused
 from slmops.contracts.tuf_names import METADATA_LIMIT_BYTES, ROLLOUT_TARGET, Attack, RolloutKeys, refused
+from slmops.kit.atomic_write import sync
 from slmops.kit.trust.attacks import Recording, by_this_clock, check_algorithms, named
 
 _CURRENT: Final = "current"
@@ -147,12 +148,12 @@ class TrustedState:
     def _accept(self, new: Path) -> None:
         for path in [*new.rglob("*"), new]:
             if not path.is_symlink():
-                _sync(path)
+                sync(path)
         link = self._folder / f"{_CURRENT}.new"
         link.unlink(missing_ok=True)
         link.symlink_to(new.name)
         link.replace(self.folder)
-        _sync(self._folder)
+        sync(self._folder)
         self._clear()
 
     def _clear(self) -> None:
@@ -235,11 +236,3 @@ def _room(where: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFull("no space for trusted metadata", where=str(where), fix="Free disk space.") from error
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -11,19 +11,22 @@ from urllib.parse import quote, urlparse
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import Updater, Urllib3Fetcher
+from tuf.ngclient._internal.proxy import ProxyEnvironment
 
 from slmops.contracts.errors import Denied, DiskFull, InvalidMessage, NotFound
 from slmops.contracts.tuf_names import Attack, refused
+from slmops.kit.tls import client_context, untrusted
 from slmops.kit.trust.attacks import Recording
 from slmops.kit.trust.client import limits, naming
 
 
 class HttpClient:
-    """A TUF client whose trusted state is in `folder`. Methods raise `InvalidMessage`, `NotFound`, `Denied`,
+    """A TUF client whose trusted state is in `folder`. `authorities`: the file of those that https servers are trusted
+    by; None: the operating system's. Methods raise `InvalidMessage`, `NotFound`, `Denied`,
     `DiskFull`; those that fetch also `TrustRefused` with the attack's name, `Unreachable` and `NotReady`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, authorities: Path | None = None) -> None:
+        self._folder, self._authorities = folder, authorities
 
     def init(self, root: Path) -> None:
         """Trusts a root that its own keys signed. Known newer versions still protect against a rollback."""
@@ -63,7 +66,7 @@ class HttpClient:
 
     def _updater(self, url: str) -> tuple[Recording, Updater]:
         _check_address(url)
-        recording = Recording(_Fetcher())
+        recording = Recording(_Fetcher(self._authorities))
         try:
             root = (self._folder / "root.json").read_bytes()
             return recording, Updater(str(self._folder), url, fetcher=recording, config=limits(), bootstrap=root)
@@ -80,12 +83,19 @@ class HttpClient:
 class _Fetcher(Urllib3Fetcher):
     """Reports a broken connection as a network error and not as a damaged file."""
 
+    def __init__(self, authorities: Path | None) -> None:
+        super().__init__()
+        if authorities:  # the library has no option for it
+            self._proxy_env = ProxyEnvironment(ssl_context=client_context(authorities))
+
     def _fetch(self, url: str) -> Iterator[bytes]:
         try:
             yield from super()._fetch(url)
         except DownloadHTTPError:
             raise
         except Exception as error:
+            if impostor := untrusted(error, url):
+                raise impostor from error
             raise DownloadError(type(error.__cause__ or error).__name__) from error
 
 

@@ -27,13 +27,13 @@ from slmops.contracts.errors import NotFound, TemporaryError, Unreachable
 from slmops.contracts.events import UpdatePhase
 from slmops.kit import tracing
 from slmops.kit.bus.client import BusClient
-from slmops.kit.settings import BusSettings
 from slmops.local.damage import damage
 from slmops.local.demo.ask import QUESTION, Traffic, ask
 from slmops.local.demo.report import GatewayReport, ModelReport, Report
 from slmops.local.demo.story import Step, Story
 from slmops.local.demo.traces import summarize
 from slmops.local.demo.weights import fetch_weights
+from slmops.local.layout import ADMIN
 from slmops.local.system import System
 
 MODEL, GOOD, BAD = "smollm2", "1.0.0", "1.0.1"
@@ -80,15 +80,11 @@ class Demo:
 
     async def _start(self) -> None:
         self.story.chapter("1. The whole system on this machine")
-        with self.story.step("start", "Starting NATS, S3, five services and three gateways") as step:
+        with self.story.step("start", "Starting NATS, S3, six services and three gateways") as step:
             await self.system.start(lambda state: step.progress(f"{state.name} {state.status}"))
         for state in self.system.states():
             self.story.tell(f"[dim]{state.name:10} pid {state.pid}[/]")
-        settings = BusSettings(
-            nats_url=self.system.nats_url,
-            nats_creds=self.system.layout.creds("console"),
-            trace_file=self.system.layout.trace("console"),
-        )
+        settings = self.system.bus_settings(ADMIN, trace_file=self.system.layout.trace("console"))
         tracing.setup("console", settings)
         self._client = await BusClient.connect(settings, name="demo")
 

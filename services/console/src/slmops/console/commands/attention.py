@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
 
 import typer
-from pydantic import RootModel
+from pydantic import BaseModel, RootModel
 
 from slmops.console.commands.streams import stream_views
+from slmops.console.credentials_file import expiring
 from slmops.console.render import stream as render_stream
 from slmops.console.render.stream_view import Item, StreamView
 from slmops.console.session import Session, command
-from slmops.contracts.commands import ListRollouts, RolloutView
-from slmops.contracts.errors import Unreachable
+from slmops.contracts import freshness
+from slmops.contracts.commands import (
+    Command,
+    DescribeStorage,
+    DescribeTrust,
+    ListRollouts,
+    RolloutView,
+    StorageStatus,
+)
+from slmops.contracts.errors import TemporaryError
+from slmops.contracts.tuf_names import REVOKED_ROLE
 from slmops.kit.bus import deadletters
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.deadletters import DeadLetter
+from slmops.kit.bus.dialing import peer_certificate_expires
 from slmops.kit.bus.stream_watch import LEVELS
+from slmops.kit.clock import utc_now
 from slmops.kit.sizes import size_text
+from slmops.kit.tls import EXPIRES_SOON
 
 NEWEST = 1000
 """How many dead letters are read at most. Reading takes one request for each."""
+_REPAIR = "List and restore them: slmops storage verify --repair"
+_KEYHOLDERS = ("root", "targets", REVOKED_ROLE)
+"""The roles whose metadata people sign. The packager renews all others."""
+R = TypeVar("R", bound=BaseModel)
 
 
 class Attention(RootModel[list[Item]]):
@@ -31,10 +49,26 @@ class Attention(RootModel[list[Item]]):
 # ---- the items: pure ---------------------------------------------------------------------------------------
 
 
-def items(streams: Sequence[StreamView], letters: Sequence[DeadLetter], rollouts: Sequence[RolloutView]) -> list[Item]:
-    """Returns the items, the most serious first: full streams, gaps, held rollouts, dead letters."""
+def items(
+    streams: Sequence[StreamView],
+    letters: Sequence[DeadLetter],
+    rollouts: Sequence[RolloutView],
+    storage: StorageStatus | None = None,
+    expiries: Mapping[str, datetime] = {},
+    now: datetime | None = None,
+) -> list[Item]:
+    """Returns the items, the most serious first: full streams, gaps, damaged blobs, trust metadata, held rollouts, dead
+    letters. `expiries`: when the trust metadata of each role expires, compared with `now`."""
     stored = next((stream.messages for stream in streams if stream.name == deadletters.STREAM), 0)
-    return [*_full(streams), *_gaps(streams), *_held(rollouts), *_dead(letters), *_unread(stored, len(letters))]
+    return [
+        *_full(streams),
+        *_gaps(streams),
+        *(_damaged(storage) if storage else ()),
+        *(_expiring(expiries, now) if now else ()),
+        *_held(rollouts),
+        *_dead(letters),
+        *_unread(stored, len(letters)),
+    ]
 
 
 def _full(streams: Sequence[StreamView]) -> Iterator[Item]:
@@ -60,6 +94,34 @@ def _gaps(streams: Sequence[StreamView]) -> Iterator[Item]:
                     where=f"{stream.name} for {consumer.name}",
                     fix=f"Restore the lost data, then run: slmops stream accept {stream.name}",
                 )
+
+
+def _damaged(storage: StorageStatus) -> Iterator[Item]:
+    for kind, number, what in (
+        ("blobs_corrupt", storage.corrupt, "blobs have other bytes than their digest and are in quarantine"),
+        ("blobs_missing", storage.missing, "blobs are named but not in the object store"),
+    ):
+        if number:
+            some = f", for example {storage.damaged[0]}" if storage.damaged else ""
+            yield Item(kind=kind, what=f"{number} {what}{some}", where="object store", fix=_REPAIR)
+    for name, problem in storage.problems.items():
+        yield Item(kind="scheduled", what=f"could not {name}: {problem}", where="registry", fix="Remove the cause.")
+
+
+def _expiring(expiries: Mapping[str, datetime], now: datetime) -> Iterator[Item]:
+    """Metadata that the packager renews is listed only after it expired, which means that renewing fails."""
+    for role, expires in sorted(expiries.items(), key=lambda pair: pair[1]):
+        if expires <= now:
+            what = f"expired on {expires:%Y-%m-%d}: gateways install nothing"
+        elif role in _KEYHOLDERS and expires - now <= freshness.WARN_AHEAD:
+            days = (expires - now).days
+            what = f"expires on {expires:%Y-%m-%d}, in {days} days; after that, gateways install nothing"
+        else:
+            continue
+        renewed = "targets" if role == REVOKED_ROLE else role  # it is signed again with targets
+        renew = f"Renew it with its keyholders: slmops trust rotate {renewed} --keep-keys"
+        fix = renew if role in _KEYHOLDERS else "The packager renews it: read its log."
+        yield Item(kind="expiry", what=what, where=f"trust {role}", fix=fix)
 
 
 def _held(rollouts: Sequence[RolloutView]) -> Iterator[Item]:
@@ -106,6 +168,15 @@ def _unread(stored: int, read: int) -> Iterator[Item]:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
+def certificate_items(expires: datetime | None, server: str, now: datetime) -> list[Item]:
+    """Returns an item if the certificate of NATS expires soon. `expires` None: there is no TLS."""
+    if expires is None or expires > now + EXPIRES_SOON:
+        return []
+    what = f"the certificate of NATS is valid until {expires:%Y-%m-%d}; after that, no gateway connects"
+    fix = "Renew it. slmops up does it by itself, with certificates of your own see docs/tls.md."
+    return [Item(kind="certificate", what=what, where=server, fix=fix)]
+
+
 async def newest_letters(client: BusClient, stored: int) -> list[DeadLetter]:
     """Reads the newest dead letters, at most about `NEWEST`. Raises `Unreachable`, `NotReady`."""
     newest = None if stored <= NEWEST else NEWEST
@@ -113,24 +184,44 @@ async def newest_letters(client: BusClient, stored: int) -> list[DeadLetter]:
 
 
 async def find_items(client: BusClient) -> list[Item]:
-    """Returns all items, including one for a service that does not answer.
+    """Returns all items, including one for each service that does not answer.
 
     Raises `Unreachable` and `NotReady` of the bus.
     """
+    server = str(getattr(client.connection.connected_url, "netloc", ""))
+    certificates = certificate_items(peer_certificate_expires(client.connection), server, utc_now())
     streams = await stream_views(client)
     stored = next(stream.messages for stream in streams if stream.name == deadletters.STREAM)
     letters = await newest_letters(client, stored)
+    silent: list[Item] = []
+    rollouts = await _asked(client, ListRollouts(), silent)
+    storage = await _asked(client, DescribeStorage(), silent)
+    trust = await _asked(client, DescribeTrust(), silent)
+    found = items(
+        streams,
+        letters,
+        rollouts.rollouts if rollouts else (),
+        storage,
+        trust.expires if trust else {},
+        utc_now(),
+    )
+    return [*certificates, *found, *silent]
+
+
+async def _asked(client: BusClient, query: Command[R], silent: list[Item]) -> R | None:
+    """Returns the answer; None if the service does not answer, which is then an item too."""
     try:
-        rollouts = (await client.request(ListRollouts())).rollouts
-    except Unreachable as error:
-        unreachable = Item(kind="unreachable", what=error.what, where=error.where or "rollout", fix=error.fix or "")
-        return [*items(streams, letters, ()), unreachable]
-    return items(streams, letters, rollouts)
+        return await client.request(query)
+    except TemporaryError as error:
+        where = error.where or query.service
+        silent.append(Item(kind="unreachable", what=error.what, where=where, fix=error.fix or "Try again."))
+        return None
 
 
 async def attention(session: Session) -> None:
-    """List what needs a person: filling streams, missing messages, held rollouts, the newest 1,000 dead letters."""
-    found = await find_items(await session.client())
+    """List what needs a person: filling streams, missing messages, damaged blobs, trust metadata that expires within 60
+    days, held rollouts, the newest 1,000 dead letters, and your own credentials if they expire soon."""
+    found = await find_items(await session.client()) + expiring(session.settings.nats_creds, utc_now())
     session.show(Attention(found), render_stream.attention(found))
 
 

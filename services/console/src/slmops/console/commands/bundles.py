@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import ssl
 import tempfile
 from base64 import b64decode
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ async def export(
         raise InvalidMessage(
             "gateways ignore a file with this name", where=str(out), fix=f"Use a name that ends with {BUNDLE_SUFFIX}."
         )
-    await write(await session.client(), blueprint, tuple(base or ()), out)
+    await write(await session.client(), blueprint, tuple(base or ()), out, session.verify)
     view = await asyncio.to_thread(_view, out)
     session.show(view, _table(view))
 
@@ -104,8 +105,10 @@ async def import_(
     session.show(view, f"{file.name} is in {to}. The gateway's log says when it has processed the bundle.")
 
 
-async def write(client: Answers, blueprint: str, have: tuple[Digest, ...], out: Path) -> None:
-    """Fetches the content from the packager and writes the bundle.
+async def write(
+    client: Answers, blueprint: str, have: tuple[Digest, ...], out: Path, verify: ssl.SSLContext | bool = True
+) -> None:
+    """Fetches the content from the packager and writes the bundle. `verify` is httpx's.
 
     Raises the packager's errors, `Unreachable`, `InvalidBundle`, `Denied`.
     """
@@ -119,7 +122,7 @@ async def write(client: Answers, blueprint: str, have: tuple[Digest, ...], out: 
     ]
     with readable(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:
         blobs = {file.descriptor.digest: file for package in contents.packages for file in _wanted(package)}
-        async with httpx.AsyncClient(timeout=TIMEOUT) as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT, verify=verify) as http:
             for digest, file in blobs.items():
                 path = Path(folder) / digest.removeprefix("sha256:")
                 await fetch(http, file, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from slmops.console.render import fleet as render
 from slmops.console.render.tables import printable
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, NotFound, Problem, Unreachable
+from slmops.kit.tls import untrusted
 
 _TIMEOUT = httpx.Timeout(300, connect=5)  # on a slow gateway, the first token may take minutes
 
@@ -40,11 +42,13 @@ async def ask(
     max_tokens: int | None = None,
     temperature: float = 0,
     key: str | None = None,
+    verify: ssl.SSLContext | bool = True,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Sends one prompt to the gateway at `url` and returns the answer. `on_text` gets the text as it arrives.
 
-    `key` is for an API that requires one. Raises `Unreachable`, the gateway's own error, and `InvalidMessage` if the
+    `key` is for an API that requires one; `verify` is httpx's.
+    Raises `Unreachable`, `ServerUntrusted`, the gateway's own error, and `InvalidMessage` if the
     URL is not a chat API.
     """
     body = {
@@ -54,7 +58,7 @@ async def ask(
         "stream_options": {"include_usage": True},
     } | ({"max_tokens": max_tokens} if max_tokens else {})
     texts, times, last, tokens = [], [time.monotonic()], {}, 0
-    async for chunk in _chunks(f"{url.rstrip('/')}/v1/chat/completions", body, key):
+    async for chunk in _chunks(f"{url.rstrip('/')}/v1/chat/completions", body, key, verify):
         last = chunk
         tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
         for choice in chunk.get("choices", []):
@@ -72,11 +76,13 @@ async def ask(
     )
 
 
-async def _chunks(url: str, body: Mapping[str, Any], key: str | None) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(
+    url: str, body: Mapping[str, Any], key: str | None, verify: ssl.SSLContext | bool
+) -> AsyncIterator[dict[str, Any]]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with (
-            httpx.AsyncClient(timeout=_TIMEOUT, headers=headers) as http,
+            httpx.AsyncClient(timeout=_TIMEOUT, headers=headers, verify=verify) as http,
             http.stream("POST", url, json=body) as answer,
         ):
             if not answer.is_success:
@@ -85,7 +91,7 @@ async def _chunks(url: str, body: Mapping[str, Any], key: str | None) -> AsyncIt
                 if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
                     yield _chunk(url, data)
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise Unreachable(
+        raise untrusted(error, url) or Unreachable(
             f"the gateway does not answer: {type(error).__name__}", where=url, fix="See slmops gateway ls."
         ) from error
 
@@ -191,6 +197,7 @@ async def chat(
         max_tokens=max_tokens,
         temperature=temperature,
         key=_key(key_file) if key_file else None,
+        verify=session.verify,
         on_text=show if live else lambda text: None,
     )
     session.show(answer, "" if live else render.answer(answer.text))

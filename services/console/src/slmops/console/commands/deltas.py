@@ -69,7 +69,12 @@ async def apply_(
     session: Session,
     delta: Annotated[Path, typer.Argument(metavar="DELTA", help="A file written by `slmops delta make`.")],
     base: Base,
-    to: Annotated[Path, typer.Option(help="Folder for the target's files. A correct file that exists is kept.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the target's files. A file that exists there is kept if it is correct, otherwise replaced."
+        ),
+    ],
     signed: Annotated[
         Path | None,
         typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -11,6 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from slmops.console.commands.jobs import find_job_id
+from slmops.console.commands.uploading import VERIFY_STORE
 from slmops.console.render import optimizer as render
 from slmops.console.session import Session, command
 from slmops.contracts.commands import EvaluationFiles, FetchEvaluation, VerifyEvaluation
@@ -19,6 +21,7 @@ from slmops.contracts.errors import Denied, DigestMismatch, InvalidVersion, Unre
 from slmops.contracts.manifest import PackageFile
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
+from slmops.kit.tls import untrusted
 
 app = typer.Typer(name="eval", help="Show evaluations with their evidence, and verify them.", no_args_is_help=True)
 NOT_CONFIRMED = 1
@@ -77,9 +80,9 @@ async def show(
     else:
         asked = FetchEvaluation(job=await find_job_id(client, reference))
     found = await client.request(asked)
-    data = await _fetch(found.report)
+    data = await _fetch(found.report, session.verify)
     if save is not None:
-        await _save(found, data, save)
+        await _save(found, data, save, session.verify)
     report = json.loads(data)
     session.show(Evaluated(report=report, files=found), render.evaluation(report))
 
@@ -106,8 +109,8 @@ def _check_profile(profile: str | None) -> str | None:
     return check_name(profile, "profile name") if profile else None
 
 
-async def _save(found: EvaluationFiles, report: bytes, folder: Path) -> None:
-    contents = {found.report.path: report} | {file.path: await _fetch(file) for file in found.pictures}
+async def _save(found: EvaluationFiles, report: bytes, folder: Path, verify: ssl.SSLContext | bool) -> None:
+    contents = {found.report.path: report} | {file.path: await _fetch(file, verify) for file in found.pictures}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():
@@ -116,16 +119,20 @@ async def _save(found: EvaluationFiles, report: bytes, folder: Path) -> None:
         raise Denied(f"cannot write the files: {error.strerror}", where=str(folder)) from error
 
 
-async def _fetch(file: PackageFile) -> bytes:
+async def _fetch(file: PackageFile, verify: ssl.SSLContext | bool) -> bytes:
     """Downloads and verifies a file. Raises `Unreachable`, `DigestMismatch`."""
     where = file.url.partition("?")[0]  # without the URL's signature
     try:
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=30, verify=verify) as http:
             answer = await http.get(file.url)
     except httpx.TransportError as error:
-        raise Unreachable(f"the object store does not answer: {type(error).__name__}", where=where) from error
+        refused = untrusted(error, where)
+        raise refused or Unreachable(
+            f"the object store does not answer: {type(error).__name__}", where=where
+        ) from error
     if not answer.is_success:
         raise Unreachable(f"the object store answered {answer.status_code}", where=where, fix="Try again.")
     if digest_of(answer.content) != file.descriptor.digest:
-        raise DigestMismatch("the object store returned a different file than the report names", where=where)
+        what = "the object store returned a different file than the report names"
+        raise DigestMismatch(what, where=where, fix=VERIFY_STORE)
     return answer.content

@@ -6,18 +6,21 @@ An interrupted export continues where it stopped: complete files are not fetched
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from slmops.console.commands.uploading import VERIFY_STORE
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.commands import PackageExport
 from slmops.contracts.descriptor import Descriptor, digest_of_chunks
 from slmops.contracts.errors import AlreadyExists, Denied, DigestMismatch, Unreachable
 from slmops.contracts.manifest import PackageFile
 from slmops.kit.oci_layout import layout_files
+from slmops.kit.tls import untrusted
 
 OnBytes = Callable[[str, int, int], None]
 """Called with the step, the bytes done and the total bytes."""
@@ -25,8 +28,10 @@ TIMEOUT = httpx.Timeout(60, connect=10)
 _CHUNK_BYTES = 1 << 20
 
 
-async def write_layout(package: PackageExport, directory: Path, on_progress: OnBytes) -> None:
-    """Writes the layout to `directory`.
+async def write_layout(
+    package: PackageExport, directory: Path, on_progress: OnBytes, verify: ssl.SSLContext | bool = True
+) -> None:
+    """Writes the layout to `directory`. `verify` is httpx's.
 
     Raises `AlreadyExists` for a folder with other files, `Denied`, `Unreachable`, `DigestMismatch`.
     """
@@ -36,7 +41,7 @@ async def write_layout(package: PackageExport, directory: Path, on_progress: OnB
         _check_empty(directory, {*written, *blobs})
         (directory / "blobs/sha256").mkdir(parents=True, exist_ok=True)
         done, of = 0, sum(file.descriptor.size for file in blobs.values())
-        async with httpx.AsyncClient(timeout=TIMEOUT) as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT, verify=verify) as http:
             for path, file in blobs.items():
                 on_progress("fetch", done, of)
                 if not await asyncio.to_thread(_is_complete, directory / path, file.descriptor):
@@ -78,10 +83,14 @@ async def fetch(http: httpx.AsyncClient, file: PackageFile, target: Path) -> Non
                         break  # longer than the blob: the check below fails
                     out.write(chunk)
     except httpx.TransportError as error:
-        raise Unreachable(f"the object store does not answer: {type(error).__name__}", where=where) from error
+        refused = untrusted(error, where)
+        raise refused or Unreachable(
+            f"the object store does not answer: {type(error).__name__}", where=where
+        ) from error
     if not await asyncio.to_thread(_is_complete, part, file.descriptor):
         part.unlink()
-        raise DigestMismatch(f"the object store returned a different file than the package's {file.path}", where=where)
+        what = f"the object store returned a different file than the package's {file.path}"
+        raise DigestMismatch(what, where=where, fix=VERIFY_STORE)
     part.replace(target)
 
 

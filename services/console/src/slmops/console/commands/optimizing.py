@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from slmops.console.commands.evaluation_data import CalibrationTexts, Tasks, Texts, read_data, upload_data
 from slmops.console.commands.recipes import read_recipe
+from slmops.console.commands.uploading import StoreWait
 from slmops.console.poll import poll
 from slmops.console.render import optimizer as render
 from slmops.console.render.progress import ProgressReporter
@@ -84,6 +86,7 @@ def declare(app: typer.Typer) -> None:
         app,
         "optimize",
         "slmops optimize smollm2:1.0.0 --recipe int4-calibrated --recipe my.yaml --wait",
+        "slmops optimize smollm2:1.0.0 --texts support-mails.jsonl --tasks products.jsonl",
         "slmops optimize smollm2:1.0.0 --search --budget 30m --prefer smallest --wait",
     )(optimize)
 
@@ -107,16 +110,21 @@ async def optimize(
     max_trials: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of trials of the search.", show_default=False)
     ] = None,
+    texts: Texts = None,
+    calibration_texts: CalibrationTexts = None,
+    tasks: Tasks = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the job is done; fail if no variant passes.")
     ] = False,
 ) -> None:
     """Make and measure variants of a version.
 
-    A job that is already waiting or running is not started twice, and earlier measurements are reused.
+    A job that is already waiting or running is not started twice, and earlier measurements are reused. Without own
+    texts and tasks, those of the version are used, or else the bundled ones.
     """
     model, version = parse_model_ref(reference)
     names, definitions = recipes(recipe or [])
+    own = read_data(texts, calibration_texts, tasks)
     asked = Optimize(
         model=model,
         version=version,
@@ -126,6 +134,12 @@ async def optimize(
         search=search_spec(search, budget, prefer, max_trials),
     )
     client = await session.client(patient=wait)
+    if own:
+        with ProgressReporter(session) as progress:
+            upload = await upload_data(
+                client, own, progress.bytes_done, StoreWait(session.settings.upload_patience, progress.status)
+            )
+        asked = asked.model_copy(update={"data": own.data, "upload": upload})
     view = await client.request(asked)
     if wait:
         with ProgressReporter(session) as progress:

@@ -102,7 +102,7 @@ async def export(
     """
     package = await (await session.client()).request(export_request(reference, profile))
     with ProgressReporter(session) as progress:
-        await write_layout(package, to, progress.bytes_done)
+        await write_layout(package, to, progress.bytes_done, session.verify)
     session.show(package, render.exported(package, to))
 
 
@@ -195,7 +195,7 @@ def verify_folder(folder: Path, key: Path, digest: Digest | None = None) -> Veri
 async def _fetch_and_verify(session: Session, digest: Digest, key: Path) -> Verified:
     package = await (await session.client()).request(ExportPackage(manifest=digest))
     with tempfile.TemporaryDirectory(prefix="slmops-verify-") as folder, ProgressReporter(session) as progress:
-        await write_layout(package, Path(folder), progress.bytes_done)
+        await write_layout(package, Path(folder), progress.bytes_done, session.verify)
         return await asyncio.to_thread(verify_folder, Path(folder), key, digest)
 
 

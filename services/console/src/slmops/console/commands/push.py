@@ -6,18 +6,17 @@ Registration is the last step and a single command, so an interrupted push never
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from slmops.console.commands.evaluation_data import OwnData
+from slmops.console.commands.uploading import OnProgress, StoreWait, hash_files, upload
 from slmops.contracts.commands import BeginUpload, RegisterVersion, VersionView
-from slmops.contracts.errors import Denied, DigestMismatch, InvalidMessage, InvalidModel, NotFound, Unreachable
-from slmops.contracts.model import FilePath, ModelFile, collision
+from slmops.contracts.errors import Denied, InvalidMessage, InvalidModel, NotFound
+from slmops.contracts.model import FilePath, collision
 from slmops.contracts.names import check_name, check_version
 from slmops.contracts.permissions import ANSWER_WITHIN
 from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
@@ -26,27 +25,12 @@ from slmops.kit.modelfile import BASE, ModelFacts, adapter_base, inspect, is_ada
 from slmops.kit.modelfile.listing import check_links
 from slmops.kit.tracing import span
 
-OnProgress = Callable[[str, int, int], None]
-"""Called for every chunk with the step, the bytes done and the total bytes."""
-
-CHUNK_BYTES = 4 << 20
-UPLOAD_ATTEMPTS = 3
-_RETRY_AFTER_S = 1.0
-_UPLOAD_TIMEOUT = httpx.Timeout(120, connect=10)
 # The registry reads all files again to verify them. This is the rate of an object store on a slow disk.
 _VERIFIED_BYTES_PER_S = 20_000_000
 _HF_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
 _HF_NAMES = frozenset({"LICENSE", "NOTICE"})
 _ONNX_SUFFIXES = frozenset({".onnx", ".data", ".onnx_data"})
 _PATH: TypeAdapter[str] = TypeAdapter(FilePath)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A local file and its entry in the version."""
-
-    path: Path
-    file: ModelFile
 
 
 def ignore_progress(step: str, done: int, of: int) -> None:
@@ -61,34 +45,43 @@ async def push(
     golden: Path | None = None,
     on_progress: OnProgress = ignore_progress,
     base: Path | None = None,
+    store: StoreWait | None = None,
+    own: OwnData | None = None,
 ) -> VersionView:
     """Pushes a model in any format that `inspect` knows. Pushing the same files again changes nothing.
 
-    Files that the store already has, such as those of an adapter's base, are not uploaded. Raises what `check` raises
-    before the first byte is sent; after that `Unreachable`, `AlreadyExists`, `DigestMismatch`.
+    Files that the store already has, such as those of an adapter's base, are not uploaded. Waits for an object store
+    that does not answer, and resumes when it does. Raises what `check` raises before the first byte is sent; after that
+    `StoreUnreachable`, `Unreachable`, `AlreadyExists`, `DigestMismatch`.
     """
+    store = store or StoreWait()
     facts = await asyncio.to_thread(check, path, name, version, golden, base)
     named = named_files(path, base) | ({GOLDEN_FILE: golden} if golden else {})
+    named |= own.paths if own else {}
     with span("hash", size_bytes=facts.size_bytes):
-        sources = await _hash_files(named, on_progress)
+        sources = await hash_files(named, on_progress)
     everything = {source.file.path: source.file for source in sources}
-    ticket = await client.request(BeginUpload(model=name, version=version, files=tuple(everything.values())))
+    md5 = {source.file.digest: source.md5 for source in sources}
+    begin = BeginUpload(model=name, version=version, files=tuple(everything.values()), md5=md5)
+    ticket = await store.waited_for(lambda: client.request(begin))
     with span("upload", files=len(ticket.urls)):
-        await _upload(sources, ticket.urls, on_progress)
+        await upload(sources, ticket.urls, on_progress, store, client.verify)
     on_progress("verify", 0, facts.size_bytes)
     prompts = everything.pop(GOLDEN_FILE, None)
-    return await client.request(
-        RegisterVersion(
-            model=name,
-            version=version,
-            upload=ticket.upload,
-            format=facts.format,
-            architecture=facts.architecture,
-            files=tuple(everything.values()),
-            golden=prompts,
-        ),
-        timeout=min(ANSWER_WITHIN, timedelta(seconds=60 + facts.size_bytes / _VERIFIED_BYTES_PER_S)),
+    beside = own.paths if own else {}
+    registration = RegisterVersion(
+        model=name,
+        version=version,
+        upload=ticket.upload,
+        format=facts.format,
+        architecture=facts.architecture,
+        files=tuple(file for path, file in everything.items() if path not in beside),
+        golden=prompts,
+        data=own.data if own else None,
     )
+    hashing = timedelta(seconds=60 + facts.size_bytes / _VERIFIED_BYTES_PER_S)
+    timeout = min(ANSWER_WITHIN, hashing + store.limit)
+    return await store.waited_for(lambda: client.request(registration, timeout=timeout))
 
 
 def check(path: Path, name: str, version: str, golden: Path | None, base: Path | None = None) -> ModelFacts:
@@ -168,85 +161,3 @@ def model_files(path: Path) -> list[Path]:
 def _is_part(folder: Path) -> Callable[[Path], bool]:
     suffixes = _HF_SUFFIXES | (_ONNX_SUFFIXES if (folder / "genai_config.json").is_file() else frozenset())
     return lambda file: not file.name.startswith(".") and (file.suffix in suffixes or file.stem in _HF_NAMES)
-
-
-async def _hash_files(named: Mapping[str, Path], on_progress: OnProgress) -> list[Source]:
-    total = sum(path.stat().st_size for path in named.values())
-    found, done = [], 0
-    for name, path in named.items():
-        state, size = hashlib.sha256(), 0
-        async for chunk in _chunks(path):
-            # One thread call per chunk, so that Ctrl-C takes effect between chunks.
-            await asyncio.to_thread(state.update, chunk)
-            size += len(chunk)
-            on_progress("hash", done + size, total)
-        done += size
-        found.append(Source(path, ModelFile(path=name, digest=f"sha256:{state.hexdigest()}", size_bytes=size)))
-    return found
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as source:
-        while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
-            yield chunk
-
-
-async def _upload(sources: list[Source], urls: Mapping[str, str], on_progress: OnProgress) -> None:
-    missing = {source.file.digest: source for source in sources if source.file.digest in urls}
-    total, done = sum(source.file.size_bytes for source in missing.values()), 0
-    async with httpx.AsyncClient(timeout=_UPLOAD_TIMEOUT) as http:
-        for digest, source in missing.items():
-            await _put(http, urls[digest], source, lambda sent: on_progress("upload", done + sent, total))  # noqa: B023
-            done += source.file.size_bytes
-
-
-async def _put(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> None:
-    """Uploads one file. Each attempt starts from the beginning. Raises `Unreachable`, `DigestMismatch`."""
-    where = url.partition("?")[0]  # without the URL's signature
-    for attempt in range(1, UPLOAD_ATTEMPTS + 1):
-        problem = await _put_once(http, url, source, on_sent)
-        if problem is None:
-            return
-        if attempt < UPLOAD_ATTEMPTS:
-            await asyncio.sleep(_RETRY_AFTER_S * attempt)
-    raise Unreachable(
-        f"could not upload {source.path.name} in {UPLOAD_ATTEMPTS} attempts: {problem}",
-        where=where,
-        fix="Push again.",
-    )
-
-
-async def _put_once(http: httpx.AsyncClient, url: str, source: Source, on_sent: Callable[[int], None]) -> str | None:
-    """Uploads the file once. Returns None on success, otherwise the temporary problem.
-
-    Raises `Unreachable` if the store refuses the file, `DigestMismatch`.
-    """
-    # S3 does not accept chunked transfer encoding, so the length is set.
-    length = {"Content-Length": str(source.file.size_bytes)}
-    try:
-        answer = await http.put(url, content=_body(source, on_sent), headers=length)
-    except httpx.TransportError as error:
-        return f"{type(error).__name__} {error}".strip()
-    if answer.is_success:
-        return None
-    if answer.is_server_error:
-        return f"the object store answered {answer.status_code}"
-    raise Unreachable(
-        f"the object store refused {source.path.name} with status {answer.status_code}",
-        where=url.partition("?")[0],
-        fix="Push again. An upload URL is valid for 15 minutes.",
-    )
-
-
-async def _body(source: Source, on_sent: Callable[[int], None]) -> AsyncIterator[bytes]:
-    sent = 0
-    async for chunk in _chunks(source.path):
-        sent += len(chunk)
-        if sent > source.file.size_bytes:
-            break
-        yield chunk
-        on_sent(sent)
-    if sent != source.file.size_bytes:
-        raise DigestMismatch(
-            "the file changed during the push", where=str(source.path), fix="Push again when the file is complete."
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,8 @@ from rich.table import Table
 from slmops.console.commands.bundles import readable
 from slmops.console.session import Session, command
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import Denied
-from slmops.contracts.events import GatewayEnrolled, GatewayReported
+from slmops.contracts.errors import CredentialRevoked, Denied
+from slmops.contracts.events import GatewayEnrolled, GatewayReported, GatewayRevoked
 from slmops.contracts.results import PublicKey, ResultsSeal
 from slmops.kit.bus.client import BusClient
 from slmops.kit.sealed_results import ResultsFile
@@ -78,8 +79,16 @@ async def results(
 
 
 async def _check_seal(client: BusClient, seal: ResultsSeal, path: Path, trusted: str | None) -> None:
-    """Raises `Denied` unless the file is sealed with the gateway's enrolled key or, if it has none, with `trusted`."""
+    """Raises `Denied` unless the file is sealed with the gateway's enrolled key or, if it has none, with `trusted`;
+    `CredentialRevoked` if that key was revoked."""
     enrolled = await client.latest(GatewayEnrolled, seal.gateway_id)
+    revoked = await client.latest(GatewayRevoked, f"{seal.gateway_id}.{seal.public_key}")
+    if revoked is not None and (enrolled is None or enrolled.at < revoked.revoked_at + timedelta(seconds=1)):
+        raise CredentialRevoked(
+            f"the key of {seal.gateway_id} was revoked, so its results do not count",
+            where=str(path),
+            fix="See slmops gateway show " + seal.gateway_id + ".",
+        )
     key = enrolled.public_key if enrolled else trusted
     if key is None:
         raise Denied(

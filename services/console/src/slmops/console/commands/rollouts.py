@@ -16,11 +16,13 @@ from slmops.contracts.commands import (
     AbortRollout,
     GatewayView,
     ListGateways,
+    ListHistory,
     ListRollouts,
     PauseRollout,
     ResumeRollout,
     RollbackRollout,
     RolloutView,
+    Standing,
     StartRollout,
 )
 from slmops.contracts.errors import NotFound
@@ -47,7 +49,8 @@ async def watch(client: BusClient, blueprint: str) -> AsyncIterator[tuple[Rollou
 
     async def look() -> tuple[Sequence[RolloutView], Sequence[GatewayView]]:
         found = await client.request(ListRollouts(blueprint=blueprint))
-        return found.rollouts, (await client.request(ListGateways())).gateways
+        asked = ListGateways(blueprint=blueprint, standing=Standing.ENROLLED)
+        return found.rollouts, (await client.request(asked)).gateways
 
     async for rollouts, fleet in poll(look):
         if not rollouts:
@@ -126,6 +129,20 @@ async def abort(session: Session, blueprint: BlueprintName, reason: Reason = _AS
 async def rollback(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
     """Roll back the current rollout or the last completed one. The gateways return to the release before it."""
     await _change(session, "rollback", blueprint, reason)
+
+
+@command(app, "history", "slmops rollout history edge-chat", "slmops rollout history edge-chat --limit 200 --json")
+async def history(
+    session: Session,
+    blueprint: BlueprintName,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many entries to show.")] = 50,
+) -> None:
+    """List what happened to a blueprint and its rollouts, and who caused it, the newest first."""
+    asked = ListHistory(blueprint=check_name(blueprint, "blueprint name"), limit=limit)
+    answer = await (await session.client()).request(asked)
+    session.show(answer, render.history(answer.entries))
+    if answer.cursor is not None:
+        session.remark(f"\nThere are older entries: --limit {min(500, 2 * limit)}")
 
 
 @command(app, "ls", "slmops rollout ls", "slmops rollout ls edge-chat --json")

@@ -16,19 +16,34 @@ from pydantic import ValidationError
 from slmops.console import settings as where
 from slmops.console.commands.attention import Attention, find_items
 from slmops.console.commands.streams import stream_views
+from slmops.console.credentials_file import expiring
 from slmops.console.render import status as render
 from slmops.console.render import stream as render_stream
-from slmops.console.render.status_view import BacklogView, DiskView, ExpiryView, LocalStatus, ProcessView, Status
+from slmops.console.render.status_view import (
+    BacklogView,
+    CredentialsView,
+    DiskView,
+    ExpiryView,
+    LocalStatus,
+    ProcessView,
+    Status,
+)
 from slmops.console.render.stream_view import Item
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, Problem, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
+from slmops.contracts.identity import ServiceProcess
+from slmops.contracts.permissions import SERVICE_PERMISSIONS
 from slmops.kit.bus import deadletters
+from slmops.kit.bus.client import read_file
+from slmops.kit.bus.roll_call import call_roll
 from slmops.kit.clock import utc_now
+from slmops.kit.revision import shared_revision
 from slmops.kit.sizes import size_text
+from slmops.kit.tls import EXPIRES_SOON, file_expiry
 
 STATE_FILE, LOCK_FILE = "state.json", "lock"
-EXPIRES_SOON = timedelta(days=60)
+TRUST_EXPIRES_SOON = timedelta(days=60)
 LOW_DISK_BYTES = 1 << 30
 LARGE_BACKLOG = 1000
 
@@ -53,6 +68,7 @@ def local_status(folder: Path) -> LocalStatus | None:
         processes=processes,
         disk=DiskView(free_bytes=usage.free, size_bytes=usage.total),
         expiry=_expiry(folder / "keys" / "tuf"),
+        certificates=_certificates(folder / "keys" / "tls"),
         readable_keys=tuple(str(path) for path in sorted((folder / "keys").rglob("*")) if _is_open(path)),
     )
 
@@ -85,12 +101,23 @@ def _expiry(folder: Path) -> tuple[ExpiryView, ...]:
     return tuple(ExpiryView(role=role.role, expires=role.expires) for role in roles if role.expires)
 
 
+def _certificates(folder: Path) -> tuple[ExpiryView, ...]:
+    found = {path.stem: file_expiry(path) for path in sorted(folder.glob("*.pem")) if "trusted" not in path.name}
+    return tuple(ExpiryView(role=name, expires=expires) for name, expires in found.items() if expires)
+
+
 async def find_status(session: Session) -> Status:
     """Returns the status. A bus that does not answer is a part of it, not an error."""
-    found = Status(version=version("slmops-console"), local=local_status(session.settings.data or where.DEFAULT_DATA))
+    found = Status(
+        version=version("slmops-console"),
+        shared_revision=shared_revision(),
+        local=local_status(session.settings.data or where.DEFAULT_DATA),
+        credentials=_credentials(session.settings.nats_creds),
+    )
     try:
         client = await session.client()
         streams = await stream_views(client)
+        services = await call_roll(client, SERVICE_PERMISSIONS)
     except TemporaryError as error:
         return found.model_copy(update={"problem": Problem.of(error)})
     backlog = tuple(
@@ -104,9 +131,17 @@ async def find_status(session: Session) -> Status:
         update={
             "backlog": backlog,
             "dead_letters": letters,
+            "services": services,
             "nats_version": f"{server.major}.{server.minor}.{server.patch}",
         }
     )
+
+
+def _credentials(path: Path | None) -> CredentialsView | None:
+    if path is None:
+        return None
+    own = read_file(path)
+    return CredentialsView(user=own.who.name, role=own.who.role, expires_at=own.until)
 
 
 # ---- findings: pure ----------------------------------------------------------------------------------------
@@ -115,7 +150,7 @@ async def find_status(session: Session) -> Status:
 def findings(status: Status, now: datetime) -> list[Item]:
     """Returns what is wrong with the machine and the processes, the most serious first. Each finding has its fix."""
     local = status.local
-    return [*(_of_machine(local, now) if local else ()), *_of_bus(status)]
+    return [*(_of_machine(local, now) if local else ()), *_of_bus(status), *_of_releases(status)]
 
 
 def _of_machine(local: LocalStatus, now: datetime) -> Iterator[Item]:
@@ -130,13 +165,18 @@ def _of_machine(local: LocalStatus, now: datetime) -> Iterator[Item]:
         what = f"{size_text(local.disk.free_bytes)} free"
         yield Item(kind="disk", what=what, where=local.data, fix="Free some space, first: slmops storage gc")
     yield from map(_expiring, sorted(soon(local.expiry, now), key=lambda expiry: expiry.expires))
+    for certificate in local.certificates:
+        if certificate.expires < now + EXPIRES_SOON:
+            what = f"valid until {certificate.expires:%Y-%m-%d}; after that, nobody connects"
+            fix = f"slmops up renews it, also while it runs: slmops up --data {local.data}"
+            yield Item(kind="certificate", what=what, where=f"certificate {certificate.role}", fix=fix)
     for path in local.readable_keys:
         yield Item(kind="key", what="other users can read this key", where=path, fix=f"chmod 600 {path}")
 
 
 def soon(expiry: Sequence[ExpiryView], now: datetime) -> list[ExpiryView]:
-    """Returns what has expired or will within `EXPIRES_SOON`."""
-    return [one for one in expiry if one.expires < now + EXPIRES_SOON]
+    """Returns what has expired or will within `TRUST_EXPIRES_SOON`."""
+    return [one for one in expiry if one.expires < now + TRUST_EXPIRES_SOON]
 
 
 def _expiring(expiry: ExpiryView) -> Item:
@@ -156,6 +196,33 @@ def _of_bus(status: Status) -> Iterator[Item]:
             yield Item(kind="backlog", what=what, where=f"{backlog.stream} for {backlog.consumer}", fix=fix)
 
 
+def _of_releases(status: Status) -> Iterator[Item]:
+    """Finds processes of different releases, and a command line of another release than all of them."""
+    codes = {process.shared_revision for process in status.services}
+    if len(codes) > 1:
+        yield Item(
+            kind="mixed_releases",
+            what=f"{len(codes)} releases run: {'; '.join(map(_of_release, _by_release(status.services)))}",
+            where="services",
+            fix="Restart the services of the older release; slmops status shows each one's version.",
+        )
+    elif codes and status.shared_revision not in codes:
+        what = f"the command line has revision {status.shared_revision}, the services have {min(codes)}"
+        yield Item(kind="mixed_releases", what=what, where="command line", fix="Use the release of the services.")
+
+
+def _by_release(processes: Sequence[ServiceProcess]) -> list[list[ServiceProcess]]:
+    found: dict[tuple[str, str], list[ServiceProcess]] = {}
+    for process in processes:
+        found.setdefault((process.version, process.shared_revision), []).append(process)
+    return [found[key] for key in sorted(found)]
+
+
+def _of_release(processes: Sequence[ServiceProcess]) -> str:
+    names = ", ".join(dict.fromkeys(process.service for process in processes))
+    return f"{processes[0].version} ({processes[0].shared_revision}): {names}"
+
+
 # ---- commands ----------------------------------------------------------------------------------------------
 
 
@@ -171,9 +238,10 @@ async def doctor(session: Session) -> int:
     Exits with 1 if there is something.
     """
     status = await find_status(session)
-    found = findings(status, utc_now())
+    found = findings(status, utc_now()) + expiring(session.settings.nats_creds, utc_now())
     if status.problem is None:
-        found += await find_items(await session.client())
+        known = {(item.kind, item.where) for item in found}
+        found += [item for item in await find_items(await session.client()) if (item.kind, item.where) not in known]
     session.show(Attention(found), render_stream.attention(found))
     return ExitCode.REFUSED if found else 0
 

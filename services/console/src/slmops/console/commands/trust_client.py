@@ -7,7 +7,7 @@ whole.) It exits with 1 after any failure, as the conformance clients do.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel
@@ -15,6 +15,10 @@ from pydantic import BaseModel
 from slmops.console.session import report_errors
 from slmops.contracts.errors import InvalidMessage
 from slmops.contracts.tuf_names import Attack, refused
+from slmops.kit.settings import TlsSettings, load
+
+if TYPE_CHECKING:
+    from slmops.kit.trust.http import HttpClient
 
 app = typer.Typer(
     name="client",
@@ -48,19 +52,15 @@ def options(
 @app.command(epilog="Example: slmops trust client --metadata-dir ./trusted init 1.root.json")
 def init(context: typer.Context, trusted_root: Annotated[Path, typer.Argument(help="The root to trust.")]) -> None:
     """Start with a trusted root."""
-    from slmops.kit.trust.http import HttpClient
-
     with report_errors(as_json=context.obj["as_json"], exit_code=1):
-        HttpClient(Path(_required_option(context, "metadata_dir"))).init(trusted_root)
+        _client(context).init(trusted_root)
 
 
 @app.command(epilog="Example: slmops trust client --metadata-dir ./trusted --metadata-url URL refresh")
 def refresh(context: typer.Context) -> None:
     """Update the trusted metadata."""
-    from slmops.kit.trust.http import HttpClient
-
     with report_errors(as_json=context.obj["as_json"], exit_code=1):
-        HttpClient(Path(_required_option(context, "metadata_dir"))).refresh(_required_option(context, "metadata_url"))
+        _client(context).refresh(_required_option(context, "metadata_url"))
 
 
 @app.command(
@@ -69,11 +69,9 @@ def refresh(context: typer.Context) -> None:
 )
 def download(context: typer.Context) -> None:
     """Update the trusted metadata, and download a target that it lists."""
-    from slmops.kit.trust.http import HttpClient
-
     with report_errors(as_json=context.obj["as_json"], exit_code=1):
         name = _required_option(context, "target_name")
-        found = HttpClient(Path(_required_option(context, "metadata_dir"))).download(
+        found = _client(context).download(
             _required_option(context, "metadata_url"),
             name,
             _required_option(context, "target_base_url"),
@@ -82,6 +80,12 @@ def download(context: typer.Context) -> None:
         if found is None:
             raise refused(Attack.ARBITRARY_PACKAGE, "the repository does not list this target", where=name)
         print(Downloaded(target=name, file=found).model_dump_json() if context.obj["as_json"] else found)
+
+
+def _client(context: typer.Context) -> HttpClient:
+    from slmops.kit.trust.http import HttpClient
+
+    return HttpClient(Path(_required_option(context, "metadata_dir")), load(TlsSettings).tls_ca)
 
 
 def _required_option(context: typer.Context, name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -30,17 +31,21 @@ from slmops.contracts.blueprint import Stage
 from slmops.contracts.clocks import clock_text, is_wrong
 from slmops.contracts.commands import (
     BlueprintView,
+    DamagedBlob,
     GarbageReport,
     GatewayView,
+    HistoryEntry,
     PackageView,
     RolloutView,
     Share,
     StageView,
+    Standing,
     VariantView,
     VersionView,
 )
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.kit.bus.deadletters import DeadLetter
 
 
@@ -79,6 +84,7 @@ def version(view: VersionView, now: datetime, width: int) -> RenderableType:
             ("size", size(view.size_bytes)),
             ("digest", view.digest),
             ("registered", moment(view.at, now)),
+            ("evaluated on", own_data(view.data)),
             ("progress", view.progress),
         ]
     )
@@ -88,6 +94,15 @@ def version(view: VersionView, now: datetime, width: int) -> RenderableType:
     if view.packages:
         parts += ["", _packages(view.packages, now)]
     return Group(*parts)
+
+
+def own_data(data: EvaluationData | None) -> str:
+    """Names own texts and tasks; empty if the bundled ones are used."""
+    if data is None:
+        return ""
+    kinds = {"texts": data.texts, "calibration texts": data.calibration_texts, "tasks": data.tasks}
+    named = {kind: [PurePosixPath(file.path).name for file in files] for kind, files in kinds.items() if files}
+    return printable("; ".join(f"{kind} {', '.join(names)}" for kind, names in named.items()))
 
 
 def variants(views: Sequence[VariantView], width: int) -> RenderableType:
@@ -161,6 +176,17 @@ def rollouts(views: Sequence[RolloutView], now: datetime, width: int) -> Rendera
     return or_else(table(views, columns, width), "No rollouts yet. Start one: slmops rollout start BLUEPRINT")
 
 
+def history(entries: Sequence[HistoryEntry]) -> RenderableType:
+    columns: list[Column[HistoryEntry]] = [
+        Column("at", lambda e: f"{e.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"),
+        Column("event", lambda e: cell(e.event.removeprefix("slmops.").removesuffix(".v1"))),
+        Column("by", lambda e: cell(e.actor or "rollout service")),
+        Column("rollout", lambda e: cell(e.rollout)),
+        Column("reason", lambda e: cell(e.reason), fold=True),
+    ]
+    return or_else(table(entries, columns), "Nothing happened to this blueprint.")
+
+
 def _stage(view: RolloutView) -> str:
     return f"{view.stage + 1}/{len(view.stages)} {view.stages[view.stage].name}"
 
@@ -214,13 +240,32 @@ def _gateway_columns(now: datetime, apis: Mapping[str, str] | None = None) -> li
         Column("gateway", lambda g: g.gateway_id),
         Column("blueprint", lambda g: g.blueprint, wide=True),
         Column("labels", lambda g: cell(_labels(g)), wide=True),
-        Column("phase", lambda g: state(g.phase.value)),
+        Column("phase", lambda g: state(_phase(g))),
         Column("running", lambda g: f"{g.running_version or 'nothing'}{'' if g.running == g.desired else ' *'}"),
         Column("tok/s", lambda g: figure(g.measured.get("tokens_per_s"), ".0f"), right=True),
         Column("seen", lambda g: duration(now - g.last_seen), right=True),
         *api,
-        Column("problem", lambda g: cell(g.problem.what if g.problem else _wrong_clock(g)), fold=True),
+        Column(
+            "problem",
+            lambda g: cell(_trouble(g)),
+            fold=True,
+        ),
     ]
+
+
+def _phase(g: GatewayView) -> str:
+    """Returns how far the gateway is with its update; for one that does not count, why it does not."""
+    return g.phase.value if g.standing is Standing.ENROLLED else g.standing.value
+
+
+def _trouble(g: GatewayView) -> str:
+    return _why_not_counted(g) or (g.problem.what if g.problem else _wrong_clock(g))
+
+
+def _why_not_counted(g: GatewayView) -> str:
+    if g.standing is Standing.REVOKED:
+        return f"revoked: {g.revoked_because}" if g.revoked_because else "revoked"
+    return f"on its way to {g.moving_to}" if g.standing is Standing.MOVING else ""
 
 
 def _wrong_clock(g: GatewayView) -> str:
@@ -239,11 +284,21 @@ def _dropped(g: GatewayView) -> str | None:
     return f"{g.dropped_reports} reports, {g.dropped_measurements} measurements: they waited too long for a network"
 
 
+def _is_allowed(g: GatewayView, now: datetime) -> bool:
+    return g.reenrol_until is not None and now < g.reenrol_until
+
+
 def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
     facts: list[tuple[str, Cell | None]] = [
         ("gateway", g.gateway_id),
         ("blueprint", g.blueprint),
         ("labels", _labels(g)),
+        ("state", state(g.standing.value)),
+        ("revoked", moment(g.revoked_at, now) if g.revoked_at else None),
+        ("reason", g.revoked_because),
+        ("moving to", g.moving_to),
+        ("another key until", f"{g.reenrol_until:%Y-%m-%d %H:%M} UTC" if _is_allowed(g, now) else None),
+        ("credential until", f"{g.credential_expires_at:%Y-%m-%d}" if g.credential_expires_at else None),
         ("phase", state(g.phase.value)),
         ("running", g.running_version or "nothing"),
         ("running package", g.running),
@@ -284,10 +339,22 @@ def garbage(report: GarbageReport) -> RenderableType:
     made = table(rows, columns)
     if not report.missing:
         return made
-    lost = (
-        f"{report.missing} named blobs are missing in the store. Restore it from a backup, or push and optimize again."
-    )
+    lost = f"{report.missing} named blobs are missing in the store. Restore them: slmops storage verify --repair."
     return Group(made, "", cell(lost, "bold red"))
+
+
+def damage(checked: Share, damaged: Sequence[DamagedBlob]) -> RenderableType:
+    """Renders a verification of the store."""
+    columns: list[Column[DamagedBlob]] = [
+        Column("blob", lambda b: cell(b.digest)),
+        Column("damage", lambda b: cell("restored" if b.restored else b.damage, "" if b.restored else "bold red")),
+        Column("needed by", lambda b: cell(", ".join(b.needed_by) or "nothing"), fold=True),
+    ]
+    sound = f"{checked.objects} blobs verified, {size(checked.size_bytes)}"
+    if not damaged:
+        return cell(f"{sound}: all have their bytes.")
+    fixes = dict.fromkeys(blob.fix for blob in damaged if blob.fix)
+    return Group(table(damaged, columns), "", cell(f"{sound}."), *map(cell, fixes))
 
 
 # ---- dead letters -----------------------------------------------------------------------------------------

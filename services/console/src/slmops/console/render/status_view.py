@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from slmops.contracts.errors import Problem
+from slmops.contracts.identity import Role, ServiceProcess
 
 
 class ProcessView(BaseModel):
@@ -44,7 +45,7 @@ class BacklogView(BaseModel):
 
 
 class ExpiryView(BaseModel):
-    """Until when the keyholders' metadata of a role is valid."""
+    """Until when the keyholders' metadata of a role, or a server's certificate, is valid."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,8 +63,20 @@ class LocalStatus(BaseModel):
     processes: tuple[ProcessView, ...]
     disk: DiskView
     expiry: tuple[ExpiryView, ...] = ()
+    certificates: tuple[ExpiryView, ...] = ()
+    """Of the servers and of the authority that signs them."""
     readable_keys: tuple[str, ...] = ()
     """Key files that other users of the machine can read."""
+
+
+class CredentialsView(BaseModel):
+    """Whose credentials the command line uses. `role` is None for a service's, `expires_at` for ones that never do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    user: str
+    role: Role | None = None
+    expires_at: AwareDatetime | None = None
 
 
 class Status(BaseModel):
@@ -72,8 +85,13 @@ class Status(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: str
+    shared_revision: str = ""
+    """Of the command line's own code."""
     nats_version: str | None = None
+    services: tuple[ServiceProcess, ...] = ()
+    """Every process of a service that answered."""
     local: LocalStatus | None = None
     backlog: tuple[BacklogView, ...] = ()
     dead_letters: int | None = None
     problem: Problem | None = None
+    credentials: CredentialsView | None = None

@@ -49,7 +49,8 @@ class AcceptedGap(Gap):
 class Item(BaseModel):
     """One thing that needs a person.
 
-    `kind` is for scripts: stream_full, gap, dead_letters, rollout_held or unreachable.
+    `kind` is for scripts: stream_full, gap, blobs_corrupt, blobs_missing, scheduled, expiry, dead_letters, rollout_held
+    or unreachable.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -110,8 +110,8 @@ class RequestBody(Body, ABC):
         for name, neutral in _unsupported(cls).items():
             value = body.get(name)
             if value is not None and not any(value == one and type(value) is type(one) for one in neutral):
-                raise PydanticCustomError(UNSUPPORTED, "{reason}", {"param": name, "reason": _reason(name, neutral)})
-        left_out = _WITHOUT_EFFECT | _unsupported(cls).keys()
+                raise unsupported(name, _reason(name, neutral))
+        left_out = (_WITHOUT_EFFECT - cls.model_fields.keys()) | _unsupported(cls).keys()
         return {name: value for name, value in body.items() if name not in left_out}
 
     @field_validator("stop", mode="before")
@@ -142,6 +142,11 @@ class RequestBody(Body, ABC):
             "max_tokens": min(wanted, limits.answer) if limits else wanted,
         }
 
+    @property
+    def needs_tools(self) -> bool:
+        """Whether only a model whose chat template knows tools can answer."""
+        return False
+
     @abstractmethod
     def inference(self, limits: TokenLimits | None) -> InferenceRequest:
         """Returns the request to the runner. `limits` are None while no model is served."""
@@ -152,6 +157,11 @@ class RequestBody(Body, ABC):
 
 def _unsupported(kind: type[RequestBody]) -> dict[str, tuple[Any, ...]]:
     return {name: neutral for name, neutral in _ONLY.items() if name not in kind.model_fields}
+
+
+def unsupported(name: str, reason: str) -> PydanticCustomError:
+    """Returns an error for a validator to raise, which names the parameter."""
+    return PydanticCustomError(UNSUPPORTED, "{reason}", {"param": name, "reason": reason})
 
 
 def _reason(name: str, neutral: tuple[Any, ...]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slmops.gateway.api.body import Body, RequestBody
+from slmops.gateway.api.body import Body, RequestBody, unsupported
 from slmops.gateway.api.replies import Reply
+from slmops.gateway.api.tools import Choice, FunctionTool, check_tools, tools_of
 from slmops.gateway.serving.inference import (
     ChatMessage,
     Done,
@@ -19,7 +21,9 @@ from slmops.gateway.serving.inference import (
     Token,
     TokenLimits,
     TokenLogprob,
+    ToolCall,
 )
+from slmops.gateway.serving.tool_guidance import ONE_LINE
 
 _Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 # "developer" and "function" are OpenAI's other names for "system" and "tool", the ones that chat templates know.
@@ -107,11 +111,7 @@ class _ResponseFormat(Body):
             return None
         if self.json_schema is None or self.type == "json_object":
             return json.dumps({"type": "object"})  # any layout: one line misled SmolLM2 here
-        return json.dumps({**self.json_schema.json_schema, "x-guidance": _LAYOUT})
-
-
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""The only layout of JSON with a schema. Otherwise a small model may fill its answer with spaces."""
+        return json.dumps({**self.json_schema.json_schema, "x-guidance": ONE_LINE})
 
 
 class ChatRequest(RequestBody):
@@ -123,12 +123,26 @@ class ChatRequest(RequestBody):
     response_format: _ResponseFormat = _ResponseFormat(type="text")
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
+    tools: list[FunctionTool] = Field(default_factory=list, max_length=128)
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs")
         return self
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> ChatRequest:
+        check_tools(self.tools, self.tool_choice)
+        if self.needs_tools and self.response_format.type != "text":
+            raise unsupported("response_format", "this gateway does not support 'response_format' together with tools")
+        return self
+
+    @property
+    def needs_tools(self) -> bool:
+        return bool(self.tools) and self.tool_choice != "none"
 
     @property
     def limit(self) -> tuple[str, int] | None:
@@ -137,7 +151,8 @@ class ChatRequest(RequestBody):
         return super().limit
 
     def inference(self, limits: TokenLimits | None) -> InferenceRequest:
-        options = self.options(limits) | {"json_schema": self.response_format.schema_text()}
+        tools = tools_of(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
+        options = self.options(limits) | {"json_schema": self.response_format.schema_text(), "tools": tools}
         if self.logprobs:  # the runner sends them with the tokens of a stream
             options |= {"logprobs": self.top_logprobs, "stream": True}
         return InferenceRequest(messages=tuple(message.plain() for message in self.messages), **options)
@@ -152,19 +167,29 @@ class ChatReply(Reply):
     def __init__(self, release: Release, *, logprobs: bool = False) -> None:
         super().__init__(release)
         self._with_logprobs = logprobs
+        self._sent_calls = 0
 
     def whole(self, done: Done, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": done.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+        if done.calls:
+            message |= {"content": done.text or None, "tool_calls": [_call(call) for call in done.calls]}
         return self._whole("chat.completion", {"message": message, "logprobs": self._logprobs(logprobs)}, done)
 
     def opening(self) -> list[dict[str, Any]]:
         return [self._chunk({"delta": {"role": "assistant", "content": ""}})]
 
     def token(self, token: Token) -> dict[str, Any]:
-        return self._chunk({"delta": {"content": token.text}, "logprobs": self._logprobs(token.logprobs)})
+        delta: dict[str, Any] = {"content": token.text} if token.text or not token.calls else {}
+        if token.calls:
+            delta["tool_calls"] = [{"index": self._next_call(), **_call(call)} for call in token.calls]
+        return self._chunk({"delta": delta, "logprobs": self._logprobs(token.logprobs)})
 
     def end(self, done: Done) -> dict[str, Any]:
         return self._chunk({"delta": {}}, done.finish_reason)
+
+    def _next_call(self) -> int:
+        self._sent_calls += 1
+        return self._sent_calls - 1
 
     def _logprobs(self, scores: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self._with_logprobs:
@@ -174,6 +199,11 @@ class ChatReply(Reply):
             for one in scores
         ]
         return {"content": content, "refusal": None}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
 def _logprob(text: str, logprob: float) -> dict[str, Any]:

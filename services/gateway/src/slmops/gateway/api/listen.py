@@ -6,11 +6,13 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from slmops.contracts.errors import PortTaken
+from slmops.kit.tls import server_context
 
 
 def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
@@ -35,10 +37,17 @@ def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
 
 
 class ApiServer(uvicorn.Server):
-    """uvicorn without its own signal handling and access log. Run `serve([socket])`; set `should_exit` to stop it."""
+    """uvicorn without its own signal handling and access log. Run `serve([socket])`; set `should_exit` to stop it.
 
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(uvicorn.Config(app, lifespan="off", access_log=False, log_config=None))
+    `certificate` None: no TLS. `key` None: it is in the certificate's file. Raises `InvalidMessage` for unusable files.
+    """
+
+    def __init__(self, app: ASGIApp, certificate: Path | None = None, key: Path | None = None) -> None:
+        context = server_context(certificate, key) if certificate else None
+        factory = (lambda _config, _default: context) if context else None
+        super().__init__(
+            uvicorn.Config(app, lifespan="off", access_log=False, log_config=None, ssl_context_factory=factory)
+        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmops.contracts.errors import InferenceFailed, NotFound, SlmopsError
 from slmops.gateway.api.access import Access, guarded
-from slmops.gateway.api.body import RequestBody
+from slmops.gateway.api.body import UNSUPPORTED, RequestBody
 from slmops.gateway.api.chat import ChatRequest
 from slmops.gateway.api.completion import CompletionRequest
 from slmops.gateway.api.refusals import (
@@ -99,12 +99,16 @@ def create_api(
 
 
 def _card(serving: Serving) -> dict[str, Any] | None:
-    """Describes the model that is served, with its limits under the names that vLLM and Groq use."""
+    """Describes the model that is served, with its limits under the names that vLLM and Groq use.
+
+    `tool_call_format` is null for a model that does not know tools.
+    """
     release, limits = serving.release, serving.limits
     if release is None or limits is None:
         return None
     known = {"id": release.model, "object": "model", "created": 0, "owned_by": "slmops"}
-    return {**known, "max_model_len": limits.context, "max_completion_tokens": limits.answer}
+    told = {"max_model_len": limits.context, "max_completion_tokens": limits.answer}
+    return {**known, **told, "tool_call_format": serving.tool_format}
 
 
 def _check_served(serving: Serving, model: str | None) -> None:
@@ -142,6 +146,9 @@ class _Generation:
         started, limits = time.monotonic(), self._serving.limits
         if limits and (too_large := asked.beyond(limits)):
             return too_large_answer(*too_large, limits)
+        if limits and asked.needs_tools and self._serving.tool_format is None:
+            message = "the chat template of this model does not know 'tools'"
+            return error_response(400, message, UNSUPPORTED, param="tools")
         items = self._measured(self._serving.generate(asked.inference(limits)), started)
         try:
             _check_served(self._serving, asked.model)

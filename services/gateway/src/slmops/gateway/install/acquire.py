@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from slmops.contracts.commands import FetchPackage, PackageFiles
@@ -31,6 +33,7 @@ class Acquirer:
         trusted_key: Path,
         trust: Authorization,
         factory: Factory | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._gateway_id = gateway_id
         self._client = client
@@ -39,6 +42,7 @@ class Acquirer:
         self._trusted_key = trusted_key
         self._trust = trust
         self._factory = factory
+        self._tls = tls
         self.fetched_bytes = 0
         """Bytes downloaded for the last release: deltas and whole files, without manifest and signature."""
 
@@ -54,26 +58,29 @@ class Acquirer:
             return there
         # The factory release was trusted when the image was built, and must serve before there is a network.
         await self._trust.check(release, installed=self._factory_with(digest) is not None)
-        slot = await asyncio.to_thread(self._slots.install, digest, await self._collect_files(digest))
+        files = await self._collect_files(digest)
+        slot = await self._slots.disk.complete(partial(self._slots.install, digest, files))
         try:
             await self._verify(slot.path, digest)
         except Exception:
-            self._slots.reject()
+            await self._slots.disk.complete(self._slots.reject)
             raise
         return slot
 
     async def _collect_files(self, digest: Digest) -> list[tuple[Path, str]]:
         """Returns every file on this device with its path in the package. Downloads missing files."""
         if brought := self._factory_with(digest):
-            return brought.files()
+            return await asyncio.to_thread(brought.files)
         package = await self._request_package(digest)
         files = [package.manifest, package.signature, *package.files]
         urls = _urls(package)
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self.fetched_bytes = await follow(package, self._slots.installed, self._blobs, self._delta_url(digest, urls))
-        self.fetched_bytes += missing_bytes(package, self._blobs)
+        await asyncio.to_thread(self._blobs.mkdir, parents=True, exist_ok=True)
+        delta_url = self._delta_url(digest, urls)
+        self.fetched_bytes = await follow(package, self._slots.installed, self._blobs, delta_url, self._tls)
+        self.fetched_bytes += await asyncio.to_thread(missing_bytes, package, self._blobs)
         for file in files:
-            await fetch(file.descriptor, self._url(file.descriptor.digest, digest, urls), self._blobs)
+            url = self._url(file.descriptor.digest, digest, urls)
+            await fetch(file.descriptor, url, self._blobs, tls=self._tls)
         return [(blob_path(self._blobs, file.descriptor.digest), file.path) for file in files]
 
     def _factory_with(self, digest: Digest) -> Factory | None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
-from functools import cached_property
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -27,19 +29,23 @@ from slmops.gateway.disk_full import raise_disk_full
 from slmops.kit.atomic_write import atomic_write
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import Clock
+from slmops.kit.threads import Threads
 from slmops.kit.trust.asking import Answers
 
 if TYPE_CHECKING:
     from slmops.kit.trust.client import Target, TrustedState
 
 log = logging.getLogger(__name__)
-_PLAN_FILE = "plan.json"
+_OLD_PLAN_FILE = "plan.json"
+"""Where an earlier release stored the newest accepted plan, without its blueprint."""
+_DISK = Threads("trust", 1)
+"""One thread, so that the newest generation is read, compared and stored in one step."""
 ClientSource = Callable[[], Answers | None]
 """Returns the connected bus or, without a network, a bundle."""
 
 
 class _Accepted(BaseModel):
-    """The content of plan.json: generation, signing key and digest of the newest accepted plan."""
+    """The content of plan-BLUEPRINT.json: generation, signing key and digest of the newest accepted plan."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,6 +82,17 @@ class Authorization:
         self._clock = clock
         self._grace = grace
         self._plan = b""
+        self._opened: TrustedState | None = None
+        self._opening = Lock()
+
+    def move_to(self, identity: Identity) -> None:
+        """Trusts plans of the identity's blueprint from now on. Each blueprint has generations of its own."""
+        with suppress(FileNotFoundError):
+            (self._home / _OLD_PLAN_FILE).rename(self._plan_file(self._identity.blueprint))
+        self._identity, self._plan = identity, b""
+
+    def _plan_file(self, blueprint: str) -> Path:
+        return self._home / f"plan-{blueprint}.json"
 
     async def refresh(self, source: Answers) -> None:
         """Updates the trusted metadata from `source`. Raises `TrustRefused`, and what `source` raises."""
@@ -97,13 +114,20 @@ class Authorization:
             statement, keyid = self._open(data, keys, source)
         except TrustRefused as error:
             raise outdated or error from error
-        accepted = _Accepted.of(statement.plan, keyid)
-        if outdated is not None and accepted != self._accepted():
-            await asyncio.to_thread(self._check_in_time, outdated, source)
-        self._check_newest(statement.plan, keyid, keys)
-        self._remember(accepted)
+        await _DISK.complete(partial(self._accept, statement.plan, keyid, keys, outdated, source))
         self._plan = data
         return statement.plan
+
+    def _accept(
+        self, plan: Plan, keyid: str, keys: RolloutKeys | None, outdated: SlmopsError | None, source: Answers | None
+    ) -> None:
+        """Checks and stores the plan's generation. Runs in one thread, so that no other plan comes in between."""
+        accepted, last = _Accepted.of(plan, keyid), self._accepted(plan.blueprint)
+        if outdated is not None and accepted != last:
+            self._check_in_time(outdated, source)
+        _check_newest(plan, last, keys)
+        if accepted != last:
+            self._remember(plan.blueprint, accepted)
 
     async def _try_refresh(self, source: Answers | None) -> SlmopsError | None:
         """Updates the trusted metadata. Returns the error if it could not."""
@@ -139,7 +163,7 @@ class Authorization:
             return
         if self._plan or not installed:
             # Verify again: the key that signed the plan may have been revoked since the plan was read.
-            self._open(self._plan, self._state.rollout_keys(), source)
+            self._open(self._plan, await asyncio.to_thread(lambda: self._state.rollout_keys()), source)
         if found is None:
             raise refused(
                 Attack.ARBITRARY_PACKAGE,
@@ -165,31 +189,18 @@ class Authorization:
             raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service; it signs the plan again.")
         return statement, keyid
 
-    def _check_newest(self, plan: Plan, keyid: str, keys: RolloutKeys | None) -> None:
-        """Raises `TrustRefused` if the generation went back. A generation set by a revoked key does not count."""
-        last = self._accepted()
-        trusted = {key.keyid for key in keys.keys} if keys else set()
-        if last is not None and last.keyid in trusted and plan.generation < last.generation:
-            raise refused(
-                Attack.ROLLBACK,
-                f"the plan has generation {plan.generation}, but this gateway already accepted {last.generation}",
-                where="plan",
-                fix="If the rollout service lost its database, rotate its key and revoke the old one.",
-            )
+    def _accepted(self, blueprint: str) -> _Accepted | None:
+        for file in (self._plan_file(blueprint), self._home / _OLD_PLAN_FILE):
+            with suppress(FileNotFoundError):
+                return _Accepted.model_validate_json(file.read_bytes())
+        return None
 
-    def _accepted(self) -> _Accepted | None:
-        try:
-            return _Accepted.model_validate_json((self._home / _PLAN_FILE).read_bytes())
-        except FileNotFoundError:
-            return None
-
-    def _remember(self, accepted: _Accepted) -> None:
-        if accepted == self._accepted():
-            return
+    def _remember(self, blueprint: str, accepted: _Accepted) -> None:
         with raise_disk_full("to store the plan's generation", self._home):
             self._home.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self._home / _PLAN_FILE) as out:
+            with atomic_write(self._plan_file(blueprint)) as out:
                 out.write(accepted.model_dump_json().encode())
+            (self._home / _OLD_PLAN_FILE).unlink(missing_ok=True)
 
     async def _refreshed(self, source: Answers | None, path: str | None = None) -> Target | None:
         if source is None:
@@ -197,14 +208,30 @@ class Authorization:
         from slmops.kit.trust.bus import BusFetcher
 
         fetcher = BusFetcher(source, self._identity.gateway_id, asyncio.get_running_loop())
-        return await asyncio.to_thread(self._state.refresh, fetcher, path, self._grace_of(source))
+        grace = self._grace_of(source)
+        return await asyncio.to_thread(lambda: self._state.refresh(fetcher, path, grace))
 
     def _grace_of(self, source: Answers | None) -> timedelta:
         return timedelta() if source is None or isinstance(source, BusClient) else self._grace
 
-    @cached_property
+    @property
     def _state(self) -> TrustedState:
+        """Waits for the disk the first time."""
         # Importing `tuf` takes 0.4 s, so it is imported at the first check, not when a gateway starts.
         from slmops.kit.trust.client import TrustedState
 
-        return TrustedState(self._home, self._pinned)
+        with self._opening:
+            self._opened = self._opened or TrustedState(self._home, self._pinned)
+            return self._opened
+
+
+def _check_newest(plan: Plan, last: _Accepted | None, keys: RolloutKeys | None) -> None:
+    """Raises `TrustRefused` if the generation went back. A generation set by a revoked key does not count."""
+    trusted = {key.keyid for key in keys.keys} if keys else set()
+    if last is not None and last.keyid in trusted and plan.generation < last.generation:
+        raise refused(
+            Attack.ROLLBACK,
+            f"the plan has generation {plan.generation}, but this gateway already accepted {last.generation}",
+            where="plan",
+            fix="If the rollout service lost its database, rotate its key and revoke the old one.",
+        )

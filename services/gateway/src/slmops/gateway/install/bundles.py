@@ -138,6 +138,11 @@ class Bundles:
         self._seen: set[tuple[str, int, int]] = set()
         self.source: BundleSource | None = None
 
+    def move_to(self, blueprint: str) -> None:
+        """Accepts bundles for this blueprint from now on, also those that were rejected before."""
+        self._blueprint, self.source = blueprint, None
+        self._seen.clear()
+
     async def watch(self) -> None:
         """Processes new bundles until cancelled. The folder may disappear and come back: it may be a USB stick."""
         while True:

@@ -7,19 +7,33 @@ import errno
 import hashlib
 import os
 import shutil
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx
 
 from slmops.contracts.descriptor import Descriptor, Digest, digest_of_chunks
-from slmops.contracts.errors import DigestMismatch, DiskFull, NotFound, NotReady, Unreachable
+from slmops.contracts.errors import (
+    DigestMismatch,
+    DiskFull,
+    NotEncrypted,
+    NotFound,
+    NotReady,
+    ServerUntrusted,
+    Unreachable,
+)
+from slmops.kit.threads import Threads
+from slmops.kit.tls import untrusted
 
 _CHUNK_BYTES = 2**18
+_DISK = Threads("download", 4)
+"""For downloads only: what a download writes must neither wait for another kind of work nor make it wait."""
 
 UrlSource = Callable[[], Awaitable[str]]
 """Returns a fresh presigned URL of the blob. It is called again after `Unreachable` or `NotReady`."""
@@ -45,29 +59,39 @@ async def fetch(
     on_progress: Progress = lambda have, size: None,
     *,
     patience: Patience | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Path:
     """Downloads a blob to `blobs_dir/<hex>`, verifies size and digest, fsyncs it and returns its path.
 
     Returns at once if the blob exists. Continues a `.part` file of this or an earlier process with a Range request.
-    Only one `fetch` per blob may run at a time.
-    Raises `Unreachable`, `DiskFull`, `DigestMismatch`, `NotFound`, and a `PermanentError` of `url_source`.
+    Only one `fetch` per blob may run at a time. `tls` is the context for https; with it, http is refused.
+    Raises `Unreachable`, `ServerUntrusted`, `DiskFull`, `DigestMismatch`, `NotFound`, and a `PermanentError` of
+    `url_source`.
     """
     patience = patience or Patience()
-    blobs_dir.mkdir(parents=True, exist_ok=True)
     path = blob_path(blobs_dir, descriptor.digest)
     if not await asyncio.to_thread(_holds, path, descriptor):
-        part = await asyncio.to_thread(_Part, path.with_suffix(".part"), descriptor)
+        part = await _DISK.complete(partial(_Part, path.with_suffix(".part"), descriptor))
         try:
             with _disk_full(part, blobs_dir):
-                _require_room(part, blobs_dir)
+                await asyncio.to_thread(_require_room, part, blobs_dir)
                 timeout = httpx.Timeout(patience.read_timeout.total_seconds(), connect=10)
-                async with httpx.AsyncClient(timeout=timeout, follow_redirects=True) as http:
+                hooks = {"request": [_encrypted]} if tls else {}
+                async with httpx.AsyncClient(
+                    timeout=timeout, follow_redirects=True, verify=tls or True, event_hooks=hooks
+                ) as http:
                     await _Download(http, descriptor, url_source, part, on_progress, patience).run()
-                await asyncio.to_thread(part.finish, path)
+                await _DISK.complete(partial(part.finish, path))
         finally:
-            part.close()
+            await _DISK.complete(part.close)
     on_progress(descriptor.size, descriptor.size)
     return path
+
+
+async def _encrypted(request: httpx.Request) -> None:
+    if request.url.scheme != "https":
+        fix = "Let the packager give https URLs: set its SLMOPS_S3_SECURE."
+        raise NotEncrypted("a download would not be encrypted", where=request.url.host, fix=fix)
 
 
 def blob_path(blobs_dir: Path, digest: Digest) -> Path:
@@ -79,6 +103,7 @@ class _Part:
 
     def __init__(self, path: Path, descriptor: Descriptor) -> None:
         self._path, self._descriptor = path, descriptor
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._file: BinaryIO = path.open("r+b", buffering=0)
         self._hash, self.size = hashlib.sha256(), 0
@@ -151,12 +176,16 @@ class _Download:
 
     async def run(self) -> None:
         stalls = 0
-        while not self._part.complete or self._start_over():
+        while not self._part.complete or await _DISK.complete(self._start_over):
             before, reason = self._part.size, "the connection closed early"
             try:
                 self._url = self._url or await self._url_source()
                 await self._attempt(self._url)
+            except ServerUntrusted:
+                raise
             except (httpx.TransportError, Unreachable, NotReady) as error:
+                if impostor := untrusted(error, httpx.URL(self._url or "").host):
+                    raise impostor from error
                 reason = str(error) or type(error).__name__
             if self._part.complete:
                 continue
@@ -175,13 +204,13 @@ class _Download:
         if self._part.size:
             headers["Range"] = f"bytes={self._part.size}-"
         async with self._http.stream("GET", url, headers=headers) as response:
-            self._accept(response)
+            await self._accept(response)
             # No chunk size: with one, httpx loses the buffered bytes when the connection breaks.
             async for data in response.aiter_raw():
-                self._part.append(data)
+                await _DISK.complete(partial(self._part.append, data))
                 self._on_progress(self._part.size, self._descriptor.size)
 
-    def _accept(self, response: httpx.Response) -> None:
+    async def _accept(self, response: httpx.Response) -> None:
         """Checks that the response continues the part; otherwise empties the part.
 
         Raises `NotFound`, and `Unreachable` if the attempt has to be repeated.
@@ -198,7 +227,9 @@ class _Download:
         if status == 206 and continues:
             return
         if self._part.size:
-            self._part.reset()  # the server ignored Range (200), sent another range, or the range is past the end (416)
+            await _DISK.complete(
+                self._part.reset
+            )  # the server ignored Range (200), sent another range, or the range is past the end (416)
         if status != 200:
             raise Unreachable(f"the object storage did not send the requested range (status {status})")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -30,14 +31,21 @@ def missing_bytes(package: PackageFiles, blobs: Path) -> int:
 
 
 async def follow(
-    package: PackageFiles, slots: Collection[Slot], blobs: Path, url: Callable[[DeltaStep], UrlSource]
+    package: PackageFiles,
+    slots: Collection[Slot],
+    blobs: Path,
+    url: Callable[[DeltaStep], UrlSource],
+    tls: ssl.SSLContext | None = None,
 ) -> int:
     """Makes blobs of the package's files by its chain of deltas, if that is fewer bytes than fetching the files.
 
     Returns the bytes downloaded. Raises what `fetch` raises when the network or the disk fails. A problem with a delta
     is logged, and the remaining files are left to be fetched.
     """
-    cost, missing = sum(step.delta.size for step in package.route), missing_bytes(package, blobs)
+    cost, missing = (
+        sum(step.delta.size for step in package.route),
+        await asyncio.to_thread(missing_bytes, package, blobs),
+    )
     if not package.route or cost >= missing:
         return 0
     spent = 0
@@ -45,7 +53,7 @@ async def follow(
         _check_chain(package)
         bases = await asyncio.to_thread(_files_of, package.route[0].base, slots)
         for step in package.route:
-            delta = await fetch(step.delta, url(step), blobs)
+            delta = await fetch(step.delta, url(step), blobs, tls=tls)
             spent += step.delta.size
             last = step is package.route[-1]
             bases = await asyncio.to_thread(_apply, delta, bases, blobs, package, last)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, IllegalTransition, InvalidMessage
 from slmops.gateway.disk_full import raise_disk_full
+from slmops.kit.threads import Threads
 
 log = logging.getLogger(__name__)
 _MAX_FAILED = 32  # failures that are kept; the oldest is dropped
@@ -59,10 +60,16 @@ class SlotsState(BaseModel):
 
 
 class Slots:
-    """The two slots. One process owns the folder. A step that is not allowed now raises `IllegalTransition`."""
+    """The two slots. One process owns the folder. A step that is not allowed now raises `IllegalTransition`.
+
+    Every step waits for the disk. Run steps with `disk.complete`, which runs one after the other; reading the state
+    does not wait.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.disk = Threads("slots", 1)
+        """The thread in which steps, and all that must be in order with them, wait for the disk."""
         self._file = root / "slots.json"
         (root / "slots").mkdir(parents=True, exist_ok=True)
         self.state = SlotsState.model_validate_json(self._file.read_bytes()) if self._file.exists() else SlotsState()
@@ -70,7 +77,7 @@ class Slots:
         if gone:  # it was rejected on a full disk
             left = {name: digest for name, digest in self.state.releases.items() if name not in gone}
             self.state = self._changed({"releases": left})
-        self._clear()
+        self._try_clear()
 
     @property
     def active(self) -> Slot | None:
@@ -163,7 +170,7 @@ class Slots:
         except (DiskFull, OSError):
             shutil.rmtree(candidate.path, ignore_errors=True)  # its files are the space that is missing
             self._undo(**changes)
-        self._clear()
+        self._try_clear()
 
     def fail(self, digest: Digest) -> None:
         """Records a release that failed before it was installed."""
@@ -213,6 +220,13 @@ class Slots:
         for path in (self._root / "slots").iterdir():
             if path.name not in named:
                 shutil.rmtree(path)
+
+    def _try_clear(self) -> None:
+        """Like `_clear`, but a disk that fails stops nothing: what is left is deleted before the next release comes."""
+        try:
+            self._clear()
+        except OSError as error:
+            log.warning("cannot delete files of other releases in %s: %s", self._root / "slots", error)
 
     def _undo(self, **changes: object) -> None:
         """Changes the state like `_write`, but only in memory if the disk is full or damaged.

@@ -12,16 +12,15 @@ import logging
 from collections.abc import Callable
 from contextlib import aclosing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InferenceFailed, NotReady, PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.contracts.plan import Release
-from slmops.gateway.disk_full import raise_disk_full
 from slmops.gateway.domain import MAX_ATTEMPTS, Event, Phase, next_phase
 from slmops.gateway.install.acquire import Acquirer
+from slmops.gateway.install.documents import ReleaseDocuments
 from slmops.gateway.install.golden import GoldenPrompts, read_golden
 from slmops.gateway.install.probe import ProbeBudget, ProbeReport, probe
 from slmops.gateway.install.slots import Slots
@@ -30,7 +29,6 @@ from slmops.gateway.serving.inference import Done, InferenceRequest
 from slmops.gateway.serving.inference import Release as ServedRelease
 from slmops.gateway.serving.releases import Serving
 from slmops.gateway.serving.runner import ProcessRunner, RunnerOptions
-from slmops.kit.atomic_write import atomic_write
 from slmops.kit.tracing import span
 
 log = logging.getLogger(__name__)
@@ -49,7 +47,8 @@ class Updater:
         self._slots = slots
         self._acquirer = acquirer
         self._serving = serving
-        self._releases = releases
+        self._documents = ReleaseDocuments(releases)
+        self._on_disk = slots.disk.complete
         self.phase = Phase.COMMITTED if slots.active and not slots.on_trial else Phase.IDLE
         self._applied: Release | None = None
         """The release whose settings the serving runner has."""
@@ -72,7 +71,7 @@ class Updater:
             if at_fault:
                 why = InferenceFailed(f"the gateway went down {MAX_ATTEMPTS} times while this release soaked")
                 self.problems[trial.digest] = Problem.of(why)
-            self._slots.revert(failed=at_fault)
+            await self._on_disk(partial(self._slots.revert, failed=at_fault))
         if self._slots.active is not None:
             await self._serve_active()
             self.phase = Phase.COMMITTED
@@ -83,7 +82,7 @@ class Updater:
         slot = self._slots.active
         if slot is None or slot.digest != release.manifest.digest:
             return
-        stored = self.release(slot.digest)
+        stored = await self._on_disk(partial(self.release, slot.digest))
         applied = self._applied or stored
         changed = applied is None or applied.runtime != release.runtime
         if changed:
@@ -92,9 +91,9 @@ class Updater:
             await self._serving.swap(runner)
             self._applied = release
         if stored != release:
-            self._remember(release)
+            await self._on_disk(partial(self._documents.remember, release))
         if changed:
-            await self._measure_settings(release, read_golden(slot.path))
+            await self._measure_settings(release, await self._on_disk(partial(read_golden, slot.path)))
 
     async def _measure_settings(self, release: Release, golden: GoldenPrompts) -> None:
         """Asks each golden prompt once with new settings. Otherwise an idle gateway would measure nothing in its stage.
@@ -116,12 +115,11 @@ class Updater:
 
     def failed_in(self, digest: Digest) -> str | None:
         """Returns the rollout in which this release failed here; None if it did not fail."""
-        file = self._failure(digest)
-        return file.read_text() if digest in self._slots.failed and file.exists() else None
+        return self._documents.rollout(digest) if digest in self._slots.failed else None
 
-    def allow_retry(self, digest: Digest) -> None:
+    async def allow_retry(self, digest: Digest) -> None:
         """Clears the release's failure, because a new rollout of it was started."""
-        self._slots.clear_failure(digest)
+        await self._on_disk(partial(self._slots.clear_failure, digest))
         self.problems.pop(digest, None)
 
     async def update(self, release: Release, rollout: str) -> None:
@@ -133,12 +131,8 @@ class Updater:
         self._step(Event.UPDATE_WANTED)
         candidate: ProcessRunner | None = None
         try:
-            self._remember(release)
-            with (
-                raise_disk_full("to store the id of a rollout", self._releases),
-                atomic_write(self._failure(digest)) as out,
-            ):
-                out.write(rollout.encode())
+            await self._on_disk(partial(self._documents.remember, release))
+            await self._on_disk(partial(self._documents.remember_attempt, digest, rollout))
             with span("install", release=str(digest)):
                 slot = await self._acquirer.acquire(release)
             self._step(Event.INSTALL_SUCCEEDED)
@@ -146,19 +140,19 @@ class Updater:
             with span("load"):
                 await candidate.start()
             self._step(Event.LOAD_SUCCEEDED)
-            golden = read_golden(slot.path)
+            golden = await self._on_disk(partial(read_golden, slot.path))
             with span("probe", prompts=len(golden.prompts)):
                 await self._probe(candidate, golden, release)
             self._step(Event.PROBE_PASSED)
-            self._slots.activate()
+            await self._on_disk(self._slots.activate)
             await self._serving.swap(candidate)
             self._applied = release
             self._step(Event.SWAPPED)
             with span("soak", seconds=release.soak.seconds):
                 await self._soak(candidate, golden, release)
-            self._slots.commit()
+            await self._on_disk(self._slots.commit)
             self._step(Event.SOAK_PASSED)
-            self._acquirer.prune()
+            await self._on_disk(self._acquirer.prune)
         except PermanentError as error:
             await asyncio.shield(self._give_up(release, candidate, error))
             raise
@@ -234,12 +228,12 @@ class Updater:
         self.phase = next_phase(self.phase, Event.STEP_FAILED)  # reported after the revert
         try:
             if self._slots.on_trial:
-                self._slots.revert()
+                await self._on_disk(self._slots.revert)
                 await self._serve_active()
             elif (there := self._slots.candidate) is not None and there.digest == digest:
-                self._slots.reject()
+                await self._on_disk(self._slots.reject)
             else:
-                self._slots.fail(digest)
+                await self._on_disk(partial(self._slots.fail, digest))
         finally:  # whatever fails, no process is left behind, and the next update can start
             await self._stop_unused(candidate)
             self._step(Event.REVERTED)
@@ -248,7 +242,7 @@ class Updater:
         """Undoes an update that was cancelled or failed through no fault of the release. It may be tried again."""
         try:
             if self._slots.on_trial:
-                self._slots.revert(failed=False, counts=False)
+                await self._on_disk(partial(self._slots.revert, failed=False, counts=False))
                 await self._serve_active()
         finally:
             await self._stop_unused(candidate)
@@ -260,9 +254,9 @@ class Updater:
         if slot is None:
             await self._serving.stop()
             return
-        release = self.release(slot.digest)
+        release = await self._on_disk(partial(self.release, slot.digest))
         if release is None:  # the plan brings the document again (`refresh`)
-            log.error("the release document of the active slot is missing or damaged in %s", self._releases)
+            log.error("the release document of the active slot is missing or damaged")
             await self._serving.stop()
         elif self._serving.release is None or self._serving.release.digest != slot.digest:
             runner = _runner(release, slot.path)
@@ -280,27 +274,7 @@ class Updater:
     def release(self, digest: Digest) -> Release | None:
         """Returns the stored document of a release that was desired here before; None if there is none, or a damaged
         one."""
-        path = self._document(digest)
-        try:
-            return Release.model_validate_json(path.read_bytes()) if path.exists() else None
-        except ValidationError:
-            log.error("cannot read the release document %s", path)
-            return None
-
-    def _remember(self, release: Release) -> None:
-        """Stores the release's document, so that the release can be served after a restart without a network."""
-        path = self._document(release.manifest.digest)
-        with raise_disk_full("to store a release's document", self._releases):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as out:
-                out.write(release.model_dump_json().encode())
-
-    def _document(self, digest: Digest) -> Path:
-        return self._releases / f"{digest.removeprefix('sha256:')}.json"
-
-    def _failure(self, digest: Digest) -> Path:
-        """Returns the file with the rollout of the last attempt. Whether that attempt failed is stored in the slots."""
-        return self._document(digest).with_suffix(".rollout")
+        return self._documents.release(digest)
 
     def _step(self, event: Event) -> None:
         self.phase = next_phase(self.phase, event)

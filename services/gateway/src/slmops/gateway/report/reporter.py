@@ -81,8 +81,13 @@ class Reporter:
         self._queued = asyncio.Event()
         self._sequence = int(counter.read_text() or 0) if counter.exists() else 0
         self._since = clock()
+        self._enrolment = 0
         self._told = 0
         """How many dropped messages the log mentions."""
+
+    def report_as(self, identity: Identity, enrolment: int) -> None:
+        """Reports and measures under this identity and enrolment from now on."""
+        self._identity, self._enrolment = identity, enrolment
 
     def report(self, status: Status) -> None:
         """Queues a report on disk, or in memory if the disk is full.
@@ -93,6 +98,7 @@ class Reporter:
         event = GatewayReported(
             gateway_id=self._identity.gateway_id,
             blueprint=self._identity.blueprint,
+            enrolment=self._enrolment,
             sequence=self._sequence,
             labels=self._identity.labels,
             phase=status.phase,

@@ -36,6 +36,10 @@ class Results:
         self._clock = clock
         self._written = 0
 
+    def move_to(self, identity: Identity) -> None:
+        """Seals under this identity from the next file on."""
+        self._identity = identity
+
     async def watch(self) -> None:
         """Exports new messages until cancelled. The folder may disappear and come back: it may be a USB stick."""
         while True:

@@ -12,11 +12,14 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slmops.contracts.errors import PromptRefused
-from slmops.gateway.serving.inference import ChatMessage, InferenceRequest
+from slmops.gateway.serving.inference import ChatMessage, InferenceRequest, Tool
+from slmops.gateway.serving.tool_calls import MARKERS
+from slmops.gateway.serving.tool_templates import call_id, find_format
 from slmops.kit.prompt_tokens import PromptTokenizer
 
 
@@ -26,12 +29,17 @@ class PromptEncoder:
     def __init__(self, tokenizer: PromptTokenizer, folder: Path) -> None:
         self._tokenizer = tokenizer
         tokens, template = _added_tokens(folder), _chat_template(folder)
-        special = {text for text, is_special in tokens.items() if is_special}
+        special = {text for text, token in tokens.items() if token.special}
         # Tokens such as <think> are not "special", but the template gives them a meaning.
         named = {text for text in tokens if text.strip() and text in template}
         self._cuts = _pattern(special | named)
         # An assistant's message is an earlier answer, from which templates remove the reasoning by its tags.
         self._cuts_of_answers = _pattern(special)
+        self.tool_format = find_format(tokenizer.render)
+        markers = MARKERS[self.tool_format] if self.tool_format else ()
+        self.markers = {text: tokens[text].id for text in markers if text in tokens and tokens[text].id >= 0}
+        """The ids of the texts around calls, where they are tokens of their own."""
+        self.control_markers = {text: number for text, number in self.markers.items() if tokens[text].special}
 
     def encode(self, request: InferenceRequest) -> list[int]:
         """Raises `PromptRefused` if the prompt is empty or the chat template rejects the messages."""
@@ -52,12 +60,25 @@ class PromptEncoder:
         """Returns the text of the prompt, with `mark` wherever it is cut."""
         if request.messages is None:
             return str(_cut(request.prompt or "", self._cuts, mark))
-        return self._tokenizer.render([self._message(message, mark) for message in request.messages])
+        tools = [_cut(_plain(tool), self._cuts, mark) for tool in request.tools.offered] if request.tools else ()
+        return self._tokenizer.render([self._message(message, mark) for message in request.messages], tools)
 
     def _message(self, message: ChatMessage, mark: str) -> dict[str, Any]:
         cuts = self._cuts_of_answers if message.role == "assistant" else self._cuts
-        fields = message.model_dump(exclude_none=True, exclude={"role"})
-        return {"role": message.role, **_cut(fields, cuts, mark)}
+        text, fields = {"content": message.content}, message.model_dump(exclude_none=True, exclude={"role", "content"})
+        return {"role": message.role, **_cut(text, cuts, mark), **_cut(self._with_ids(fields), self._cuts, mark)}
+
+    def _with_ids(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields with the ids of calls in the form that the template accepts."""
+        if answered := fields.get("tool_call_id"):
+            fields["tool_call_id"] = call_id(self.tool_format, answered)
+        if calls := fields.get("tool_calls"):
+            fields["tool_calls"] = [call | {"id": call_id(self.tool_format, call["id"] or "")} for call in calls]
+        return fields
+
+
+def _plain(tool: Tool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude_none=True)}
 
 
 def _cut(value: Any, cuts: re.Pattern[str] | None, mark: str) -> Any:
@@ -75,12 +96,19 @@ def _pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile(f"(?=(?:{whole})).", re.DOTALL) if whole else None
 
 
-def _added_tokens(folder: Path) -> dict[str, bool]:
-    """Returns the texts that the tokenizer always reads as one token, and whether each is declared as special."""
-    tokens = _tokenizer_json(folder)
+@dataclass(frozen=True, slots=True)
+class _Added:
+    id: int
+    special: bool
+
+
+def _added_tokens(folder: Path) -> dict[str, _Added]:
+    """Returns the texts that the tokenizer always reads as one token: their ids, and whether each is declared as
+    special."""
+    tokens = [(token.get("id", -1), token) for token in _tokenizer_json(folder)]
     declared = _json(folder / "tokenizer_config.json").get("added_tokens_decoder")
-    tokens += declared.values() if isinstance(declared, dict) else []
-    return {str(token["content"]): bool(token.get("special")) for token in tokens}
+    tokens += declared.items() if isinstance(declared, dict) else []
+    return {str(token["content"]): _Added(int(number), bool(token.get("special"))) for number, token in tokens}
 
 
 def _tokenizer_json(folder: Path) -> list[dict[str, Any]]:

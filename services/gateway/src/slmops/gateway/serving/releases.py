@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import InferenceFailed, NotReady, PromptRefused, RunnerDied, SlmopsError
-from slmops.gateway.serving.inference import Done, InferenceRequest, Release, Token, TokenLimits
+from slmops.gateway.serving.inference import Done, InferenceRequest, Release, Token, TokenLimits, ToolFormat
 from slmops.gateway.serving.measurements import Measurements, ReleaseMeasurement
 from slmops.gateway.serving.runner import Runner
 from slmops.kit.cancellation import cancel_and_wait
@@ -62,6 +62,11 @@ class Serving:
     def limits(self) -> TokenLimits | None:
         """The limits of one request to the release that answers new requests."""
         return self._active.limits if self._active else None
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model of this release writes calls of tools; None if it does not know tools."""
+        return self._active.tool_format if self._active else None
 
     @property
     def ready(self) -> bool:

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmops.contracts.errors import InferenceFailed, NotReady, Problem, RunnerDied
-from slmops.gateway.serving.inference import Done, InferenceRequest, Ready, Release, Token, TokenLimits, TokenLogprob
+from slmops.gateway.serving.inference import (
+    Done,
+    InferenceRequest,
+    Ready,
+    Release,
+    Token,
+    TokenLimits,
+    TokenLogprob,
+    ToolCall,
+    ToolFormat,
+)
 from slmops.gateway.serving.memory import peak_rss_bytes
 
 log = logging.getLogger(__name__)
@@ -36,6 +46,10 @@ class Runner(Protocol):
     @property
     def limits(self) -> TokenLimits:
         """The limits of one request. Known after the first start."""
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls of tools; None if it does not know tools. Known after the first start."""
 
     async def start(self) -> Ready:
         """Loads the model; may be called again after the runner died.
@@ -87,6 +101,7 @@ class ProcessRunner:
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._context_tokens = self._options.context_tokens
+        self.tool_format: ToolFormat | None = None
         self._peak = 0
 
     @property
@@ -108,7 +123,7 @@ class ProcessRunner:
         except BaseException:
             await self.kill()
             raise
-        self._context_tokens = ready.context_tokens
+        self._context_tokens, self.tool_format = ready.context_tokens, ready.tool_format
         self._reading = asyncio.create_task(self._dispatch(self._process), name=f"runner {self._process.pid}")
         return ready
 
@@ -193,7 +208,8 @@ class ProcessRunner:
             raise self._death()
         if first.pop("event") == "error":
             raise Problem.model_validate(first["problem"]).error()
-        return Ready(**first)
+        form = first.pop("tool_format", None)
+        return Ready(**first, tool_format=ToolFormat(form) if form else None)
 
     async def _dispatch(self, process: asyncio.subprocess.Process) -> None:
         """Passes each message to its request until the process ends, then fails all requests that still wait."""
@@ -239,9 +255,10 @@ def _item(answer: dict[str, Any]) -> Token | Done:
     fields = {name: value for name, value in answer.items() if name not in ("id", "event")}
     if answer["event"] == "error":
         raise Problem.model_validate(fields["problem"]).error()
+    calls = tuple(ToolCall(**call) for call in fields.pop("calls"))
     if answer["event"] == "done":
-        return Done(**fields)
-    return Token(fields["text"], tuple(TokenLogprob(**one) for one in fields["logprobs"]))
+        return Done(**fields, calls=calls)
+    return Token(fields["text"], tuple(TokenLogprob(**one) for one in fields["logprobs"]), calls)
 
 
 def _exit(code: int) -> str:

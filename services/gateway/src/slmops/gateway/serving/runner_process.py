@@ -70,7 +70,7 @@ class TurnTaker:
     def _step(self, request_id: str) -> None:
         generation, stream = self._running[request_id]
         piece = generation.step()
-        if stream and (piece.text or piece.logprobs):
+        if stream and (piece.text or piece.logprobs or piece.calls):
             self._answer({"id": request_id, "event": "token", **asdict(piece)})
         if done := generation.done():
             del self._running[request_id]
@@ -144,6 +144,7 @@ def main() -> int:
         rss_bytes=rss_bytes(os.getpid()),
         model=str(model.model.type),
         context_tokens=model.context_tokens,
+        tool_format=model.tool_format,
     )
     answer({"event": "ready", **asdict(ready)})
     queue: SimpleQueue[dict[str, Any] | None] = SimpleQueue()

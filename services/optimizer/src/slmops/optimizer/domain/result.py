@@ -26,6 +26,12 @@ class ReferenceFigures(BaseModel):
     ppl: float
     windows: int
     window_tokens: int
+    text: str | None = None
+    """The evaluation text's name."""
+    texts: int | None = None
+    """The number of texts that were joined."""
+    text_tokens: int | None = None
+    """Tokens of the whole text; `windows` times `window_tokens` of them were used."""
     prompt_format: PromptFormat = PromptFormat.CHAT
 
 

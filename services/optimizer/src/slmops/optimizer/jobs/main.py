@@ -33,7 +33,7 @@ from slmops.optimizer.domain.result import PICTURES, RESULT_FILE, JobResult, Ref
 from slmops.optimizer.jobs.capacity import COPIES_PER_VARIANT, check_disk, check_memory, copies, memory
 from slmops.optimizer.measure.evaluate import Reference, evaluate, reference
 from slmops.optimizer.measure.plot import draw
-from slmops.optimizer.measure.tasks import bundled_tasks
+from slmops.optimizer.measure.tasks import bundled_tasks, read_tasks
 from slmops.optimizer.measure.texts import evaluation_text, read_texts
 from slmops.optimizer.recipes.library import recipe_named
 from slmops.optimizer.recipes.pipeline import Pipeline, write_atomically
@@ -58,7 +58,7 @@ class Job:
         self.text = evaluation_text(spec.evaluation_texts)
         if spec.calibration_texts:
             read_texts(spec.evaluation_texts, spec.calibration_texts)  # raises if they overlap
-        self.tasks = bundled_tasks()
+        self.tasks = read_tasks(spec.tasks) if spec.tasks else bundled_tasks()
         self.timings_s: dict[str, float] = {}
         variants = spec.search.max_trials if spec.search else len(self.recipes)
         self.progress = Progress(_BEFORE_RECIPES + variants, tell)
@@ -121,6 +121,9 @@ class Job:
             ppl=against.ppl,
             windows=len(against.tokens),
             window_tokens=against.tokens.shape[1],
+            text=against.text.name,
+            texts=against.text.count,
+            text_tokens=against.text_tokens,
             prompt_format=self.pipeline.prompt_format,
         )
 
@@ -177,7 +180,8 @@ class Job:
     def _evaluations(self) -> Path:
         """The folder for measurements; its name is a digest of what they depend on besides variant and tools."""
         questions = [prompt.model_dump_json() for prompt in self.spec.golden] + [task.digest for task in self.tasks]
-        key = digest_of(json.dumps([self.text.digest, self.spec.seed, *questions]).encode())
+        text = [self.text.digest, self.text.own]  # the digest alone does not say which windows are used
+        key = digest_of(json.dumps([*text, self.spec.seed, *questions]).encode())
         return self.work / "evaluations" / key[7:23]
 
     @contextmanager

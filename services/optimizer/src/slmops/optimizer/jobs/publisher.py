@@ -48,7 +48,9 @@ class JobPublisher:
 
     async def started(self) -> None:
         self._view = await self._board.find(self._job.id) or self._view
-        await self._publish(VariantStarted(**self._of, recipes=self._job.recipes, at=self._clock()), "started")
+        await self._publish(
+            VariantStarted(**self._of, recipes=self._job.recipes, data=self._job.data, at=self._clock()), "started"
+        )
         worker = f"{socket.gethostname()}/{os.getpid()}"
         await self._change(state=JobState.RUNNING, worker=worker, reason="", problem=None)
 
@@ -121,6 +123,7 @@ class JobPublisher:
             time=self._clock(),
             subject=event.key,
             traceparent=traceparent(),
+            actor=self._job.actor or None,
         )
         await self._bus.client.publish(event, envelope)
 

@@ -14,28 +14,35 @@ from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.model import ModelFile
 from slmops.contracts.prompts.golden import GoldenPrompt, dump_golden
 from slmops.contracts.prompts.prompt_format import PromptFormat
+from slmops.contracts.prompts.tasks import Task
 from slmops.contracts.recipe import Recipe
 from slmops.kit.objects.store import digest_of_path
 from slmops.optimizer.measure.bootstrap import METHOD
 from slmops.optimizer.measure.evaluate import Reference
-from slmops.optimizer.measure.tasks import Task
 from slmops.optimizer.measure.texts import Text
 from slmops.optimizer.recipes.pipeline import TOOLS
 
 
 class Source(BaseModel):
-    """A text or a file of questions; `digest` is of its bytes."""
+    """A text or a task; `digest` is of its bytes. Of own ones `files` are the blobs from which it was read.
+
+    `texts` is the number of texts that were joined, or of the task's questions; `tokens` are those of the whole text.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     digest: Digest
+    texts: int | None = None
+    tokens: int | None = None
+    files: tuple[ModelFile, ...] = ()
 
 
 class Report(BaseModel):
     """The evaluation of `variant_files`, which `recipe` made from `reference_files`.
 
-    Fidelity was measured on the first `windows` times `window_tokens` tokens of `evaluation_text`.
+    Fidelity was measured on `windows` times `window_tokens` tokens of `evaluation_text`: the first ones of the bundled
+    text, evenly spread windows of an own text.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,11 +90,11 @@ def report(
         evaluation=evaluation,
         reference_files=tuple(reference_files),
         variant_files=files_of(variant),
-        evaluation_text=_source(against.text),
+        evaluation_text=source_of(against.text, tokens=against.text_tokens),
         windows=len(against.tokens),
         window_tokens=against.tokens.shape[1],
-        calibration_text=_source(calibration) if calibration else None,
-        tasks=tuple(map(_source, tasks)),
+        calibration_text=source_of(calibration) if calibration else None,
+        tasks=tuple(map(source_of, tasks)),
         golden=digest_of(dump_golden(tuple(golden)).encode()) if golden else None,
         seed=seed,
         prompt_format=prompt_format,
@@ -121,8 +128,9 @@ def tool_versions() -> dict[str, str]:
     return {tool: version(tool) for tool in TOOLS}
 
 
-def _source(of: Text | Task) -> Source:
-    return Source(name=of.name, digest=of.digest)
+def source_of(of: Text | Task, files: Sequence[ModelFile] = (), tokens: int | None = None) -> Source:
+    count = of.count if isinstance(of, Text) else len(of.questions)
+    return Source(name=of.name, digest=of.digest, texts=count, tokens=tokens, files=tuple(files))
 
 
 def _file(path: Path, base: Path) -> ModelFile:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.manifest import FILE_PATH, JOB_REPORT
 from slmops.contracts.model import ModelFile, files_digest
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.contracts.prompts.golden import dump_golden
 from slmops.kit.objects.store import Objects, digest_of_path
 from slmops.optimizer.domain.front import front
 from slmops.optimizer.domain.gate import unmeasured
 from slmops.optimizer.domain.result import PICTURES, JobResult, Variant
-from slmops.optimizer.jobs.report import Report, Source, tool_versions
-from slmops.optimizer.measure.tasks import bundled_tasks
+from slmops.optimizer.jobs.report import Report, source_of, tool_versions
+from slmops.optimizer.measure.tasks import bundled_tasks, read_tasks
 from slmops.optimizer.measure.texts import read_texts
 from slmops.optimizer.recipes.library import check
 from slmops.optimizer.recipes.restore import record
@@ -36,8 +37,8 @@ class JobReport(JobResult):
 class ArtifactUploader:
     """Uploads the artifacts of one job in the work folder `folder`.
 
-    `files` are the version's files, `known` the cached variants. After `upload`, `measured` holds the new variants for
-    the cache.
+    `files` are the version's files, `known` the cached variants, `data` the own texts and tasks that `spec` reads.
+    After `upload`, `measured` holds the new variants for the cache.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class ArtifactUploader:
         folder: Path,
         known: Sequence[Measured],
         result: JobResult,
+        data: EvaluationData | None = None,
     ) -> None:
         self._objects, self._spec, self._files, self._folder, self._result = objects, spec, files, folder, result
+        self._data = data or EvaluationData()
         self._known = {one.path: one for one in known}
         # A search makes many variants that nobody needs, so it delivers only the front of those that passed. Variants
         # that were requested by name are always delivered.
@@ -108,23 +111,23 @@ class ArtifactUploader:
         digest, size_bytes = await asyncio.to_thread(digest_of_path, path)
         return ModelFile(path=name, digest=digest, size_bytes=size_bytes)
 
-    def _report(self, variant: Variant, files: Sequence[ModelFile]) -> Report:
+    def _report(self, variant: Variant, variant_files: Sequence[ModelFile]) -> Report:
         assert variant.evaluation is not None
         spec, reference = self._spec, self._result.reference
         texts = read_texts(spec.evaluation_texts, spec.calibration_texts)
         calibrated = any(step.params.calibrated for step in check(variant.definition))
+        tasks = read_tasks(spec.tasks) if spec.tasks else bundled_tasks()
+        files = {PurePosixPath(file.path).stem: file for file in self._data.tasks}
         return Report(
             recipe=variant.definition,
             evaluation=variant.evaluation,
             reference_files=tuple(self._files),
-            variant_files=tuple(files),
-            evaluation_text=Source(name=texts.evaluation.name, digest=texts.evaluation.digest),
+            variant_files=tuple(variant_files),
+            evaluation_text=source_of(texts.evaluation, self._data.texts, reference.text_tokens),
             windows=reference.windows,
             window_tokens=reference.window_tokens,
-            calibration_text=Source(name=texts.calibration.name, digest=texts.calibration.digest)
-            if calibrated
-            else None,
-            tasks=tuple(Source(name=task.name, digest=task.digest) for task in bundled_tasks()),
+            calibration_text=source_of(texts.calibration, self._data.calibration_texts) if calibrated else None,
+            tasks=tuple(source_of(task, [files[task.name]] if task.name in files else []) for task in tasks),
             golden=digest_of(dump_golden(spec.golden).encode()) if spec.golden else None,
             seed=spec.seed,
             prompt_format=reference.prompt_format,

@@ -36,7 +36,10 @@ async def verify_report(digest: Digest, objects: Objects, home: Path) -> Verific
         report = await asyncio.to_thread(read_report, folder / "report.json")
         version = await _fetch(report.reference_files, folder / "version", objects)
         await _fetch(report.variant_files, folder / "variant", objects)
-        return await _measure(folder, version)
+        own = report.evaluation_text.files
+        if own:
+            await _fetch(own, folder / "data", objects)
+        return await _measure(folder, version, [folder / "data" / file.path for file in own])
 
 
 async def _fetch(files: Sequence[ModelFile], folder: Path, objects: Objects) -> Path:
@@ -53,10 +56,11 @@ async def _fetch(files: Sequence[ModelFile], folder: Path, objects: Objects) -> 
     return folder / files[0].path if len(files) == 1 else folder
 
 
-async def _measure(folder: Path, version: Path) -> Verification:
+async def _measure(folder: Path, version: Path, texts: Sequence[Path]) -> Verification:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "slmops.optimizer.jobs.verify", str(folder / "report.json")),
         *("--variant", str(folder / "variant"), "--reference", str(version)),
+        *(argument for text in texts for argument in ("--text", str(text))),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,

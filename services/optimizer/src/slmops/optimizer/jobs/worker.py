@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmops.contracts.cloudevent import event_id
-from slmops.contracts.errors import JobCancelled, PermanentError, TemporaryError
+from slmops.contracts.errors import JobCancelled, NotFound, PermanentError, TemporaryError
 from slmops.contracts.jobs import OptimizeJob
+from slmops.contracts.model import ModelFile
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 from slmops.contracts.prompts.golden import parse_golden
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.objects.store import Objects
@@ -71,7 +72,7 @@ class Worker:
         return outcome
 
     async def _make(self, job: OptimizeJob, claim: Claim, publisher: JobPublisher) -> Outcome:
-        spec, source = await self._spec(job), event_id(job.digest, job.golden.digest if job.golden else "")
+        spec, source = await self._spec(job, claim.folder / "data"), job.source
         known = [one for one in await self._results.measured(source) if _usable(one, spec)]
         files = await self._fetch(job, claim.folder)
         if job.predecessor:
@@ -79,22 +80,39 @@ class Worker:
             spec = spec.model_copy(update={"predecessor": before})
         result = await self._workspace.run(files, claim, spec, known, publisher.progress)
         await publisher.progress("upload", len(result.variants), len(result.variants) + 1)
-        uploader = ArtifactUploader(self._objects, spec, job.files, claim.folder, known, result)
+        uploader = ArtifactUploader(self._objects, spec, job.files, claim.folder, known, result, job.data)
         outcome = await uploader.upload()
         for one in uploader.measured:
             await self._results.put_measured(source, one)
         return outcome
 
-    async def _spec(self, job: OptimizeJob) -> JobSpec:
+    async def _spec(self, job: OptimizeJob, folder: Path) -> JobSpec:
+        """Returns the input of the job's process; downloads own texts and tasks to `folder`. Raises `NotFound`."""
         definitions = {recipe.name: recipe for recipe in job.definitions}
+        data = job.data or EvaluationData()
         golden = (await self._objects.get_bytes(job.golden.digest)).decode() if job.golden else ""
         return JobSpec(
             recipes=tuple(definitions.get(name) or recipe_named(name) for name in job.recipes),
             profile=job.profile,
             search=job.search,
             golden=parse_golden(golden),
+            evaluation_texts=await self._fetch_data(data.texts, folder),
+            calibration_texts=await self._fetch_data(data.calibration_texts, folder),
+            tasks=await self._fetch_data(data.tasks, folder),
             memory_limit_bytes=self._memory_limit_bytes,
         )
+
+    async def _fetch_data(self, files: Sequence[ModelFile], folder: Path) -> tuple[Path, ...]:
+        for file in files:
+            try:
+                await self._objects.get_file(file.digest, folder / file.path)
+            except NotFound as error:
+                raise NotFound(
+                    f"{file.path} is no longer in the store",
+                    where=file.digest,
+                    fix="It waited longer than the grace period of a collection: give it to slmops optimize again.",
+                ) from error
+        return tuple(folder / file.path for file in files)
 
     async def _fetch(self, job: OptimizeJob, folder: Path) -> Path:
         """Downloads and verifies the version's files; returns the path of the GGUF file or of the directory."""

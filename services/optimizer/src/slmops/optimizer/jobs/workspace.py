@@ -9,7 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from slmops.optimizer.domain.result import JobResult
@@ -52,6 +52,19 @@ class Workspace:
             shutil.rmtree(self._folder(work), ignore_errors=True)
             os.close(lock)
 
+    def discard_old(self, before: datetime) -> int:
+        """Removes the folders that no worker has used since then, and what killed verifications left. Returns how many.
+
+        Blocks. A folder that somebody works in stays, however long that takes.
+        """
+        old = [lock.parent for lock in (self._home / "jobs").glob(f"*/{_LOCK}") if _changed(lock) < before.timestamp()]
+        for folder in old:
+            self.discard(folder.name)
+        left = [path for path in (self._home / "verifications").glob("*") if _changed(path) < before.timestamp()]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        return sum(not path.exists() for path in (*old, *left))
+
     def _folder(self, work: str) -> Path:
         return self._home / "jobs" / work
 
@@ -86,9 +99,18 @@ def _try_lock(folder: Path) -> int | None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), path.stat()):
+                os.utime(lock)  # the age of the folder
                 return lock
         except OSError:
             os.close(lock)
             raise
         os.close(lock)
     return None
+
+
+def _changed(path: Path) -> float:
+    """Returns when a file or folder was changed, in Unix seconds; infinity if somebody has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")

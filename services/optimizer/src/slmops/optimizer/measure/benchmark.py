@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from slmops.contracts.errors import OptimizationFailed
 from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.contracts.prompts.prompt_format import PromptFormat
+from slmops.contracts.prompts.tasks import Task
 from slmops.optimizer.measure.energy import EnergyMeter
 from slmops.optimizer.measure.genai import GenaiModel
 from slmops.optimizer.measure.golden import golden_passed
-from slmops.optimizer.measure.tasks import Task, accuracy
+from slmops.optimizer.measure.tasks import accuracy
 
 PROMPTS = (
     "The keeper of the lighthouse wrote in his book every evening: the wind, the ships and the birds. One night",

@@ -14,11 +14,12 @@ from slmops.contracts.errors import InvalidMessage, OptimizationFailed
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.prompts.golden import GoldenPrompt
 from slmops.contracts.prompts.prompt_format import PromptFormat
+from slmops.contracts.prompts.tasks import Task
 from slmops.optimizer.intake.graph import Graph
 from slmops.optimizer.measure.benchmark import Questions, benchmark
 from slmops.optimizer.measure.bootstrap import interval
-from slmops.optimizer.measure.tasks import Task, bundled_tasks
-from slmops.optimizer.measure.texts import Text, evaluation_text, windows_of
+from slmops.optimizer.measure.tasks import bundled_tasks
+from slmops.optimizer.measure.texts import Text, evaluation_text, tokens_of, windows_from
 
 WINDOWS, WINDOW_TOKENS = 6, 256
 
@@ -28,12 +29,13 @@ Rows = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Reference:
     """The reference's results: `tokens` [windows, positions] of `text`, and natural `log_probs` [windows, positions,
-    vocabulary] in float32."""
+    vocabulary] in float32. The whole text has `text_tokens` tokens."""
 
     tokens: npt.NDArray[np.int64]
     log_probs: Rows
     ppl: float
     text: Text
+    text_tokens: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ class Fidelity:
 def reference(
     hf_dir: Path, text: Text | None = None, *, windows: int = WINDOWS, window_tokens: int = WINDOW_TOKENS
 ) -> Reference:
-    """Runs the float32 model over the first windows of `text`, by default the bundled one.
+    """Runs the float32 model over windows of `text`, by default the bundled one.
+
+    These are the first windows of the bundled text, and windows that are evenly spread over an own text, because the
+    first ones would all be of its first file.
 
     Raises `InvalidMessage` if the text does not fill a window, and `InvalidModel`.
     """
@@ -64,7 +69,10 @@ def reference(
 
     text = text or evaluation_text()
     tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    tokens = windows_of(tokenizer, text, window_tokens)[:windows]
+    ids = tokens_of(tokenizer, text)
+    tokens = windows_from(tokenizer, ids, window_tokens)
+    if len(tokens) > windows:
+        tokens = tokens[np.linspace(0, len(tokens) - 1, windows).round().astype(int)] if text.own else tokens[:windows]
     if not len(tokens):
         raise InvalidMessage(
             f"the evaluation text has fewer than {window_tokens} tokens",
@@ -75,7 +83,7 @@ def reference(
     with torch.inference_mode():  # all windows at once is a third faster than one by one
         log_probs: Rows = torch.log_softmax(model(torch.from_numpy(tokens), use_cache=False).logits, dim=-1).numpy()
     losses = np.stack([_losses(found, row) for found, row in zip(log_probs, tokens, strict=True)])
-    return Reference(tokens, log_probs, _exp(float(losses.mean())), text)
+    return Reference(tokens, log_probs, _exp(float(losses.mean())), text, len(ids))
 
 
 def evaluate(

@@ -1,13 +1,8 @@
-"""The evaluation text and the calibration text, which must not overlap.
-
-A method that has seen the evaluation text looks better than it is. Therefore a pair is refused if more than 1% of the
-13-grams of the evaluation text are in the calibration text. GPT-3's authors also used 13-grams to detect contamination
-(Brown et al., Language Models are Few-Shot Learners, 2020, appendix C).
-"""
+"""The evaluation text and the calibration text, which must not overlap (`slmops.contracts.prompts.texts`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import distributions
@@ -20,9 +15,8 @@ import numpy.typing as npt
 
 from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.errors import InvalidMessage, InvalidModel, NotFound
+from slmops.contracts.prompts.texts import MAX_OVERLAP, grams, overlap, texts_in
 
-GRAM_WORDS = 13
-MAX_OVERLAP = 0.01
 _EVALUATION = files("slmops.optimizer") / "data" / "evaluation.txt"
 _README_CHARACTERS = 10_000  # a few READMEs contain repetitive changelogs of 100,000 characters
 
@@ -31,10 +25,15 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Text:
-    """A text. The constructor raises `InvalidMessage` if `content` is blank."""
+    """A text, joined from `count` texts. The constructor raises `InvalidMessage` if `content` is blank.
+
+    `own`: it was given by somebody, and is not one of the defaults.
+    """
 
     name: str
     content: str
+    count: int = 1
+    own: bool = False
 
     def __post_init__(self) -> None:
         if not self.content.strip():
@@ -82,18 +81,8 @@ def calibration_text(paths: Sequence[Path], evaluation: Text) -> Text:
     """
     if paths:
         return _from_files(paths)
-    excluded = set(_grams(evaluation.content))
-    return Text("installed", "\n\n".join(part for part in _installed() if excluded.isdisjoint(_grams(part))))
-
-
-def overlap(evaluation: str, calibration: str) -> float:
-    """Returns the share of the evaluation text's word 13-grams that are in the calibration text, 0 to 1; ignores case.
-
-    An evaluation text shorter than 13 words is one gram.
-    """
-    size = min(GRAM_WORDS, len(evaluation.split()))
-    grams = set(_grams(evaluation, size))
-    return len(grams.intersection(_grams(calibration, size))) / len(grams)
+    excluded = set(grams(evaluation.content))
+    return Text("installed", "\n\n".join(part for part in _installed() if excluded.isdisjoint(grams(part))))
 
 
 def calibration(
@@ -117,21 +106,28 @@ def calibration(
 def windows_of(tokenizer: Any, text: Text, length: int) -> Tokens:
     """Returns every whole window of `length` tokens, in order [windows, length].
 
-    Each window begins with the tokenizer's BOS token, if the tokenizer adds one: some models do not work without it.
     Raises `InvalidModel` if the tokenizer returns no tokens.
     """
-    ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
+    return windows_from(tokenizer, tokens_of(tokenizer, text), length)
+
+
+def tokens_of(tokenizer: Any, text: Text) -> Sequence[int]:
+    """Returns the tokens of a text, without special tokens. Raises `InvalidModel` if there are none."""
+    ids: Sequence[int] = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise InvalidModel("the tokenizer returns no tokens for a text", where=text.name, fix="Check tokenizer.json.")
+    return ids
+
+
+def windows_from(tokenizer: Any, ids: Sequence[int], length: int) -> Tokens:
+    """Returns every whole window of `length` tokens, in order [windows, length].
+
+    Each window begins with the tokenizer's BOS token, if the tokenizer adds one: some models do not work without it.
+    """
     begin = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
     step = length - len(begin)
     rows = np.array(ids[: len(ids) // step * step], dtype=np.int64).reshape(-1, step)
     return np.concatenate([np.tile(np.array(begin, dtype=np.int64), (len(rows), 1)), rows], axis=1)
-
-
-def _grams(text: str, size: int = GRAM_WORDS) -> Iterator[tuple[str, ...]]:
-    words = text.casefold().split()
-    return zip(*(words[start:] for start in range(size)), strict=False)
 
 
 def _installed() -> Iterable[str]:
@@ -148,11 +144,7 @@ def _installed() -> Iterable[str]:
 
 def _from_files(paths: Sequence[Path]) -> Text:
     try:
-        content = "\n\n".join(path.read_text(encoding="utf-8") for path in paths)
-    except UnicodeDecodeError as error:
-        raise InvalidMessage(
-            f"the text is not UTF-8: {error}", where=str(paths[0]), fix="Convert it to UTF-8."
-        ) from error
+        parts = [text for path in paths for text in texts_in(str(path), path.read_bytes())]
     except OSError as error:
         raise NotFound(f"the text cannot be read: {error.strerror}", where=str(error.filename)) from error
-    return Text("+".join(path.name for path in paths), content)
+    return Text("+".join(path.name for path in paths), "\n\n".join(parts), len(parts), own=True)

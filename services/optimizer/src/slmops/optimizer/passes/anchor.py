@@ -145,11 +145,12 @@ class _Anchoring:
         """Replaces the codes of the first rows of `rows`; returns the number of these rows."""
         old, scales, zeros = self._grid(part)
         count, columns = old.shape
-        if rows.shape[0] < count or rows.shape[1] != columns:
+        filling = columns - rows.shape[1]  # of the last block of a row
+        if rows.shape[0] < count or not 0 <= filling < columns // scales.shape[1]:
             raise _different(
                 f"its matrix {part.matrix} has rows of {columns} values, the new version's {rows.shape[1]}"
             )
-        blocks = rows[:count].reshape(count, scales.shape[1], -1)
+        blocks = np.pad(rows[:count], ((0, 0), (0, filling))).reshape(count, scales.shape[1], -1)
         steps = blocks / np.where(scales == 0, 1, scales)[..., None] + zeros[..., None]
         nearest = np.clip(np.rint(steps), 0, 2**part.bits - 1).reshape(count, columns).astype(np.uint8)
         loose = part.bits == 8 and part.matrix in self._embeddings
@@ -162,7 +163,7 @@ class _Anchoring:
         return int(count)
 
     def _grid(self, part: _Coded) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Returns codes [rows, columns], scales [rows, blocks] and zeros [rows, blocks]."""
+        """Returns codes [rows, columns], with what fills up the last block, scales and zeros [rows, blocks]."""
         stem = (part.codes.name or "").removesuffix("_codes")
         raw = self._array(part.codes.name or "")
         rows = raw.shape[0]

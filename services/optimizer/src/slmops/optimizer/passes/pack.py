@@ -144,15 +144,26 @@ class _Packer:
             if len(parts) != 1 or data is None:
                 return
             found, inputs = parts[0], self._initializers(f"{data.name}_q", parts[0])
-        rows, columns = found.codes.shape
-        flat = self._constant(f"{node.name}/flat", np.array([rows, columns * found.bits // 8], dtype=np.int64))
+        rows, blocks = found.zeros.shape
+        flat = self._constant(f"{node.name}/flat", np.array([rows, blocks * found.block * found.bits // 8], np.int64))
         reshape = self._node("Reshape", [inputs[0], flat], {}, node, domain="")
         reshape.outputs[0].name = f"{node.name}/codes"
         attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": found.bits, "block_size": found.block}
         ordered = [reshape.outputs[0], node.inputs[1], *inputs[1:]]
-        self._swap(node, self._node("GatherBlockQuantized", ordered, attributes, node))
+        gathered = self._node("GatherBlockQuantized", ordered, attributes, node)
+        self._swap(node, self._cut(gathered, node, found))
         if producer is not None and not producer.outputs[0].uses():
             self._graph.remove(producer, safe=True)
+
+    def _cut(self, gathered: ir.Node, node: ir.Node, found: Coded) -> ir.Node:
+        """Returns the gathered rows without what fills up their last block."""
+        columns = found.codes.shape[1]
+        if columns % found.block == 0:
+            return gathered
+        gathered.outputs[0].name = f"{node.name}/filled"
+        limits = {"starts": 0, "ends": columns, "axes": -1}
+        constants = [self._constant(f"{node.name}/{name}", np.array([at])) for name, at in limits.items()]
+        return self._node("Slice", [gathered.outputs[0], *constants], {}, node, domain="")
 
     def _origin(self, weight: ir.Value | None, *, transposed: bool) -> list[Part]:
         if weight is None or weight.const_value is None or weight.name not in self._graph.initializers:
@@ -169,7 +180,8 @@ class _Packer:
     def _initializers(self, name: str, found: Coded) -> list[ir.Value]:
         """Returns packed codes, float32 scales and packed zeros, in the layout of MatMulNBits."""
         rows, blocks = found.zeros.shape
-        packed = to_bytes(found.codes, found.bits).reshape(rows, blocks, found.block * found.bits // 8)
+        filled = found.in_blocks().reshape(rows, -1)
+        packed = to_bytes(filled, found.bits).reshape(rows, blocks, found.block * found.bits // 8)
         inputs = [self._constant(f"{name}_codes", packed), self._scales(f"{name}_scales", found)]
         if (found.zeros != 1 << (found.bits - 1)).any():
             inputs.append(self._constant(f"{name}_zeros", to_bytes(found.zeros, found.bits)))
@@ -238,7 +250,7 @@ def _join(parts: Sequence[tuple[Coded, int, int]]) -> list[Coded]:
             what: np.concatenate([getattr(part, what)[row : row + count] for part, row, count in rows])
             for what in codes.PARTS
         }
-        found.append(Coded(**fields, bits=kind[0]))
+        found.append(Coded(**fields, bits=kind[0], block=kind[1]))
     return found
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from slmops.contracts.errors import OptimizationFailed
 from slmops.optimizer.passes import Context, Params
 from slmops.optimizer.weights import codes, decoder, fisher
 from slmops.optimizer.weights.gptq import gptq
@@ -32,7 +31,7 @@ class Quantize(Params):
     block: Literal[16, 32, 64, 128] = Field(
         default=32,
         description="Weights that share a scale and a zero; a matrix whose columns it does not divide gets the largest "
-        "smaller block that does",
+        "smaller block that does, or blocks of 16 with a shorter last one",
     )
     scale_bits: Literal[8, 16] = Field(
         default=16, description="8: a block's scale is a multiple of 1/255 of the largest scale of its row"
@@ -61,7 +60,7 @@ class Quantize(Params):
 
 
 def run(given: Path, out: Path, params: Quantize, context: Context) -> None:
-    """Runs the pass. Raises `OptimizationFailed` if no block size divides the columns of a matrix."""
+    """Runs the pass."""
     out.mkdir()
     (out / codes.MODEL_FOLDER).symlink_to(given.resolve(), target_is_directory=True)
     model = decoder.load(given)
@@ -196,18 +195,13 @@ class _Quantizer:
 
 
 def fitting_block(columns: int, largest: int) -> int:
-    """Returns the largest block, at most `largest`, that divides `columns`. Raises `OptimizationFailed`.
+    """Returns the largest block, at most `largest`, that divides `columns`; the smallest if none does.
 
-    The kernels take powers of two from 16.
+    The kernels take powers of two from 16, and ignore what follows the last column in the last block.
     """
     block = largest
     while columns % block and block > _SMALLEST_BLOCK:
         block //= 2
-    if columns % block:
-        raise OptimizationFailed(
-            f"a matrix with {columns} columns cannot be divided into blocks of {_SMALLEST_BLOCK} or more",
-            fix="Use another model, or the recipe stock-int8.",
-        )
     return block
 
 
@@ -232,4 +226,5 @@ def _coded(grid: Grid, chosen: torch.Tensor) -> codes.Coded:
         grid.steps.half().numpy(),
         grid.zeros.to(torch.uint8).numpy(),
         grid.bits,
+        grid.block,
     )

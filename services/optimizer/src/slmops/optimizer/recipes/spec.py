@@ -27,6 +27,7 @@ class JobSpec(BaseModel):
     seed: int = Field(default=0, ge=0)
     evaluation_texts: tuple[Path, ...] = Field(default=(), description="Replace the bundled evaluation text")
     calibration_texts: tuple[Path, ...] = Field(default=(), description="Replace the default calibration text")
+    tasks: tuple[Path, ...] = Field(default=(), description="Replace the bundled tasks")
     predecessor: Path | None = Field(default=None, description="Genai folder of the predecessor's variant")
     memory_limit_bytes: int | None = Field(
         default=None, gt=0, description="A model that needs more memory is refused; None: the free memory"

@@ -21,10 +21,11 @@ PARTS = ("codes", "scale_codes", "steps", "zeros")
 
 @dataclass(frozen=True)
 class Coded:
-    """A coded matrix: `codes` are uint8 [rows, columns], `zeros` uint8 [rows, columns / block].
+    """A coded matrix: `codes` are uint8 [rows, columns], `zeros` uint8 [rows, blocks].
 
-    A block's scale is `scale_codes` · `steps`. `scale_codes` [rows, columns / block] are uint8 and `steps` [rows]
-    float16; or `scale_codes` are float16 and `steps` are ones.
+    There are ⌈columns / block⌉ blocks in a row; the last one may be shorter. A block's scale is `scale_codes` ·
+    `steps`. `scale_codes` [rows, blocks] are uint8 and `steps` [rows] float16; or `scale_codes` are float16 and `steps`
+    are ones.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -32,21 +33,26 @@ class Coded:
     steps: npt.NDArray[np.float16]
     zeros: npt.NDArray[np.uint8]
     bits: int
-
-    @property
-    def block(self) -> int:
-        return int(self.codes.shape[1] // self.zeros.shape[1])
+    block: int
 
     @property
     def scales(self) -> npt.NDArray[np.float32]:
-        """The scales [rows, columns / block]."""
+        """The scales [rows, blocks]."""
         return self.scale_codes.astype(np.float32) * self.steps.astype(np.float32)[:, None]
 
     def weights(self) -> npt.NDArray[np.float32]:
         """Returns the weights [rows, columns] with which the kernels compute."""
         rows, columns = self.codes.shape
-        shifted = self.codes.reshape(rows, -1, self.block).astype(np.float32) - self.zeros[..., None]
-        return (shifted * self.scales[..., None]).reshape(rows, columns)
+        shifted = self.in_blocks().astype(np.float32) - self.zeros[..., None]
+        return (shifted * self.scales[..., None]).reshape(rows, -1)[:, :columns]
+
+    def in_blocks(self) -> npt.NDArray[np.uint8]:
+        """Returns the codes as [rows, blocks, block], a shorter last block filled up with its zero."""
+        missing = -self.codes.shape[1] % self.block
+        if not missing:
+            return self.codes.reshape(len(self.codes), -1, self.block)
+        filled = np.concatenate([self.codes, np.repeat(self.zeros[:, -1:], missing, axis=1)], axis=1)
+        return filled.reshape(len(self.codes), -1, self.block)
 
 
 def save(folder: Path, coded: Mapping[str, Coded]) -> None:
@@ -54,15 +60,16 @@ def save(folder: Path, coded: Mapping[str, Coded]) -> None:
     from safetensors.numpy import save_file
 
     tensors = {f"{name}.{part}": getattr(c, part) for name, c in coded.items() for part in PARTS}
-    save_file(tensors, folder / CODES_FILE, {"bits": json.dumps({name: c.bits for name, c in coded.items()})})
+    widths = {name: [c.bits, c.block] for name, c in coded.items()}
+    save_file(tensors, folder / CODES_FILE, {"widths": json.dumps(widths)})
 
 
 def load(folder: Path) -> dict[str, Coded]:
     from safetensors import safe_open
 
     with safe_open(folder / CODES_FILE, "np") as file:
-        widths: dict[str, int] = json.loads(file.metadata()["bits"])
+        widths: dict[str, tuple[int, int]] = json.loads(file.metadata()["widths"])
         return {
-            name: Coded(**{part: file.get_tensor(f"{name}.{part}") for part in PARTS}, bits=bits)
-            for name, bits in widths.items()
+            name: Coded(**{part: file.get_tensor(f"{name}.{part}") for part in PARTS}, bits=bits, block=block)
+            for name, (bits, block) in widths.items()
         }

@@ -25,11 +25,13 @@ def gptq(weight: torch.Tensor, moment: torch.Tensor, grid: Grid, damping: float)
     import torch
 
     rows, columns = weight.shape
-    block = columns // grid.scales.shape[1]
     order = torch.argsort(moment.diagonal(), descending=True)
     left = weight[:, order].clone()
     root = _inverse_root(moment[order][:, order], damping)
-    scales, zeros = grid.scales[:, order // block].T.contiguous(), grid.zeros[:, order // block].T.contiguous()
+    scales, zeros = (
+        grid.scales[:, order // grid.block].T.contiguous(),
+        grid.zeros[:, order // grid.block].T.contiguous(),
+    )
     found = torch.empty(columns, rows)
     for start in range(0, columns, _CHUNK):
         stop = min(start + _CHUNK, columns)

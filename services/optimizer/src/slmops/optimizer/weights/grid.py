@@ -1,4 +1,7 @@
-"""Quantization grids: one scale and one zero per block of a row, chosen for the smallest rounding error."""
+"""Quantization grids: one scale and one zero per block of a row, chosen for the smallest rounding error.
+
+The last block of a row may be shorter than the others. It is computed as if zeros followed, which are on every grid.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ class Grid(NamedTuple):
     `steps` float32 [rows].
 
     `zeros` are integers. `scale_codes` are integers up to 255 and `steps` have float16 precision; or `scale_codes` have
-    float16 precision and `steps` are ones.
+    float16 precision and `steps` are ones. `block` is the number of weights in a block.
     """
 
     scale_codes: torch.Tensor
     steps: torch.Tensor
     zeros: torch.Tensor
     bits: int
+    block: int
 
     @property
     def scales(self) -> torch.Tensor:
@@ -34,19 +38,23 @@ class Grid(NamedTuple):
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns the nearest codes of `weight` [rows, columns]: integers from 0 to `top`, as float32."""
-        rows, columns = weight.shape
-        blocks = weight.reshape(rows, self.scales.shape[1], -1)
-        return (
-            ((blocks / self.scales[..., None]).round() + self.zeros[..., None]).clamp(0, self.top).view(rows, columns)
-        )
+        steps = in_blocks(weight, self.block) / self.scales[..., None]
+        return (steps.round() + self.zeros[..., None]).clamp(0, self.top).flatten(1)[:, : weight.shape[1]]
 
     def weights(self, codes: torch.Tensor) -> torch.Tensor:
-        rows, columns = codes.shape
-        blocks = codes.reshape(rows, self.scales.shape[1], -1)
-        return ((blocks - self.zeros[..., None]) * self.scales[..., None]).view(rows, columns)
+        blocks = in_blocks(codes, self.block)
+        return ((blocks - self.zeros[..., None]) * self.scales[..., None]).flatten(1)[:, : codes.shape[1]]
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         return self.weights(self.codes(weight))
+
+
+def in_blocks(matrix: torch.Tensor, block: int) -> torch.Tensor:
+    """Returns `matrix` [rows, columns] as [rows, blocks, block], the last block filled up with zeros."""
+    import torch
+
+    padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % block))
+    return padded.reshape(matrix.shape[0], -1, block)
 
 
 def fit(
@@ -66,13 +74,12 @@ def fit(
     """
     import torch
 
-    rows, columns = weight.shape
-    blocks = weight.reshape(rows, columns // block, block)
-    share = None if importance is None else importance.reshape(1, columns // block, block)
+    blocks = in_blocks(weight, block)
+    share = None if importance is None else in_blocks(importance[None], block)
     low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
     kinds = (True,) if symmetric else (False, True) if search else (False,)
     steps = _steps(torch.stack([_span(low, high, bits, balanced=kind) for kind in kinds]), scale_bits)
-    best = Grid(torch.ones_like(low), steps, torch.zeros_like(low), bits)
+    best = Grid(torch.ones_like(low), steps, torch.zeros_like(low), bits, block)
     least = torch.full_like(low, torch.inf)
     for shrink in _SHRINKS if search else _SHRINKS[:1]:
         for balanced in kinds:

@@ -29,9 +29,11 @@ from slmops.contracts.events import (
     PackageWithdrawn,
     VariantOptimized,
     VariantRejected,
+    VariantStarted,
 )
 from slmops.contracts.manifest import JOB_REPORT, OCI_MANIFEST
 from slmops.contracts.model import ModelFile
+from slmops.contracts.prompts.evaluation_data import EvaluationData
 
 DOCUMENTS: Final = frozenset({OCI_MANIFEST, JOB_REPORT})
 """Media types of blobs that name other blobs."""
@@ -48,8 +50,13 @@ class Rule:
     outlives: bool = False
 
 
+def _data(data: EvaluationData | None) -> tuple[ModelFile, ...]:
+    return data.files if data else ()
+
+
 RULES: Final[dict[type[Event], Rule]] = {
-    ModelVersionRegistered: Rule(lambda e: [*e.files, e.golden]),
+    ModelVersionRegistered: Rule(lambda e: [*e.files, e.golden, *_data(e.data)]),
+    VariantStarted: Rule(lambda e: _data(e.data)),
     VariantOptimized: Rule(lambda e: [*e.files, e.report, e.job_report, e.golden]),
     VariantRejected: Rule(lambda e: [e.report, e.job_report]),
     PackagePublished: Rule(lambda e: [e.manifest, e.signature], outlives=True),
@@ -128,3 +135,36 @@ def named_in(document: bytes) -> Collection[Digest]:
     except ValidationError as error:
         raise InvalidMessage("a document that names blobs cannot be read") from error
     return {one.digest for one in (read.config, *read.layers, *read.pictures) if one}
+
+
+_ROLES: Final = {
+    ModelVersionRegistered.type: "files",
+    VariantStarted.type: "own texts and tasks",
+    VariantOptimized.type: "variants",
+    VariantRejected.type: "reports",
+    PackagePublished.type: "packages",
+    PackageDeltaPublished.type: "deltas",
+}
+NEEDED_BY_AT_MOST: Final = 20
+
+
+def needed_by(references: Iterable[BlobReference]) -> tuple[str, ...]:
+    """Returns what names a blob, for people: `smollm2:1.0.0 (packages)`. At most `NEEDED_BY_AT_MOST`."""
+    found = sorted({f"{one.model}:{one.version} ({_ROLES[one.kind]})" for one in references})
+    return tuple(found[:NEEDED_BY_AT_MOST])
+
+
+def restoring(references: Iterable[BlobReference]) -> str:
+    """Returns how an operator can bring a blob back."""
+    found = sorted(references, key=lambda one: (one.model, one.version))
+    pushed = next((one for one in found if one.kind == ModelVersionRegistered.type), None)
+    if pushed:
+        return f"Push the same files again: slmops model push PATH --name {pushed.model} --version {pushed.version}."
+    if packed := next((one for one in found if one.kind in _OUTLIVING), None):
+        return (
+            f"Restore it from an exported package of {packed.model}:{packed.version}: "
+            "slmops storage verify --repair --from FOLDER."
+        )
+    if made := next(iter(found), None):
+        return f"Make the variants again: slmops optimize {made.model}:{made.version}."
+    return "Nothing needs it: the next collection removes it."

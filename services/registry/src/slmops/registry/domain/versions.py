@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import reduce
 
 from slmops.contracts.commands import RegisterVersion, RetireVersion, SetAlias
-from slmops.contracts.descriptor import Descriptor
+from slmops.contracts.descriptor import Descriptor, Digest
 from slmops.contracts.errors import AlreadyExists, IllegalTransition, InternalError, InvalidMessage, NotFound
 from slmops.contracts.events import Event, ModelAliasMoved, ModelVersionRegistered, ModelVersionRetired
 from slmops.contracts.manifest import DATASET
@@ -86,13 +86,14 @@ def check_files(files: Iterable[ModelFile]) -> None:
 def holds(model: Model, version: str, files: Iterable[ModelFile]) -> bool:
     """Returns whether this version is registered with these files. Raises `AlreadyExists` if it has other files.
 
-    Golden prompts may be among `files`, because an upload lists all files together. They are not part of the identity.
+    Golden prompts, texts and tasks may be among `files`, because an upload lists all files together. They are not part
+    of the identity.
     """
     there = model.versions.get(version)
     if there is None:
         return False
-    named, golden = tuple(files), there.event.golden
-    weights = tuple(f for f in named if golden is None or f.digest != golden.digest)
+    named, beside = tuple(files), _beside(there.event)
+    weights = tuple(f for f in named if f.digest not in beside)
     if there.event.digest not in (files_digest(named), files_digest(weights)):
         raise AlreadyExists(
             f"{model.name}:{version} is registered with other files",
@@ -104,12 +105,15 @@ def holds(model: Model, version: str, files: Iterable[ModelFile]) -> bool:
 
 def register(model: Model, command: RegisterVersion, at: datetime) -> list[Event]:
     """Decides `RegisterVersion`. Raises `AlreadyExists`, `InvalidMessage`."""
-    check_files(command.files)
-    weights = tuple(sorted((f for f in command.files if f != command.golden), key=lambda file: file.path))
+    data = command.data.files if command.data else ()
+    check_files((*command.files, *(file for file in data if file not in command.files)))
+    beside = {command.golden, *data}
+    weights = tuple(sorted((f for f in command.files if f not in beside), key=lambda file: file.path))
     if not weights:
         raise InvalidMessage("golden prompts alone are not a model", fix="Name the model's files too.")
     if holds(model, command.version, weights):
         _check_same_golden(model, command)
+        _check_same_data(model, command)
         return []
     registered = ModelVersionRegistered(
         model=command.model,
@@ -119,6 +123,7 @@ def register(model: Model, command: RegisterVersion, at: datetime) -> list[Event
         architecture=command.architecture,
         files=weights,
         golden=_descriptor(command.golden) if command.golden else model.newest_golden,
+        data=command.data if data else None,
         at=at,
     )
     next_state(model.state_of(command.version), Trigger.REGISTER)
@@ -153,6 +158,12 @@ def _descriptor(golden: ModelFile) -> Descriptor:
     return Descriptor(media_type=DATASET, digest=golden.digest, size=golden.size_bytes)
 
 
+def _beside(event: ModelVersionRegistered) -> set[Digest]:
+    """Returns the blobs of a version that are not part of its identity."""
+    golden = [event.golden.digest] if event.golden else []
+    return {*golden, *(file.digest for file in (event.data.files if event.data else ()))}
+
+
 def _check_same_golden(model: Model, command: RegisterVersion) -> None:
     there = model.version(command.version).event.golden
     if command.golden and (there is None or there.digest != command.golden.digest):
@@ -160,4 +171,14 @@ def _check_same_golden(model: Model, command: RegisterVersion) -> None:
             f"{model.name}:{command.version} is registered with other golden prompts",
             where=f"{model.name}:{command.version}",
             fix="A version never changes: choose a new version.",
+        )
+
+
+def _check_same_data(model: Model, command: RegisterVersion) -> None:
+    there = model.version(command.version).event.data
+    if command.data and command.data.files and (there is None or there.identity != command.data.identity):
+        raise AlreadyExists(
+            f"{model.name}:{command.version} is registered with other texts and tasks",
+            where=f"{model.name}:{command.version}",
+            fix="Choose a new version, or give them to a single optimization: slmops optimize --texts FILE.",
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from slmops.contracts.commands import Standing
 from slmops.contracts.errors import Denied
 from slmops.contracts.events import GatewayReported, UpdatePhase
 from slmops.contracts.plan import Identity, Plan, Side, resolve
@@ -41,6 +42,13 @@ class Member:
     report: GatewayReported | None = None
     failure: GatewayReported | None = None
     seen: Sighting | None = None
+    standing: Standing = Standing.ENROLLED
+    enrolment: int = 1
+    moving_to: str | None = None
+    revoked_at: datetime | None = None
+    revoked_because: str = ""
+    reenrol_until: datetime | None = None
+    credential_expires_at: datetime | None = None
 
 
 class Progress(StrEnum):
@@ -65,6 +73,7 @@ def progress(member: Member, rollout: Rollout) -> Progress:
     report, failure = member.report, member.failure
     if (
         report is not None
+        and report.blueprint == member.identity.blueprint  # not from before it was moved here
         and report.plan_generation >= rollout.generation
         and report.phase is UpdatePhase.COMMITTED
         and report.running == digest

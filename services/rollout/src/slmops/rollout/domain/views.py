@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from slmops.contracts.commands import BlueprintView, GatewayView, RolloutView, StageView
+from slmops.contracts.commands import BlueprintView, GatewayView, RolloutView, StageView, Standing
 from slmops.contracts.events import UpdatePhase
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan, resolve
@@ -49,12 +49,21 @@ def rollout_view(
 def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
     """Returns the view of a gateway. `plan` is None if the gateway's blueprint has not been applied yet."""
     identity, report = member.identity, member.report
-    desired = resolve(plan, (), identity) if plan else None
+    revoked = member.standing is Standing.REVOKED
+    desired = resolve(plan, (), identity) if plan and not revoked else None
     release = desired.release if desired else None
-    unknown = {"release": f"the blueprint {identity.blueprint} has not been applied"}
+    missing = "the gateway is revoked" if revoked else f"the blueprint {identity.blueprint} has not been applied"
+    unknown = {"release": missing}
     return GatewayView(
         gateway_id=identity.gateway_id,
         blueprint=identity.blueprint,
+        standing=member.standing,
+        enrolment=member.enrolment,
+        moving_to=member.moving_to,
+        revoked_at=member.revoked_at,
+        revoked_because=member.revoked_because,
+        reenrol_until=member.reenrol_until,
+        credential_expires_at=member.credential_expires_at,
         labels=identity.labels,
         phase=report.phase if report else UpdatePhase.IDLE,
         running=report.running if report else None,

@@ -12,13 +12,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from slmops.contracts.blueprint import Stage
 from slmops.contracts.cohort import in_stage
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Plan
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A gateway's newest enrolment, with its newest reported labels. `at`: when it was enrolled."""
+
+    identity: Identity
+    public_key: str
+    at: datetime
+    moved_from: str | None = None
+
+
+def counts(enrolled: Enrolled, revoked_key: str, revoked_at: datetime) -> bool:
+    """Returns whether a gateway counts although this key was revoked: it has another key now, or its own again.
+
+    A credential of the revoked key is issued in a later second than the revocation, if at all.
+    """
+    # An enrolment that an earlier release recorded has no key. It was before every revocation.
+    return enrolled.public_key not in ("", revoked_key) or enrolled.at >= revoked_at + timedelta(seconds=1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The access service: who may use the system, and which keys the server refuses."""

@@ -1,0 +1,122 @@
+"""Handles the commands about people, and the revoked keys of gateways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from slmops.access import store
+from slmops.access.accounts import Accounts
+from slmops.access.domain import Person, add, renew, revoke
+from slmops.contracts.commands import AddUser, ListUsers, RenewUser, RevokeUser, UserCredential, UserList, UserView
+from slmops.contracts.errors import Denied, TemporaryError, Unreachable
+from slmops.contracts.events import GatewayRevoked
+from slmops.contracts.identity import Actor, person
+from slmops.kit.acting import current_actor
+from slmops.kit.bus.access_keys import AccessKeys
+from slmops.kit.bus.nats_auth import check_user_key, person_jwt
+from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.clock import Clock
+from slmops.kit.journal import Journal, UnitOfWork
+
+
+class Handlers:
+    """The access service's handlers. `lifetime` is how long a person's credentials are valid."""
+
+    def __init__(
+        self, journal: Journal, accounts: Accounts, keys: Callable[[], AccessKeys], clock: Clock, lifetime: timedelta
+    ) -> None:
+        self._journal = journal
+        self._accounts = accounts
+        self._keys = keys
+        self._clock = clock
+        self._lifetime = lifetime
+
+    # ---- events -------------------------------------------------------------------------------------------
+
+    async def on_gateway_revoked(self, event: GatewayRevoked, delivered: MessageContext) -> None:
+        """Records a gateway's revoked key. The server is told soon, by `Accounts.run`."""
+        await self._journal.transact(lambda unit: store.record_gateway(unit.connection, event))
+        self._accounts.changed()
+
+    # ---- commands -----------------------------------------------------------------------------------------
+
+    async def add_user(self, command: AddUser) -> UserCredential:
+        """Raises `AlreadyExists` for somebody with another key or role, `InvalidMessage` for an invalid key."""
+        check_user_key(command.public_key)
+
+        def work(unit: UnitOfWork) -> Person:
+            now = self._clock()
+            known, version = store.load(unit, command.user)
+            unit.append(store.stream(command.user), version, add(known, command, now + self._lifetime, now))
+            return _present(unit, command.user)
+
+        return self._credential(await self._journal.transact(work))
+
+    async def renew_user(self, _command: RenewUser) -> UserCredential:
+        """Raises `NotFound` for a sender who was never added."""
+        sender = _sender()
+
+        def work(unit: UnitOfWork) -> Person:
+            now = self._clock()
+            known, version = store.load(unit, sender.name)
+            unit.append(store.stream(sender.name), version, renew(known, sender.name, now + self._lifetime, now))
+            return _present(unit, sender.name)
+
+        return self._credential(await self._journal.transact(work))
+
+    async def revoke_user(self, command: RevokeUser) -> UserView:
+        """Returns when the server has been told. Raises `NotFound`, `Denied` for the last admin, `Unreachable`."""
+
+        def work(unit: UnitOfWork) -> UserView:
+            now = self._clock()
+            known, version = store.load(unit, command.user)
+            others = store.other_admins(unit.connection, command.user, now)
+            unit.append(store.stream(command.user), version, revoke(known, command, others, now))
+            return store.view(unit.connection, command.user)
+
+        view = await self._journal.transact(work)
+        try:
+            await self._accounts.reconcile()
+        except TemporaryError as error:
+            self._accounts.changed()
+            raise Unreachable(
+                f"{command.user} is revoked, but the server could not be told yet: {error.what}",
+                fix="Nothing: it will be told as soon as it answers.",
+            ) from error
+        return view
+
+    # ---- queries ------------------------------------------------------------------------------------------
+
+    async def list_users(self, query: ListUsers) -> UserList:
+        found = await self._journal.read(lambda c: store.page(c, query.cursor or "", query.limit + 1))
+        more = len(found) > query.limit
+        users = tuple(found[: query.limit])
+        return UserList(users=users, cursor=users[-1].user if more else None)
+
+    def _credential(self, of: Person) -> UserCredential:
+        who = person(of.user, of.role)
+        keys = self._keys()
+        jwt = person_jwt(keys.roles[of.role], keys.accounts.people, of.public_key, who, of.expires_at)
+        return UserCredential(user=of.user, role=of.role, jwt=jwt, expires_at=of.expires_at)
+
+
+def _present(unit: UnitOfWork, user: str) -> Person:
+    found, _ = store.load(unit, user)
+    assert found is not None, "just decided"
+    return found
+
+
+def _sender() -> Actor:
+    sender = current_actor()
+    if sender is None or sender.role is None:
+        raise Denied("only a person has credentials to renew")
+    return sender
+
+
+def routes(bus: Bus, handlers: Handlers) -> None:
+    bus.on(GatewayRevoked, handlers.on_gateway_revoked)
+    bus.serve(AddUser, handlers.add_user)
+    bus.serve(RenewUser, handlers.renew_user)
+    bus.serve(RevokeUser, handlers.revoke_user)
+    bus.serve(ListUsers, handlers.list_users)

@@ -1,0 +1,157 @@
+"""The streams of gateways, and what they say in the tables: who counts, whose credential ends when, and what the bus
+still has to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import reduce
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Table, case, delete, insert, literal, select, update
+
+from slmops.contracts.events import (
+    Event,
+    GatewayEnrolled,
+    GatewayMoved,
+    GatewayReenrolmentAllowed,
+    GatewayRemoved,
+    GatewayRevoked,
+)
+from slmops.kit.journal import UnitOfWork
+from slmops.rollout.domain.membership import LastCredential, Membership, evolve, replay
+from slmops.rollout.tables import FORGOTTEN, GATEWAYS, OVERLAY_WRITES, SIGHTINGS, matches, put, time_of
+
+
+def project(connection: Connection, event: Event) -> None:
+    """Updates the tables. Growth: one row, whatever the size of the fleet."""
+    match event:
+        case GatewayEnrolled():
+            _enrolled(connection, event)
+        case GatewayMoved():
+            known = GATEWAYS.c.gateway_id == event.gateway_id
+            to = case((GATEWAYS.c.blueprint == event.blueprint, None), else_=event.blueprint)
+            connection.execute(update(GATEWAYS).where(known).values(moving_to=to))
+            put(connection, OVERLAY_WRITES, {"gateway_id": event.gateway_id}, {"blueprint": event.blueprint})
+        case GatewayReenrolmentAllowed():
+            known = GATEWAYS.c.gateway_id == event.gateway_id
+            connection.execute(update(GATEWAYS).where(known).values(reenrol_until=event.until.timestamp()))
+        case GatewayRevoked():
+            known = GATEWAYS.c.gateway_id == event.gateway_id
+            values = {"revoked_at": event.revoked_at.timestamp(), "revoked_because": event.reason}
+            connection.execute(update(GATEWAYS).where(known).values(**values))
+        case GatewayRemoved():
+            for table in (GATEWAYS, SIGHTINGS):
+                connection.execute(delete(table).where(table.c.gateway_id == event.gateway_id))
+            put(connection, OVERLAY_WRITES, {"gateway_id": event.gateway_id}, {"blueprint": None})
+            if not is_forgotten(connection, event.gateway_id):
+                connection.execute(insert(FORGOTTEN).values(gateway_id=event.gateway_id))
+
+
+def _enrolled(connection: Connection, event: GatewayEnrolled) -> None:
+    """Records an enrolment. With another key everything that the device before reported is forgotten, also its
+    sequence: the counter of a device that was set up again starts anew."""
+    key = {"gateway_id": event.gateway_id}
+    row = connection.execute(select(GATEWAYS).where(*matches(GATEWAYS, key))).first()
+    before = GatewayEnrolled.model_validate_json(row.enrolled) if row is not None and row.enrolled else None
+    same_key = before is not None and before.public_key == event.public_key
+    endless = event.expires_at is None or bool(same_key and row is not None and row.endless)
+    values: dict[str, Any] = {
+        "blueprint": event.blueprint,
+        "enrolled": event.model_dump_json(),
+        "enrolment": event.enrolment,
+        **dict.fromkeys(("revoked_at", "revoked_because", "moving_to", "reenrol_until")),
+        "issued_at": event.at.timestamp(),
+        "expires_at": event.expires_at.timestamp() if event.expires_at else None,
+        "endless": endless,
+    }
+    if not same_key:
+        values |= {"sequence": 0, "report": None, "failure": None}
+        connection.execute(delete(SIGHTINGS).where(*matches(SIGHTINGS, key)))
+    elif before is not None and before.blueprint != event.blueprint:
+        values |= {"failure": None}
+    put(connection, GATEWAYS, key, values)
+    connection.execute(delete(FORGOTTEN).where(*matches(FORGOTTEN, key)))
+
+
+def load(unit: UnitOfWork, gateway_id: str) -> Membership:
+    """Returns the membership by its stream; by its row if the database is younger than the enrolment."""
+    events, _ = unit.load(_gateway_stream(gateway_id))
+    if events:
+        return replay(gateway_id, events)
+    query = select(GATEWAYS.c.enrolled).where(GATEWAYS.c.gateway_id == gateway_id)
+    known = unit.connection.execute(query).scalar()
+    member = Membership(gateway_id)
+    return replace(evolve(member, GatewayEnrolled.model_validate_json(known)), version=0) if known else member
+
+
+def commit(unit: UnitOfWork, member: Membership, events: Sequence[Event]) -> Membership:
+    """Appends to the gateway's stream; `project` updates the tables in the same transaction."""
+    # An enrolment that only its row has becomes the beginning of the stream, so that it can be replayed.
+    first = [member.enrolled] if events and member.version == 0 and member.enrolled else []
+    unit.append(_gateway_stream(member.gateway_id), member.version, [*first, *events])
+    return reduce(evolve, events, member)
+
+
+def exists(connection: Connection, gateway_id: str) -> bool:
+    return (
+        connection.execute(select(GATEWAYS.c.gateway_id).where(GATEWAYS.c.gateway_id == gateway_id)).first() is not None
+    )
+
+
+def last_credential(connection: Connection, gateway_id: str) -> LastCredential:
+    row = connection.execute(select(GATEWAYS).where(GATEWAYS.c.gateway_id == gateway_id)).first()
+    if row is None:
+        return LastCredential()
+    return LastCredential(time_of(row.issued_at), None if row.endless else time_of(row.expires_at))
+
+
+def record_credential(connection: Connection, gateway_id: str, issued_at: datetime, expires_at: datetime) -> None:
+    values = {"issued_at": issued_at.timestamp(), "expires_at": expires_at.timestamp()}
+    connection.execute(update(GATEWAYS).where(GATEWAYS.c.gateway_id == gateway_id).values(**values))
+
+
+class OverlayWrite(NamedTuple):
+    """A gateway's overlay has to name this blueprint; None: it has to be empty."""
+
+    blueprint: str | None
+
+
+def overlay_writes(connection: Connection, limit: int) -> list[str]:
+    """Returns gateways whose overlay has to be written."""
+    query = select(OVERLAY_WRITES.c.gateway_id).order_by(OVERLAY_WRITES.c.gateway_id)
+    return list(connection.execute(query.limit(limit)).scalars())
+
+
+def overlay_write(connection: Connection, gateway_id: str) -> OverlayWrite | None:
+    row = connection.execute(select(OVERLAY_WRITES).where(OVERLAY_WRITES.c.gateway_id == gateway_id)).first()
+    return OverlayWrite(row.blueprint) if row is not None else None
+
+
+def overlay_written(connection: Connection, gateway_id: str, blueprint: str | None) -> None:
+    same = OVERLAY_WRITES.c.blueprint == blueprint if blueprint else OVERLAY_WRITES.c.blueprint.is_(None)
+    connection.execute(delete(OVERLAY_WRITES).where(OVERLAY_WRITES.c.gateway_id == gateway_id, same))
+
+
+def forgotten(connection: Connection, journal: Table, limit: int) -> list[str]:
+    """Returns removed gateways whose enrolment is still on its stream, if all their events in `journal` are published.
+
+    Otherwise an enrolment that is still in the outbox would be stored after the deletion.
+    """
+    waiting = select(journal.c.stream).where(journal.c.published.is_(False))
+    query = select(FORGOTTEN.c.gateway_id).where((literal("gateway:") + FORGOTTEN.c.gateway_id).not_in(waiting))
+    return list(connection.execute(query.order_by(FORGOTTEN.c.gateway_id).limit(limit)).scalars())
+
+
+def is_forgotten(connection: Connection, gateway_id: str) -> bool:
+    return connection.execute(select(FORGOTTEN).where(FORGOTTEN.c.gateway_id == gateway_id)).first() is not None
+
+
+def enrolment_removed(connection: Connection, gateway_id: str) -> None:
+    connection.execute(delete(FORGOTTEN).where(FORGOTTEN.c.gateway_id == gateway_id))
+
+
+def _gateway_stream(gateway_id: str) -> str:
+    return f"gateway:{gateway_id}"
