@@ -199,9 +199,8 @@ def test_a_push_to_a_hanging_store_fails_soon_and_leaves_no_partial_version(
             assert wait_for_exit(pushing, FAILS_WITHIN_S).exit_code == code
             assert versions(up) == before, "commands that need no S3 still work"
     with up.frozen("s3"):
-        assert_error(
-            up(*pushes["waiting"], "--json", within_s=FAILS_WITHIN_S), TEMPORARY_FAILURE, "unreachable", s3(up)
-        )
+        done = up(*pushes["waiting"], "--json", within_s=FAILS_WITHIN_S, SLMOPS_UPLOAD_PATIENCE="PT1S")
+        assert_error(done, TEMPORARY_FAILURE, "store_unreachable", s3(up))
     assert versions(up) == before
     again = [up.begin(*arguments) for arguments in pushes.values()]
     assert [wait_for_exit(pushing).exit_code for pushing in again] == [0, 0, 0]
@@ -219,7 +218,8 @@ def test_a_push_to_a_stopped_store_fails_soon_and_succeeds_after_its_restart(up:
     arguments = ("model", "push", make_gguf(tmp_path / "m.gguf", rows=7), "--name", "refused", "--version", "1.0.0")
     with up.unsupervised():
         up.signal("s3", signal.SIGKILL)
-        assert_error(up(*arguments, "--json", within_s=FAILS_WITHIN_S), TEMPORARY_FAILURE, "unreachable", s3(up))
+        done = up(*arguments, "--json", within_s=FAILS_WITHIN_S, SLMOPS_UPLOAD_PATIENCE="PT1S")
+        assert_error(done, TEMPORARY_FAILURE, "store_unreachable", s3(up))
         assert ("refused", "1.0.0") not in versions(up)
     until(lambda: up(*arguments).exit_code == 0)
     assert ("refused", "1.0.0") in versions(up)

@@ -100,9 +100,9 @@ class Up:
         finally:
             process.kill()
 
-    def __call__(self, *arguments: str | Path, within_s: float = 60) -> CommandResult:
-        settings = environment(SLMOPS_DATA=str(self.data))
-        done = forked.run(forked.CONSOLE, *arguments, env=settings, timeout=within_s)
+    def __call__(self, *arguments: str | Path, within_s: float = 60, **settings: str) -> CommandResult:
+        env = environment(SLMOPS_DATA=str(self.data), **settings)
+        done = forked.run(forked.CONSOLE, *arguments, env=env, timeout=within_s)
         assert "Traceback" not in done.err, done.err
         return CommandResult(*done)
 

@@ -240,6 +240,7 @@ _BUNDLES: Final = (f"cmd.packager.fetch_metadata.{BUNDLER}",)
 _REPAIRS: Final = (
     "cmd.packager.fetch.*",
     "cmd.packager.fetch_metadata.*",
+    "cmd.rollout.renew.*",
     "slmops.>",
     "measure.*",
     "jobs.>",
