@@ -142,7 +142,7 @@ def _read_rollout(connection: Connection) -> dict[str, Any]:
 
 
 def _fill_telemetry(unit: UnitOfWork) -> None:
-    telemetry.add(unit, Pending(DOCUMENTS["measure"], TRACEPARENT))  # type: ignore[arg-type]
+    telemetry.add(unit, [Pending(DOCUMENTS["measure"], TRACEPARENT)])  # type: ignore[arg-type]
     identity = Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": "a"})
     telemetry.record_member(unit.connection, Enrolled(identity, "", AT.replace(year=1970)))
     facts = [_EXAMPLE[kind] for kind in (e.RolloutStarted, e.RolloutStageAdvanced)]
