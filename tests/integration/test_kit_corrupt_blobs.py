@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -130,10 +131,11 @@ async def test_bits_that_changed_on_the_stores_disk_are_found_and_healed(
 ) -> None:
     """The store's ETag is that of the right bytes, before and after."""
     monkeypatch.setattr(verifying, "_ATTEMPTS", 1)
-    data = uuid4().bytes * 10
+    data = os.urandom(160)  # the store compresses what can be compressed, and then these bytes are nowhere on its disk
     put = await objects.put_bytes(data, KIND)
-    while not damage(layout.home("s3"), data):  # noqa: ASYNC110 - the store writes its volumes when it likes
-        await asyncio.sleep(0.1)
+    async with asyncio.timeout(60):
+        while not damage(layout.home("s3"), data):  # noqa: ASYNC110 - the store writes its volumes when it likes
+            await asyncio.sleep(0.1)
     store_view = Verifying(settings_of(s3, s3_bucket=objects.bucket))
     finding = await store_view.check(put.digest, Pace(None))
     assert finding.damage is Damage.UNREADABLE

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from integration.artifact_world import eventually
 from integration.kit_world import World, world_on
 from integration.optimizer_world import Factory, factory_on
 
 from slmops.console.commands.evaluation_data import read_data, upload_data
+from slmops.console.commands.uploading import StoreWait
 from slmops.contracts.commands import FetchEvaluation, ListRecipes, ListVersions, UploadData, VerifyEvaluation
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import IllegalTransition, InvalidMessage, InvalidRecipe, NotFound
@@ -200,20 +203,19 @@ async def test_own_texts_and_tasks_are_measured_named_in_the_report_and_kept(fac
     assert pushed.data == version.data
     first = await made(factory, (await factory.job_of("1.0.0")).job)
     assert first.evaluation.tasks.keys() == {"till"}
-    report = await report_of(factory)
-    assert report["evaluation_text"]["name"] == "shop.txt"
+    report = await report_of(factory, "shop.txt")
     assert report["evaluation_text"]["files"] == [f.model_dump() for f in version.data.texts]
     assert report["evaluation_text"]["texts"] == 1
     assert report["evaluation_text"]["tokens"] > 256
     assert report["tasks"][0]["files"] == [f.model_dump() for f in version.data.tasks]
 
-    upload = await upload_data(client, request, lambda *_: None)
+    upload = await upload_data(client, request, lambda *_: None, StoreWait())
     second = await made(factory, (await factory.ask(data=request.data, upload=upload)).job)
     assert second.evaluation.kl != first.evaluation.kl, "the same variant, measured on another text"
     assert second.digest == first.digest
     assert second.evaluation.tasks.keys() == {"till"}, "the version's tasks stay"
-    report = await report_of(factory)
-    assert (report["evaluation_text"]["name"], report["evaluation_text"]["texts"]) == ("mails.jsonl", 2)
+    report = await report_of(factory, "mails.jsonl")
+    assert report["evaluation_text"]["texts"] == 2
 
     [started] = await factory.events(VariantStarted, second.job)
     assert started.data == version.data.replaced_by(request.data)
@@ -221,10 +223,18 @@ async def test_own_texts_and_tasks_are_measured_named_in_the_report_and_kept(fac
     assert kept == {file.digest for file in (*request.data.files, *version.data.tasks)}
 
 
-async def report_of(factory: Factory) -> dict[str, Any]:
-    found = await factory.world.client.request(FetchEvaluation(model="tiny", version="1.0.0"))
-    async with httpx.AsyncClient() as http:
-        return dict((await http.get(found.report.url)).json())
+async def report_of(factory: Factory, text: str) -> dict[str, Any]:
+    """Returns the report measured on `text` as soon as the registry, which lists it, has read the event."""
+
+    async def look() -> dict[str, Any] | None:
+        with suppress(NotFound):
+            found = await factory.world.client.request(FetchEvaluation(model="tiny", version="1.0.0"))
+            async with httpx.AsyncClient() as http:
+                report = dict((await http.get(found.report.url)).json())
+            return report if report["evaluation_text"]["name"] == text else None
+        return None
+
+    return await eventually(look)
 
 
 async def test_own_texts_that_cannot_be_used_are_refused_before_a_job(factory: Factory) -> None:

@@ -258,7 +258,7 @@ async def test_a_variant_whose_files_are_missing_or_changed_is_never_signed(
         await optimizer.announce(variant)
     dead = await world.dead_letters(3)
     assert sorted((m.headers or {})["slmops-dead-code"] for m in dead) == [
-        "digest_mismatch",
+        "corrupt_blob",
         "digest_mismatch",
         "not_found",
     ]

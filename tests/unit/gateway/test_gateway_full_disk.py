@@ -104,7 +104,7 @@ def test_another_error_is_not_converted() -> None:
 async def test_health_says_that_the_disk_is_full_and_asks_for_no_restart(tmp_path: Path) -> None:
     part: Any = SimpleNamespace(started=True, release=None, ready=False)
     disks = DiskWatch([tmp_path], floor_bytes=1 << 60)
-    gateway = Gateway(Settings.model_construct(), part, part, part, part, part, disks)
+    gateway = Gateway(Settings.model_construct(), part, part, part, part, part, part, disks)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway._health()), base_url="http://gw") as http:
         answer = await http.get("/health")
     assert answer.status_code == 200
