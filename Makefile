@@ -29,10 +29,10 @@ demo: setup  ## run the demo: from a GGUF file to three gateways that serve it (
 up: setup  ## keep the system running for your own use
 	@$(BIN)/slmops up $(ARGS)
 
-# Three workers on two cores, because many tests wait. The tests of a file share servers. The longest files run first.
 # The tests start hundreds of processes. Without caches each would compile our modules again.
 test test-slow: export PYTHONDONTWRITEBYTECODE :=
 
+# Three workers on two cores, because many tests wait. The tests of a file share servers. The longest files run first.
 test: setup  ## run all tests except the slow ones, and print the 25 slowest (ARGS="-n 0 -x": one at a time, until the first failure)
 	@$(BIN)/pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=1 $(ARGS)
 
