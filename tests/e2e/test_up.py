@@ -254,3 +254,19 @@ def test_a_new_version_is_rolled_out_after_a_restart(up: Up) -> None:
     assert running(up) == {CANARY: "1.1.0", OTHER: "1.1.0"}
     assert up.json("chat", OTHER, "hello", "--max-tokens", "4")["text"]
     assert up.json("dlq", "ls")["dead_letters"] == []
+
+
+def test_a_revoked_gateway_is_disconnected_serves_on_and_stays_out_after_a_restart(up: Up) -> None:
+    """The rollout service decides, the access service tells the server, and the gateway says why it has no network."""
+    up.json("gateway", "revoke", OTHER, "--reason", "stolen")
+    until(lambda: up.health_report(OTHER).get("refused", {}).get("code") == "credential_revoked")
+    assert not up.health_report(OTHER)["connected"]
+    assert answer(api(up, OTHER)), "it goes on serving its last good release"
+    assert [gateway["gateway_id"] for gateway in up.json("gateway", "ls", "--revoked")["gateways"]] == [OTHER]
+    actors = {entry["actor"] for entry in up.json("rollout", "history", BLUEPRINT)["entries"]}
+    assert f"person:{up.json('whoami')['user']}" in actors
+
+    up.stop()
+    up.start()
+    until(lambda: up.health_report(OTHER).get("refused", {}).get("code") == "credential_revoked")
+    until(lambda: up.health_report(CANARY)["connected"])

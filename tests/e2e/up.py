@@ -129,6 +129,9 @@ class Up:
     def health(self, name: str) -> int:
         return self._get(name, "/health").status_code
 
+    def health_report(self, name: str) -> dict[str, Any]:
+        return dict(self._get(name, "/health").json())
+
     def metrics(self, name: str) -> str:
         return self._get(name, "/metrics").text
 
