@@ -12,6 +12,7 @@ from integration.kit_world import World, moved, until, world_on
 from slmops.contracts.errors import Conflict, NotFound
 from slmops.contracts.events import ModelAliasMoved
 from slmops.kit.bus.batches import Refused
+from slmops.kit.bus.deadletters import dead_letters
 from slmops.kit.bus.delivery import REASON_HEADER
 from slmops.kit.bus.service_bus import Batch, Bus
 
@@ -102,4 +103,37 @@ async def test_a_temporary_error_redelivers_the_whole_batch_without_dividing_it(
     await until(lambda: len(optimizer.done) == len(NAMES))
     assert sorted(optimizer.done) == NAMES
     await world.dead_letters(0)
+    await settled(world)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Nats-Expected-Last-Sequence": "1"},
+        {"slmops-dead-size": "abc", "slmops-dead-subject": "cmd.access.add_user.x.y"},
+    ],
+    ids=["expected sequence", "our own"],
+)
+async def test_headers_of_a_sender_cannot_keep_its_dead_letter_from_being_stored(
+    world: World, headers: dict[str, str]
+) -> None:
+    """Otherwise messages that can be neither handled nor dead-lettered would fill the consumer, for the whole fleet."""
+    await world.publish(moved("a"))
+    await world.client.js.publish(ModelAliasMoved.type, b"{", headers=headers)
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await world.dead_letters(1)
+    [letter] = [one async for one in dead_letters(world.client)]
+    assert (letter.subject, letter.whole, letter.size_bytes) == (ModelAliasMoved.type, True, 1)
+    assert optimizer.done == ["a"]
+    await settled(world)
+
+
+async def test_an_invalid_message_of_almost_the_largest_size_is_dead_lettered(world: World) -> None:
+    payload = b"{" * (world.client.connection.max_payload - 1000)
+    await world.client.js.publish(ModelAliasMoved.type, payload)
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    (letter,) = await world.dead_letters(1)
+    assert (letter.headers or {})["slmops-dead-size"] == str(len(payload))
     await settled(world)

@@ -14,7 +14,7 @@ from slmops.access.store import Holders
 from slmops.contracts.commands import AddUser, RevokeUser
 from slmops.contracts.errors import AlreadyExists, Denied, NotFound
 from slmops.contracts.events import GatewayRevoked, UserAdded, UserRenewed, UserRevoked
-from slmops.contracts.identity import Role
+from slmops.contracts.identity import LONGEST_CREDENTIAL_LIFE, Role
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 LATER = NOW + timedelta(days=90)
@@ -100,8 +100,18 @@ def test_a_revoked_key_is_forgotten_when_its_credentials_have_expired_everywhere
     assert store.revoked_keys(connection, Holders.PEOPLE, LATER) == {}
     assert store.forget_expired(connection, LATER) == 0, "the server's clock may be behind"
     after = LATER + timedelta(days=2)
+    assert KEY in store.revoked_keys(connection, Holders.GATEWAYS, after), "an earlier credential may live longer"
+    after = NOW + LONGEST_CREDENTIAL_LIFE + timedelta(days=2)
     assert store.revoked_keys(connection, Holders.GATEWAYS, after) == {OTHER: seconds}
     assert store.forget_expired(connection, after) == 1
+
+
+def test_a_key_whose_credentials_never_expire_stays_revoked_for_ever(connection: Connection) -> None:
+    """Another revocation of the same key that names an expiry changes nothing."""
+    store.record_gateway(connection, gateway())
+    store.record_gateway(connection, gateway(expires_at=LATER))
+    after = NOW + 2 * LONGEST_CREDENTIAL_LIFE
+    assert KEY in store.revoked_keys(connection, Holders.GATEWAYS, after)
 
 
 def test_an_older_revocation_of_a_key_does_not_replace_a_newer_one(connection: Connection) -> None:

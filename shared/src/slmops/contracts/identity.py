@@ -7,11 +7,16 @@ So the service that owns the command reads there who asks, and nobody can forge 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
+from typing import Final
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts.names import Name
+
+LONGEST_CREDENTIAL_LIFE: Final = timedelta(days=400)
+"""The most that a setting may give a credential. A revoked key is remembered for as long."""
 
 
 class Role(StrEnum):

@@ -115,8 +115,13 @@ SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
             *jetstream.reading_bucket(DESIRED_BUCKET, "blueprint.*"),
         ),
     ),
-    # It has no other right on the streams, and its connection to the system account pushes what it decides.
-    "access": _user("access", "slmops.user.>", consumes=CONSUMED["access"]),
+    # It reads every revocation again at its start. Its connection to the system account pushes what it decides.
+    "access": _user(
+        "access",
+        "slmops.user.>",
+        consumes=CONSUMED["access"],
+        uses=jetstream.reading_all("slmops.gateway.revoked.v1.*.*"),
+    ),
 }
 
 PROVISIONER_PERMISSIONS: Final = Permissions(jetstream.provisioning(*_STREAMS, *_BUCKETS), (f"{inbox(PROVISIONER)}.>",))

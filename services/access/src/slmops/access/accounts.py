@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +18,14 @@ from nats.errors import Error as NatsError
 
 from slmops.access import store
 from slmops.access.store import Holders
-from slmops.contracts.errors import InternalError, InvalidMessage, MessageTooLarge, TemporaryError, Unreachable
+from slmops.contracts.errors import (
+    InternalError,
+    InvalidMessage,
+    MessageTooLarge,
+    SlmopsError,
+    TemporaryError,
+    Unreachable,
+)
 from slmops.kit.bus.access_keys import AccessKeys
 from slmops.kit.bus.accounts import Claims, account_claims
 from slmops.kit.bus.client import BusClient
@@ -66,21 +73,26 @@ class Accounts:
         """Makes `run` compare soon."""
         self._changed.set()
 
-    async def run(self) -> None:
-        """Compares at once, at every change and reconnection, and regularly; until cancelled."""
+    async def run(self, read: Callable[[], Awaitable[None]]) -> None:
+        """Compares at once, at every change and reconnection, and regularly; until cancelled.
+
+        `read` is awaited before each comparison: it reads the revocations that the store lacks, without which the
+        server's accounts would lose them.
+        """
         self._changed.set()
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._every.total_seconds())
             self._changed.clear()
             try:
+                await read()
                 await self._journal.transact(lambda unit: store.forget_expired(unit.connection, self._clock()))
                 await self.reconcile()
             except TemporaryError as error:
                 log.warning("could not compare the server's accounts, retrying: %s", error)
                 await asyncio.sleep(error.delay.total_seconds())
                 self._changed.set()
-            except MessageTooLarge as error:
+            except (MessageTooLarge, InternalError) as error:
                 log.error("%s", error)
 
     async def reconcile(self) -> int:
@@ -94,8 +106,14 @@ class Accounts:
             gateways = await self._journal.read(lambda c: store.revoked_keys(c, Holders.GATEWAYS, now))
             wanted = account_claims(self._keys().accounts, people=people, gateways=gateways)
             different = {key: one for key, one in wanted.items() if await self._held(key) != one[1]}
+            failed: list[SlmopsError] = []
             for key, jwt in account_jwts(self._keys().signing_key, different).items():
-                await self._push(key, jwt)
+                try:
+                    await self._push(key, jwt)
+                except SlmopsError as error:  # one account must not hold up the others
+                    failed.append(error)
+            if failed:
+                raise failed[0]
             return len(different)
 
     async def _held(self, account: str) -> Claims | None:

@@ -27,7 +27,8 @@ def build(settings: Settings) -> Service:
     )
     keys = cache(partial(AccessKeys.in_file, settings.access_keys))
     accounts = Accounts(journal, keys, settings, settings.system_creds, utc_now, settings.compare_every)
-    routes(bus, Handlers(journal, accounts, keys, utc_now, settings.credential_lifetime))
+    handlers = Handlers(journal, accounts, keys, utc_now, settings.credential_lifetime)
+    routes(bus, handlers)
     return Service(
         "access",
         settings,
@@ -38,7 +39,10 @@ def build(settings: Settings) -> Service:
             lambda: first_admin.record(journal, settings.first_admin, utc_now),
             accounts.open,
         ],
-        tasks=[lambda: run_relay(journal, bus.client), accounts.run],
+        tasks=[
+            lambda: run_relay(journal, bus.client),
+            lambda: accounts.run(lambda: handlers.read_revocations(bus.client)),
+        ],
         closing=[accounts.close, journal.close],
     )
 

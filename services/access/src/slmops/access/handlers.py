@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
 
 from slmops.access import store
 from slmops.access.accounts import Accounts
@@ -14,10 +17,13 @@ from slmops.contracts.events import GatewayRevoked
 from slmops.contracts.identity import Actor, person
 from slmops.kit.acting import current_actor
 from slmops.kit.bus.access_keys import AccessKeys
+from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.nats_auth import check_user_key, person_jwt
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
+
+_PAGE = 200
 
 
 class Handlers:
@@ -31,6 +37,7 @@ class Handlers:
         self._keys = keys
         self._clock = clock
         self._lifetime = lifetime
+        self._read_until = self._unrecorded = 0  # sequences in the stream of revocations
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -39,31 +46,53 @@ class Handlers:
         await self._journal.transact(lambda unit: store.record_gateway(unit.connection, event))
         self._accounts.changed()
 
+    async def read_revocations(self, client: BusClient) -> None:
+        """Records the stored revocations that were not read here yet: those whose delivery failed, and after a loss of
+        the database all. Growth: the new ones; at a start all. Raises `Unreachable`."""
+        page: list[GatewayRevoked] = []
+        async for sequence, _subject, data in client.stored(f"{GatewayRevoked.type}.*.*", self._read_until):
+            self._unrecorded = sequence
+            with suppress(ValidationError):  # its consumer dead-letters it
+                page.append(GatewayRevoked.model_validate_json(data))
+            if len(page) >= _PAGE:
+                await self._record(page)
+                page = []
+        await self._record(page)
+
+    async def _record(self, page: Sequence[GatewayRevoked]) -> None:
+        def work(unit: UnitOfWork) -> None:
+            for event in page:
+                store.record_gateway(unit.connection, event)
+
+        if page:
+            await self._journal.transact(work)
+        self._read_until = self._unrecorded
+
     # ---- commands -----------------------------------------------------------------------------------------
 
     async def add_user(self, command: AddUser) -> UserCredential:
         """Raises `AlreadyExists` for somebody with another key or role, `InvalidMessage` for an invalid key."""
         check_user_key(command.public_key)
 
-        def work(unit: UnitOfWork) -> Person:
+        def work(unit: UnitOfWork) -> tuple[Person, datetime]:
             now = self._clock()
             known, version = store.load(unit, command.user)
             unit.append(store.stream(command.user), version, add(known, command, now + self._lifetime, now))
-            return _present(unit, command.user)
+            return _present(unit, command.user), now
 
-        return self._credential(await self._journal.transact(work))
+        return self._credential(*await self._journal.transact(work))
 
     async def renew_user(self, _command: RenewUser) -> UserCredential:
         """Raises `NotFound` for a sender who was never added."""
         sender = _sender()
 
-        def work(unit: UnitOfWork) -> Person:
+        def work(unit: UnitOfWork) -> tuple[Person, datetime]:
             now = self._clock()
             known, version = store.load(unit, sender.name)
             unit.append(store.stream(sender.name), version, renew(known, sender.name, now + self._lifetime, now))
-            return _present(unit, sender.name)
+            return _present(unit, sender.name), now
 
-        return self._credential(await self._journal.transact(work))
+        return self._credential(*await self._journal.transact(work))
 
     async def revoke_user(self, command: RevokeUser) -> UserView:
         """Returns when the server has been told. Raises `NotFound`, `Denied` for the last admin, `Unreachable`."""
@@ -94,10 +123,11 @@ class Handlers:
         users = tuple(found[: query.limit])
         return UserList(users=users, cursor=users[-1].user if more else None)
 
-    def _credential(self, of: Person) -> UserCredential:
+    def _credential(self, of: Person, decided_at: datetime) -> UserCredential:
+        """Signs as of the decision: a revocation after it refuses this credential, whenever it is signed."""
         who = person(of.user, of.role)
         keys = self._keys()
-        jwt = person_jwt(keys.roles[of.role], keys.accounts.people, of.public_key, who, of.expires_at)
+        jwt = person_jwt(keys.roles[of.role], keys.accounts.people, of.public_key, who, of.expires_at, decided_at)
         return UserCredential(user=of.user, role=of.role, jwt=jwt, expires_at=of.expires_at)
 
 

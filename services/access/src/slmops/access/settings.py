@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from slmops.contracts.identity import LONGEST_CREDENTIAL_LIFE
 from slmops.kit.settings import BusSettings, DatabaseSettings
 
 
@@ -15,7 +16,10 @@ class Settings(BusSettings, DatabaseSettings):
     system_creds: Path = Field(description="Credentials of the user that may change the server's accounts")
     first_admin: Path | None = Field(default=None, description="File that names the first admin and their key")
     credential_lifetime: timedelta = Field(
-        default=timedelta(days=90), gt=timedelta(0), description="How long a person's credentials are valid"
+        default=timedelta(days=90),
+        gt=timedelta(0),
+        le=LONGEST_CREDENTIAL_LIFE,
+        description="How long a person's credentials are valid",
     )
     compare_every: timedelta = Field(
         default=timedelta(minutes=10), gt=timedelta(0), description="How often the server's accounts are compared"

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from slmops.access.domain import Person, replay
 from slmops.contracts.commands import UserView
 from slmops.contracts.events import Event, GatewayRevoked, UserAdded, UserRenewed, UserRevoked
-from slmops.contracts.identity import Role
+from slmops.contracts.identity import LONGEST_CREDENTIAL_LIFE, Role
 from slmops.kit.acting import current_actor
 from slmops.kit.journal import UnitOfWork
 
@@ -134,10 +134,18 @@ def record_gateway(connection: Connection, event: GatewayRevoked) -> None:
 def record_revoked(
     connection: Connection, holders: Holders, public_key: str, at: datetime, expires_at: float | None
 ) -> None:
-    """Records a revoked key; the latest revocation of a key counts."""
+    """Records a revoked key; the latest revocation of a key counts, and None as expiry is for ever.
+
+    A key is kept for the longest life that a credential may have, whatever its last known expiry: an earlier credential
+    of the same key may expire later.
+    """
     mine = (_revoked.c.public_key == public_key, _revoked.c.holders == str(holders))
-    known = connection.execute(select(_revoked.c.revoked_at).where(*mine)).scalar()
-    revoked_at = max(int(at.timestamp()), known or 0)
+    known = connection.execute(select(_revoked).where(*mine)).first()
+    revoked_at = max(int(at.timestamp()), known.revoked_at if known else 0)
+    if known and known.expires_at is None:
+        expires_at = None
+    if expires_at is not None:
+        expires_at = max(expires_at, revoked_at + LONGEST_CREDENTIAL_LIFE.total_seconds())
     connection.execute(delete(_revoked).where(*mine))
     row = {"public_key": public_key, "holders": str(holders), "revoked_at": revoked_at, "expires_at": expires_at}
     connection.execute(insert(_revoked), row)

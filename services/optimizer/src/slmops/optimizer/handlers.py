@@ -205,7 +205,7 @@ class Handlers:
         view = await self._job(command.job)
         if view.state.ended:
             raise IllegalTransition(f"the job is {view.state} already", where=command.job)
-        await self._board.cancel(command.job, command.by)
+        await self._board.cancel(command.job, str(current_actor() or command.by))
         return await self._job(command.job)
 
     async def list_jobs(self, query: ListJobs) -> JobList:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from slmops.contracts.identity import LONGEST_CREDENTIAL_LIFE
 from slmops.kit.settings import BusSettings, DatabaseSettings
 
 
@@ -16,7 +17,7 @@ class Settings(BusSettings, DatabaseSettings):
     credential_life: timedelta = Field(
         default=timedelta(days=30),
         ge=timedelta(hours=1),
-        le=timedelta(days=400),
+        le=LONGEST_CREDENTIAL_LIFE,
         description="How long a gateway's credential is valid. Gateways renew it after about two thirds",
     )
     plan_signing_key: Path = Field(

@@ -145,7 +145,7 @@ def _letter(message: RawStreamMsg) -> DeadLetter:
         code=headers.get(CODE_HEADER, ""),
         reason=headers.get(REASON_HEADER, ""),
         at=message.time,
-        size_bytes=int(headers.get(SIZE_HEADER) or len(payload)),
+        size_bytes=int(size) if (size := headers.get(SIZE_HEADER, "")).isdecimal() else len(payload),
         whole=SIZE_HEADER not in headers,
         payload=payload,
         headers=original,

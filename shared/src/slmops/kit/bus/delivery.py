@@ -31,9 +31,10 @@ from pydantic import ValidationError
 from slmops.contracts import subjects
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER
 from slmops.contracts.commands import COMMANDS
-from slmops.contracts.errors import InternalError, InvalidMessage, PermanentError, Problem, TemporaryError
+from slmops.contracts.errors import InternalError, InvalidMessage, PermanentError, Problem, SlmopsError, TemporaryError
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.deadletters import CODE_HEADER, CONSUMER_HEADER, REASON_HEADER, SIZE_HEADER, SUBJECT_HEADER
+from slmops.kit.bus.exchange import HEADER_ROOM_BYTES
 from slmops.kit.tracing import span
 
 log = logging.getLogger("slmops.delivery")
@@ -41,6 +42,8 @@ MAX_DELIVER = 6  # enforced here: the server would drop a message whose dead let
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Delay before each redelivery of a message after a temporary error; after the last one it is dead-lettered."""
 _HEADER_LIMIT_BYTES = 64 << 10  # JetStream's
+_NOT_THE_SENDERS = ("nats-", "slmops-dead-")
+"""Beginnings of the headers that only the bus and we set."""
 
 MESSAGES = Counter("slmops_messages_total", "Messages handled, by outcome", ["service", "subject", "outcome"])
 SECONDS = Histogram("slmops_message_seconds", "Time to handle a message", ["service", "subject"])
@@ -51,8 +54,9 @@ async def dead_letter(client: BusClient, message: Msg, consumer: str, error: Bas
     problem = Problem.of(error)
     kind = COMMANDS.get(subjects.template(message.subject))
     secret = kind is not None and kind.confidential
+    # The bus obeys headers that begin with `nats-`, so those of a sender could make it refuse the letter for ever.
     original = {
-        str(k): str(v) for k, v in (message.headers or {}).items() if str(k).lower() != MESSAGE_ID_HEADER.lower()
+        str(k): str(v) for k, v in (message.headers or {}).items() if not str(k).lower().startswith(_NOT_THE_SENDERS)
     }
     ours = {
         MESSAGE_ID_HEADER: f"{consumer}:{_origin(message)}",
@@ -62,7 +66,7 @@ async def dead_letter(client: BusClient, message: Msg, consumer: str, error: Bas
         SUBJECT_HEADER: message.subject,
     }
     payload, headers = bytes(message.data), original | ours
-    limit, header_bytes = client.connection.max_payload, _wire_bytes(headers)
+    limit, header_bytes = client.connection.max_payload - HEADER_ROOM_BYTES, _wire_bytes(headers)
     if secret:
         payload, headers = b"", ours | {SIZE_HEADER: str(len(payload))}
     elif (
@@ -120,8 +124,9 @@ class Delivery:
             return NackMessage(delay=BACKOFF_S[0])
         try:
             await dead_letter(self.client, message, consumer, error)
-        except TemporaryError:
-            return NackMessage(delay=BACKOFF_S[-1])  # the DLQ cannot be reached: keep the message
+        except SlmopsError as problem:  # the letter is not stored: keep the message
+            log.warning("could not dead-letter a message on %s: %s", subjects.template(message.subject), problem)
+            return NackMessage(delay=BACKOFF_S[-1])
         return RejectMessage()
 
     @contextmanager

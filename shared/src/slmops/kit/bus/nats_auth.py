@@ -213,7 +213,9 @@ class GatewayClaims:
             raise InvalidMessage("this is not a gateway's credential", fix="Enrol the gateway again.") from error
 
 
-def person_jwt(signing_key: str, account: str, public_key: str, who: Actor, until: datetime) -> str:
+def person_jwt(
+    signing_key: str, account: str, public_key: str, who: Actor, until: datetime, issued_at: datetime | None = None
+) -> str:
     """Returns a person's credential, valid `until` then. The person combines it with the seed of the key.
 
     `signing_key` is the seed for the person's role, `account` the public key of people's account. Raises `InvalidName`,
@@ -222,7 +224,7 @@ def person_jwt(signing_key: str, account: str, public_key: str, who: Actor, unti
     check_name(who.name, "user name")
     check_user_key(public_key)
     claims = {"tags": [f"{_ROLE_TAG}{who.role}"], "issuer_account": account, "type": "user", "version": 2}
-    return _jwt(signing_key, public_key, who.name, claims, expires_at=until)
+    return _jwt(signing_key, public_key, who.name, claims, issued_at, until)
 
 
 def account_jwts(
