@@ -249,6 +249,17 @@ async def test_a_revoked_gateway_is_disconnected_and_others_are_not(site: Site) 
                     pass
             assert (await site.cli()("whoami", "--json")).exit_code == 0
 
+        for file in site.folder.glob("access.db*"):
+            file.unlink()
+        async with site.access():  # reads the stored revocations again before it pushes accounts
+            assert (await site.cli()("whoami", "--json")).exit_code == 0
+            for _ in range(10):
+                with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
+                    async with connected(site.url, creds["gw-1"], b"_INBOX_gw-1"):
+                        pass
+                await asyncio.sleep(0.1)
+            await other.nc.flush()
+
 
 async def test_an_event_names_the_person_who_caused_it(site: Site) -> None:
     async with site.access(), site.sent_by_admin() as client:
