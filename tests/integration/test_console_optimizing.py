@@ -134,9 +134,11 @@ async def test_a_job_may_be_named_by_a_prefix_of_its_id(world: World, slmops: Cl
     await world.service("optimizer", optimizer.declare)
     listed = await slmops("job", "ls", "--json")
     assert JobList.model_validate(listed.json) == JobList(jobs=(job(),))
-    done = await slmops("job", "cancel", "5f0c", "--by", "alice", "--json")
+    done = await slmops("job", "cancel", "5f0c", "--json")
     assert JobView.model_validate(done.json).state is JobState.CANCELLING
-    assert optimizer.received == [CancelJob(job=job().job, by="alice")]
+    assert optimizer.received == [
+        CancelJob(job=job().job, by=f"person:{(await slmops('whoami', '--json')).json['user']}")
+    ]
     other = await slmops("job", "cancel", "ffff", "--json")
     assert (other.exit_code, other.problem["code"]) == (1, NotFound.code)
 

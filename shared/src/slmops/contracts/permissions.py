@@ -166,7 +166,7 @@ ANSWERING_PERMISSIONS: Final[dict[str, Permissions]] = {
 COMMAND_ROLES: Final[dict[str, Role]] = {
     "cmd.access.add_user": Role.ADMIN,
     "cmd.access.list_users": Role.ADMIN,
-    "cmd.access.renew_user": Role.VIEWER,  # for oneself; the service lets only an admin renew others
+    "cmd.access.renew_user": Role.VIEWER,  # only one's own; nobody renews another person's
     "cmd.access.revoke_user": Role.ADMIN,
     "cmd.optimizer.cancel_job": Role.OPERATOR,
     "cmd.optimizer.fetch_evaluation": Role.VIEWER,

@@ -1,4 +1,4 @@
-"""Keeps the server's accounts as the store says: it compares them and pushes those that differ.
+"""Compares the server's accounts with the store and pushes those that differ.
 
 It is level-triggered: what was missed while the server or this service did not run is pushed at the next comparison.
 The server disconnects the users of a key that a pushed account revokes, and keeps the account in a folder of its own.

@@ -110,8 +110,8 @@ class Handlers:
         except TemporaryError as error:
             self._accounts.changed()
             raise Unreachable(
-                f"{command.user} is revoked, but the server could not be told yet: {error.what}",
-                fix="Nothing: it will be told as soon as it answers.",
+                f"{command.user} is revoked, but the bus does not enforce it yet: {error.what}",
+                fix="No action needed: the access service retries until the bus accepts it.",
             ) from error
         return view
 

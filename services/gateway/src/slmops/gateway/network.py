@@ -134,7 +134,7 @@ class Network:
         return refused
 
     async def _wait_refused(self, error: CredentialRevoked) -> None:
-        """Says that this gateway is revoked, and waits: only an operator can change it."""
+        """Logs that this gateway is revoked, and waits: only an operator can change it."""
         self.refused = Problem.of(error)
         pause = renewal.patience(self._refusals).total_seconds() * random.uniform(0.75, 1.25)
         self._refusals += 1

@@ -1,4 +1,4 @@
-"""Tells gateways where they were moved, in their own document of the twin, and deletes the enrolments of removed ones.
+"""Writes moves into the gateways' overlays, and deletes the enrolments of removed ones.
 
 What has to be told is a table of the journal's database, filled in the transaction of the decision. So a crash loses
 nothing, and a tick without changes costs two queries whatever the size of the fleet.
@@ -36,13 +36,13 @@ class Overlays:
         self._telling = asyncio.Lock()
 
     async def run(self) -> None:
-        """Tells what was not told yet, at every tick, until cancelled."""
+        """Publishes pending overlays and removals at every tick, until cancelled."""
         while True:
             await self.tell()
             await asyncio.sleep(self._every.total_seconds())
 
     async def tell(self) -> None:
-        """Tells what was not told yet. If the bus is unreachable, the next tick does."""
+        """Publishes pending overlays and removals. If the bus is unreachable, the next tick retries."""
         try:
             async with self._telling:
                 for gateway_id in await self._journal.read(lambda c: membership_rows.overlay_writes(c, _AT_ONCE)):

@@ -1,4 +1,4 @@
-"""All commands and queries, with imperative names. They are requests on `cmd.<service>.<name>`.
+"""All commands and queries, with imperative names. They are requests on `cmd.<service>.<name>.<sender>` (`base.py`).
 
 The reply is a typed result or a `Problem`.
 """

@@ -105,7 +105,12 @@ def _damaged(storage: StorageStatus) -> Iterator[Item]:
             some = f", for example {storage.damaged[0]}" if storage.damaged else ""
             yield Item(kind=kind, what=f"{number} {what}{some}", where="object store", fix=_REPAIR)
     for name, problem in storage.problems.items():
-        yield Item(kind="scheduled", what=f"could not {name}: {problem}", where="registry", fix="Remove the cause.")
+        yield Item(
+            kind="scheduled",
+            what=f"could not {name}: {problem}",
+            where="registry",
+            fix="Fix the cause.",
+        )
 
 
 def _expiring(expiries: Mapping[str, datetime], now: datetime) -> Iterator[Item]:
@@ -173,7 +178,7 @@ def certificate_items(expires: datetime | None, server: str, now: datetime) -> l
     if expires is None or expires > now + EXPIRES_SOON:
         return []
     what = f"the certificate of NATS is valid until {expires:%Y-%m-%d}; after that, no gateway connects"
-    fix = "Renew it. slmops up does it by itself, with certificates of your own see docs/tls.md."
+    fix = "Renew it (docs/tls.md). slmops up renews its own certificates; read its log."
     return [Item(kind="certificate", what=what, where=server, fix=fix)]
 
 

@@ -34,6 +34,7 @@ from slmops.contracts.commands import BundleContents, FetchMetadata, PackageFile
 from slmops.contracts.descriptor import Digest, digest_of
 from slmops.contracts.errors import Denied, InvalidMessage, NotFound
 from slmops.contracts.manifest import PackageFile
+from slmops.contracts.permissions import BUNDLER
 from slmops.contracts.signed import PLAN_LIMIT_BYTES, SignedPlan
 from slmops.kit.atomic_write import atomic_write
 from slmops.kit.bundle import BundleFile, write_bundle
@@ -41,7 +42,6 @@ from slmops.kit.clock import utc_now
 from slmops.kit.trust.asking import Answers
 
 app = typer.Typer(name="bundle", help="Export and import updates for gateways without a network.", no_args_is_help=True)
-_ASKS_AS = "console"
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A file written by `slmops bundle export`.")]
 
 
@@ -140,7 +140,7 @@ async def write(
 async def _metadata(client: Answers, contents: BundleContents) -> dict[str, bytes | Path]:
     found: dict[str, bytes | Path] = {metadata_name("timestamp.json"): b64decode(contents.timestamp)}
     for file in contents.metadata:
-        answer = await client.request(FetchMetadata(gateway_id=_ASKS_AS, file=file))
+        answer = await client.request(FetchMetadata(gateway_id=BUNDLER, file=file))
         found[metadata_name(file)] = b64decode(answer.content)
     return found
 

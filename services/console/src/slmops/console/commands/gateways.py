@@ -30,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Id = Annotated[str, typer.Argument(metavar="ID", help="The gateway's id.")]
-_AFTER_REVOKE = "The bus refuses it within seconds. The device itself keeps answering its users with what it has."
+_AFTER_REVOKE = "The bus refuses it within seconds. The device keeps serving its current release."
 
 
 class GatewayRow(GatewayView):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 from typing import Annotated
 
@@ -38,13 +37,10 @@ async def ls(
 async def cancel(
     session: Session,
     job: JobId,
-    by: Annotated[
-        str | None, typer.Option(help="Who cancels the job. Default: your user name.", show_default=False)
-    ] = None,
 ) -> None:
     """Cancel a job. A running job stops within seconds; a waiting job never starts."""
     client = await session.client()
-    view = await client.request(CancelJob(job=await find_job_id(client, job), by=by or getpass.getuser()))
+    view = await client.request(CancelJob(job=await find_job_id(client, job), by=str(client.sender)))
     session.show(view, render.job(view, utc_now()))
 
 

@@ -23,7 +23,7 @@ OnProgress = Callable[[str, int, int], None]
 """Called for every chunk with the step, the bytes done and the total bytes."""
 
 VERIFY_STORE: Final = "Look for corrupt blobs: slmops storage verify --repair."
-"""What to do about a download that is not what it should be."""
+"""The fix shown for a download with wrong bytes."""
 CHUNK_BYTES = 4 << 20
 UPLOAD_ATTEMPTS = 3
 PATIENCE: Final = timedelta(minutes=5)
@@ -64,7 +64,7 @@ class StoreWait:
         self._since, self._next_s = self._clock(), _SAY_AFTER_S
 
     def check(self, where: str | None = None) -> None:
-        """Says how long the wait is. Raises `StoreUnreachable` when it is over."""
+        """Reports the length of the wait. Raises `StoreUnreachable` when it is over."""
         waited_s, limit_s = self._clock() - self._since, self.limit.total_seconds()
         if waited_s >= limit_s:
             raise StoreUnreachable(
