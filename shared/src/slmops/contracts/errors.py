@@ -33,7 +33,7 @@
         │   └── TrustRefused         metadata or a plan that may be an attack; the text begins with the attack's name
         ├── MessageTooLarge          a request or an answer that the bus does not take
         ├── Denied                   the caller may not do this or access this
-        │   └── CredentialRevoked    the gateway's key was revoked by an operator
+        │   └── CredentialRevoked    the gateway's key was revoked by an admin
         ├── IllegalTransition        a state machine has no such edge
         ├── FactsMissing             stored events were removed before they were read
         ├── IncompatibleDatabase     a database of a newer release, or of another service

@@ -376,7 +376,7 @@ class GatewayRevoked(GatewayEvent):
 
 
 class GatewayMoved(GatewayEvent):
-    """An operator moved a gateway. It counts for no blueprint until it has fetched its credential for the new one;
+    """An admin moved a gateway. It counts for no blueprint until it has fetched its credential for the new one;
     then a `GatewayEnrolled` follows."""
 
     type: ClassVar[str] = "slmops.gateway.moved.v1"
@@ -386,7 +386,7 @@ class GatewayMoved(GatewayEvent):
 
 
 class GatewayReenrolmentAllowed(GatewayEvent):
-    """An operator allows another key under this id, once: after that the key before is revoked."""
+    """An admin allows another key under this id, once: after that the key before is revoked."""
 
     type: ClassVar[str] = "slmops.gateway.reenrolment_allowed.v1"
     until: AwareDatetime

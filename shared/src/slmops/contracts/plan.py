@@ -102,7 +102,7 @@ class Plan(_Frozen):
 class Overlay(_Frozen):
     """Settings of one gateway that override its blueprint.
 
-    `blueprint`: where an operator moved the gateway. A gateway whose credential is for another one renews it.
+    `blueprint`: where an admin moved the gateway. A gateway whose credential is for another one renews it.
     """
 
     gateway_id: Name

@@ -126,7 +126,7 @@ class Gateway:
         return [self.twin.watch(client), self.reporter.send(client), self.clocks.watch(client)]
 
     def adopt(self, credentials: Credentials) -> None:
-        """Reports under these credentials from now on. If they are for another blueprint, an operator moved this
+        """Reports under these credentials from now on. If they are for another blueprint, an admin moved this
         gateway: it follows the plan of the new one, and serves what it has until then."""
         identity = credentials.identity
         self.reporter.report_as(identity, credentials.claims.enrolment)

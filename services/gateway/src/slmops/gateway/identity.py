@@ -74,7 +74,7 @@ def stored(settings: Settings) -> Credentials | None:
 
 
 def own_identity(settings: Settings, known: Credentials | None) -> Identity:
-    """Returns who this gateway is. Its credential decides about the blueprint: an operator may have moved it."""
+    """Returns who this gateway is. Its credential decides about the blueprint: an admin may have moved it."""
     if known is None:
         return _identity(settings, settings.blueprint)
     if known.identity.blueprint != settings.blueprint:

@@ -57,7 +57,7 @@ class Network:
         """Why the services refuse this gateway; None while they do not."""
 
     def belongs_to(self, blueprint: str) -> None:
-        """Renews the credential if it is for another blueprint: an operator moved this gateway."""
+        """Renews the credential if it is for another blueprint: an admin moved this gateway."""
         if blueprint != self._blueprint:
             log.info("this gateway was moved to %s; renewing its credentials", blueprint)
             self._renew_now.set()
@@ -134,7 +134,7 @@ class Network:
         return refused
 
     async def _wait_refused(self, error: CredentialRevoked) -> None:
-        """Logs that this gateway is revoked, and waits: only an operator can change it."""
+        """Logs that this gateway is revoked, and waits: only an admin can change it."""
         self.refused = Problem.of(error)
         pause = renewal.patience(self._refusals).total_seconds() * random.uniform(0.75, 1.25)
         self._refusals += 1

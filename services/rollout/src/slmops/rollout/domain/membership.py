@@ -1,8 +1,8 @@
 """Who belongs to the fleet: the life of one gateway under its id, and the decisions about its key and its blueprint.
 
 Invariants
-1. One key at a time: a new one under a known id needs an operator's consent, and revokes the one before.
-2. A revoked key never gets a credential again, unless an operator allows this key itself to return.
+1. One key at a time: a new one under a known id needs an admin's consent, and revokes the one before.
+2. A revoked key never gets a credential again, unless an admin allows this key itself to return.
 3. A gateway counts for the blueprint of its credential. From the order to move until it has the new credential, it
    counts for none.
 
@@ -57,7 +57,7 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (State.MOVING, Trigger.MOVE): State.MOVING,
     (State.MOVING, Trigger.MOVE_BACK): State.ENROLLED,
     (State.MOVING, Trigger.REVOKE): State.REVOKED,
-    # Its key or another one, with an operator's consent.
+    # Its key or another one, with an admin's consent.
     (State.REVOKED, Trigger.ENROL): State.ENROLLED,
     (State.REVOKED, Trigger.ALLOW_REENROLMENT): State.REVOKED,
     (State.REVOKED, Trigger.REMOVE): State.REMOVED,
@@ -111,7 +111,7 @@ class Membership:
         return dict(self.revoked_keys).get(public_key)
 
     def allows(self, public_key: str, now: datetime) -> bool:
-        """Returns whether an operator allowed this key, now."""
+        """Returns whether an admin allowed this key, now."""
         consent = self.consent
         if consent is None or self.enrolled is None or now >= consent.until:
             return False
@@ -196,7 +196,7 @@ def renew(member: Membership, public_key: str, now: datetime, expires_at: dateti
 
 
 def _check_key(member: Membership, key: str, now: datetime) -> None:
-    """Raises `CredentialRevoked`, or `Denied` for another key than the enrolled one, unless an operator allowed it."""
+    """Raises `CredentialRevoked`, or `Denied` for another key than the enrolled one, unless an admin allowed it."""
     known, revoked_at = member.enrolled, member.revoked_at(key)
     own = known is not None and known.public_key == key
     if revoked_at is not None and (member.revoked is not None or not own):
@@ -253,7 +253,7 @@ def _enrolment(
     )
 
 
-# ---- an operator's commands -------------------------------------------------------------------------------
+# ---- an admin's commands -------------------------------------------------------------------------------
 
 
 def revoke(member: Membership, reason: str, last: LastCredential, now: datetime) -> list[Event]:
