@@ -60,7 +60,7 @@ def made(base: Path, target: Path, scratch: Path) -> tuple[Stat, Path]:
 
 
 def applied(delta: Path, base: Path, out: Path) -> Path:
-    apply(delta, by_digest(base), lambda file: out / file.path, limit_bytes=1 << 30, durable=False)
+    apply(delta, by_digest(base), lambda file: out / file.path, limit_bytes=8 << 30, durable=False)
     return out
 
 
