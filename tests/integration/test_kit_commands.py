@@ -19,6 +19,7 @@ from slmops.contracts.commands.registry import VersionView
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import CredentialsRefused, MessageTooLarge, PermanentError, Unreachable
 from slmops.kit.bus.client import BusClient
+from slmops.kit.bus.delivery import MESSAGES
 from slmops.kit.bus.exchange import remaining
 from slmops.kit.bus.nats_auth import creds_text, gateway_jwt, new_user_seed, public_key
 from slmops.kit.bus.service_bus import Bus
@@ -82,8 +83,11 @@ async def test_a_request_whose_deadline_has_passed_is_not_executed(world: World)
     await world.service("registry", lambda bus: bus.serve(ListVersions, list_versions, at_once=1))
     slow = asyncio.create_task(world.client.request(ListVersions(model="slow")))
     await until(lambda: done == ["slow"])
+    given_up = MESSAGES.labels("registry", ListVersions.subject_template(), "given_up")
+    before = given_up._value.get()
     with pytest.raises(Unreachable, match=r"did not answer within 0\.2 s"):
         await world.client.request(ListVersions(model="expired"), SHORT)
+    await until(lambda: given_up._value.get() > before)  # the service counts the time from the arrival
     waiting = asyncio.create_task(world.client.request(ListVersions(model="waiting")))
     await world.client.connection.flush()
     release.set()
