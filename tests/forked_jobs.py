@@ -53,7 +53,7 @@ class _Job:
         self._stdin = os.fdopen(kept, "wb")  # open as long as we are
 
     async def wait(self) -> int:
-        while (code := self._job.poll()) is None:  # noqa: ASYNC110 - nothing in this process is told of its end
+        while (code := self._job.poll()) is None:  # noqa: ASYNC110 - no event of this process signals its end
             await asyncio.sleep(0.02)
         return code
 

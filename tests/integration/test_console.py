@@ -103,7 +103,7 @@ class Rollouts:
 
 
 class Fleet:
-    """A rollout service that does whatever it is told about gw-1."""
+    """A fake rollout service that accepts every command about gw-1."""
 
     def __init__(self) -> None:
         self.asked: list[object] = []

@@ -42,7 +42,7 @@ class Handlers:
     # ---- events -------------------------------------------------------------------------------------------
 
     async def on_gateway_revoked(self, event: GatewayRevoked, delivered: MessageContext) -> None:
-        """Records a gateway's revoked key. The server is told soon, by `Accounts.run`."""
+        """Records a gateway's revoked key. `Accounts.run` pushes it to the server soon."""
         await self._journal.transact(lambda unit: store.record_gateway(unit.connection, event))
         self._accounts.changed()
 

@@ -42,7 +42,7 @@ Work = Callable[[BusClient], Sequence[Coroutine[Any, Any, None]]]
 
 
 class Network:
-    """Runs `work` on each connection. `adopted` is told the credentials before they are used for the first time."""
+    """Runs `work` on each connection. `adopted` is called with new credentials before their first use."""
 
     def __init__(self, settings: Settings, work: Work, adopted: Callable[[Credentials], None]) -> None:
         self._settings = settings

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, IllegalTransition, InvalidMessage
 from slmops.gateway.disk_full import raise_disk_full
+from slmops.kit.atomic_write import sync
 from slmops.kit.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Slots:
                     _place(blob, staging / path)
                 _sync_tree(staging)
                 os.rename(staging, self._path(name))
-                _sync(self._root / "slots")
+                sync(self._root / "slots")
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -253,7 +254,7 @@ class Slots:
                 out.flush()
                 os.fsync(out.fileno())
             os.rename(new, self._file)
-            _sync(self._root)
+            sync(self._root)
         self.state = state
 
 
@@ -284,18 +285,10 @@ def _place(blob: Path, target: Path) -> None:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             raise
         shutil.copyfile(blob, target)  # a different file system, or one without hard links
-        _sync(target)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync(target)
 
 
 def _sync_tree(folder: Path) -> None:
     """Fsyncs the folders only. Files are fsynced when they are written."""
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        _sync(path)
+        sync(path)
