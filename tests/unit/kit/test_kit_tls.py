@@ -33,8 +33,8 @@ def ours(tmp_path: Path) -> Certificates:
     return certificates
 
 
-def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str = "localhost") -> None:
-    """A whole handshake in memory. Raises the client's error."""
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str = "localhost") -> bytes | None:
+    """Completes a handshake in memory and returns the server's certificate. Raises the client's error."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     asking = client.wrap_bio(to_client, to_server, server_hostname=name)
     answering = server.wrap_bio(to_server, to_client, server_side=True)
@@ -44,6 +44,7 @@ def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str = "local
                 side.do_handshake()
             except ssl.SSLWantReadError:
                 continue
+    return asking.getpeercert(binary_form=True)  # raises `ValueError` if the handshake is not complete
 
 
 def test_a_context_follows_its_files_in_both_directions(ours: Certificates, tmp_path: Path) -> None:
@@ -65,10 +66,11 @@ def test_a_context_follows_its_files_in_both_directions(ours: Certificates, tmp_
 @pytest.mark.parametrize("damage", ["removed", "damaged"])
 def test_a_damaged_file_leaves_the_last_good_one_in_use(ours: Certificates, damage: str) -> None:
     client, server = client_context(ours.trusted), server_context(ours.server("nats"))
+    good = handshake(client, server)
     for file in (ours.trusted, ours.server("nats")):
         file.unlink() if damage == "removed" else file.write_text("no certificate")
-    handshake(client, server)
-    handshake(client, server)
+    assert good is not None
+    assert [handshake(client, server) for _ in range(2)] == [good, good]
 
 
 @pytest.mark.parametrize("content", [None, "", "no certificate"])
