@@ -27,8 +27,8 @@ GATEWAYS = ("gw-1", "gw-2", "gw-3")
 SERVERS = ("nats", "s3")
 SERVICES = ("access", "registry", "optimizer", "packager", "rollout", "telemetry")
 KEYS = {
-    "nats": {"nats-server.conf"},
-    "s3": {"identities.json", "security.toml", "weed.pem"},
+    "nats": {"nats-server.conf", "nats.pem"},
+    "s3": {"identities.json", "security.toml", "weed.pem", "s3.pem"},
     "access": {"nats.creds", "nats-answers.creds", "access-keys.json", "access-system.creds", "first-admin.json"},
     "registry": {"nats.creds", "nats-answers.creds", "s3.env"},
     "optimizer": {"nats.creds", "nats-answers.creds", "s3.env"},
@@ -215,7 +215,7 @@ def test_every_container_exits_on_sigterm_within_its_grace_period(compose: Compo
 def test_a_container_has_only_the_keys_libraries_and_ports_that_it_needs(compose: Compose) -> None:
     for name in (*SERVERS, *SERVICES, *GATEWAYS):
         seen = compose.python(name, "import os; print(os.getuid(), *os.listdir('/data/keys'))").split()
-        assert (name, seen[0], set(seen[1:])) == (name, "10001", KEYS[name])
+        assert (name, seen[0], set(seen[1:])) == (name, "10001", KEYS[name] | {"trusted-authorities.pem"})
     search = "import importlib.util as u; print(*[m for m in {} if u.find_spec(m)])"
     assert (
         compose.python("gw-1", search.format(["torch", "sqlalchemy", "minio", "onnxruntime_genai"]))
