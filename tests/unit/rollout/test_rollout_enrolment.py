@@ -24,8 +24,8 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.errors import AlreadyExists, CredentialRevoked, Denied, InvalidMessage, NotFound, NotReady
 from slmops.contracts.events import GatewayEnrolled, GatewayRevoked, UpdatePhase
-from slmops.kit.bus.nats_auth import Authority, GatewayClaims, new_user_seed, public_key, sign
 from slmops.kit.bus.batches import Received
+from slmops.kit.bus.nats_auth import Authority, GatewayClaims, new_user_seed, public_key, sign
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.journal import Journal
 from slmops.kit.settings import BusSettings
