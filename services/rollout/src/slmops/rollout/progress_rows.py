@@ -192,16 +192,16 @@ def begin(connection: Connection, blueprint: str) -> None:
     fill_page(connection, blueprint)
 
 
-def fill_page(connection: Connection, blueprint: str, limit: int = PAGE) -> bool:
-    """Gives the next gateways their places; returns whether there may be more of them."""
+def fill_page(connection: Connection, blueprint: str) -> bool:
+    """Gives the next `PAGE` gateways their places; returns whether there may be more of them."""
     query = select(BLUEPRINTS.c.filled_to).where(BLUEPRINTS.c.name == blueprint, BLUEPRINTS.c.generation.is_not(None))
     after = connection.execute(query).scalar()
     if after is None:
         return False
     here = (GATEWAYS.c.blueprint == blueprint, GATEWAYS.c.gateway_id > after)
-    page = connection.execute(_rows().where(*here).order_by(GATEWAYS.c.gateway_id).limit(limit)).all()
+    page = connection.execute(_rows().where(*here).order_by(GATEWAYS.c.gateway_id).limit(PAGE)).all()
     update_places(connection, [located(row) for row in page])
-    more = len(page) == limit
+    more = len(page) == PAGE
     to = page[-1].gateway_id if more else None
     connection.execute(update(BLUEPRINTS).where(BLUEPRINTS.c.name == blueprint).values(filled_to=to))
     return more
