@@ -60,8 +60,9 @@ class _Gateway:
             return
         if row.blueprint != event.blueprint:
             raise Denied(f"{event.gateway_id} is enrolled under {row.blueprint} but reports for {event.blueprint}")
-        # JSON has no NaN: it would be written as null, and then the report could not be read.
-        event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
+        if not all(map(isfinite, event.measured.values())):
+            # JSON has no NaN: it would be written as null, and then the report could not be read.
+            event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
         if event.sequence > self.sequence:
             self.sequence, self.newest = event.sequence, Report(event, report.seen)
         # A failure counts even if a later report arrived first.
