@@ -127,6 +127,10 @@ _ROLLOUT_VIEW = c.RolloutView(
     ended_at=LATER,
     candidate_window=WINDOW,
     stable_window=WINDOW,
+    attention=(
+        c.GatewayProblem(gateway_id="gw-1", stage="canary", failed=True, problem="answers wrongly", last_seen=LATER),
+        c.GatewayProblem(gateway_id="gw-2", stage="canary", failed=False),
+    ),
 )
 _ENROLMENT = c.Enrolment(gateway_id="gw-1", blueprint="edge-chat", jwt="eyJ0eXAiOiJKV1QifQ.e30.c2ln")
 _GATEWAY_VIEW = c.GatewayView(

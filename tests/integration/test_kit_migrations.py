@@ -66,12 +66,17 @@ def structure(connection: Connection) -> dict[str, Any]:
         table: {
             "columns": {c["name"]: {**c, "type": str(c["type"])} for c in found.get_columns(table)},
             "key": found.get_pk_constraint(table),
-            "indexes": sorted(found.get_indexes(table), key=repr),
+            "indexes": sorted(map(_index, found.get_indexes(table)), key=repr),
             "unique": sorted(found.get_unique_constraints(table), key=repr),
         }
         for table in found.get_table_names()
         if table != "alembic_version"
     }
+
+
+def _index(found: Any) -> dict[str, Any]:
+    options = {name: str(value) for name, value in found.get("dialect_options", {}).items()}
+    return {**found, "dialect_options": options}
 
 
 def load_release(release: str, service: str, url: str) -> None:

@@ -306,6 +306,31 @@ async def test_malformed_and_foreign_reports_are_dead_lettered_and_the_service_k
     assert len(fleet.gateways) == 1
 
 
+async def test_reports_that_arrive_together_are_recorded_and_only_the_bad_ones_are_dead_lettered(world: World) -> None:
+    operator, client = world.operator, world.operator.client
+    await operator.apply()
+    gateways = [await world.gateway(name, "canary", run=False) for name in ("gw-1", "gw-2")]
+    fields = {"phase": UpdatePhase.IDLE, "at": datetime.now(UTC)}
+
+    async def send(gateway_id: str, sequence: int, blueprint: str = NAME) -> None:
+        event = GatewayReported(
+            gateway_id=gateway_id, blueprint=blueprint, sequence=sequence, measured={"n": sequence}, **fields
+        )
+        await publish_event(client, event, f"{gateway_id}-{sequence}-{blueprint}")
+
+    good = [send(gateway.identity.gateway_id, number) for number in range(1, 101) for gateway in gateways]
+    bad = [send("gw-1", 101, "kiosk"), send("gw-9", 1), send("gw-9", 2)]
+    await asyncio.gather(*good[:100], *bad, *good[100:])
+
+    async def newest() -> dict[str, float]:
+        found = (await client.request(ListGateways())).gateways
+        return {one.gateway_id: one.measured.get("n", 0) for one in found}
+
+    await eventually(newest, lambda found: found == {"gw-1": 100, "gw-2": 100}, "the newest reports")
+    letters = {"dlq.slmops.gateway.reported.v1.gw-1": 1, "dlq.slmops.gateway.reported.v1.gw-9": 2}
+    assert await eventually(operator.dead_letters, lambda found: sum(found.values()) == 3, "dead letters") == letters
+
+
 async def test_measurements_of_gateways_outside_the_stage_do_not_affect_the_gate(world: World) -> None:
     """Without this rule, requests of other gateways would let a stage pass or roll it back without canary data."""
     operator = world.operator

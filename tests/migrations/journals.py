@@ -22,6 +22,7 @@ from slmops.registry import store as registry
 from slmops.rollout import store as rollout
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
+from slmops.rollout.report_rows import Recorded, Report, record_reports
 from slmops.telemetry import store as telemetry
 from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import Pending
@@ -116,7 +117,8 @@ def _fill_rollout(unit: UnitOfWork) -> None:
     unit.append("gateway:gw-1", 0, [_EXAMPLE[e.GatewayEnrolled]])
     for sequence, phase in ((7, e.UpdatePhase.FAILED), (8, e.UpdatePhase.IDLE)):
         report = _EXAMPLE[e.GatewayReported].model_copy(update={"sequence": sequence, "phase": phase})
-        assert rollout.record_report(unit.connection, report, Sighting.of(report, report.at, None))
+        seen = Sighting.of(report, report.at, None)
+        assert record_reports(unit.connection, {0: Report(report, seen)}) == Recorded()
     rollout.record_package(unit.connection, package)
     rollout.record_withdrawal(unit.connection, _EXAMPLE[e.PackageWithdrawn])
     rollout.record_window(unit.connection, "window-1", _EXAMPLE[e.CohortMeasured])
@@ -136,7 +138,7 @@ def _read_rollout(connection: Connection) -> dict[str, Any]:
         "members": rollout.members(connection),
         "packages": rollout.packages(connection, MODEL),
         "windows": rollout.windows(connection, BLUEPRINT.name, AT.replace(year=2000)),
-        "plans": rollout.plans(connection),
+        "plans": [(row.name, row.plan, row.judged) for row in rollout.plans(connection)],
         "ended": rollout._ended_view(connection, f"{BLUEPRINT.name}-1"),
     }
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import sqlalchemy
+from sqlalchemy.engine import Engine
 
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import CredentialRevoked
 from slmops.contracts.events import GatewayEnrolled, GatewayRemoved, GatewayReported, GatewayRevoked, UpdatePhase
+from slmops.kit.bus.batches import Received
 from slmops.kit.journal import Journal
 from slmops.packager import store
 from slmops.packager.handlers import Handlers
@@ -46,8 +49,9 @@ def report(sequence: int, running: str, at: datetime = T0) -> GatewayReported:
 
 
 async def running_after(journal: Journal, handlers: Handlers, *reports: GatewayReported) -> dict[str, int]:
+    """Returns the number of gateways by package after each report was a batch of its own."""
     for event in reports:
-        await handlers.on_gateway_reported(event, cast(Any, None))
+        assert await handlers.on_gateway_reports([Received(event, cast(Any, None))]) == {}
     return cast(dict[str, int], await journal.read(store.running))
 
 
@@ -65,6 +69,22 @@ async def test_a_late_report_after_a_restart_changes_nothing(journal: Journal, h
     await running_after(journal, handlers, report(5, NEW))
     restarted = Handlers(*[None] * 1, journal, *[None] * 4, lambda: T0)  # type: ignore[arg-type]
     assert await running_after(journal, restarted, report(4, OLD)) == {NEW: 1}
+
+
+async def test_reports_of_one_batch_count_in_their_order_with_few_statements(
+    journal: Journal, handlers: Handlers
+) -> None:
+    await running_after(journal, handlers, report(1, OLD))
+    events = [report(2, NEW), report(4, OLD), report(3, NEW)]
+    others = [report(1, NEW).model_copy(update={"gateway_id": f"gw-{number}"}) for number in range(2, 202)]
+    statements: list[str] = []
+    listener = lambda *found: statements.append(found[2])  # noqa: E731
+    sqlalchemy.event.listen(Engine, "before_cursor_execute", listener)
+    batch = [Received(event, cast(Any, None)) for event in (*events, *others)]
+    assert await handlers.on_gateway_reports(batch) == {}
+    sqlalchemy.event.remove(Engine, "before_cursor_execute", listener)
+    assert await journal.read(store.running) == {OLD: 1, NEW: 200}
+    assert len(statements) <= 5
 
 
 # ---- who belongs to the fleet -----------------------------------------------------------------------------
@@ -116,3 +136,5 @@ async def test_the_order_of_a_device_that_was_set_up_again_starts_anew(
     await hear(handlers, enrolled(OTHER, 2, 9), REVOKED)
     late = report(501, OLD).model_copy(update={"enrolment": 1})
     assert await running_after(journal, handlers, new, late) == {NEW: 1}
+    after = report(2, OLD).model_copy(update={"enrolment": 2})
+    assert await running_after(journal, handlers, after) == {OLD: 1}, "the late report's sequence is another device's"

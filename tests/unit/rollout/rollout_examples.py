@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,10 +13,11 @@ from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import Problem
 from slmops.contracts.events import Event, GatewayReported, PackagePublished, UpdatePhase
 from slmops.contracts.measurement import CohortWindow
-from slmops.contracts.plan import Identity
-from slmops.rollout.domain.blueprint import BlueprintState, evolve
+from slmops.contracts.plan import Identity, Plan, Side, resolve
+from slmops.rollout.domain.blueprint import BlueprintState, Rollout, candidate_of, evolve
 from slmops.rollout.domain.decide import apply_blueprint, start_rollout
 from slmops.rollout.domain.fleet import Member
+from slmops.rollout.domain.stages import Place, Progress, RolloutProgress, Target
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
 NAME = "edge-chat"
@@ -119,3 +122,33 @@ def window(version: str, seconds: float, **changes: Any) -> CohortWindow:
         "ttft_seconds": 1.0,
     }
     return CohortWindow(**(values | changes))
+
+
+def listed(rollout: Rollout, members: Iterable[Member]) -> RolloutProgress:
+    """Returns the progress by listing the fleet: each member resolves its plan in every stage, and all are compared.
+
+    The service keeps rows and counters instead, which must say the same.
+    """
+    places: dict[str, Place] = {}
+    for member in sorted(members, key=lambda member: member.identity.gateway_id):
+        for stage in range(len(rollout.stages)):
+            plan = Plan(blueprint=NAME, generation=1, stable=rollout.previous, candidate=candidate_of(rollout, stage))
+            if resolve(plan, (), member.identity).side is Side.CANDIDATE:
+                places[member.identity.gateway_id] = Place(stage, *_progress(rollout, member))
+                break
+    counts = Counter((place.stage, place.progress) for place in places.values())
+    opened = [Target(name, place) for name, place in places.items() if place.stage <= rollout.stage]
+    failed = [target for target in opened if target.place.progress is Progress.FAILED]
+    waiting = [target for target in opened if target.place.progress is Progress.WAITING]
+    return RolloutProgress(counts, failed, waiting)
+
+
+def _progress(rollout: Rollout, member: Member) -> tuple[Progress, str]:
+    digest, newest, failure = rollout.candidate.manifest.digest, member.report, member.failure
+    if newest and newest.plan_generation >= rollout.generation and newest.blueprint == member.identity.blueprint:
+        runs = newest.phase is UpdatePhase.COMMITTED and newest.running == digest
+        if runs and newest.target in (None, digest):
+            return Progress.COMMITTED, ""
+    if failure and failure.plan_generation >= rollout.generation and failure.target == digest:
+        return Progress.FAILED, str(failure.problem.error()) if failure.problem else ""
+    return Progress.WAITING, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -11,15 +12,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from unit.rollout.rollout_examples import applied, at, committed, failed, failure, member, report, started, window
+from unit.rollout.rollout_examples import (
+    applied,
+    at,
+    committed,
+    failed,
+    failure,
+    listed,
+    member,
+    report,
+    started,
+    window,
+)
 from unit.rollout.test_rollout_decide import PASSED, completed, judged, latest
 
 from slmops.contracts.blueprint import GatePolicy
 from slmops.contracts.events import UpdatePhase
 from slmops.contracts.measurement import CohortWindow
 from slmops.rollout.domain.blueprint import BlueprintState
-from slmops.rollout.domain.fleet import Member, Progress, Target, named
+from slmops.rollout.domain.fleet import Member
 from slmops.rollout.domain.gate import GateDecision, Verdict, assess, judge, total
+from slmops.rollout.domain.stages import (
+    Place,
+    Progress,
+    RolloutProgress,
+    StageTargets,
+    Target,
+    named,
+    place,
+    staging_of,
+)
 
 GEN = started("1.0.1", completed()).version
 CANARY, FLEET = committed("gw-1", "canary", "1.0.1", GEN), member("gw-2")
@@ -41,7 +63,21 @@ def look(
     **gate: Any,
 ) -> GateDecision:
     state = state or canary_stage(**gate)
-    return assess(state, latest(state), members, windows, now)
+    progress = placed(state, members)
+    assert progress == listed(latest(state), members)
+    return assess(state, latest(state), progress, windows, now)
+
+
+def placed(state: BlueprintState, members: list[Member]) -> RolloutProgress:
+    """Returns the progress of members by their places, as the service computes them one by one."""
+    staging = staging_of(state)
+    assert staging is not None
+    found = {m.identity.gateway_id: place(staging, m.identity, m.report, m.failure) for m in members}
+    places = {name: found[name] for name in sorted(found)}
+    targets = [Target(name, place) for name, place in places.items() if place and place.stage <= latest(state).stage]
+    counts = Counter((place.stage, place.progress) for place in places.values() if place)
+    failed = [target for target in targets if target.place.progress is Progress.FAILED]
+    return RolloutProgress(counts, failed, [t for t in targets if t.place.progress is Progress.WAITING])
 
 
 def test_a_committed_and_measured_canary_passes() -> None:
@@ -214,7 +250,7 @@ def test_the_same_package_under_new_settings_is_not_compared_with_itself() -> No
     rollout = latest(state)
     again = replace(rollout, previous=rollout.candidate)
     slow = [window("1.0.1", 5), window("1.0.1", 5, decode_seconds=100.0)]
-    assert assess(state, again, [CANARY], slow, at(20)).verdict is Verdict.PASSED
+    assert assess(state, again, listed(again, [CANARY]), slow, at(20)).verdict is Verdict.PASSED
 
 
 def test_windows_add_up() -> None:
@@ -227,7 +263,17 @@ def test_windows_add_up() -> None:
 
 
 def test_many_gateways_are_named_in_short() -> None:
-    assert named([Target(f"gw-{n}", Progress.WAITING) for n in range(7)]) == "gw-0, gw-1, gw-2, gw-3, gw-4 and 2 more"
+    first = [Target(f"gw-{n}", Place(0, Progress.WAITING)) for n in range(7)]
+    assert named(first, 99) == "gw-0, gw-1, gw-2, gw-3, gw-4 and 94 more"
+    assert named(first[:2], 2) == "gw-0, gw-1"
+
+
+def test_no_gate_is_decided_while_the_gateways_are_still_being_counted() -> None:
+    for members in ([CANARY], [failed("gw-1", "canary", "1.0.1", GEN)], []):
+        state = canary_stage()
+        progress = replace(listed(latest(state), members), complete=False)
+        decision = assess(state, latest(state), progress, GOOD, at(DEADLINE_S + 1))
+        assert decision.verdict is Verdict.WAITING
 
 
 @given(
@@ -241,7 +287,10 @@ def test_many_gateways_are_named_in_short() -> None:
 def test_only_evidence_passes_the_gate(
     reached: list[Progress], requests: int, failures: int, golden_failed: int, allowed: int, seconds: float
 ) -> None:
-    targets = [Target(f"gw-{n}", progress) for n, progress in enumerate(reached)]
+    found = [Target(f"gw-{n}", Place(0, progress)) for n, progress in enumerate(reached)]
+    numbers = (reached.count(progress) for progress in (Progress.COMMITTED, Progress.FAILED, Progress.WAITING))
+    of = {p: [target for target in found if target.place.progress is p] for p in Progress}
+    targets = StageTargets(*numbers, of[Progress.FAILED], of[Progress.WAITING])
     windows = [
         window("1.0.1", 5, requests=requests, failed_requests=min(failures, requests), golden_failed=golden_failed)
     ]

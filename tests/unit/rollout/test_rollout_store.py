@@ -28,6 +28,7 @@ from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import membership_rows, store
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.views import gateway_view
+from slmops.rollout.report_rows import Report, record_reports
 
 COMMITTED, SOAKING, IDLE = UpdatePhase.COMMITTED, UpdatePhase.SOAKING, UpdatePhase.IDLE
 
@@ -52,10 +53,19 @@ ENROLLED = GatewayEnrolled(gateway_id="gw-1", blueprint=NAME, public_key="U", at
 SEEN = Sighting(at(60))
 
 
+async def record(journal: Journal, event: GatewayReported, seen: Sighting = SEEN) -> bool:
+    """Records a report; returns whether its gateway is known. Raises the error for which it was refused."""
+    reports = {0: Report(event, seen)}
+    recorded = await journal.transact(lambda unit: record_reports(unit.connection, reports))
+    for error in recorded.refused.values():
+        raise error
+    return not recorded.unknown
+
+
 async def heard(journal: Journal, *reports: GatewayReported, seen: Sighting = SEEN) -> Member:
     await journal.transact(lambda unit: store.project(unit.connection, ENROLLED))
     for event in reports:
-        await journal.transact(lambda unit, event=event: store.record_report(unit.connection, event, seen))
+        await record(journal, event, seen)
     [member] = await journal.read(store.members)
     return member
 
@@ -107,7 +117,7 @@ async def test_a_report_for_another_blueprint_is_denied(journal: Journal) -> Non
 
 async def test_a_report_of_a_gateway_that_is_not_enrolled_is_not_recorded(journal: Journal) -> None:
     stranger = report("gw-1", COMMITTED, "1.0.0", 1)
-    assert not await journal.transact(lambda unit: store.record_report(unit.connection, stranger, SEEN))
+    assert not await record(journal, stranger)
     assert await journal.read(store.members) == []
 
 
@@ -188,8 +198,7 @@ async def told(journal: Journal, *events: Event) -> None:
 
 
 async def reported(journal: Journal, **changes: Any) -> bool:
-    event = report("gw-1", COMMITTED, "1.0.0", 1, **changes)
-    return await journal.transact(lambda unit: store.record_report(unit.connection, event, SEEN))
+    return await record(journal, report("gw-1", COMMITTED, "1.0.0", 1, **changes))
 
 
 async def member(journal: Journal) -> Member:

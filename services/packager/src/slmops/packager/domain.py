@@ -11,6 +11,7 @@ from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Denied, IllegalTransition, InvalidMessage, NotFound
 from slmops.contracts.events import (
     Event,
+    GatewayReported,
     PackageDeltaPublished,
     PackageDeltaWithdrawn,
     PackagePublished,
@@ -149,3 +150,11 @@ def check_planned(plan: Plan, manifest: Digest, gateway_id: str) -> None:
             where=manifest,
             fix="Read the current plan and fetch a package that it names.",
         )
+
+
+def is_newer(report: GatewayReported, enrolment: int, sequence: int) -> bool:
+    """Returns whether a report follows the gateway's report with that enrolment and sequence, whatever its clock said.
+
+    Each device under an id counts anew, so the enrolment decides first. 0: the report does not know it.
+    """
+    return report.enrolment > enrolment or (report.enrolment in (0, enrolment) and report.sequence > sequence)

@@ -29,7 +29,8 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
 from slmops.contracts.plan import Plan
-from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.batches import Refused
+from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.objects.store import Objects
@@ -43,6 +44,7 @@ from slmops.packager.domain import (
     check_planned,
     decide,
     is_base,
+    is_newer,
     needed,
     only_match,
     package_of,
@@ -114,13 +116,22 @@ class Handlers:
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
         self._running.pop(event.gateway_id, None)
 
-    async def on_gateway_reported(self, event: GatewayReported, _delivered: MessageContext) -> None:
-        enrolment, sequence, running = self._running.get(event.gateway_id, (0, 0, ""))
-        if event.enrolment in (0, enrolment) and event.sequence <= sequence:
-            return  # delivered late
-        if event.running != running or event.enrolment not in (0, enrolment):
-            await self._journal.transact(lambda unit: store.project(unit.connection, event))
-        self._running[event.gateway_id] = (max(event.enrolment, enrolment), event.sequence, event.running)
+    async def on_gateway_reports(self, received: Batch[GatewayReported]) -> Refused:
+        """Records which packages gateways run, in one transaction. Most reports repeat it and need none."""
+        newest: dict[str, tuple[int, int, Digest | None]] = {}
+        changed: dict[str, GatewayReported] = {}
+        for event, _ in received:
+            name = event.gateway_id
+            enrolment, sequence, running = newest.get(name) or self._running.get(name, (0, 0, ""))
+            if not is_newer(event, enrolment, sequence):
+                continue  # delivered late
+            if event.running != running or event.enrolment > enrolment:
+                changed[name] = event
+            newest[name] = (max(event.enrolment, enrolment), event.sequence, event.running)
+        if changed:
+            await self._journal.transact(lambda unit: store.record_reports(unit.connection, changed.values()))
+        self._running.update(newest)
+        return {}
 
     async def on_package_published(self, package: PackagePublished, delivered: MessageContext) -> None:
         """Makes deltas to a package.
@@ -265,7 +276,7 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(GatewayEnrolled, handlers.on_membership)
     bus.on(GatewayRevoked, handlers.on_membership)
     bus.on(GatewayRemoved, handlers.on_membership)
-    bus.on(GatewayReported, handlers.on_gateway_reported)
+    bus.on_batches(GatewayReported, handlers.on_gateway_reports)
     bus.serve(FetchPackage, handlers.fetch)
     bus.serve(PrepareBundle, handlers.bundle)
     bus.serve(WithdrawPackage, handlers.withdraw)

@@ -47,7 +47,7 @@ def build(settings: Settings) -> Service:
         "rollout",
         settings,
         bus,
-        opening=[journal.open, credentials.open, signer.open],
+        opening=[journal.open, reconciler.open, credentials.open, signer.open],
         tasks=[
             lambda: run_relay(journal, bus.client),
             reconciler.run,

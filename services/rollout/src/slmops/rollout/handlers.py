@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 
 from slmops.contracts.commands import (
@@ -24,7 +25,7 @@ from slmops.contracts.commands import (
     RolloutView,
     StartRollout,
 )
-from slmops.contracts.errors import CredentialRevoked, Denied
+from slmops.contracts.errors import CredentialRevoked, Denied, SlmopsError
 from slmops.contracts.events import (
     CohortMeasured,
     Event,
@@ -32,21 +33,19 @@ from slmops.contracts.events import (
     GatewayReported,
     PackagePublished,
     PackageWithdrawn,
-    UpdatePhase,
 )
-from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.batches import Refused
+from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import membership_rows, store
 from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
-from slmops.rollout.domain.fleet import Sighting, check_given
-from slmops.rollout.domain.membership import State
+from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.domain.views import blueprint_view, gateway_view
 from slmops.rollout.reconcile import Reconciler
+from slmops.rollout.report_rows import Recorded, Report, record_reports
 
-# Reports of intermediate steps decide nothing, and a large fleet sends many.
-_DECISIVE = frozenset({UpdatePhase.COMMITTED, UpdatePhase.FAILED})
 Decide = Callable[[UnitOfWork, BlueprintState, datetime], list[Event]]
 
 
@@ -71,31 +70,63 @@ class Handlers:
     async def on_package_withdrawn(self, event: PackageWithdrawn, delivered: MessageContext) -> None:
         await self._journal.transact(lambda unit: store.record_withdrawal(unit.connection, event))
 
-    async def on_gateway_reported(self, event: GatewayReported, delivered: MessageContext) -> None:
-        """Records a report. Raises `Denied` if it contradicts the gateway's enrolment or the open stages."""
-        seen = Sighting.of(event, delivered.arrived_at, delivered.clock_ahead)
-        if not await self._journal.transact(lambda unit: _record(unit, event, seen)):
-            await self._record_with_enrolment(event, seen)
-        if event.phase in _DECISIVE:
-            await self._reconciler.judge(event.blueprint)
+    async def on_gateway_reports(self, received: Batch[GatewayReported]) -> Refused:
+        """Records a batch of reports in one transaction, whatever the size of the fleet.
 
-    async def _record_with_enrolment(self, event: GatewayReported, seen: Sighting) -> None:
-        """Reads the enrolment from the bus, which keeps our own enrolment events, if our database is younger."""
-        enrolled = await self._enrolment_of(event.gateway_id)
-        if enrolled is None:
-            raise Denied(f"{event.gateway_id} sent a report but was never enrolled")
+        Returns `Denied` for a report that contradicts the gateway's enrolment or the open stages, `CredentialRevoked`.
+        """
+        reports = {
+            number: Report(event, Sighting.of(event, delivered.arrived_at, delivered.clock_ahead))
+            for number, (event, delivered) in enumerate(received)
+        }
+        recorded = await self._journal.transact(lambda unit: record_reports(unit.connection, reports))
+        refused = recorded.refused
+        if recorded.unknown:
+            refused |= await self._record_with_enrolments({number: reports[number] for number in recorded.unknown})
+        self._reconciler.mark(recorded.changed)
+        return refused
 
-        def work(unit: UnitOfWork) -> None:
-            if membership_rows.load(unit, event.gateway_id).state is State.REMOVED:
-                raise CredentialRevoked(f"{event.gateway_id} was removed, so its reports do not count")
-            store.project(unit.connection, enrolled)
-            _record(unit, event, seen)
+    async def _record_with_enrolments(self, reports: Mapping[int, Report]) -> dict[int, Exception]:
+        """Reads enrolments from the bus, which keeps our own enrolment events, if our database is younger.
 
-        await self._journal.transact(work)
+        Growth: a request and some statements for each gateway that is not known here, once. Returns the refused ones.
+        """
+        known = await self._enrolments_of({report.event.gateway_id for report in reports.values()})
+        refused: dict[int, Exception] = {}
+        for number, report in reports.items():
+            if isinstance(error := known[report.event.gateway_id], Exception):
+                refused[number] = error
+
+        def work(unit: UnitOfWork) -> Recorded:
+            gone = membership_rows.removed(unit.connection, self._journal.events, known)
+            for gateway_id, enrolled in known.items():
+                if isinstance(enrolled, GatewayEnrolled) and gateway_id not in gone:
+                    store.project(unit.connection, enrolled)
+            rest = {number: report for number, report in reports.items() if number not in refused}
+            return record_reports(unit.connection, rest)
+
+        recorded = await self._journal.transact(work)
+        for number in recorded.unknown:
+            name = reports[number].event.gateway_id
+            refused[number] = CredentialRevoked(f"{name} was removed, so its reports do not count")
+        self._reconciler.mark(recorded.changed)
+        return refused | recorded.refused
+
+    async def _enrolments_of(self, gateway_ids: Collection[str]) -> dict[str, GatewayEnrolled | Exception]:
+        """Returns the enrolments of gateways, or why their reports are not recorded."""
+
+        async def one(gateway_id: str) -> GatewayEnrolled | Exception:
+            try:
+                enrolled = await self._enrolment_of(gateway_id)
+            except SlmopsError as error:
+                return error
+            return enrolled or Denied(f"{gateway_id} sent a report but was never enrolled")
+
+        return dict(zip(gateway_ids, await asyncio.gather(*map(one, gateway_ids)), strict=True))
 
     async def on_cohort_measured(self, event: CohortMeasured, delivered: MessageContext) -> None:
         await self._journal.transact(lambda unit: store.record_window(unit.connection, delivered.id, event))
-        await self._reconciler.judge(event.blueprint)
+        self._reconciler.mark([event.blueprint])
 
     # ---- commands -----------------------------------------------------------------------------------------
 
@@ -180,18 +211,10 @@ class Handlers:
         return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
 
 
-def _record(unit: UnitOfWork, event: GatewayReported, seen: Sighting) -> bool:
-    """Records a report; returns False if the gateway is not enrolled here. Raises `Denied`."""
-    blueprint = store.plan_row(unit.connection, event.blueprint)
-    if event.phase in _DECISIVE and blueprint is not None and blueprint.judged:
-        check_given(event, store.load(unit, event.blueprint))
-    return store.record_report(unit.connection, event, seen)
-
-
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(PackagePublished, handlers.on_package_published)
     bus.on(PackageWithdrawn, handlers.on_package_withdrawn)
-    bus.on(GatewayReported, handlers.on_gateway_reported)
+    bus.on_batches(GatewayReported, handlers.on_gateway_reports)
     bus.on(CohortMeasured, handlers.on_cohort_measured)
     bus.serve(ApplyBlueprint, handlers.apply_blueprint)
     bus.serve(StartRollout, handlers.start_rollout)

@@ -178,7 +178,7 @@ class MembershipHandlers:
     async def _left(self, blueprint: str) -> None:
         """Acts on a change at once. If the bus is unreachable, the next tick repeats it."""
         await self._overlays.tell()
-        await self._reconciler.judge(blueprint)
+        self._reconciler.mark([blueprint])
 
 
 def _signature(command: RenewExpiredCredential) -> bytes:

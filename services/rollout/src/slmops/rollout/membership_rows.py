@@ -4,7 +4,7 @@ still has to be told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import reduce
@@ -15,18 +15,25 @@ from sqlalchemy import Connection, Table, case, delete, insert, literal, select,
 from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
+    GatewayEvent,
     GatewayMoved,
     GatewayReenrolmentAllowed,
     GatewayRemoved,
     GatewayRevoked,
 )
 from slmops.kit.journal import UnitOfWork
+from slmops.rollout import progress_rows
 from slmops.rollout.domain.membership import LastCredential, Membership, evolve, replay
 from slmops.rollout.tables import FORGOTTEN, GATEWAYS, OVERLAY_WRITES, SIGHTINGS, matches, put, time_of
 
 
-def project(connection: Connection, event: Event) -> None:
-    """Updates the tables. Growth: one row, whatever the size of the fleet."""
+def project(connection: Connection, event: GatewayEvent) -> None:
+    """Updates the tables, and the gateway's place. Growth: its own rows, whatever the size of the fleet."""
+    _project(connection, event)
+    progress_rows.refresh(connection, [event.gateway_id])
+
+
+def _project(connection: Connection, event: GatewayEvent) -> None:
     match event:
         case GatewayEnrolled():
             _enrolled(connection, event)
@@ -99,6 +106,16 @@ def exists(connection: Connection, gateway_id: str) -> bool:
     return (
         connection.execute(select(GATEWAYS.c.gateway_id).where(GATEWAYS.c.gateway_id == gateway_id)).first() is not None
     )
+
+
+def removed(connection: Connection, journal: Table, gateway_ids: Iterable[str]) -> set[str]:
+    """Returns those of some hundred gateways that were removed and not enrolled again, by their streams in `journal`,
+    with one statement."""
+    streams = {_gateway_stream(gateway_id): gateway_id for gateway_id in gateway_ids}
+    kinds = (GatewayEnrolled.type, GatewayRemoved.type)
+    query = select(journal.c.stream, journal.c.type).where(journal.c.stream.in_(streams), journal.c.type.in_(kinds))
+    last = {row.stream: row.type for row in connection.execute(query.order_by(journal.c.version))}
+    return {streams[stream] for stream, kind in last.items() if kind == GatewayRemoved.type}
 
 
 def last_credential(connection: Connection, gateway_id: str) -> LastCredential:

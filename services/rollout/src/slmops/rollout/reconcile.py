@@ -1,15 +1,18 @@
 """Reconciles rollouts: evaluates the gates of open stages, and writes each blueprint's plan to the twin's bucket.
 
-It is level-triggered. An event triggers a check at once. The tick repairs what a crash or an unreachable server left
-undone, because it compares the actual state with the desired one and needs no list of pending work.
+It is level-triggered. An event that changes a rollout's progress marks its blueprint, and one loop judges the marked
+blueprints, each at most once per 0.2 s however many events there are. The tick repairs what a crash or an unreachable
+server left undone, because it compares the actual state with the desired one and needs no list of pending work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 
 from slmops.contracts import subjects
 from slmops.contracts.errors import Conflict, TemporaryError
@@ -17,13 +20,16 @@ from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
-from slmops.rollout import store
+from slmops.rollout import progress_rows, store
 from slmops.rollout.domain.decide import follow_gate
 from slmops.rollout.domain.gate import assess
+from slmops.rollout.domain.stages import NAMED
 from slmops.rollout.signing import PlanSigner
 
 log = logging.getLogger("slmops.rollout")
 _ATTEMPTS = 5
+_AT_MOST_EVERY = timedelta(seconds=0.2)
+"""How often a blueprint is judged at most."""
 
 
 class Reconciler:
@@ -34,17 +40,54 @@ class Reconciler:
         self._clock = clock
         self._tick_every = tick_every
         self._publishing = asyncio.Lock()
+        self._marked: set[str] = set()
+        self._wake = asyncio.Event()
+        self._filling = False
+
+    async def open(self) -> None:
+        """Prepares the rollouts under way, before any report is consumed."""
+        await self._journal.transact(store.count_places)
+
+    def mark(self, blueprints: Iterable[str]) -> None:
+        """Notes that something changed in the rollouts of these blueprints, so that they are judged soon."""
+        self._marked.update(blueprints)
+        if self._marked:
+            self._wake.set()
 
     async def run(self) -> None:
         """Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_tick = loop.time()
         while True:
+            self._wake.clear()
+            marked, self._marked = self._marked, set()
             try:
-                for row in await self._journal.read(store.plans):
-                    await self.judge(row.name)
-                    await self.publish(row.name)
+                if loop.time() >= next_tick:
+                    next_tick = loop.time() + self._tick_every.total_seconds()
+                    await self._reconcile()
+                else:
+                    for blueprint in sorted(marked):
+                        await self.judge(blueprint)
+                await self.fill()
             except TemporaryError as error:
                 log.warning("could not reconcile, retrying at the next tick: %s", error)
-            await asyncio.sleep(self._tick_every.total_seconds())
+            await asyncio.sleep(0 if self._filling else min(_AT_MOST_EVERY, self._tick_every).total_seconds())
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(next_tick):
+                    await self._wake.wait()
+
+    async def _reconcile(self) -> None:
+        for row in await self._journal.read(store.plans):
+            await self.judge(row.name)
+            await self.publish(row.name)
+
+    async def fill(self) -> None:
+        """Gives a page of gateways their places in each rollout that has just started."""
+        self._filling = False
+        for blueprint in await self._journal.read(progress_rows.unfilled):
+            work = partial(_fill_page, blueprint=blueprint)
+            self._filling |= await self._journal.transact(work)
+            self.mark([blueprint])  # go on with the next page, or judge
 
     async def judge(self, blueprint: str) -> None:
         """Evaluates the gate of the blueprint's rollout, if it has one, and applies the decision."""
@@ -79,14 +122,24 @@ class Reconciler:
         log.info("plan of %s written", blueprint)
 
 
+def _fill_page(unit: UnitOfWork, blueprint: str) -> bool:
+    return progress_rows.fill_page(unit.connection, blueprint)
+
+
 def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
-    """Evaluates the gate and commits its decision; returns whether there was one."""
+    """Evaluates the gate and commits its decision; returns whether there was one.
+
+    Growth: the history of the blueprint, the stages and the windows of the rollout, whatever the size of the fleet.
+    """
     connection, state = unit.connection, store.load(unit, blueprint)
-    rollout, plan = state.under_way, store.plan_in(store.plan_row(connection, blueprint))
-    if rollout is None or plan is None:
+    store.begin_if_unknown(unit, state)
+    rollout, row = state.under_way, store.plan_row(connection, blueprint)
+    plan = store.plan_in(row)
+    if rollout is None or row is None or plan is None:
         return False
+    progress = progress_rows.progress_of(connection, rollout.id, rollout.stage, NAMED, complete=row.filled)
     measured = store.windows(connection, blueprint, rollout.started_at)
-    decision = assess(state, rollout, store.members(connection, blueprint), measured, now)
+    decision = assess(state, rollout, progress, measured, now)
     events = follow_gate(state, rollout, decision, now)
     if not events:
         return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from sqlalchemy import (
 )
 
 from slmops.contracts.commands import ListGateways, RolloutView, Standing
-from slmops.contracts.errors import CredentialRevoked, Denied
+from slmops.contracts.commands.rollout import MOST_ATTENTION
 from slmops.contracts.events import (
     CohortMeasured,
     Event,
@@ -33,17 +32,17 @@ from slmops.contracts.events import (
     PackagePublished,
     PackageWithdrawn,
     RolloutEvent,
-    UpdatePhase,
+    RolloutStarted,
 )
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Identity, Plan
 from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import traceparent
-from slmops.rollout import membership_rows
+from slmops.rollout import membership_rows, progress_rows
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.lifecycle import JUDGED
-from slmops.rollout.domain.views import rollout_view
+from slmops.rollout.domain.views import attention_of, rollout_view
 from slmops.rollout.tables import (
     BLUEPRINTS,
     ENDED,
@@ -63,11 +62,17 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class PlanRow(NamedTuple):
-    """A row of the blueprints table. `judged`: a rollout is under way that the gate may move."""
+    """A row of the blueprints table. `judged`: a rollout is under way that the gate may move.
+
+    `generation` is that of the first plan of the rollout under way, None if there is none. `filled`: all its gateways
+    have their places.
+    """
 
     name: str
     plan: str
     judged: bool
+    generation: int | None = None
+    filled: bool = True
 
 
 def project(connection: Connection, event: Event) -> None:
@@ -92,8 +97,11 @@ def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now
     state = reduce(evolve, events, state)
     rollout, plan = state.latest, plan_of(state, traceparent())
     judged = rollout is not None and rollout.state in JUDGED
-    values = {"plan": plan.model_dump_json(), "judged": judged}
+    generation = state.under_way.generation if state.under_way else None
+    values = {"plan": plan.model_dump_json(), "judged": judged, "generation": generation}
     put(unit.connection, BLUEPRINTS, {"name": state.name}, values)
+    if any(isinstance(event, RolloutStarted) for event in events):
+        progress_rows.begin(unit.connection, state.name)
     if rollout and not rollout.under_way and isinstance(events[-1], RolloutEvent):
         # Store the view as of the end, because the same gateways run other releases later.
         view = _view(unit, state, rollout, now)
@@ -103,12 +111,36 @@ def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now
 
 def plans(connection: Connection) -> list[PlanRow]:
     rows = connection.execute(select(BLUEPRINTS).order_by(BLUEPRINTS.c.name)).all()
-    return [PlanRow(row.name, row.plan, row.judged) for row in rows]
+    return [_plan_row(row) for row in rows]
 
 
 def plan_row(connection: Connection, name: str) -> PlanRow | None:
     row = connection.execute(select(BLUEPRINTS).where(BLUEPRINTS.c.name == name)).first()
-    return PlanRow(row.name, row.plan, row.judged) if row else None
+    return _plan_row(row) if row else None
+
+
+def _plan_row(row: Any) -> PlanRow:
+    return PlanRow(row.name, row.plan, row.judged, row.generation, row.filled_to is None)
+
+
+def count_places(unit: UnitOfWork) -> None:
+    """Prepares the rollouts under way at the start of the service: begins to fill the places of those that an earlier
+    release started, and counts those of the others again."""
+    for row in plans(unit.connection):
+        state = load(unit, row.name)
+        if begin_if_unknown(unit, state) or state.under_way is None:
+            continue
+        progress_rows.recount(unit.connection, row.name)
+
+
+def begin_if_unknown(unit: UnitOfWork, state: BlueprintState) -> bool:
+    """Begins to fill the places of a rollout under way if a process of an earlier release started it."""
+    row, rollout = plan_row(unit.connection, state.name), state.under_way
+    if rollout is None or row is None or row.generation == rollout.generation:
+        return False
+    put(unit.connection, BLUEPRINTS, {"name": state.name}, {"generation": rollout.generation})
+    progress_rows.begin(unit.connection, state.name)
+    return True
 
 
 def rollout_views(unit: UnitOfWork, state: BlueprintState, now: datetime) -> list[RolloutView]:
@@ -123,8 +155,12 @@ def _ended_view(connection: Connection, rollout: str) -> RolloutView:
 
 
 def _view(unit: UnitOfWork, state: BlueprintState, rollout: Rollout, now: datetime) -> RolloutView:
-    measured = windows(unit.connection, state.name, rollout.started_at)
-    return rollout_view(state, rollout, members(unit.connection, state.name), measured, now)
+    connection, row = unit.connection, plan_row(unit.connection, state.name)
+    filled = row is None or row.filled or not rollout.under_way
+    progress = progress_rows.progress_of(connection, rollout.id, rollout.stage, MOST_ATTENTION, complete=filled)
+    seen = progress_rows.seen(connection, attention_of(progress))
+    measured = windows(connection, state.name, rollout.started_at)
+    return rollout_view(state, rollout, progress, seen, measured, now)
 
 
 def stream_of(blueprint: str) -> str:
@@ -155,46 +191,6 @@ def packages(connection: Connection, model: str) -> list[PackagePublished]:
 
 
 # ---- gateways ---------------------------------------------------------------------------------------------
-
-
-def record_report(connection: Connection, event: GatewayReported, seen: Sighting) -> bool:
-    """Keeps the newest report, when it arrived, and the newest failure. Newest is the highest sequence.
-
-    Returns False if the gateway is not enrolled here. A report that waited on the gateway since an earlier enrolment
-    changes nothing.
-
-    Raises `CredentialRevoked`, and `Denied` if the report names another blueprint than the enrolment.
-    """
-    key = {"gateway_id": event.gateway_id}
-    # Lock the row; otherwise an older report could overwrite a newer one that another process is recording.
-    row = connection.execute(select(GATEWAYS).where(*matches(GATEWAYS, key)).with_for_update()).first()
-    if row is None or row.enrolled is None:
-        return False
-    if row.revoked_at is not None:
-        raise CredentialRevoked(f"{event.gateway_id} was revoked, so its reports do not count")
-    if 0 < event.enrolment < row.enrolment or _left(row, event.blueprint):
-        return True
-    if row.blueprint != event.blueprint:
-        raise Denied(f"{event.gateway_id} is enrolled under {row.blueprint} but reports for {event.blueprint}")
-    # JSON has no NaN: it would be written as null, and then the report could not be read.
-    event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
-    values: dict[str, Any] = {}
-    if event.sequence > row.sequence:
-        values |= {"sequence": event.sequence, "report": event.model_dump_json()}
-        ahead = seen.clock_ahead.total_seconds() if seen.clock_ahead is not None else None
-        put(connection, SIGHTINGS, key, {"at": seen.at.timestamp(), "clock_ahead_s": ahead})
-    # A failure counts even if a later report arrived first.
-    failed = event.phase is UpdatePhase.FAILED
-    if failed and (row.failure is None or event.sequence > _report(row.failure).sequence):
-        values["failure"] = event.model_dump_json()
-    if values:
-        put(connection, GATEWAYS, key, values)
-    return True
-
-
-def _left(row: Any, blueprint: str) -> bool:
-    """Returns whether the gateway's newest enrolment moved it away from this blueprint."""
-    return blueprint != row.blueprint and GatewayEnrolled.model_validate_json(row.enrolled).moved_from == blueprint
 
 
 def enrolled(connection: Connection) -> int:

@@ -5,7 +5,7 @@ Documents are stored as JSON, with separate columns for the fields on which quer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
     insert,
+    text,
     true,
     update,
 )
@@ -47,7 +49,7 @@ GATEWAYS = Table(
     "gateways",
     _TABLES,
     Column("gateway_id", String(63), primary_key=True),
-    Column("blueprint", String(63), nullable=False, index=True),
+    Column("blueprint", String(63), nullable=False),
     Column("enrolled", Text),
     Column("sequence", BigInteger, nullable=False, default=0),
     Column("report", Text),
@@ -61,6 +63,7 @@ GATEWAYS = Table(
     Column("issued_at", Double),
     Column("expires_at", Double),
     Column("endless", Boolean, nullable=False, server_default=true()),
+    Index("gateways_by_blueprint", "blueprint", "gateway_id"),
 )
 # What the bus still has to be told about single gateways. A row is deleted when it was.
 OVERLAY_WRITES = Table(
@@ -92,6 +95,40 @@ BLUEPRINTS = Table(
     Column("name", String(63), primary_key=True),
     Column("plan", Text, nullable=False),
     Column("judged", Boolean, nullable=False),
+    Column("generation", Integer),  # of the first plan of the rollout under way; NULL: none is
+    Column("filled_to", String(63)),  # the last gateway that has its place in that rollout; NULL: all have
+)
+NOT_COMMITTED = text("progress <> 'committed'")
+# The place of each gateway in the newest rollout that gave it the candidate: see `domain.stages`.
+MEMBERS = Table(
+    "members",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("blueprint", String(63), nullable=False),
+    Column("rollout", String(80), nullable=False),
+    Column("stage", Integer, nullable=False),
+    Column("progress", String(16), nullable=False),
+    Column("problem", Text, nullable=False),
+    # Only for naming gateways that wait or failed. Most rows have committed, and need not be in it.
+    Index(
+        "members_to_name",
+        "rollout",
+        "progress",
+        "stage",
+        "gateway_id",
+        sqlite_where=NOT_COMMITTED,
+        postgresql_where=NOT_COMMITTED,
+    ),
+)
+# The number of those rows, by stage and progress, of the newest rollout of each blueprint.
+COUNTS = Table(
+    "member_counts",
+    _TABLES,
+    Column("rollout", String(80), primary_key=True),
+    Column("stage", Integer, primary_key=True),
+    Column("progress", String(16), primary_key=True),
+    Column("blueprint", String(63), nullable=False, index=True),
+    Column("gateways", Integer, nullable=False),
 )
 ENDED = Table(
     "ended_rollouts", _TABLES, Column("rollout", String(80), primary_key=True), Column("view", Text, nullable=False)
@@ -114,6 +151,21 @@ def put(connection: Connection, table: Table, key: dict[str, str], values: dict[
     """Updates the row or inserts it, with statements that every database supports."""
     if connection.execute(update(table).where(*matches(table, key)).values(**values)).rowcount == 0:
         connection.execute(insert(table).values(**key, **values))
+
+
+def change_all(connection: Connection, table: Table, key: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Updates rows by their key column with one statement. All rows have the same columns."""
+    if rows:
+        values: dict[str, Any] = {column: bindparam(f"new_{column}") for column in rows[0] if column != key}
+        statement = update(table).where(table.c[key] == bindparam("key")).values(**values)
+        renamed = [{"key" if name == key else f"new_{name}": value for name, value in row.items()} for row in rows]
+        connection.execute(statement, renamed)
+
+
+def add_all(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Inserts rows with one statement."""
+    if rows:
+        connection.execute(insert(table), list(rows))
 
 
 def time_of(seconds: float | None) -> datetime | None:

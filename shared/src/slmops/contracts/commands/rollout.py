@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pydantic import AwareDatetime, Field
 
@@ -62,6 +62,20 @@ class StageView(Result):
     waiting: str = Field(default="", description="What the gate is still waiting for")
 
 
+MOST_ATTENTION: Final = 20
+"""How many gateways the view of a rollout names."""
+
+
+class GatewayProblem(Result):
+    """A gateway to which the open stages give the candidate, and that failed it or has not committed it yet."""
+
+    gateway_id: Name
+    stage: str = Field(description="Name of the first stage that gives it the candidate")
+    failed: bool = Field(description="false: it has not committed yet")
+    problem: str = Field(default="", description="Why it failed, as it reported")
+    last_seen: AwareDatetime | None = Field(default=None, description="None: it never reported")
+
+
 class RolloutView(Result):
     rollout: str
     blueprint: Name
@@ -75,6 +89,11 @@ class RolloutView(Result):
     ended_at: AwareDatetime | None = None
     candidate_window: CohortWindow | None = None
     stable_window: CohortWindow | None = None
+    attention: tuple[GatewayProblem, ...] = Field(
+        default=(),
+        max_length=MOST_ATTENTION,
+        description="Gateways that failed, then those that wait, of the earliest stages first",
+    )
 
 
 class StartRollout(Command[RolloutView]):

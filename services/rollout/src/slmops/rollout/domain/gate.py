@@ -19,7 +19,7 @@ from enum import StrEnum
 from slmops.contracts.blueprint import GatePolicy
 from slmops.contracts.measurement import CohortWindow
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
-from slmops.rollout.domain.fleet import Member, Progress, Target, named, stage_targets
+from slmops.rollout.domain.stages import RolloutProgress, StageTargets, named
 
 
 class Verdict(StrEnum):
@@ -38,17 +38,18 @@ class GateDecision:
 def assess(
     state: BlueprintState,
     rollout: Rollout,
-    members: Iterable[Member],
+    progress: RolloutProgress,
     windows: Iterable[CohortWindow],
     now: datetime,
 ) -> GateDecision:
-    """Evaluates the gate of the open stage. `members` and `windows` are all of the blueprint."""
-    members = list(members)
-    since = measured_since(rollout, members)
+    """Evaluates the gate of the open stage. `windows` are all of the blueprint. Growth: the stages and the windows."""
+    if not progress.complete:
+        return GateDecision(Verdict.WAITING, "the stages' gateways are still being counted")
+    since = measured_since(rollout, progress)
     # A window that was open at that moment counts: on an idle fleet only the short soak is measured.
     recent = [window for window in windows if window.ended_at > since]
     return judge(
-        stage_targets(rollout, rollout.stage, members),
+        progress.targets(rollout.stage),
         of_release(recent, rollout.candidate.manifest.digest),
         stable_windows(rollout, recent),
         state.gate_of(rollout),
@@ -57,19 +58,18 @@ def assess(
     )
 
 
-def measured_since(rollout: Rollout, members: Sequence[Member]) -> datetime:
+def measured_since(rollout: Rollout, progress: RolloutProgress) -> datetime:
     """Returns the time from which measurements count: the start of the stage, because it judges the added gateways.
 
     A stage that added no gateways is judged by the whole rollout.
     """
-    if rollout.stage == 0:
+    if rollout.stage == 0 or progress.added(rollout.stage):
         return rollout.stage_started_at
-    added = stage_targets(rollout, rollout.stage, members) != stage_targets(rollout, rollout.stage - 1, members)
-    return rollout.stage_started_at if added else rollout.started_at
+    return rollout.started_at
 
 
 def judge(
-    targets: Sequence[Target],
+    targets: StageTargets,
     candidate: Sequence[CohortWindow],
     stable: Sequence[CohortWindow],
     policy: GatePolicy,
@@ -90,8 +90,7 @@ def judge(
         if not overdue:
             return GateDecision(Verdict.WAITING, speed)
         return GateDecision(Verdict.FAILED if slower else Verdict.OVERDUE, speed)
-    committed = sum(target.progress is Progress.COMMITTED for target in targets)
-    share = f"{committed} of {len(targets)} gateways committed"
+    share = f"{targets.committed} of {targets.total} gateways committed"
     return GateDecision(
         Verdict.PASSED, f"{share}, {measured.requests} requests, {measured.failed_requests} failed, {speed}"
     )
@@ -132,10 +131,11 @@ def stable_windows(rollout: Rollout, windows: Iterable[CohortWindow]) -> list[Co
     return of_release(windows, previous.manifest.digest)
 
 
-def _failure(targets: Sequence[Target], measured: CohortWindow | None, policy: GatePolicy) -> str:
-    failed = [target for target in targets if target.progress is Progress.FAILED]
-    if len(failed) > policy.max_failed_gateways:
-        return f"{named(failed)} failed the candidate: {failed[0].problem or 'no reason given'}"
+def _failure(targets: StageTargets, measured: CohortWindow | None, policy: GatePolicy) -> str:
+    if targets.failed > policy.max_failed_gateways:
+        first = targets.first_failed
+        problem = first[0].place.problem if first else ""
+        return f"{named(first, targets.failed)} failed the candidate: {problem or 'no reason given'}"
     if measured is None:
         return ""
     if measured.golden_failed:
@@ -148,13 +148,12 @@ def _failure(targets: Sequence[Target], measured: CohortWindow | None, policy: G
     return ""
 
 
-def _missing(targets: Sequence[Target], measured: CohortWindow | None, policy: GatePolicy) -> str:
-    if not targets:
+def _missing(targets: StageTargets, measured: CohortWindow | None, policy: GatePolicy) -> str:
+    if not targets.total:
         return "no gateway is in this stage"
-    waiting = [target for target in targets if target.progress is Progress.WAITING]
-    if waiting:
-        return f"{named(waiting)} of {len(targets)} have not committed yet"
-    if all(target.progress is Progress.FAILED for target in targets):
+    if targets.waiting:
+        return f"{named(targets.first_waiting, targets.waiting)} of {targets.total} have not committed yet"
+    if not targets.committed:
         return "no gateway of this stage committed"
     requests = measured.requests if measured else 0
     if measured is None or requests < policy.min_requests or measured.error_rate is None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from slmops.contracts.commands import BlueprintView, GatewayView, RolloutView, StageView, Standing
+from slmops.contracts.commands import BlueprintView, GatewayProblem, GatewayView, RolloutView, StageView, Standing
+from slmops.contracts.commands.rollout import MOST_ATTENTION
 from slmops.contracts.events import UpdatePhase
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan, resolve
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
-from slmops.rollout.domain.fleet import Member, Progress, stage_targets
+from slmops.rollout.domain.fleet import Member
 from slmops.rollout.domain.gate import Verdict, assess, of_release, stable_windows, total
+from slmops.rollout.domain.stages import Progress, RolloutProgress, Target
 
 
 def blueprint_view(state: BlueprintState) -> BlueprintView:
@@ -22,13 +24,14 @@ def blueprint_view(state: BlueprintState) -> BlueprintView:
 def rollout_view(
     state: BlueprintState,
     rollout: Rollout,
-    members: Sequence[Member],
+    progress: RolloutProgress,
+    seen: Mapping[str, datetime],
     windows: Sequence[CohortWindow],
     now: datetime,
 ) -> RolloutView:
     """Returns the view of a rollout. `windows` are those of the whole rollout. The targets of a stage include those of
-    the earlier stages."""
-    waiting = _waiting(state, rollout, members, windows, now)
+    the earlier stages. `seen`: when the gateways that `progress` names were last seen."""
+    waiting = _waiting(state, rollout, progress, windows, now)
     during = [window for window in windows if window.ended_at > rollout.started_at]
     return RolloutView(
         rollout=rollout.id,
@@ -37,12 +40,13 @@ def rollout_view(
         version=rollout.candidate.version,
         model=rollout.candidate.model,
         stage=rollout.stage,
-        stages=tuple(_stage_view(rollout, number, members, waiting) for number in range(len(rollout.stages))),
+        stages=tuple(_stage_view(rollout, number, progress, waiting) for number in range(len(rollout.stages))),
         reason=rollout.reason,
         started_at=rollout.started_at,
         ended_at=rollout.ended_at,
         candidate_window=total(of_release(during, rollout.candidate.manifest.digest)),
         stable_window=total(stable_windows(rollout, during)),
+        attention=tuple(_problem(rollout, target, seen) for target in attention_of(progress)),
     )
 
 
@@ -90,24 +94,39 @@ def _clock_ahead_s(member: Member) -> float | None:
 def _waiting(
     state: BlueprintState,
     rollout: Rollout,
-    members: Sequence[Member],
+    progress: RolloutProgress,
     windows: Sequence[CohortWindow],
     now: datetime,
 ) -> str:
     if not rollout.under_way:
         return ""
-    decision = assess(state, rollout, members, windows, now)
+    decision = assess(state, rollout, progress, windows, now)
     return decision.reason if decision.verdict in (Verdict.WAITING, Verdict.OVERDUE) else ""
 
 
-def _stage_view(rollout: Rollout, number: int, members: Sequence[Member], waiting: str) -> StageView:
-    targets = stage_targets(rollout, number, members)
-    reached = [target.progress for target in targets]
+def _stage_view(rollout: Rollout, number: int, progress: RolloutProgress, waiting: str) -> StageView:
+    targets = progress.targets(number)
     later = "the previous stage" if rollout.under_way and number > rollout.stage else ""
     return StageView(
         name=rollout.stages[number].name,
-        targets=len(targets),
-        committed=reached.count(Progress.COMMITTED),
-        failed=reached.count(Progress.FAILED),
+        targets=targets.total,
+        committed=targets.committed,
+        failed=targets.failed,
         waiting=waiting if number == rollout.stage else later,
+    )
+
+
+def attention_of(progress: RolloutProgress) -> list[Target]:
+    """Returns the gateways to show: failed ones first, then those that wait, the earliest stages first."""
+    waiting = sorted(progress.first_waiting, key=lambda target: target.place.stage)  # stable: by id within a stage
+    return [*progress.first_failed, *waiting][:MOST_ATTENTION]
+
+
+def _problem(rollout: Rollout, target: Target, seen: Mapping[str, datetime]) -> GatewayProblem:
+    return GatewayProblem(
+        gateway_id=target.gateway_id,
+        stage=rollout.stages[target.place.stage].name,
+        failed=target.place.progress is Progress.FAILED,
+        problem=target.place.problem,
+        last_seen=seen.get(target.gateway_id),
     )

@@ -1,0 +1,162 @@
+"""Records gateways' reports in batches. Repetitions and late reports are recognised by the sequence of each gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, select
+
+from slmops.contracts.errors import CredentialRevoked, Denied, PermanentError
+from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
+from slmops.rollout import progress_rows
+from slmops.rollout.domain.fleet import Sighting
+from slmops.rollout.domain.stages import Staging, check_given
+from slmops.rollout.progress_rows import Located, labels_of
+from slmops.rollout.tables import GATEWAYS, SIGHTINGS, add_all, change_all
+
+# Reports of intermediate steps decide nothing, and a large fleet sends many.
+_DECISIVE: Final = frozenset({UpdatePhase.COMMITTED, UpdatePhase.FAILED})
+
+
+class Report(NamedTuple):
+    event: GatewayReported
+    seen: Sighting
+
+
+@dataclass
+class Recorded:
+    """What became of a batch, by the numbers of its reports. `changed`: blueprints whose rollout's progress changed.
+
+    `unknown`: reports of gateways that are not enrolled here, which were not recorded.
+    """
+
+    refused: dict[int, Exception] = field(default_factory=dict)
+    unknown: list[int] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
+
+
+class _Gateway:
+    """A gateway's row, and what the batch changes in it."""
+
+    def __init__(self, row: Any) -> None:
+        self.row = row
+        self.sequence: int = row.sequence
+        self.newest: Report | None = None
+        self.failed: GatewayReported | None = None
+
+    def apply(self, report: Report) -> None:
+        """Keeps the report if it is the newest, and if it is the newest failure. Newest is the highest sequence.
+
+        A report that waited on the gateway since an earlier enrolment changes nothing. Raises `CredentialRevoked`, and
+        `Denied` if the report names another blueprint than the enrolment.
+        """
+        event, row = report.event, self.row
+        if row.revoked_at is not None:
+            raise CredentialRevoked(f"{event.gateway_id} was revoked, so its reports do not count")
+        if 0 < event.enrolment < row.enrolment or self._left(event.blueprint):
+            return
+        if row.blueprint != event.blueprint:
+            raise Denied(f"{event.gateway_id} is enrolled under {row.blueprint} but reports for {event.blueprint}")
+        if not all(map(isfinite, event.measured.values())):
+            # JSON has no NaN: it would be written as null, and then the report could not be read.
+            event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
+        if event.sequence > self.sequence:
+            self.sequence, self.newest = event.sequence, Report(event, report.seen)
+        # A failure counts even if a later report arrived first.
+        if event.phase is UpdatePhase.FAILED and (self.failure is None or event.sequence > self.failure.sequence):
+            self.failed = event
+
+    def _left(self, blueprint: str) -> bool:
+        """Returns whether the gateway's newest enrolment moved it away from this blueprint."""
+        return (
+            blueprint != self.row.blueprint
+            and GatewayEnrolled.model_validate_json(self.row.enrolled).moved_from == blueprint
+        )
+
+    @property
+    def failure(self) -> GatewayReported | None:
+        if self.failed is not None or not self.row.failure:
+            return self.failed
+        return GatewayReported.model_validate_json(self.row.failure)
+
+    @property
+    def changed(self) -> bool:
+        return self.newest is not None or self.failed is not None
+
+    def located(self) -> Located:
+        if self.row.moving_to is not None:
+            return progress_rows.located(self.row)
+        report = self.newest.event if self.newest else None
+        if report is None and self.row.report:
+            report = GatewayReported.model_validate_json(self.row.report)
+        labels = labels_of(report, self.row.enrolled)
+        return Located(self.row.gateway_id, self.row.blueprint, labels, report, self.failure)
+
+
+def record_reports(connection: Connection, reports: Mapping[int, Report]) -> Recorded:
+    """Records a batch of reports in their order. A report that is refused changes nothing, and no other report.
+
+    Writers take turns (`kit.journal`), so no other process changes the rows between reading and writing.
+    Growth: at most 13 statements for a batch, whatever its length and the size of the fleet.
+    """
+    recorded = Recorded()
+    ids = {report.event.gateway_id for report in reports.values()}
+    under_way = progress_rows.stagings(connection, {report.event.blueprint for report in reports.values()})
+    query = select(GATEWAYS).where(GATEWAYS.c.gateway_id.in_(ids), GATEWAYS.c.enrolled.is_not(None))
+    gateways = {row.gateway_id: _Gateway(row) for row in connection.execute(query)}
+    for number, report in reports.items():
+        try:
+            _check(report.event, under_way.get(report.event.blueprint))
+            known = gateways.get(report.event.gateway_id)
+            if known is None:
+                recorded.unknown.append(number)
+            else:
+                known.apply(report)
+        except PermanentError as error:
+            recorded.refused[number] = error
+    changed = [gateway for gateway in gateways.values() if gateway.changed]
+    _write(connection, changed)
+    placed = [gateway.located() for gateway in changed if gateway.row.blueprint in under_way]
+    recorded.changed = progress_rows.update_places(connection, placed)
+    return recorded
+
+
+def _check(event: GatewayReported, staging: Staging | None) -> None:
+    """Raises `Denied` for a decisive report that the open stages do not allow."""
+    if staging is not None and staging.judged and event.phase in _DECISIVE:
+        check_given(event, staging)
+
+
+def _write(connection: Connection, changed: Collection[_Gateway]) -> None:
+    newest = [gateway.newest for gateway in changed if gateway.newest]
+    failed = [gateway.failed for gateway in changed if gateway.failed]
+    change_all(connection, GATEWAYS, "gateway_id", [_newest_values(report.event) for report in newest])
+    failures = [{"gateway_id": event.gateway_id, "failure": event.model_dump_json()} for event in failed]
+    change_all(connection, GATEWAYS, "gateway_id", failures)
+    _saw(connection, newest)
+
+
+def _newest_values(event: GatewayReported) -> dict[str, Any]:
+    """Returns the columns of a gateway's row that its newest report determines."""
+    return {"gateway_id": event.gateway_id, "sequence": event.sequence, "report": event.model_dump_json()}
+
+
+def _saw(connection: Connection, reports: Collection[Report]) -> None:
+    """Records when gateways were last seen."""
+    if not reports:
+        return
+    rows = [
+        {
+            "gateway_id": report.event.gateway_id,
+            "at": report.seen.at.timestamp(),
+            "clock_ahead_s": report.seen.clock_ahead.total_seconds() if report.seen.clock_ahead is not None else None,
+        }
+        for report in reports
+    ]
+    query = select(SIGHTINGS.c.gateway_id).where(SIGHTINGS.c.gateway_id.in_([row["gateway_id"] for row in rows]))
+    known = set(connection.execute(query).scalars())
+    change_all(connection, SIGHTINGS, "gateway_id", [row for row in rows if row["gateway_id"] in known])
+    add_all(connection, SIGHTINGS, [row for row in rows if row["gateway_id"] not in known])
