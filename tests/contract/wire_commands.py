@@ -153,6 +153,7 @@ _GATEWAY_VIEW = c.GatewayView(
     dropped_measurements=2,
     last_seen=AT,
     clock_ahead_s=259200.5,
+    attention=(c.Attention.FAILED, c.Attention.CLOCK),
 )
 
 
@@ -395,7 +396,34 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     ),
     (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
     (
-        c.ListGateways(gateway_id="gw-1", blueprint="edge-chat", standing=c.Standing.MOVING),
-        c.GatewayList(gateways=(_GATEWAY_VIEW,)),
+        c.ListGateways(
+            gateway_id="gw-1",
+            blueprint="edge-chat",
+            standing=c.Standing.MOVING,
+            labels={"ring": "canary"},
+            phase=e.UpdatePhase.FAILED,
+            version=BEFORE,
+            online=True,
+            silent_for_s=3600.0,
+            attention=(c.Attention.FAILED,),
+            limit=1,
+            cursor="WyJnYXRld2F5cyIsICJndy0wIl0",
+        ),
+        c.GatewayList(gateways=(_GATEWAY_VIEW,), cursor="WyJnYXRld2F5cyIsICJndy0xIl0", total=2),
+    ),
+    (
+        c.SummarizeFleet(blueprint="edge-chat"),
+        c.FleetSummary(
+            gateways=5,
+            online=4,
+            offline=1,
+            standing=c.Tally(counts={"enrolled": 5, "revoked": 1}),
+            phase=c.Tally(counts={"committed": 4, "failed": 1}),
+            version=c.Tally(counts={VERSION: 3}, others=2),
+            blueprint=c.Tally(counts={"edge-chat": 5}),
+            profile=c.Tally(counts={"edge-small": 5}),
+            attention=c.Tally(counts={reason.value: int(reason is c.Attention.FAILED) for reason in c.Attention}),
+            at=AT,
+        ),
     ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from unit.rollout.rollout_examples import NAME, T0, at, digest, failure, package, report, window
 
-from slmops.contracts.commands import ListGateways, Standing
+from slmops.contracts.commands import Standing
 from slmops.contracts.errors import CredentialRevoked, Denied
 from slmops.contracts.events import (
     CohortMeasured,
@@ -25,7 +25,7 @@ from slmops.contracts.events import (
     UpdatePhase,
 )
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.rollout import membership_rows, store
+from slmops.rollout import inventory_rows, membership_rows, store
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.views import gateway_view
 
@@ -81,7 +81,7 @@ async def test_a_gateway_was_last_seen_when_its_newest_report_arrived(journal: J
     old = report("gw-1", IDLE, "1.0.0", 1, sequence=1)
     member = await heard(journal, old, seen=Sighting.of(old, at(999), None))
     assert member.seen == Sighting(at(60), ahead), "a report that is delivered late is no sign of life"
-    view = gateway_view(member, None)
+    view = gateway_view(member, None, at(90))
     assert (view.last_seen, view.clock_ahead_s) == (at(60), ahead.total_seconds())
 
 
@@ -193,7 +193,7 @@ async def reported(journal: Journal, **changes: Any) -> bool:
 
 
 async def member(journal: Journal) -> Member:
-    [found] = await journal.read(lambda connection: store.inventory(connection, ListGateways()))
+    [found] = await journal.read(lambda connection: list(inventory_rows.load(connection, ["gw-1"])))
     return found
 
 
@@ -264,7 +264,7 @@ async def test_a_removed_gateway_is_forgotten_and_the_bus_is_told(journal: Journ
     await told(journal, enrolled_as(KEYS[0], 1))
     await reported(journal)
     await told(journal, GatewayRemoved(gateway_id="gw-1", blueprint=NAME, at=at(9)))
-    assert await journal.read(lambda c: store.inventory(c, ListGateways())) == []
+    assert await journal.read(lambda c: inventory_rows.one(c, "gw-1")) is None
     forgotten = lambda c: membership_rows.forgotten(c, journal.events, 10)  # noqa: E731
     assert await journal.read(forgotten) == ["gw-1"]
     assert await journal.read(lambda c: membership_rows.overlay_write(c, "gw-1")) == (None,)

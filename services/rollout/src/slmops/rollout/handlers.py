@@ -10,11 +10,9 @@ from slmops.contracts.commands import (
     ApplyBlueprint,
     BlueprintList,
     BlueprintView,
-    GatewayList,
     History,
     HistoryEntry,
     ListBlueprints,
-    ListGateways,
     ListHistory,
     ListRollouts,
     PauseRollout,
@@ -42,7 +40,7 @@ from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting, check_given
 from slmops.rollout.domain.membership import State
-from slmops.rollout.domain.views import blueprint_view, gateway_view
+from slmops.rollout.domain.views import blueprint_view
 from slmops.rollout.reconcile import Reconciler
 
 # Reports of intermediate steps decide nothing, and a large fleet sends many.
@@ -173,12 +171,6 @@ class Handlers:
 
         return BlueprintList(blueprints=tuple(await self._journal.transact(work)))
 
-    async def list_gateways(self, query: ListGateways) -> GatewayList:
-        rows = await self._journal.read(store.plans)
-        fleet = await self._journal.read(lambda connection: store.inventory(connection, query))
-        plans = {row.name: store.plan_in(row) for row in rows}
-        return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
-
 
 def _record(unit: UnitOfWork, event: GatewayReported, seen: Sighting) -> bool:
     """Records a report; returns False if the gateway is not enrolled here. Raises `Denied`."""
@@ -202,4 +194,3 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.serve(ListRollouts, handlers.list_rollouts)
     bus.serve(ListHistory, handlers.list_history)
     bus.serve(ListBlueprints, handlers.list_blueprints)
-    bus.serve(ListGateways, handlers.list_gateways)

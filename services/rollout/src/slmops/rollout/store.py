@@ -6,23 +6,15 @@ Documents are stored as JSON, with separate columns for the fields on which quer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import reduce
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    delete,
-    func,
-    not_,
-    select,
-)
+from sqlalchemy import Connection, delete, func, select
 
-from slmops.contracts.commands import ListGateways, RolloutView, Standing
+from slmops.contracts.commands import RolloutView
 from slmops.contracts.errors import CredentialRevoked, Denied
 from slmops.contracts.events import (
     CohortMeasured,
@@ -36,14 +28,15 @@ from slmops.contracts.events import (
     UpdatePhase,
 )
 from slmops.contracts.measurement import CohortWindow
-from slmops.contracts.plan import Identity, Plan
+from slmops.contracts.plan import Plan
 from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import traceparent
-from slmops.rollout import membership_rows
+from slmops.rollout import inventory_rows, membership_rows
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
-from slmops.rollout.domain.fleet import Member, Sighting
+from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.domain.lifecycle import JUDGED
 from slmops.rollout.domain.views import rollout_view
+from slmops.rollout.inventory_rows import members as members
 from slmops.rollout.tables import (
     BLUEPRINTS,
     ENDED,
@@ -54,7 +47,6 @@ from slmops.rollout.tables import (
     WITHDRAWN,
     matches,
     put,
-    time_of,
 )
 from slmops.rollout.tables import schema as schema
 
@@ -92,18 +84,26 @@ def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now
     state = reduce(evolve, events, state)
     rollout, plan = state.latest, plan_of(state, traceparent())
     judged = rollout is not None and rollout.state in JUDGED
-    values = {"plan": plan.model_dump_json(), "judged": judged}
+    profile = state.revisions[-1].spec.profile if state.revisions else None
+    values = {"plan": plan.model_dump_json(), "judged": judged, "profile": profile}
     put(unit.connection, BLUEPRINTS, {"name": state.name}, values)
     if rollout and not rollout.under_way and isinstance(events[-1], RolloutEvent):
         # Store the view as of the end, because the same gateways run other releases later.
         view = _view(unit, state, rollout, now)
-        put(unit.connection, ENDED, {"rollout": rollout.id}, {"view": view.model_dump_json()})
+        values = {"view": view.model_dump_json(), "blueprint": state.name, "started_at": view.started_at.timestamp()}
+        put(unit.connection, ENDED, {"rollout": rollout.id}, values)
     return state
 
 
 def plans(connection: Connection) -> list[PlanRow]:
     rows = connection.execute(select(BLUEPRINTS).order_by(BLUEPRINTS.c.name)).all()
     return [PlanRow(row.name, row.plan, row.judged) for row in rows]
+
+
+def profiles(connection: Connection) -> dict[str, str]:
+    """Returns the profile of each blueprint's newest revision."""
+    rows = connection.execute(select(BLUEPRINTS.c.name, BLUEPRINTS.c.profile).where(BLUEPRINTS.c.profile.is_not(None)))
+    return {row.name: row.profile for row in rows}
 
 
 def plan_row(connection: Connection, name: str) -> PlanRow | None:
@@ -181,6 +181,7 @@ def record_report(connection: Connection, event: GatewayReported, seen: Sighting
     values: dict[str, Any] = {}
     if event.sequence > row.sequence:
         values |= {"sequence": event.sequence, "report": event.model_dump_json()}
+        values |= inventory_rows.values_of(event) | inventory_rows.labels_of(connection, row, event)
         ahead = seen.clock_ahead.total_seconds() if seen.clock_ahead is not None else None
         put(connection, SIGHTINGS, key, {"at": seen.at.timestamp(), "clock_ahead_s": ahead})
     # A failure counts even if a later report arrived first.
@@ -207,75 +208,6 @@ def enrolments(connection: Connection, after: str, limit: int) -> list[GatewayEn
     query = select(GATEWAYS.c.enrolled).where(GATEWAYS.c.enrolled.is_not(None), GATEWAYS.c.gateway_id > after)
     rows = connection.execute(query.order_by(GATEWAYS.c.gateway_id).limit(limit)).scalars()
     return [GatewayEnrolled.model_validate_json(row) for row in rows]
-
-
-def members(connection: Connection, blueprint: str | None = None) -> list[Member]:
-    """Returns the gateways that count, of one blueprint or all: neither revoked ones, nor ones that are being moved."""
-    counted = (GATEWAYS.c.revoked_at.is_(None), GATEWAYS.c.moving_to.is_(None))
-    query = _fleet().where(*counted)
-    if blueprint is not None:
-        query = query.where(GATEWAYS.c.blueprint == blueprint)
-    return [_member(row) for row in connection.execute(query)]
-
-
-def inventory(connection: Connection, asked: ListGateways) -> list[Member]:
-    """Returns the gateways that a query asks for, including those that do not count."""
-    query = _fleet()
-    revoked, moving = GATEWAYS.c.revoked_at.is_not(None), GATEWAYS.c.moving_to.is_not(None)
-    wanted: list[ColumnElement[bool]] = []
-    match asked.standing:
-        case Standing.REVOKED:
-            wanted = [revoked]
-        case Standing.MOVING:
-            wanted = [moving, not_(revoked)]
-        case Standing.ENROLLED:
-            wanted = [not_(moving), not_(revoked)]
-    if asked.blueprint is not None:
-        wanted.append(GATEWAYS.c.blueprint == asked.blueprint)
-    if asked.gateway_id is not None:
-        wanted.append(GATEWAYS.c.gateway_id == asked.gateway_id)
-    return [_member(row) for row in connection.execute(query.where(*wanted))]
-
-
-def _fleet() -> Select[Any]:
-    return (
-        select(GATEWAYS, SIGHTINGS.c.at, SIGHTINGS.c.clock_ahead_s)
-        .select_from(GATEWAYS.outerjoin(SIGHTINGS, GATEWAYS.c.gateway_id == SIGHTINGS.c.gateway_id))
-        .where(GATEWAYS.c.enrolled.is_not(None))
-        .order_by(GATEWAYS.c.gateway_id)
-    )
-
-
-def _member(row: Any) -> Member:
-    report = _report(row.report) if row.report else None
-    known = GatewayEnrolled.model_validate_json(row.enrolled)
-    # A gateway resolves its plan with its own labels, so the prediction uses the newest labels that it reported.
-    labels = (report.labels if report else {}) or known.labels
-    return Member(
-        identity=Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=labels),
-        enrolled_at=known.at,
-        report=report,
-        failure=_report(row.failure) if row.failure else None,
-        seen=_sighting(row) if row.at is not None else None,
-        standing=_standing(row),
-        enrolment=row.enrolment,
-        moving_to=row.moving_to,
-        revoked_at=time_of(row.revoked_at),
-        revoked_because=row.revoked_because or "",
-        reenrol_until=time_of(row.reenrol_until),
-        credential_expires_at=time_of(row.expires_at),
-    )
-
-
-def _standing(row: Any) -> Standing:
-    if row.revoked_at is not None:
-        return Standing.REVOKED
-    return Standing.ENROLLED if row.moving_to is None else Standing.MOVING
-
-
-def _sighting(row: Any) -> Sighting:
-    ahead = timedelta(seconds=row.clock_ahead_s) if row.clock_ahead_s is not None else None
-    return Sighting(datetime.fromtimestamp(row.at, UTC), ahead)
 
 
 def _report(data: str) -> GatewayReported:

@@ -19,6 +19,12 @@ from slmops.contracts.commands.base import (
     Command,
     Result,
 )
+from slmops.contracts.commands.fleet import (
+    Attention,
+    FleetSummary,
+    SummarizeFleet,
+    Tally,
+)
 from slmops.contracts.commands.gateways import (
     GatewayRemoval,
     MoveGateway,
@@ -114,6 +120,7 @@ __all__ = [
     "AbortRollout",
     "AddUser",
     "ApplyBlueprint",
+    "Attention",
     "BeginRestore",
     "BeginUpload",
     "BlueprintList",
@@ -133,6 +140,7 @@ __all__ = [
     "FetchEvaluation",
     "FetchMetadata",
     "FetchPackage",
+    "FleetSummary",
     "GarbageReport",
     "GatewayList",
     "GatewayRemoval",
@@ -184,6 +192,8 @@ __all__ = [
     "StartRollout",
     "StorageReport",
     "StorageStatus",
+    "SummarizeFleet",
+    "Tally",
     "TrustStatus",
     "UploadData",
     "UploadTicket",

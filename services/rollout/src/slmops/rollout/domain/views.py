@@ -9,6 +9,7 @@ from slmops.contracts.commands import BlueprintView, GatewayView, RolloutView, S
 from slmops.contracts.events import UpdatePhase
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan, resolve
+from slmops.rollout.domain.attention import attention_of
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
 from slmops.rollout.domain.fleet import Member, Progress, stage_targets
 from slmops.rollout.domain.gate import Verdict, assess, of_release, stable_windows, total
@@ -46,7 +47,7 @@ def rollout_view(
     )
 
 
-def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
+def gateway_view(member: Member, plan: Plan | None, now: datetime) -> GatewayView:
     """Returns the view of a gateway. `plan` is None if the gateway's blueprint has not been applied yet."""
     identity, report = member.identity, member.report
     revoked = member.standing is Standing.REVOKED
@@ -78,6 +79,7 @@ def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
         dropped_measurements=report.dropped_measurements if report else 0,
         last_seen=member.seen.at if member.seen else member.enrolled_at,
         clock_ahead_s=_clock_ahead_s(member),
+        attention=attention_of(member, now),
     )
 
 
