@@ -35,7 +35,7 @@ def position(kind: str, text: str, *types: type[str] | type[float]) -> tuple[str
         if not isinstance(found, list) or [type(item) for item in found] != [str, *types] or found[0] != kind:
             raise ValueError
         # PostgreSQL takes no NUL, and no text may be compared with half a character.
-        if any(isinstance(item, str) and "\0" in item.encode().decode() for item in found):
+        if any("\0" in item for item in found if isinstance(item, str) and item.encode()):
             raise ValueError
     except (ValueError, RecursionError) as error:
         raise InvalidCursor(
