@@ -378,7 +378,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (c.ResumeRollout(blueprint="edge-chat", reason="lunch is over"), _ROLLOUT_VIEW),
     (c.AbortRollout(blueprint="edge-chat", reason="wrong version"), _ROLLOUT_VIEW),
     (c.RollbackRollout(blueprint="edge-chat", reason="users complain"), _ROLLOUT_VIEW),
-    (c.ListRollouts(blueprint="edge-chat"), c.RolloutList(rollouts=(_ROLLOUT_VIEW,))),
+    (
+        c.ListRollouts(blueprint="edge-chat", under_way=True, limit=1, cursor="WyJyb2xsb3V0cyIsIDIuMCwgImIiXQ"),
+        c.RolloutList(rollouts=(_ROLLOUT_VIEW,), cursor="WyJyb2xsb3V0cyIsIDEuMCwgImEiXQ"),
+    ),
     (
         c.ListHistory(blueprint="edge-chat", limit=1, cursor=8),
         c.History(
@@ -394,7 +397,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             cursor=7,
         ),
     ),
-    (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
+    (
+        c.ListBlueprints(limit=1, cursor="WyJibHVlcHJpbnRzIiwgImEiXQ"),
+        c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,), cursor="WyJibHVlcHJpbnRzIiwgImIiXQ"),
+    ),
     (
         c.ListGateways(
             gateway_id="gw-1",

@@ -8,17 +8,13 @@ from datetime import datetime
 from slmops.contracts.commands import (
     AbortRollout,
     ApplyBlueprint,
-    BlueprintList,
     BlueprintView,
     History,
     HistoryEntry,
-    ListBlueprints,
     ListHistory,
-    ListRollouts,
     PauseRollout,
     ResumeRollout,
     RollbackRollout,
-    RolloutList,
     RolloutView,
     StartRollout,
 )
@@ -134,21 +130,13 @@ class Handlers:
         def work(unit: UnitOfWork) -> RolloutView:
             now, state = self._clock(), store.load(unit, blueprint)
             state = store.commit(unit, state, decide(unit, state, now), now)
-            return store.rollout_views(unit, state, now)[-1]
+            return store.latest_view(unit, state, now)
 
         view = await self._journal.transact(work)
         await self._reconciler.publish(blueprint)
         return view
 
     # ---- queries ------------------------------------------------------------------------------------------
-
-    async def list_rollouts(self, query: ListRollouts) -> RolloutList:
-        def work(unit: UnitOfWork) -> list[RolloutView]:
-            names = [row.name for row in store.plans(unit.connection) if query.blueprint in (None, row.name)]
-            found = [v for name in names for v in store.rollout_views(unit, store.load(unit, name), self._clock())]
-            return sorted(found, key=lambda view: view.started_at)
-
-        return RolloutList(rollouts=tuple(await self._journal.transact(work)))
 
     async def list_history(self, query: ListHistory) -> History:
         found = await self._journal.newest(store.stream_of(query.blueprint), query.cursor, query.limit + 1)
@@ -164,12 +152,6 @@ class Handlers:
             for one in shown
         )
         return History(entries=entries, cursor=shown[-1].position if len(found) > query.limit else None)
-
-    async def list_blueprints(self, _query: ListBlueprints) -> BlueprintList:
-        def work(unit: UnitOfWork) -> list[BlueprintView]:
-            return [blueprint_view(store.load(unit, row.name)) for row in store.plans(unit.connection)]
-
-        return BlueprintList(blueprints=tuple(await self._journal.transact(work)))
 
 
 def _record(unit: UnitOfWork, event: GatewayReported, seen: Sighting) -> bool:
@@ -191,6 +173,4 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.serve(ResumeRollout, handlers.resume_rollout)
     bus.serve(AbortRollout, handlers.abort_rollout)
     bus.serve(RollbackRollout, handlers.rollback_rollout)
-    bus.serve(ListRollouts, handlers.list_rollouts)
     bus.serve(ListHistory, handlers.list_history)
-    bus.serve(ListBlueprints, handlers.list_blueprints)

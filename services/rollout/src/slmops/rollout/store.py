@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, func, select, tuple_
 
 from slmops.contracts.commands import RolloutView
 from slmops.contracts.errors import CredentialRevoked, Denied
@@ -111,10 +111,36 @@ def plan_row(connection: Connection, name: str) -> PlanRow | None:
     return PlanRow(row.name, row.plan, row.judged) if row else None
 
 
-def rollout_views(unit: UnitOfWork, state: BlueprintState, now: datetime) -> list[RolloutView]:
-    """Returns a blueprint's rollouts, oldest first: ended ones as of their end, the one under way as of now."""
-    found = [_ended_view(unit.connection, rollout.id) for rollout in state.rollouts if not rollout.under_way]
-    return [*found, _view(unit, state, state.under_way, now)] if state.under_way else found
+def blueprint_names(connection: Connection, after: str, limit: int) -> list[str]:
+    """Returns a page of the names of blueprints."""
+    query = select(BLUEPRINTS.c.name).where(BLUEPRINTS.c.name > after).order_by(BLUEPRINTS.c.name).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
+def views_under_way(unit: UnitOfWork, blueprint: str | None, now: datetime) -> list[RolloutView]:
+    """Returns the rollouts under way, as of now: at most one for each blueprint. Growth: reads the plans of all."""
+    rows = [row for row in plans(unit.connection) if blueprint in (None, row.name)]
+    states = [load(unit, row.name) for row in rows if (plan := plan_in(row)) is not None and plan.candidate is not None]
+    return [_view(unit, state, state.under_way, now) for state in states if state.under_way is not None]
+
+
+def ended_views(
+    connection: Connection, blueprint: str | None, before: tuple[str | float, ...] | None, limit: int
+) -> list[RolloutView]:
+    """Returns a page of the rollouts that ended, as of their end, newest first. Growth: `limit` rows of an index."""
+    started = tuple_(ENDED.c.started_at, ENDED.c.rollout)
+    query = select(ENDED.c.view).order_by(ENDED.c.started_at.desc(), ENDED.c.rollout.desc()).limit(limit)
+    if blueprint is not None:
+        query = query.where(ENDED.c.blueprint == blueprint)
+    if before is not None:
+        query = query.where(started < tuple_(*before))
+    return [RolloutView.model_validate_json(view) for view in connection.execute(query).scalars()]
+
+
+def latest_view(unit: UnitOfWork, state: BlueprintState, now: datetime) -> RolloutView:
+    """Returns a blueprint's latest rollout: as of now if it is under way, otherwise as of its end."""
+    assert state.latest is not None, "whoever asks has just changed it"
+    return _view(unit, state, state.latest, now) if state.under_way else _ended_view(unit.connection, state.latest.id)
 
 
 def _ended_view(connection: Connection, rollout: str) -> RolloutView:

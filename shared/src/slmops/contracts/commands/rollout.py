@@ -114,14 +114,18 @@ class RollbackRollout(_OnRollout):
 
 class RolloutList(Result):
     rollouts: tuple[RolloutView, ...]
+    cursor: str | None = Field(default=None, description="Ask with it for older ones; None: these are the oldest")
 
 
 class ListRollouts(Command[RolloutList]):
-    """List all rollouts, or those of one blueprint, the newest last."""
+    """List the newest rollouts, or those of one blueprint, the newest last. The cursor asks for the page before."""
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_rollouts"
     blueprint: Name | None = None
+    under_way: bool | None = Field(default=None, description="Only rollouts that have not ended, or only ended ones")
+    limit: int = Field(default=50, ge=1, le=500)
+    cursor: str | None = None
 
 
 class HistoryEntry(Result):
@@ -151,11 +155,16 @@ class ListHistory(Command[History]):
 
 class BlueprintList(Result):
     blueprints: tuple[BlueprintView, ...]
+    cursor: str | None = Field(default=None, description="Ask with it for the next page; None: this is the last one")
 
 
 class ListBlueprints(Command[BlueprintList]):
+    """List blueprints by name, a page at a time."""
+
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_blueprints"
+    limit: int = Field(default=100, ge=1, le=500)
+    cursor: str | None = None
 
 
 class Standing(StrEnum):
