@@ -9,17 +9,21 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from unit.rollout.rollout_examples import NAME, T0, blueprint, digest, report
+from unit.rollout.rollout_examples import NAME, T0, blueprint, digest, package, report
 
 from slmops.contracts.commands import (
+    AbortRollout,
     ApplyBlueprint,
     Attention,
     GatewayView,
+    ListBlueprints,
     ListGateways,
+    ListRollouts,
     Standing,
+    StartRollout,
     SummarizeFleet,
 )
-from slmops.contracts.errors import Problem
+from slmops.contracts.errors import InvalidCursor, Problem
 from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
@@ -32,7 +36,7 @@ from slmops.contracts.events import (
 from slmops.kit.bus.pages import PAGE_BYTES
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import inventory_rows, store
-from slmops.rollout.domain.decide import apply_blueprint
+from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.queries import Queries
 
@@ -250,3 +254,48 @@ async def test_labels_of_a_report_replace_the_ones_before_in_searches(journal: J
     none = changed.model_copy(update={"labels": {}, "sequence": 2, "running": digest("1.0.0")})
     await journal.transact(lambda unit: heard(unit, none, timedelta(0)))
     assert (await found(ring="canary"), await found(site="a")) == (True, False), "those of its enrolment count again"
+
+
+async def test_rollouts_and_blueprints_are_listed_by_pages(journal: Journal) -> None:
+    """Each blueprint has three rollouts that ended and one under way. They started in turn."""
+
+    def start(unit: UnitOfWork, name: str, seconds: float, *, end: bool) -> None:
+        now, state = T0 + timedelta(seconds=seconds), store.load(unit, name)
+        command = StartRollout(blueprint=name, version="1.0.0")
+        state = store.commit(unit, state, start_rollout(state, command, [package("1.0.0")], now), now)
+        if end:
+            store.commit(unit, state, operate(state, AbortRollout(blueprint=name), now), now)
+
+    def fill(unit: UnitOfWork) -> None:
+        for name in ("a", "b", "c"):
+            state = store.load(unit, name)
+            spec = blueprint().model_copy(update={"name": name})
+            store.commit(unit, state, apply_blueprint(state, ApplyBlueprint(spec=spec), T0), T0)
+        for turn in range(4):
+            for number, name in enumerate(("a", "b")):
+                start(unit, name, 10 * turn + number, end=turn < 3)
+
+    await journal.transact(fill)
+    queries = Queries(journal, lambda: NOW)
+
+    async def all_pages(**asked: Any) -> list[str]:
+        """Returns the rollouts of all pages, the newest first."""
+        found, cursor = [], None
+        while True:
+            page = await queries.list_rollouts(ListRollouts(**asked, limit=3, cursor=cursor))
+            assert len(page.rollouts) <= 3
+            found += [view.rollout for view in reversed(page.rollouts)]
+            if (cursor := page.cursor) is None:
+                return found
+
+    every = await all_pages()
+    assert every == [f"{name}-{number}" for number in (4, 3, 2, 1) for name in ("b", "a")]
+    assert await all_pages(blueprint="a") == ["a-4", "a-3", "a-2", "a-1"]
+    assert await all_pages(under_way=True) == ["b-4", "a-4"]
+    assert await all_pages(under_way=False) == every[2:]
+    first = await queries.list_blueprints(ListBlueprints(limit=2))
+    rest = await queries.list_blueprints(ListBlueprints(limit=2, cursor=first.cursor))
+    assert [view.spec.name for view in (*first.blueprints, *rest.blueprints)] == ["a", "b", "c"]
+    assert rest.cursor is None
+    with pytest.raises(InvalidCursor):
+        await queries.list_rollouts(ListRollouts(cursor=first.cursor))
