@@ -186,7 +186,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     ),
     (c.SetAlias(model="smollm2", alias="stable", version=VERSION), _VERSION_VIEW),
     (c.RetireVersion(model="smollm2", version=VERSION, reason="superseded by 1.0.2"), _VERSION_VIEW),
-    (c.ListVersions(model="smollm2", version=VERSION), c.VersionList(versions=(_VERSION_VIEW,))),
+    (
+        c.ListVersions(model="smollm2", version=VERSION, limit=1, cursor="WyJ2ZXJzaW9ucyIsIDkuMF0"),
+        c.VersionList(versions=(_VERSION_VIEW,), cursor="WyJ2ZXJzaW9ucyIsIDguMF0"),
+    ),
     (
         c.CollectGarbage(dry_run=True, grace=timedelta(days=2), at_most=500),
         c.GarbageReport(

@@ -18,6 +18,7 @@ from slmops.contracts.errors import InvalidCursor
 PAGE_BYTES: Final = 1 << 19
 """Where a page is cut: half of NATS' default limit of a message. A single item may be larger."""
 _CURSOR_BYTES: Final = 400
+_LARGEST: Final = 1 << 53
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -36,6 +37,8 @@ def position(kind: str, text: str, *types: type[str] | type[float]) -> tuple[str
             raise ValueError
         # PostgreSQL takes no NUL, and no text may be compared with half a character.
         if any("\0" in item for item in found if isinstance(item, str) and item.encode()):
+            raise ValueError
+        if not all(abs(item) <= _LARGEST for item in found if isinstance(item, float)):  # false for NaN
             raise ValueError
     except (ValueError, RecursionError) as error:
         raise InvalidCursor(
