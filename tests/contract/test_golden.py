@@ -53,6 +53,7 @@ def with_unknown_fields(value: Any) -> Any:
         "md5",
         "expires",
         "problems",
+        "counts",
     }
     known = {key: item if key in free else with_unknown_fields(item) for key, item in value.items()}
     return known | {"added_in_a_later_release": {"x": 1}}

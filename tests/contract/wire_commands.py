@@ -157,6 +157,7 @@ _GATEWAY_VIEW = c.GatewayView(
     dropped_measurements=2,
     last_seen=AT,
     clock_ahead_s=259200.5,
+    attention=(c.Attention.FAILED, c.Attention.CLOCK),
 )
 
 
@@ -189,7 +190,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     ),
     (c.SetAlias(model="smollm2", alias="stable", version=VERSION), _VERSION_VIEW),
     (c.RetireVersion(model="smollm2", version=VERSION, reason="superseded by 1.0.2"), _VERSION_VIEW),
-    (c.ListVersions(model="smollm2", version=VERSION), c.VersionList(versions=(_VERSION_VIEW,))),
+    (
+        c.ListVersions(model="smollm2", version=VERSION, limit=1, cursor="WyJ2ZXJzaW9ucyIsIDkuMF0"),
+        c.VersionList(versions=(_VERSION_VIEW,), cursor="WyJ2ZXJzaW9ucyIsIDguMF0"),
+    ),
     (
         c.CollectGarbage(dry_run=True, grace=timedelta(days=2), at_most=500),
         c.GarbageReport(
@@ -381,7 +385,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
     (c.ResumeRollout(blueprint="edge-chat", reason="lunch is over"), _ROLLOUT_VIEW),
     (c.AbortRollout(blueprint="edge-chat", reason="wrong version"), _ROLLOUT_VIEW),
     (c.RollbackRollout(blueprint="edge-chat", reason="users complain"), _ROLLOUT_VIEW),
-    (c.ListRollouts(blueprint="edge-chat"), c.RolloutList(rollouts=(_ROLLOUT_VIEW,))),
+    (
+        c.ListRollouts(blueprint="edge-chat", under_way=True, limit=1, cursor="WyJyb2xsb3V0cyIsIDIuMCwgImIiXQ"),
+        c.RolloutList(rollouts=(_ROLLOUT_VIEW,), cursor="WyJyb2xsb3V0cyIsIDEuMCwgImEiXQ"),
+    ),
     (
         c.ListHistory(blueprint="edge-chat", limit=1, cursor=8),
         c.History(
@@ -397,9 +404,39 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
             cursor=7,
         ),
     ),
-    (c.ListBlueprints(), c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,))),
     (
-        c.ListGateways(gateway_id="gw-1", blueprint="edge-chat", standing=c.Standing.MOVING),
-        c.GatewayList(gateways=(_GATEWAY_VIEW,)),
+        c.ListBlueprints(limit=1, cursor="WyJibHVlcHJpbnRzIiwgImEiXQ"),
+        c.BlueprintList(blueprints=(_BLUEPRINT_VIEW,), cursor="WyJibHVlcHJpbnRzIiwgImIiXQ"),
+    ),
+    (
+        c.ListGateways(
+            gateway_id="gw-1",
+            blueprint="edge-chat",
+            standing=c.Standing.MOVING,
+            labels={"ring": "canary"},
+            phase=e.UpdatePhase.FAILED,
+            version=BEFORE,
+            online=True,
+            silent_for_s=3600.0,
+            attention=(c.Attention.FAILED,),
+            limit=1,
+            cursor="WyJnYXRld2F5cyIsICJndy0wIl0",
+        ),
+        c.GatewayList(gateways=(_GATEWAY_VIEW,), cursor="WyJnYXRld2F5cyIsICJndy0xIl0", total=2),
+    ),
+    (
+        c.SummarizeFleet(blueprint="edge-chat"),
+        c.FleetSummary(
+            gateways=5,
+            online=4,
+            offline=1,
+            standing=c.Tally(counts={"enrolled": 5, "revoked": 1}),
+            phase=c.Tally(counts={"committed": 4, "failed": 1}),
+            version=c.Tally(counts={VERSION: 3}, others=2),
+            blueprint=c.Tally(counts={"edge-chat": 5}),
+            profile=c.Tally(counts={"edge-small": 5}),
+            attention=c.Tally(counts={reason.value: int(reason is c.Attention.FAILED) for reason in c.Attention}),
+            at=AT,
+        ),
     ),
 )

@@ -19,6 +19,7 @@ from slmops.contracts.plan import Identity
 from slmops.kit.journal import Journal, UnitOfWork, journal_tables
 from slmops.packager import store as packager
 from slmops.registry import store as registry
+from slmops.rollout import inventory_rows
 from slmops.rollout import store as rollout
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
@@ -135,7 +136,7 @@ def _fill_rollout(unit: UnitOfWork) -> None:
 
 def _read_rollout(connection: Connection) -> dict[str, Any]:
     return {
-        "members": rollout.members(connection),
+        "members": inventory_rows.members(connection),
         "packages": rollout.packages(connection, MODEL),
         "windows": rollout.windows(connection, BLUEPRINT.name, AT.replace(year=2000)),
         "plans": [(row.name, row.plan, row.judged) for row in rollout.plans(connection)],

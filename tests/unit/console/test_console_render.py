@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from io import StringIO
+from typing import NamedTuple
 
 import pytest
 from rich.console import Console, RenderableType
 from unit.console.console_examples import (
+    AT,
     NOW,
     blueprint,
     dead_letter,
@@ -18,8 +20,9 @@ from unit.console.console_examples import (
 )
 
 from slmops.console.render import fleet as render
+from slmops.console.render import fleet_summary
 from slmops.console.render.package import packages, verified
-from slmops.contracts.commands import PackageOfVersion
+from slmops.contracts.commands import FleetSummary, PackageOfVersion, RolloutView, Tally
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
 from slmops.contracts.manifest import FILE_PATH, WEIGHT, Manifest
@@ -36,6 +39,39 @@ def shown(table: RenderableType, width: int) -> str:
     return out.getvalue()
 
 
+class Named(NamedTuple):
+    """A gateway of a rollout that needs attention."""
+
+    gateway_id: str
+    stage: str
+    failed: bool
+    problem: str
+    last_seen: datetime | None
+
+
+class Attended(RolloutView):
+    attention: tuple[Named, ...] = ()
+
+
+def with_attention() -> RolloutView:
+    failed = Named("gw-3", "canary", True, "0 of 5 golden prompts pass", AT)
+    return Attended(**dict(rollout()), attention=(failed, Named("gw-2", "canary", False, "", None)))
+
+
+SUMMARY = FleetSummary(
+    gateways=1200,
+    online=1197,
+    offline=3,
+    standing=Tally(counts={"enrolled": 1200, "revoked": 7}),
+    phase=Tally(counts={"committed": 1199, "failed": 1}),
+    version=Tally(counts={"1.0.0": 1100, "none": 60}, others=40),
+    blueprint=Tally(counts={"edge-chat": 1200}),
+    profile=Tally(counts={"edge-small": 1200}),
+    attention=Tally(counts={"revoked": 7, "failed": 1, "offline": 3, "clock": 0, "[b]new": 5}),
+    at=NOW,
+)
+
+
 def tables(width: int) -> dict[str, RenderableType]:
     return {
         "versions": render.versions([version()], NOW, width),
@@ -43,7 +79,8 @@ def tables(width: int) -> dict[str, RenderableType]:
         "variants": render.variants([variant(), variant("int8", chosen=False)], width),
         "blueprints": render.blueprints([blueprint()], NOW),
         "rollouts": render.rollouts([rollout("rolled_back")], NOW, width),
-        "rollout": render.rollout(rollout(), [gateway()], NOW),
+        "rollout": render.rollout(with_attention(), NOW),
+        "summary": fleet_summary.summary(SUMMARY),
         "gateways": render.gateways([gateway(), gateway("gw-2", "0 of 5 golden prompts pass")], APIS, NOW, width),
         "gateway": render.gateway(gateway(problem="0 of 5 golden prompts pass"), "http://127.0.0.1:8001", NOW),
         "dead_letters": render.dead_letters([dead_letter()], NOW, width),
@@ -64,7 +101,8 @@ MUST_SHOW = {
     "variants": ["int4-k-quant", "chosen", "refused", "86.0 MB", "0.039", "91.2%", "91", "KL 0.612 is over 0.5"],
     "blueprints": ["edge-chat", "3", "smollm2", "edge-small", "none"],
     "rollouts": ["edge-chat", "smollm2:1.0.1", "rolled_back", "1/2 canary", "5 min", "0 of 5 golden"],
-    "rollout": ["edge-chat to smollm2:1.0.1", "running", "canary", "gw-1 to commit", "waiting for", "problem"],
+    "rollout": ["edge-chat to smollm2:1.0.1", "running", "canary", "gw-1 to commit", "waiting for", "never", "0 of 5"],
+    "summary": ["1,200", "3", "revoked", "committed", "1.0.0", "none", "edge-small", "others", "100.0%", "failed"],
     "gateways": ["gw-1", "gw-2", "committed", "failed", "1.0.0", "1.0.0 *", "80", "3 s", APIS["gw-1"]],
     "gateway": ["gw-1", "ring=canary", "generation 4", "80.2", "http://127.0.0.1:8001", "error [inference_failed]"],
     "dead_letters": ["17", "optimizer", "invalid_message", "15 B", "5 min", "reason", "Field"],
@@ -138,3 +176,13 @@ def test_sizes_are_decimal(size_bytes: int | None, text: str) -> None:
 )
 def test_durations_have_one_unit(seconds: int, text: str) -> None:
     assert render.duration(timedelta(seconds=seconds)) == text
+
+
+def test_only_reasons_to_act_are_attention_items_and_each_names_a_few_gateways() -> None:
+    found = fleet_summary.items(SUMMARY.attention.counts, {"offline": ["gw-1", "gw-2"], "failed": ["gw-9"]})
+    assert [(item.kind, item.what) for item in found] == [
+        ("gateways_failed", "1 gateway with a failed update, for example gw-9"),
+        ("gateways_offline", "3 gateways offline, for example gw-1, gw-2"),
+    ]
+    assert found[0].fix.endswith("slmops gateway ls --attention failed")
+    assert fleet_summary.figures(SUMMARY).startswith("1,200, 7 revoked, 1 with a failed update, 3 offline")

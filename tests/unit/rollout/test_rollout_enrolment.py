@@ -33,6 +33,7 @@ from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.handlers import Handlers
 from slmops.rollout.membership import MembershipHandlers
 from slmops.rollout.overlays import Overlays
+from slmops.rollout.queries import Queries
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.signing import PlanSigner
 from slmops.rollout.store import MIGRATIONS, project, schema
@@ -85,7 +86,8 @@ class Service:
         return self.handlers
 
     async def gateways(self, **query: Any) -> list[GatewayView]:
-        return list((await self.queries.list_gateways(ListGateways(**query))).gateways)
+        listing = Queries(self.journal, lambda: self.now)
+        return list((await listing.list_gateways(ListGateways(**query))).gateways)
 
 
 def command(key: str, token: str = TOKEN, gateway_id: str = "gw-1", blueprint: str = "edge-chat") -> EnrolGateway:

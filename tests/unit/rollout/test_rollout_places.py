@@ -34,7 +34,7 @@ from slmops.contracts.events import (
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.settings import BusSettings
-from slmops.rollout import progress_rows, store
+from slmops.rollout import inventory_rows, progress_rows, store
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
 from slmops.rollout.domain.decide import apply_blueprint, follow_gate, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
@@ -105,7 +105,7 @@ def kept(unit: UnitOfWork, name: str = NAME) -> RolloutProgress:
 def by_listing(unit: UnitOfWork, name: str = NAME) -> RolloutProgress:
     rollout = store.load(unit, name).under_way
     assert rollout is not None
-    return listed(rollout, store.members(unit.connection, name))
+    return listed(rollout, inventory_rows.members(unit.connection, name))
 
 
 # ---- the same as listing the fleet ------------------------------------------------------------------------
@@ -419,7 +419,7 @@ async def _cost(folder: Path, size: int, batch: int) -> dict[str, Any]:
 
     def view(unit: UnitOfWork) -> tuple[int, int]:
         with statements() as found, database_steps(unit) as steps:
-            [shown] = store.rollout_views(unit, store.load(unit, NAME), T0)
+            shown = store.latest_view(unit, store.load(unit, NAME), T0)
         assert len(shown.attention) == 20
         return len(found), steps[0]
 
@@ -472,7 +472,7 @@ async def test_the_view_names_failed_gateways_and_then_those_that_wait_longest(j
         record(unit, failure("gw-37", "1.0.0", generation).model_copy(update={"labels": {"ring": "canary"}}))
         for _ in range(2):
             decide(unit, lambda s, r: follow_gate(s, r, PASSED, T0))
-        [view] = store.rollout_views(unit, store.load(unit, NAME), T0)
+        view = store.latest_view(unit, store.load(unit, NAME), T0)
         shown = view.attention
         assert [one.gateway_id for one in shown[:5]] == ["gw-37", "gw-35", "gw-36", "gw-38", "gw-39"]
         assert (shown[0].failed, shown[0].problem, shown[0].last_seen) == (True, "it talks nonsense", SEEN.at)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from unit.rollout.rollout_examples import NAME, T0, at, digest, failure, package, report, window
 
-from slmops.contracts.commands import ListGateways, Standing
+from slmops.contracts.commands import Standing
 from slmops.contracts.errors import CredentialRevoked, Denied
 from slmops.contracts.events import (
     CohortMeasured,
@@ -25,7 +25,7 @@ from slmops.contracts.events import (
     UpdatePhase,
 )
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.rollout import membership_rows, store
+from slmops.rollout import inventory_rows, membership_rows, store
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.views import gateway_view
 from slmops.rollout.report_rows import Report, record_reports
@@ -66,7 +66,7 @@ async def heard(journal: Journal, *reports: GatewayReported, seen: Sighting = SE
     await journal.transact(lambda unit: store.project(unit.connection, ENROLLED))
     for event in reports:
         await record(journal, event, seen)
-    [member] = await journal.read(store.members)
+    [member] = await journal.read(inventory_rows.members)
     return member
 
 
@@ -91,7 +91,7 @@ async def test_a_gateway_was_last_seen_when_its_newest_report_arrived(journal: J
     old = report("gw-1", IDLE, "1.0.0", 1, sequence=1)
     member = await heard(journal, old, seen=Sighting.of(old, at(999), None))
     assert member.seen == Sighting(at(60), ahead), "a report that is delivered late is no sign of life"
-    view = gateway_view(member, None)
+    view = gateway_view(member, None, at(90))
     assert (view.last_seen, view.clock_ahead_s) == (at(60), ahead.total_seconds())
 
 
@@ -118,7 +118,7 @@ async def test_a_report_for_another_blueprint_is_denied(journal: Journal) -> Non
 async def test_a_report_of_a_gateway_that_is_not_enrolled_is_not_recorded(journal: Journal) -> None:
     stranger = report("gw-1", COMMITTED, "1.0.0", 1)
     assert not await record(journal, stranger)
-    assert await journal.read(store.members) == []
+    assert await journal.read(inventory_rows.members) == []
 
 
 async def test_nan_figures_do_not_make_the_inventory_unreadable(journal: Journal) -> None:
@@ -202,7 +202,7 @@ async def reported(journal: Journal, **changes: Any) -> bool:
 
 
 async def member(journal: Journal) -> Member:
-    [found] = await journal.read(lambda connection: store.inventory(connection, ListGateways()))
+    [found] = await journal.read(lambda connection: list(inventory_rows.load(connection, ["gw-1"])))
     return found
 
 
@@ -212,7 +212,7 @@ async def test_a_revoked_gateway_counts_nowhere_and_its_reports_are_refused(jour
     await told(journal, GatewayRevoked(gateway_id="gw-1", public_key=KEYS[0], revoked_at=at(9), reason="stolen"))
     with pytest.raises(CredentialRevoked, match="gw-1 was revoked"):
         await reported(journal, sequence=2)
-    assert await journal.read(store.members) == []
+    assert await journal.read(inventory_rows.members) == []
     found = await member(journal)
     assert (found.standing, found.revoked_because) == (Standing.REVOKED, "stolen")
     assert found.report is not None, "it stays listed with what it ran"
@@ -222,20 +222,20 @@ async def test_a_gateway_that_is_being_moved_counts_for_neither_blueprint(journa
     await told(journal, enrolled_as(KEYS[0], 1))
     await told(journal, GatewayMoved(gateway_id="gw-1", previous=NAME, blueprint="kiosk", at=at(5)))
     assert await reported(journal), "it still works by its old credential"
-    assert await journal.read(lambda c: store.members(c, NAME)) == []
-    assert await journal.read(lambda c: store.members(c, "kiosk")) == []
+    assert await journal.read(lambda c: inventory_rows.members(c, NAME)) == []
+    assert await journal.read(lambda c: inventory_rows.members(c, "kiosk")) == []
     assert (await member(journal)).standing is Standing.MOVING
     await told(journal, enrolled_as(KEYS[0], 2, "kiosk", NAME))
-    [counted] = await journal.read(lambda c: store.members(c, "kiosk"))
+    [counted] = await journal.read(lambda c: inventory_rows.members(c, "kiosk"))
     assert counted.identity.blueprint == "kiosk"
-    assert await journal.read(lambda c: store.members(c, NAME)) == []
+    assert await journal.read(lambda c: inventory_rows.members(c, NAME)) == []
 
 
 async def test_a_move_that_was_taken_back_changes_nothing(journal: Journal) -> None:
     await told(journal, enrolled_as(KEYS[0], 1))
     await told(journal, GatewayMoved(gateway_id="gw-1", previous=NAME, blueprint="kiosk", at=at(5)))
     await told(journal, GatewayMoved(gateway_id="gw-1", previous="kiosk", blueprint=NAME, at=at(6)))
-    assert len(await journal.read(lambda c: store.members(c, NAME))) == 1
+    assert len(await journal.read(lambda c: inventory_rows.members(c, NAME))) == 1
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -273,7 +273,7 @@ async def test_a_removed_gateway_is_forgotten_and_the_bus_is_told(journal: Journ
     await told(journal, enrolled_as(KEYS[0], 1))
     await reported(journal)
     await told(journal, GatewayRemoved(gateway_id="gw-1", blueprint=NAME, at=at(9)))
-    assert await journal.read(lambda c: store.inventory(c, ListGateways())) == []
+    assert await journal.read(lambda c: inventory_rows.one(c, "gw-1")) is None
     forgotten = lambda c: membership_rows.forgotten(c, journal.events, 10)  # noqa: E731
     assert await journal.read(forgotten) == ["gw-1"]
     assert await journal.read(lambda c: membership_rows.overlay_write(c, "gw-1")) == (None,)

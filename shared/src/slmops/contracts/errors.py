@@ -23,6 +23,7 @@
         │   ├── TruncatedModel       the header promises more bytes than there are
         │   └── UnsupportedArchitecture
         ├── InvalidRecipe            a recipe that names an unknown pass, or contradicts itself
+        ├── InvalidCursor            a cursor that no page of this list ended with
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           the bytes do not match their digest
@@ -190,6 +191,11 @@ class UnsupportedArchitecture(InvalidModel):
 
 class InvalidRecipe(PermanentError):
     code = "invalid_recipe"
+    exit_code = ExitCode.WRONG_INPUT
+
+
+class InvalidCursor(PermanentError):
+    code = "invalid_cursor"
     exit_code = ExitCode.WRONG_INPUT
 
 

@@ -203,6 +203,7 @@ COMMAND_ROLES: Final[dict[str, Role]] = {
     "cmd.rollout.revoke": Role.ADMIN,
     "cmd.rollout.rollback": Role.OPERATOR,
     "cmd.rollout.start": Role.OPERATOR,
+    "cmd.rollout.summarize_fleet": Role.VIEWER,
 }
 """The least role that may send a command: read, act, decide about what was held or what is in production, administer.
 

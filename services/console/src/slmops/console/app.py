@@ -27,6 +27,7 @@ GROUPS = {
     "blueprint": "blueprints",
     "rollout": "rollouts",
     "gateway": "gateways",
+    "fleet": "fleet",
     "job": "jobs",
     "recipe": "recipes",
     "eval": "evaluations",

@@ -23,6 +23,7 @@ from slmops.contracts.events import Event, VariantProgressed
 from slmops.contracts.model import ModelFile
 from slmops.contracts.prompts.evaluation_data import EvaluationData, check_data, check_sizes
 from slmops.contracts.prompts.golden import GOLDEN_FILE, check_golden
+from slmops.kit.bus.pages import cursor, fitting, position
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
@@ -35,6 +36,7 @@ from slmops.registry.domain.versions import Model, check_files, holds, register,
 C = TypeVar("C", RegisterVersion, SetAlias, RetireVersion)
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 GOLDEN_LIMIT_BYTES = 1 << 20
+_VERSIONS = "versions"
 
 
 class Handlers:
@@ -100,8 +102,13 @@ class Handlers:
         return await self._decide(command, retire)
 
     async def list_versions(self, query: ListVersions) -> VersionList:
-        found = await self._journal.read(lambda connection: store.views(connection, query.model, query.version))
-        return VersionList(versions=tuple(found))
+        """Raises `InvalidCursor`. Growth: the rows of `limit` versions."""
+        before = int(position(_VERSIONS, query.cursor, float)[0]) if query.cursor else None
+        model, version, limit = query.model, query.version, query.limit
+        found = await self._journal.read(lambda c: store.newest_views(c, model, version, before, limit + 1))
+        views = fitting(view for _, view in found[:limit])
+        more = cursor(_VERSIONS, float(found[len(views) - 1][0])) if len(found) > len(views) else None
+        return VersionList(versions=tuple(reversed(views)), cursor=more)
 
     # ---- steps --------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Documents are stored as JSON, with separate columns for the fields on which quer
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from sqlalchemy import (
     delete,
     insert,
     select,
+    tuple_,
     update,
 )
 
@@ -51,6 +53,7 @@ from slmops.registry.domain.version_progress import PASSED, REFUSED, Optimizatio
 from slmops.registry.domain.versions import Model, replay
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_KEYS_AT_ONCE = 500
 _TABLES = MetaData()
 _MODEL, _VERSION, _PROFILE, _RECIPE = String(63), String(64), String(63), String(63)
 
@@ -307,23 +310,46 @@ def _package_view(event: PackagePublished) -> PackageView:
 
 
 def views(connection: Connection, model: str | None = None, version: str | None = None) -> list[VersionView]:
-    """Returns registered and retired versions in the order of their registration."""
+    """Returns registered and retired versions in the order of their registration: all that match."""
+    return [view for _, view in reversed(newest_views(connection, model, version))]
 
-    gone = set(connection.execute(select(_withdrawn.c.digest)).scalars())
 
-    def rows(table: Table, order: str) -> list[Row[Any]]:
-        wanted = {"model": model, "version": version}
-        where = [table.c[column] == value for column, value in wanted.items() if value is not None]
-        return list(connection.execute(select(table).where(*where).order_by(table.c[order])))
+def newest_views(
+    connection: Connection,
+    model: str | None = None,
+    version: str | None = None,
+    before: int | None = None,
+    limit: int | None = None,
+) -> list[tuple[int, VersionView]]:
+    """Returns a page of registered and retired versions with their numbers, the newest first, below number `before`."""
+    wanted = {"model": model, "version": version}
+    where = [_versions.c[column] == value for column, value in wanted.items() if value is not None]
+    if before is not None:
+        where.append(_versions.c.id < before)
+    found = connection.execute(select(_versions).where(*where).order_by(_versions.c.id.desc()).limit(limit)).all()
+    details = _Details(connection, [(row.model, row.version) for row in found])
+    return [(row.id, details.view(row)) for row in found]
 
-    aliases, jobs = _by_version(rows(_aliases, "alias")), _by_version(rows(_jobs, "profile"))
-    variants = _by_version(rows(_variants, "recipe"))
-    packages = _by_version([row for row in rows(_packages, "at") if row.manifest not in gone])
-    found = []
-    for row in rows(_versions, "id"):
+
+class _Details:
+    """The aliases, jobs, variants and packages of some versions."""
+
+    def __init__(self, connection: Connection, keys: Sequence[Key]) -> None:
+        def rows(table: Table, order: str) -> list[Row[Any]]:
+            found: list[Row[Any]] = []
+            for start in range(0, len(keys), _KEYS_AT_ONCE):
+                some = tuple_(table.c.model, table.c.version).in_(keys[start : start + _KEYS_AT_ONCE])
+                found += connection.execute(select(table).where(some).order_by(table.c[order]))
+            return found
+
+        gone = set(connection.execute(select(_withdrawn.c.digest)).scalars())
+        self._aliases, self._jobs = _by_version(rows(_aliases, "alias")), _by_version(rows(_jobs, "profile"))
+        self._variants = _by_version(rows(_variants, "recipe"))
+        self._packages = _by_version([row for row in rows(_packages, "at") if row.manifest not in gone])
+
+    def view(self, row: Row[Any]) -> VersionView:
         key = (row.model, row.version)
-        found.append(_version_view(row, aliases[key], jobs[key], variants[key], packages[key]))
-    return found
+        return _version_view(row, self._aliases[key], self._jobs[key], self._variants[key], self._packages[key])
 
 
 def _by_version(rows: list[Row[Any]]) -> defaultdict[Key, list[Row[Any]]]:

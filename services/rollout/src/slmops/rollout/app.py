@@ -10,7 +10,7 @@ from slmops.kit.journal import Journal
 from slmops.kit.main import errors_as_one_line
 from slmops.kit.service import Service
 from slmops.kit.settings import load
-from slmops.rollout import membership
+from slmops.rollout import membership, queries
 from slmops.rollout.domain.membership import check_not_revoked
 from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.enrolment_stream import keep_enrolments
@@ -42,6 +42,7 @@ def build(settings: Settings) -> Service:
         return known
 
     routes(bus, Handlers(journal, reconciler, enrolment_of, utc_now))
+    queries.routes(bus, queries.Queries(journal, utc_now))
     membership.routes(bus, MembershipHandlers(journal, reconciler, overlays, credentials, enrolment_of, utc_now))
     return Service(
         "rollout",

@@ -9,19 +9,13 @@ from datetime import datetime
 from slmops.contracts.commands import (
     AbortRollout,
     ApplyBlueprint,
-    BlueprintList,
     BlueprintView,
-    GatewayList,
     History,
     HistoryEntry,
-    ListBlueprints,
-    ListGateways,
     ListHistory,
-    ListRollouts,
     PauseRollout,
     ResumeRollout,
     RollbackRollout,
-    RolloutList,
     RolloutView,
     StartRollout,
 )
@@ -42,7 +36,7 @@ from slmops.rollout import membership_rows, store
 from slmops.rollout.domain.blueprint import BlueprintState
 from slmops.rollout.domain.decide import OperatorCommand, apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
-from slmops.rollout.domain.views import blueprint_view, gateway_view
+from slmops.rollout.domain.views import blueprint_view
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.report_rows import Recorded, Report, record_reports
 
@@ -167,21 +161,13 @@ class Handlers:
         def work(unit: UnitOfWork) -> RolloutView:
             now, state = self._clock(), store.load(unit, blueprint)
             state = store.commit(unit, state, decide(unit, state, now), now)
-            return store.rollout_views(unit, state, now)[-1]
+            return store.latest_view(unit, state, now)
 
         view = await self._journal.transact(work)
         await self._reconciler.publish(blueprint)
         return view
 
     # ---- queries ------------------------------------------------------------------------------------------
-
-    async def list_rollouts(self, query: ListRollouts) -> RolloutList:
-        def work(unit: UnitOfWork) -> list[RolloutView]:
-            names = [row.name for row in store.plans(unit.connection) if query.blueprint in (None, row.name)]
-            found = [v for name in names for v in store.rollout_views(unit, store.load(unit, name), self._clock())]
-            return sorted(found, key=lambda view: view.started_at)
-
-        return RolloutList(rollouts=tuple(await self._journal.transact(work)))
 
     async def list_history(self, query: ListHistory) -> History:
         found = await self._journal.newest(store.stream_of(query.blueprint), query.cursor, query.limit + 1)
@@ -198,18 +184,6 @@ class Handlers:
         )
         return History(entries=entries, cursor=shown[-1].position if len(found) > query.limit else None)
 
-    async def list_blueprints(self, _query: ListBlueprints) -> BlueprintList:
-        def work(unit: UnitOfWork) -> list[BlueprintView]:
-            return [blueprint_view(store.load(unit, row.name)) for row in store.plans(unit.connection)]
-
-        return BlueprintList(blueprints=tuple(await self._journal.transact(work)))
-
-    async def list_gateways(self, query: ListGateways) -> GatewayList:
-        rows = await self._journal.read(store.plans)
-        fleet = await self._journal.read(lambda connection: store.inventory(connection, query))
-        plans = {row.name: store.plan_in(row) for row in rows}
-        return GatewayList(gateways=tuple(gateway_view(m, plans.get(m.identity.blueprint)) for m in fleet))
-
 
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(PackagePublished, handlers.on_package_published)
@@ -222,7 +196,4 @@ def routes(bus: Bus, handlers: Handlers) -> None:
     bus.serve(ResumeRollout, handlers.resume_rollout)
     bus.serve(AbortRollout, handlers.abort_rollout)
     bus.serve(RollbackRollout, handlers.rollback_rollout)
-    bus.serve(ListRollouts, handlers.list_rollouts)
     bus.serve(ListHistory, handlers.list_history)
-    bus.serve(ListBlueprints, handlers.list_blueprints)
-    bus.serve(ListGateways, handlers.list_gateways)

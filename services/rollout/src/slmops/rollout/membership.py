@@ -16,7 +16,6 @@ from slmops.contracts.commands import (
     Enrolment,
     GatewayRemoval,
     GatewayView,
-    ListGateways,
     MoveGateway,
     ReenrolGateway,
     RemoveGateway,
@@ -32,7 +31,7 @@ from slmops.kit.bus.service_bus import Bus
 from slmops.kit.bus.throttle import Throttle
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.rollout import enrolment, membership_rows, store
+from slmops.rollout import enrolment, inventory_rows, membership_rows, store
 from slmops.rollout.domain import membership as domain
 from slmops.rollout.domain.membership import LastCredential, Membership
 from slmops.rollout.domain.views import gateway_view
@@ -163,8 +162,10 @@ class MembershipHandlers:
 
         def work(unit: UnitOfWork) -> GatewayView:
             self._decided(unit, gateway_id, decide)
-            [member] = store.inventory(unit.connection, ListGateways(gateway_id=gateway_id))
-            return gateway_view(member, store.plan_in(store.plan_row(unit.connection, member.identity.blueprint)))
+            member = inventory_rows.one(unit.connection, gateway_id)
+            assert member is not None, "whoever is not enrolled is not found"
+            plan = store.plan_in(store.plan_row(unit.connection, member.identity.blueprint))
+            return gateway_view(member, plan, self._clock())
 
         view = await self._journal.transact(work)
         await self._left(view.blueprint)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, case, delete, insert, literal, select, update
 
+from slmops.contracts.commands import Standing
 from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
@@ -23,8 +24,19 @@ from slmops.contracts.events import (
 )
 from slmops.kit.journal import UnitOfWork
 from slmops.rollout import progress_rows
+from slmops.rollout.domain.attention import credential_due
 from slmops.rollout.domain.membership import LastCredential, Membership, evolve, replay
-from slmops.rollout.tables import FORGOTTEN, GATEWAYS, OVERLAY_WRITES, SIGHTINGS, matches, put, time_of
+from slmops.rollout.inventory_rows import NOTHING_REPORTED, labels_text, put_labels
+from slmops.rollout.tables import (
+    FORGOTTEN,
+    GATEWAY_LABELS,
+    GATEWAYS,
+    OVERLAY_WRITES,
+    SIGHTINGS,
+    matches,
+    put,
+    time_of,
+)
 
 
 def project(connection: Connection, event: GatewayEvent) -> None:
@@ -39,18 +51,22 @@ def _project(connection: Connection, event: GatewayEvent) -> None:
             _enrolled(connection, event)
         case GatewayMoved():
             known = GATEWAYS.c.gateway_id == event.gateway_id
-            to = case((GATEWAYS.c.blueprint == event.blueprint, None), else_=event.blueprint)
-            connection.execute(update(GATEWAYS).where(known).values(moving_to=to))
+            back = GATEWAYS.c.blueprint == event.blueprint
+            to = case((back, None), else_=event.blueprint)
+            revoked = GATEWAYS.c.revoked_at.is_not(None)
+            standing = case((revoked, Standing.REVOKED), (back, Standing.ENROLLED), else_=Standing.MOVING)
+            connection.execute(update(GATEWAYS).where(known).values(moving_to=to, standing=standing))
             put(connection, OVERLAY_WRITES, {"gateway_id": event.gateway_id}, {"blueprint": event.blueprint})
         case GatewayReenrolmentAllowed():
             known = GATEWAYS.c.gateway_id == event.gateway_id
             connection.execute(update(GATEWAYS).where(known).values(reenrol_until=event.until.timestamp()))
         case GatewayRevoked():
             known = GATEWAYS.c.gateway_id == event.gateway_id
-            values = {"revoked_at": event.revoked_at.timestamp(), "revoked_because": event.reason}
+            values: dict[str, Any] = {"revoked_at": event.revoked_at.timestamp(), "revoked_because": event.reason}
+            values["standing"] = Standing.REVOKED
             connection.execute(update(GATEWAYS).where(known).values(**values))
         case GatewayRemoved():
-            for table in (GATEWAYS, SIGHTINGS):
+            for table in (GATEWAYS, SIGHTINGS, GATEWAY_LABELS):
                 connection.execute(delete(table).where(table.c.gateway_id == event.gateway_id))
             put(connection, OVERLAY_WRITES, {"gateway_id": event.gateway_id}, {"blueprint": None})
             if not is_forgotten(connection, event.gateway_id):
@@ -73,12 +89,17 @@ def _enrolled(connection: Connection, event: GatewayEnrolled) -> None:
         "issued_at": event.at.timestamp(),
         "expires_at": event.expires_at.timestamp() if event.expires_at else None,
         "endless": endless,
+        "standing": Standing.ENROLLED,
+        "due_at": _timestamp(credential_due(event.at, event.expires_at)),
     }
     if not same_key:
-        values |= {"sequence": 0, "report": None, "failure": None}
-        connection.execute(delete(SIGHTINGS).where(*matches(SIGHTINGS, key)))
+        values |= {"sequence": 0, "report": None, "failure": None, **NOTHING_REPORTED}
+        put(connection, SIGHTINGS, key, {"at": event.at.timestamp(), "clock_ahead_s": None})
     elif before is not None and before.blueprint != event.blueprint:
         values |= {"failure": None}
+    if not (same_key and row is not None and row.report):
+        put_labels(connection, {event.gateway_id: event.labels})
+        values["labels"] = labels_text(event.labels)
     put(connection, GATEWAYS, key, values)
     connection.execute(delete(FORGOTTEN).where(*matches(FORGOTTEN, key)))
 
@@ -126,8 +147,13 @@ def last_credential(connection: Connection, gateway_id: str) -> LastCredential:
 
 
 def record_credential(connection: Connection, gateway_id: str, issued_at: datetime, expires_at: datetime) -> None:
-    values = {"issued_at": issued_at.timestamp(), "expires_at": expires_at.timestamp()}
+    due = credential_due(issued_at, expires_at)
+    values = {"issued_at": issued_at.timestamp(), "expires_at": expires_at.timestamp(), "due_at": _timestamp(due)}
     connection.execute(update(GATEWAYS).where(GATEWAYS.c.gateway_id == gateway_id).values(**values))
+
+
+def _timestamp(time: datetime | None) -> float | None:
+    return None if time is None else time.timestamp()
 
 
 class OverlayWrite(NamedTuple):

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from slmops.contracts.errors import CredentialRevoked, Denied, PermanentError
 from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
-from slmops.rollout import progress_rows
+from slmops.rollout import inventory_rows, progress_rows
 from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.domain.stages import Staging, check_given
 from slmops.rollout.progress_rows import Located, labels_of
@@ -89,11 +89,31 @@ class _Gateway:
     def located(self) -> Located:
         if self.row.moving_to is not None:
             return progress_rows.located(self.row)
-        report = self.newest.event if self.newest else None
-        if report is None and self.row.report:
-            report = GatewayReported.model_validate_json(self.row.report)
-        labels = labels_of(report, self.row.enrolled)
-        return Located(self.row.gateway_id, self.row.blueprint, labels, report, self.failure)
+        report = self.newest.event if self.newest else _report(self.row.report)
+        return Located(self.row.gateway_id, self.row.blueprint, self.labels(), report, self.failure)
+
+    def labels(self) -> dict[str, str]:
+        return labels_of(self.newest.event if self.newest else _report(self.row.report), self.row.enrolled)
+
+    @property
+    def relabelled(self) -> bool:
+        return bool(self.row.labels != inventory_rows.labels_text(self.labels()))
+
+    def columns(self) -> dict[str, Any]:
+        """Returns the columns of the row that the newest report determines."""
+        assert self.newest is not None
+        event = self.newest.event
+        return {
+            "gateway_id": event.gateway_id,
+            "sequence": event.sequence,
+            "report": event.model_dump_json(),
+            "labels": inventory_rows.labels_text(self.labels()),
+            **inventory_rows.values_of(event),
+        }
+
+
+def _report(data: str | None) -> GatewayReported | None:
+    return GatewayReported.model_validate_json(data) if data else None
 
 
 def record_reports(connection: Connection, reports: Mapping[int, Report]) -> Recorded:
@@ -131,17 +151,15 @@ def _check(event: GatewayReported, staging: Staging | None) -> None:
 
 
 def _write(connection: Connection, changed: Collection[_Gateway]) -> None:
+    reported = [gateway for gateway in changed if gateway.newest]
     newest = [gateway.newest for gateway in changed if gateway.newest]
     failed = [gateway.failed for gateway in changed if gateway.failed]
-    change_all(connection, GATEWAYS, "gateway_id", [_newest_values(report.event) for report in newest])
+    change_all(connection, GATEWAYS, "gateway_id", [gateway.columns() for gateway in reported])
+    relabelled = {gateway.row.gateway_id: gateway.labels() for gateway in reported if gateway.relabelled}
+    inventory_rows.put_labels(connection, relabelled)
     failures = [{"gateway_id": event.gateway_id, "failure": event.model_dump_json()} for event in failed]
     change_all(connection, GATEWAYS, "gateway_id", failures)
     _saw(connection, newest)
-
-
-def _newest_values(event: GatewayReported) -> dict[str, Any]:
-    """Returns the columns of a gateway's row that its newest report determines."""
-    return {"gateway_id": event.gateway_id, "sequence": event.sequence, "report": event.model_dump_json()}
 
 
 def _saw(connection: Connection, reports: Collection[Report]) -> None:

@@ -6,22 +6,14 @@ Documents are stored as JSON, with separate columns for the fields on which quer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    delete,
-    func,
-    not_,
-    select,
-)
+from sqlalchemy import Connection, delete, func, select, tuple_
 
-from slmops.contracts.commands import ListGateways, RolloutView, Standing
+from slmops.contracts.commands import RolloutView
 from slmops.contracts.commands.rollout import MOST_ATTENTION
 from slmops.contracts.events import (
     CohortMeasured,
@@ -35,25 +27,22 @@ from slmops.contracts.events import (
     RolloutStarted,
 )
 from slmops.contracts.measurement import CohortWindow
-from slmops.contracts.plan import Identity, Plan
+from slmops.contracts.plan import Plan
 from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import traceparent
 from slmops.rollout import membership_rows, progress_rows
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
-from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.lifecycle import JUDGED
-from slmops.rollout.domain.views import attention_of, rollout_view
+from slmops.rollout.domain.views import rollout_view, targets_to_show
 from slmops.rollout.tables import (
     BLUEPRINTS,
     ENDED,
     GATEWAYS,
     PACKAGES,
-    SIGHTINGS,
     WINDOWS,
     WITHDRAWN,
     matches,
     put,
-    time_of,
 )
 from slmops.rollout.tables import schema as schema
 
@@ -98,20 +87,28 @@ def commit(unit: UnitOfWork, state: BlueprintState, events: Sequence[Event], now
     rollout, plan = state.latest, plan_of(state, traceparent())
     judged = rollout is not None and rollout.state in JUDGED
     generation = state.under_way.generation if state.under_way else None
-    values = {"plan": plan.model_dump_json(), "judged": judged, "generation": generation}
+    profile = state.revisions[-1].spec.profile if state.revisions else None
+    values = {"plan": plan.model_dump_json(), "judged": judged, "generation": generation, "profile": profile}
     put(unit.connection, BLUEPRINTS, {"name": state.name}, values)
     if any(isinstance(event, RolloutStarted) for event in events):
         progress_rows.begin(unit.connection, state.name)
     if rollout and not rollout.under_way and isinstance(events[-1], RolloutEvent):
         # Store the view as of the end, because the same gateways run other releases later.
         view = _view(unit, state, rollout, now)
-        put(unit.connection, ENDED, {"rollout": rollout.id}, {"view": view.model_dump_json()})
+        values = {"view": view.model_dump_json(), "blueprint": state.name, "started_at": view.started_at.timestamp()}
+        put(unit.connection, ENDED, {"rollout": rollout.id}, values)
     return state
 
 
 def plans(connection: Connection) -> list[PlanRow]:
     rows = connection.execute(select(BLUEPRINTS).order_by(BLUEPRINTS.c.name)).all()
     return [_plan_row(row) for row in rows]
+
+
+def profiles(connection: Connection) -> dict[str, str]:
+    """Returns the profile of each blueprint's newest revision."""
+    rows = connection.execute(select(BLUEPRINTS.c.name, BLUEPRINTS.c.profile).where(BLUEPRINTS.c.profile.is_not(None)))
+    return {row.name: row.profile for row in rows}
 
 
 def plan_row(connection: Connection, name: str) -> PlanRow | None:
@@ -143,10 +140,36 @@ def begin_if_unknown(unit: UnitOfWork, state: BlueprintState) -> bool:
     return True
 
 
-def rollout_views(unit: UnitOfWork, state: BlueprintState, now: datetime) -> list[RolloutView]:
-    """Returns a blueprint's rollouts, oldest first: ended ones as of their end, the one under way as of now."""
-    found = [_ended_view(unit.connection, rollout.id) for rollout in state.rollouts if not rollout.under_way]
-    return [*found, _view(unit, state, state.under_way, now)] if state.under_way else found
+def blueprint_names(connection: Connection, after: str, limit: int) -> list[str]:
+    """Returns a page of the names of blueprints."""
+    query = select(BLUEPRINTS.c.name).where(BLUEPRINTS.c.name > after).order_by(BLUEPRINTS.c.name).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
+def views_under_way(unit: UnitOfWork, blueprint: str | None, now: datetime) -> list[RolloutView]:
+    """Returns the rollouts under way, as of now: at most one for each blueprint. Growth: reads the plans of all."""
+    rows = [row for row in plans(unit.connection) if blueprint in (None, row.name)]
+    states = [load(unit, row.name) for row in rows if (plan := plan_in(row)) is not None and plan.candidate is not None]
+    return [_view(unit, state, state.under_way, now) for state in states if state.under_way is not None]
+
+
+def ended_views(
+    connection: Connection, blueprint: str | None, before: tuple[str | float, ...] | None, limit: int
+) -> list[RolloutView]:
+    """Returns a page of the rollouts that ended, as of their end, newest first. Growth: `limit` rows of an index."""
+    started = tuple_(ENDED.c.started_at, ENDED.c.rollout)
+    query = select(ENDED.c.view).order_by(ENDED.c.started_at.desc(), ENDED.c.rollout.desc()).limit(limit)
+    if blueprint is not None:
+        query = query.where(ENDED.c.blueprint == blueprint)
+    if before is not None:
+        query = query.where(started < tuple_(*before))
+    return [RolloutView.model_validate_json(view) for view in connection.execute(query).scalars()]
+
+
+def latest_view(unit: UnitOfWork, state: BlueprintState, now: datetime) -> RolloutView:
+    """Returns a blueprint's latest rollout: as of now if it is under way, otherwise as of its end."""
+    assert state.latest is not None, "whoever asks has just changed it"
+    return _view(unit, state, state.latest, now) if state.under_way else _ended_view(unit.connection, state.latest.id)
 
 
 def _ended_view(connection: Connection, rollout: str) -> RolloutView:
@@ -158,7 +181,7 @@ def _view(unit: UnitOfWork, state: BlueprintState, rollout: Rollout, now: dateti
     connection, row = unit.connection, plan_row(unit.connection, state.name)
     filled = row is None or row.filled or not rollout.under_way
     progress = progress_rows.progress_of(connection, rollout.id, rollout.stage, MOST_ATTENTION, complete=filled)
-    seen = progress_rows.seen(connection, attention_of(progress))
+    seen = progress_rows.seen(connection, targets_to_show(progress))
     measured = windows(connection, state.name, rollout.started_at)
     return rollout_view(state, rollout, progress, seen, measured, now)
 
@@ -203,75 +226,6 @@ def enrolments(connection: Connection, after: str, limit: int) -> list[GatewayEn
     query = select(GATEWAYS.c.enrolled).where(GATEWAYS.c.enrolled.is_not(None), GATEWAYS.c.gateway_id > after)
     rows = connection.execute(query.order_by(GATEWAYS.c.gateway_id).limit(limit)).scalars()
     return [GatewayEnrolled.model_validate_json(row) for row in rows]
-
-
-def members(connection: Connection, blueprint: str | None = None) -> list[Member]:
-    """Returns the gateways that count, of one blueprint or all: neither revoked ones, nor ones that are being moved."""
-    counted = (GATEWAYS.c.revoked_at.is_(None), GATEWAYS.c.moving_to.is_(None))
-    query = _fleet().where(*counted)
-    if blueprint is not None:
-        query = query.where(GATEWAYS.c.blueprint == blueprint)
-    return [_member(row) for row in connection.execute(query)]
-
-
-def inventory(connection: Connection, asked: ListGateways) -> list[Member]:
-    """Returns the gateways that a query asks for, including those that do not count."""
-    query = _fleet()
-    revoked, moving = GATEWAYS.c.revoked_at.is_not(None), GATEWAYS.c.moving_to.is_not(None)
-    wanted: list[ColumnElement[bool]] = []
-    match asked.standing:
-        case Standing.REVOKED:
-            wanted = [revoked]
-        case Standing.MOVING:
-            wanted = [moving, not_(revoked)]
-        case Standing.ENROLLED:
-            wanted = [not_(moving), not_(revoked)]
-    if asked.blueprint is not None:
-        wanted.append(GATEWAYS.c.blueprint == asked.blueprint)
-    if asked.gateway_id is not None:
-        wanted.append(GATEWAYS.c.gateway_id == asked.gateway_id)
-    return [_member(row) for row in connection.execute(query.where(*wanted))]
-
-
-def _fleet() -> Select[Any]:
-    return (
-        select(GATEWAYS, SIGHTINGS.c.at, SIGHTINGS.c.clock_ahead_s)
-        .select_from(GATEWAYS.outerjoin(SIGHTINGS, GATEWAYS.c.gateway_id == SIGHTINGS.c.gateway_id))
-        .where(GATEWAYS.c.enrolled.is_not(None))
-        .order_by(GATEWAYS.c.gateway_id)
-    )
-
-
-def _member(row: Any) -> Member:
-    report = _report(row.report) if row.report else None
-    known = GatewayEnrolled.model_validate_json(row.enrolled)
-    # A gateway resolves its plan with its own labels, so the prediction uses the newest labels that it reported.
-    labels = (report.labels if report else {}) or known.labels
-    return Member(
-        identity=Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=labels),
-        enrolled_at=known.at,
-        report=report,
-        failure=_report(row.failure) if row.failure else None,
-        seen=_sighting(row) if row.at is not None else None,
-        standing=_standing(row),
-        enrolment=row.enrolment,
-        moving_to=row.moving_to,
-        revoked_at=time_of(row.revoked_at),
-        revoked_because=row.revoked_because or "",
-        reenrol_until=time_of(row.reenrol_until),
-        credential_expires_at=time_of(row.expires_at),
-    )
-
-
-def _standing(row: Any) -> Standing:
-    if row.revoked_at is not None:
-        return Standing.REVOKED
-    return Standing.ENROLLED if row.moving_to is None else Standing.MOVING
-
-
-def _sighting(row: Any) -> Sighting:
-    ahead = timedelta(seconds=row.clock_ahead_s) if row.clock_ahead_s is not None else None
-    return Sighting(datetime.fromtimestamp(row.at, UTC), ahead)
 
 
 def _report(data: str) -> GatewayReported:

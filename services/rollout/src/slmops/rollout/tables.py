@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    false,
     insert,
     text,
     true,
@@ -63,7 +64,30 @@ GATEWAYS = Table(
     Column("issued_at", Double),
     Column("expires_at", Double),
     Column("endless", Boolean, nullable=False, server_default=true()),
+    # What queries select on (`inventory_rows`). `standing` is NULL without an enrolment, `labels` a JSON object.
+    Column("standing", String(8)),
+    Column("phase", String(16), nullable=False, server_default="idle"),
+    Column("running_version", String(64)),
+    Column("failed", Boolean, nullable=False, server_default=false()),
+    Column("dropped", Boolean, nullable=False, server_default=false()),
+    Column("labels", Text, nullable=False, server_default="{}"),
+    Column("due_at", Double, index=True),  # from when its credential is late to be renewed
+    # A page needs the ids in order under each filter, the summary every value of the second index and nothing else.
     Index("gateways_by_blueprint", "blueprint", "gateway_id"),
+    Index("gateways_by_values", "blueprint", "standing", "phase", "running_version", "failed", "dropped"),
+    Index("gateways_by_standing", "standing", "gateway_id"),
+    Index("gateways_by_phase", "phase", "gateway_id"),
+    Index("gateways_by_version", "running_version", "gateway_id"),
+    Index("gateways_by_failed", "failed", "gateway_id"),
+    Index("gateways_by_dropped", "dropped", "gateway_id"),
+)
+GATEWAY_LABELS = Table(
+    "gateway_labels",
+    _TABLES,
+    Column("gateway_id", String(63), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("value", String(256), nullable=False),
+    Index("gateways_by_label", "key", "value", "gateway_id"),
 )
 # What the bus still has to be told about single gateways. A row is deleted when it was.
 OVERLAY_WRITES = Table(
@@ -77,8 +101,8 @@ SIGHTINGS = Table(
     "sightings",
     _TABLES,
     Column("gateway_id", String(63), primary_key=True),
-    Column("at", Double, nullable=False),
-    Column("clock_ahead_s", Double),
+    Column("at", Double, nullable=False, index=True),
+    Column("clock_ahead_s", Double, index=True),
 )
 WINDOWS = Table(
     "windows",
@@ -95,6 +119,7 @@ BLUEPRINTS = Table(
     Column("name", String(63), primary_key=True),
     Column("plan", Text, nullable=False),
     Column("judged", Boolean, nullable=False),
+    Column("profile", String(63)),  # of its newest revision
     Column("generation", Integer),  # of the first plan of the rollout under way; NULL: none is
     Column("filled_to", String(63)),  # the last gateway that has its place in that rollout; NULL: all have
 )
@@ -131,7 +156,14 @@ COUNTS = Table(
     Column("gateways", Integer, nullable=False),
 )
 ENDED = Table(
-    "ended_rollouts", _TABLES, Column("rollout", String(80), primary_key=True), Column("view", Text, nullable=False)
+    "ended_rollouts",
+    _TABLES,
+    Column("rollout", String(80), primary_key=True),
+    Column("view", Text, nullable=False),
+    Column("blueprint", String(63), nullable=False, server_default=""),
+    Column("started_at", Double, nullable=False, server_default="0"),
+    Index("ended_rollouts_by_time", "started_at", "rollout"),
+    Index("ended_rollouts_of_blueprint", "blueprint", "started_at", "rollout"),
 )
 
 

@@ -19,6 +19,12 @@ from slmops.contracts.commands.base import (
     Command,
     Result,
 )
+from slmops.contracts.commands.fleet import (
+    Attention,
+    FleetSummary,
+    SummarizeFleet,
+    Tally,
+)
 from slmops.contracts.commands.gateways import (
     GatewayRemoval,
     MoveGateway,
@@ -115,6 +121,7 @@ __all__ = [
     "AbortRollout",
     "AddUser",
     "ApplyBlueprint",
+    "Attention",
     "BeginRestore",
     "BeginUpload",
     "BlueprintList",
@@ -134,6 +141,7 @@ __all__ = [
     "FetchEvaluation",
     "FetchMetadata",
     "FetchPackage",
+    "FleetSummary",
     "GarbageReport",
     "GatewayList",
     "GatewayProblem",
@@ -186,6 +194,8 @@ __all__ = [
     "StartRollout",
     "StorageReport",
     "StorageStatus",
+    "SummarizeFleet",
+    "Tally",
     "TrustStatus",
     "UploadData",
     "UploadTicket",

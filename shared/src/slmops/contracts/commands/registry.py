@@ -122,15 +122,18 @@ class RetireVersion(Command[VersionView]):
 
 class VersionList(Result):
     versions: tuple[VersionView, ...]
+    cursor: str | None = Field(default=None, description="Ask with it for older ones; None: these are the oldest")
 
 
 class ListVersions(Command[VersionList]):
-    """List the versions of one model or of all, the newest last."""
+    """List the newest versions of one model or of all, the newest last. The cursor asks for the page before."""
 
     service: ClassVar[str] = "registry"
     name: ClassVar[str] = "list_versions"
     model: Name | None = None
     version: Version | None = None
+    limit: int = Field(default=200, ge=1, le=500)
+    cursor: str | None = None
 
 
 class Share(Result):

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.commands.base import Command, Result
+from slmops.contracts.commands.fleet import Attention
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Problem
 from slmops.contracts.events import UpdatePhase
@@ -132,14 +133,18 @@ class RollbackRollout(_OnRollout):
 
 class RolloutList(Result):
     rollouts: tuple[RolloutView, ...]
+    cursor: str | None = Field(default=None, description="Ask with it for older ones; None: these are the oldest")
 
 
 class ListRollouts(Command[RolloutList]):
-    """List all rollouts, or those of one blueprint, the newest last."""
+    """List the newest rollouts, or those of one blueprint, the newest last. The cursor asks for the page before."""
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_rollouts"
     blueprint: Name | None = None
+    under_way: bool | None = Field(default=None, description="Only rollouts that have not ended, or only ended ones")
+    limit: int = Field(default=50, ge=1, le=500)
+    cursor: str | None = None
 
 
 class HistoryEntry(Result):
@@ -169,11 +174,16 @@ class ListHistory(Command[History]):
 
 class BlueprintList(Result):
     blueprints: tuple[BlueprintView, ...]
+    cursor: str | None = Field(default=None, description="Ask with it for the next page; None: this is the last one")
 
 
 class ListBlueprints(Command[BlueprintList]):
+    """List blueprints by name, a page at a time."""
+
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_blueprints"
+    limit: int = Field(default=100, ge=1, le=500)
+    cursor: str | None = None
 
 
 class Standing(StrEnum):
@@ -213,17 +223,42 @@ class GatewayView(Result):
         default=None,
         description="Seconds by which its clock is ahead of the service's, negative if behind; None: unknown",
     )
+    attention: tuple[str, ...] = Field(default=(), description="`Attention`: why a person should look at it")
 
 
 class GatewayList(Result):
+    """A page of gateways by id. `total` is the number of all gateways that match, on the first page only."""
+
     gateways: tuple[GatewayView, ...]
+    cursor: str | None = Field(default=None, description="Ask with it for the next page; None: this is the last one")
+    total: int | None = None
 
 
 class ListGateways(Command[GatewayList]):
-    """List the fleet or one gateway, with the release that each gateway should run and the reason."""
+    """List the gateways that match every filter, with the release that each should run and why, a page at a time.
+
+    A page has at most `limit` gateways, and fewer if they are large. A gateway that enrols or leaves in between is on
+    at most one page, every other one on exactly one.
+    """
 
     service: ClassVar[str] = "rollout"
     name: ClassVar[str] = "list_gateways"
     gateway_id: Name | None = None
     blueprint: Name | None = None
     standing: Standing | None = Field(default=None, description="Only gateways of this standing; None: all")
+    labels: dict[str, str] = Field(
+        default_factory=dict, max_length=8, description="Only gateways with all these labels"
+    )
+    phase: UpdatePhase | None = None
+    version: Version | None = Field(default=None, description="Only gateways that run this version")
+    online: bool | None = Field(
+        default=None, description="Whether something arrived from it recently; not revoked ones"
+    )
+    silent_for_s: float | None = Field(
+        default=None, ge=0, le=1e10, description="Only gateways from which nothing arrived for this long"
+    )
+    attention: tuple[Attention, ...] = Field(
+        default=(), max_length=8, description="Only gateways with one of these reasons; empty: all"
+    )
+    limit: int = Field(default=100, ge=1, le=1000)
+    cursor: str | None = None

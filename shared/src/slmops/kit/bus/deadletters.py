@@ -72,6 +72,12 @@ async def dead_letters(client: BusClient, newest: int | None = None) -> AsyncIte
             yield letter
 
 
+async def number_stored(client: BusClient) -> int:
+    """Returns the number of stored dead letters. Raises `Unreachable`, `NotReady`."""
+    with _reachable():
+        return int((await client.js.stream_info(STREAM)).state.messages)
+
+
 async def dead_letter(client: BusClient, sequence: int) -> DeadLetter:
     """Returns one dead letter. Raises `NotFound`, `Unreachable`."""
     with _reachable():

@@ -12,16 +12,20 @@ from pydantic import BaseModel, RootModel
 from slmops.console.commands.streams import stream_views
 from slmops.console.credentials_file import expiring
 from slmops.console.render import stream as render_stream
+from slmops.console.render.fleet_summary import items as gateways_to_look_at
 from slmops.console.render.stream_view import Item, StreamView
 from slmops.console.session import Session, command
 from slmops.contracts import freshness
 from slmops.contracts.commands import (
+    Attention,
     Command,
     DescribeStorage,
     DescribeTrust,
+    ListGateways,
     ListRollouts,
     RolloutView,
     StorageStatus,
+    SummarizeFleet,
 )
 from slmops.contracts.errors import TemporaryError
 from slmops.contracts.tuf_names import REVOKED_ROLE
@@ -36,13 +40,15 @@ from slmops.kit.tls import EXPIRES_SOON
 
 NEWEST = 1000
 """How many dead letters are read at most. Reading takes one request for each."""
+NAMED = 3
+"""How many gateways an item names."""
 _REPAIR = "List and restore them: slmops storage verify --repair"
 _KEYHOLDERS = ("root", "targets", REVOKED_ROLE)
 """The roles whose metadata people sign. The packager renews all others."""
 R = TypeVar("R", bound=BaseModel)
 
 
-class Attention(RootModel[list[Item]]):
+class AttentionList(RootModel[list[Item]]):
     """The output with `--json`: a list."""
 
 
@@ -199,7 +205,8 @@ async def find_items(client: BusClient) -> list[Item]:
     stored = next(stream.messages for stream in streams if stream.name == deadletters.STREAM)
     letters = await newest_letters(client, stored)
     silent: list[Item] = []
-    rollouts = await _asked(client, ListRollouts(), silent)
+    rollouts = await _asked(client, ListRollouts(under_way=True, limit=500), silent)
+    fleet = await gateway_items(client) if rollouts else []
     storage = await _asked(client, DescribeStorage(), silent)
     trust = await _asked(client, DescribeTrust(), silent)
     found = items(
@@ -210,7 +217,24 @@ async def find_items(client: BusClient) -> list[Item]:
         trust.expires if trust else {},
         utc_now(),
     )
-    return [*certificates, *found, *silent]
+    return [*certificates, *fleet, *found, *silent]
+
+
+async def gateway_items(client: BusClient) -> list[Item]:
+    """Returns an item for each reason for which gateways need attention: their number, and a few of them by name.
+
+    A service that does not answer, or is of an earlier release, gives none.
+    """
+    try:
+        counts = (await client.request(SummarizeFleet())).attention.counts
+        named = {}
+        for reason in Attention:
+            if counts.get(reason):
+                few = await client.request(ListGateways(attention=(reason,), limit=NAMED))
+                named[reason.value] = [view.gateway_id for view in few.gateways]
+    except TemporaryError:
+        return []
+    return gateways_to_look_at(counts, named)
 
 
 async def _asked(client: BusClient, query: Command[R], silent: list[Item]) -> R | None:
@@ -225,9 +249,10 @@ async def _asked(client: BusClient, query: Command[R], silent: list[Item]) -> R 
 
 async def attention(session: Session) -> None:
     """List what needs a person: filling streams, missing messages, damaged blobs, trust metadata that expires within 60
-    days, held rollouts, the newest 1,000 dead letters, and your own credentials if they expire soon."""
+    days, held rollouts, gateways that are offline, failed or have a wrong clock or an old credential, the newest 1,000
+    dead letters, and your own credentials if they expire soon."""
     found = await find_items(await session.client()) + expiring(session.settings.nats_creds, utc_now())
-    session.show(Attention(found), render_stream.attention(found))
+    session.show(AttentionList(found), render_stream.attention(found))
 
 
 def declare(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ from slmops.console.render import fleet as render
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, Problem, SlmopsError
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.deadletters import DeadLetter, dead_letter, dead_letters, remove, replay
+from slmops.kit.bus.deadletters import DeadLetter, dead_letter, dead_letters, number_stored, remove, replay
 from slmops.kit.clock import utc_now
 
 app = typer.Typer(
@@ -55,13 +55,18 @@ async def ls(
     show_payload: Annotated[
         bool, typer.Option("--show-payload", help="Also show the messages' content, which may be private.")
     ] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the newest to show, at most.")] = 100,
 ) -> None:
-    """List all dead letters, oldest first, with the consumer that gave up and the reason."""
-    found = [letter async for letter in dead_letters(await session.client())]
+    """List the newest dead letters, oldest first, with the consumer that gave up and the reason."""
+    client = await session.client()
+    stored = await number_stored(client)
+    found = [letter async for letter in dead_letters(client, limit)]
     rows = [Row.of(letter) for letter in found] if show_payload else found
     table = render.dead_letters(found, utc_now(), session.out.width)
     payloads = [render.payload(row.sequence, row.text) for row in rows if isinstance(row, Row)]
     session.show(DeadLetters(dead_letters=tuple(rows)), Group(table, *payloads))
+    if stored > len(found):
+        session.remark(f"\n{len(found):,} of {stored:,} dead letters. Show older ones: --limit {10 * limit}")
 
 
 @command(app, "rm", "slmops dlq rm 17", "slmops dlq rm --all --json")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from pydantic import BaseModel
 
 from slmops.console.commands.optimizing import duration
 from slmops.console.render import fleet as render
 from slmops.console.session import Session, command
 from slmops.contracts.commands import (
+    Attention,
     GatewayView,
     ListGateways,
     MoveGateway,
@@ -21,7 +23,9 @@ from slmops.contracts.commands import (
 )
 from slmops.contracts.commands.gateways import MAX_WINDOW
 from slmops.contracts.errors import InvalidMessage, NotFound
-from slmops.contracts.names import check_name
+from slmops.contracts.events import UpdatePhase
+from slmops.contracts.names import check_name, check_version
+from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import utc_now
 
 app = typer.Typer(
@@ -30,6 +34,12 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Id = Annotated[str, typer.Argument(metavar="ID", help="The gateway's id.")]
+PAGE = 500
+"""Gateways that are asked for at once."""
+MOST_LABELS = 8
+_ANY = "any"
+_STATES = ", ".join(["online", "offline", *Standing, *UpdatePhase])
+_REASONS = ", ".join(Attention)
 _AFTER_REVOKE = "The bus refuses it within seconds. The device keeps serving its current release."
 
 
@@ -39,11 +49,30 @@ class GatewayRow(GatewayView):
     api: str | None = None
 
 
-class GatewayRows(BaseModel):
-    gateways: tuple[GatewayRow, ...]
+class _Page(NamedTuple):
+    gateways: tuple[GatewayView, ...]
+    total: int | None
 
 
-@command(app, "ls", "slmops gateway ls", "slmops gateway ls --revoked", "slmops gateway ls --blueprint kiosk --json")
+async def pages(client: BusClient, asked: ListGateways, most: int) -> AsyncIterator[_Page]:
+    """Yields the pages of up to `most` gateways that match. `total`: the number of all, on the first page."""
+    left, cursor = most, asked.cursor
+    while True:
+        asked = asked.model_copy(update={"limit": min(left, PAGE), "cursor": cursor})
+        page = await client.request(asked)
+        yield _Page(page.gateways, page.total)
+        left, cursor = left - len(page.gateways), page.cursor
+        if cursor is None or left <= 0:
+            return
+
+
+@command(
+    app,
+    "ls",
+    "slmops gateway ls",
+    "slmops gateway ls --state offline --label site=berlin",
+    "slmops gateway ls --attention failed --blueprint kiosk --json",
+)
 async def ls(
     session: Session,
     revoked: Annotated[bool, typer.Option("--revoked", help="Only gateways that are revoked.")] = False,
@@ -51,20 +80,114 @@ async def ls(
         bool, typer.Option("--moving", help="Only gateways that have not followed their move yet.")
     ] = False,
     blueprint: Annotated[str | None, typer.Option(help="Only gateways of this blueprint.", show_default=False)] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only gateways with this label; may be repeated.", show_default=False),
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="STATE", help=f"Only gateways in this state: {_STATES}.", show_default=False)
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Only gateways that run this version.", show_default=False)
+    ] = None,
+    silent_for: Annotated[
+        str | None,
+        typer.Option("--silent-for", help="Only gateways from which nothing arrived for: 2h, 30d.", show_default=False),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help=f"Only gateways that need attention: any, {_REASONS}.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many gateways to show.")] = 100,
 ) -> None:
-    """List gateways. A * after the running version means that the plan names another version.
+    """List gateways by id. A * after the running version means that the plan names another version.
 
-    A revoked or moving gateway counts in no gate and no figure of the fleet. API is the address of the OpenAI API of a
-    gateway on this machine.
+    A gateway must meet all conditions. A revoked or moving gateway counts in no gate and no figure of the fleet. API is
+    the address of the OpenAI API of a gateway on this machine. See also: slmops fleet summary.
     """
-    if revoked and moving:
-        raise InvalidMessage("a gateway is either revoked or moving", fix="Choose one of --revoked and --moving.")
-    standing = Standing.REVOKED if revoked else Standing.MOVING if moving else None
-    asked = ListGateways(blueprint=blueprint and check_name(blueprint, "blueprint name"), standing=standing)
-    answer = await (await session.client()).request(asked)
+    asked = ListGateways(
+        blueprint=blueprint and check_name(blueprint, "blueprint name"),
+        labels=_labels(label or []),
+        version=check_version(version) if version else None,
+        silent_for_s=duration(silent_for).total_seconds() if silent_for else None,
+        attention=_attention(attention),
+        **_state(revoked, moving, state),
+    )
+    found = pages(await session.client(), asked, limit)
+    if session.as_json:
+        await _print_json(found, session.settings.gateways)
+    else:
+        await _print_table(session, found, limit)
+
+
+async def _print_json(found: AsyncIterator[_Page], apis: Mapping[str, str]) -> None:
+    """Prints one JSON document, each page as it arrives."""
+    first, total = True, None
+    print('{"gateways": [', end="")
+    async for page in found:
+        total = page.total if total is None else total
+        for view in page.gateways:
+            row = GatewayRow(**dict(view), api=apis.get(view.gateway_id))
+            print("\n" if first else ",\n", row.model_dump_json(), sep="", end="", flush=True)
+            first = False
+    print(f'], "total": {json.dumps(total)}}}')
+
+
+async def _print_table(session: Session, found: AsyncIterator[_Page], limit: int) -> None:
+    views: list[GatewayView] = []
+    total: int | None = None
+    async for page in found:
+        views += page.gateways
+        total = page.total if total is None else total
     apis = session.settings.gateways
-    rows = tuple(GatewayRow(**dict(view), api=apis.get(view.gateway_id)) for view in answer.gateways)
-    session.show(GatewayRows(gateways=rows), render.gateways(rows, apis, utc_now(), session.out.width))
+    session.out.print(render.gateways(views, apis, utc_now(), session.out.width))
+    if total is not None and total > len(views) >= limit:
+        session.remark(
+            f"\n{len(views):,} of {total:,} gateways. Show more with --limit {total}, or fewer with --blueprint,"
+            " --label, --state, --version or --attention. Count them: slmops fleet summary."
+        )
+
+
+def _labels(given: Sequence[str]) -> dict[str, str]:
+    """Raises `InvalidMessage`."""
+    pairs = [text.partition("=") for text in given]
+    for text, (key, sign, _) in zip(given, pairs, strict=True):
+        if not key or not sign:
+            raise InvalidMessage(f"{text!r} is not a label", fix="Write --label KEY=VALUE, for example --label ring=a.")
+    found = {key: value for key, _, value in pairs}
+    if len(found) < len(given) or len(found) > MOST_LABELS:
+        what = "a key is given twice" if len(found) < len(given) else f"{len(found)} labels are too many"
+        raise InvalidMessage(what, fix=f"Give at most {MOST_LABELS} labels with different keys.")
+    return found
+
+
+def _attention(given: str | None) -> tuple[Attention, ...]:
+    """Raises `InvalidMessage`."""
+    if given is None:
+        return ()
+    if given == _ANY:
+        return tuple(Attention)
+    if given not in set(Attention):
+        raise InvalidMessage(f"{given!r} is not a reason", fix=f"Give one of: {_ANY}, {_REASONS}.")
+    return (Attention(given),)
+
+
+def _state(revoked: bool, moving: bool, given: str | None) -> dict[str, Any]:
+    """Returns the fields of the query for a state. Raises `InvalidMessage`."""
+    if revoked + moving + (given is not None) > 1:
+        raise InvalidMessage(
+            "a gateway is either revoked or moving", fix="Choose one of --revoked, --moving and --state."
+        )
+    given = Standing.REVOKED if revoked else Standing.MOVING if moving else given
+    if given is None:
+        return {}
+    if given in set(Standing):
+        return {"standing": Standing(given)}
+    if given in set(UpdatePhase):
+        return {"phase": UpdatePhase(given)}
+    if given not in ("online", "offline"):
+        raise InvalidMessage(f"{given!r} is not a state", fix=f"Give one of: {_STATES}.")
+    return {"online": given == "online"}
 
 
 @command(app, "show", "slmops gateway show gw-1", "slmops gateway show gw-1 --json")

@@ -49,8 +49,12 @@ def query(reference: str | None = None) -> ListVersions:
 
 
 async def find_versions(client: BusClient, asked: ListVersions) -> tuple[VersionView, ...]:
-    """Returns versions, newest last. Raises `NotFound` if a named model or version does not exist."""
-    found = (await client.request(asked)).versions
+    """Returns all versions by pages, newest last. Raises `NotFound` if a named model or version does not exist."""
+    page = await client.request(asked)
+    found = page.versions
+    while page.cursor is not None:
+        page = await client.request(asked.model_copy(update={"cursor": page.cursor}))
+        found = (*page.versions, *found)
     if asked.model and not found:
         named = f"{asked.model}:{asked.version}" if asked.version else asked.model
         raise NotFound(f"there is no {named}", fix="List the models: slmops model ls.")
@@ -125,10 +129,14 @@ async def push_command(
 
 
 @command(app, "ls", "slmops model ls", "slmops model ls --json")
-async def ls(session: Session) -> None:
-    """List all versions of all models."""
-    answer = await (await session.client()).request(ListVersions())
+async def ls(
+    session: Session, limit: Annotated[int, typer.Option(min=1, max=500, help="How many versions to show.")] = 100
+) -> None:
+    """List the newest versions of all models, newest last."""
+    answer = await (await session.client()).request(ListVersions(limit=limit))
     session.show(answer, render.versions(answer.versions, utc_now(), session.out.width))
+    if answer.cursor is not None:
+        session.remark(f"\nThere are older versions: --limit {min(500, 2 * limit)}, or slmops model show NAME")
 
 
 @command(app, "show", "slmops model show smollm2:1.0.0", "slmops model show smollm2 --json")

@@ -14,15 +14,12 @@ from slmops.console.render import fleet as render
 from slmops.console.session import Session, command
 from slmops.contracts.commands import (
     AbortRollout,
-    GatewayView,
-    ListGateways,
     ListHistory,
     ListRollouts,
     PauseRollout,
     ResumeRollout,
     RollbackRollout,
     RolloutView,
-    Standing,
     StartRollout,
 )
 from slmops.contracts.errors import NotFound
@@ -34,32 +31,37 @@ from slmops.kit.clock import utc_now
 app = typer.Typer(name="rollout", help="Roll out a release to the fleet, stage by stage.", no_args_is_help=True)
 BlueprintName = Annotated[str, typer.Argument(metavar="BLUEPRINT", help="Name of the blueprint.")]
 Reason = Annotated[str, typer.Option(help="Reason; it is stored with the rollout.")]
+_NEWEST = 5
+"""A rollout that is watched is among these, also if others start meanwhile."""
 _ASKED = "asked by the operator"
 _CHANGES = {
     "pause": PauseRollout, "resume": ResumeRollout, "abort": AbortRollout, "rollback": RollbackRollout,
 }  # fmt: skip
 
 
-async def watch(client: BusClient, blueprint: str) -> AsyncIterator[tuple[RolloutView, list[GatewayView]]]:
-    """Yields the newest rollout of a blueprint with the blueprint's gateways at each poll, until the rollout has ended.
+async def watch(client: BusClient, blueprint: str) -> AsyncIterator[RolloutView]:
+    """Yields the newest rollout of a blueprint at each poll, until it has ended: counts, and the few gateways that need
+    attention, whatever the size of the fleet.
 
     Raises `NotFound` if there is no rollout.
     """
     watched: str | None = None
 
-    async def look() -> tuple[Sequence[RolloutView], Sequence[GatewayView]]:
-        found = await client.request(ListRollouts(blueprint=blueprint))
-        asked = ListGateways(blueprint=blueprint, standing=Standing.ENROLLED)
-        return found.rollouts, (await client.request(asked)).gateways
+    async def look() -> Sequence[RolloutView]:
+        return (await client.request(ListRollouts(blueprint=blueprint, limit=_NEWEST))).rollouts
 
-    async for rollouts, fleet in poll(look):
-        if not rollouts:
-            raise NotFound(f"{blueprint} has no rollout", fix=f"Start one: slmops rollout start {blueprint}.")
-        watched = watched or rollouts[-1].rollout
-        view = next((r for r in rollouts if r.rollout == watched), rollouts[-1])
-        yield view, [gateway for gateway in fleet if gateway.blueprint == blueprint]
+    async for rollouts in poll(look):
+        view = next((r for r in rollouts if r.rollout == watched), None) or _newest(rollouts, blueprint)
+        watched = watched or view.rollout
+        yield view
         if view.ended_at is not None:
             return
+
+
+def _newest(rollouts: Sequence[RolloutView], blueprint: str) -> RolloutView:
+    if not rollouts:
+        raise NotFound(f"{blueprint} has no rollout", fix=f"Start one: slmops rollout start {blueprint}.")
+    return rollouts[-1]
 
 
 @command(app, "start", "slmops rollout start edge-chat --version 1.0.0")
@@ -73,7 +75,7 @@ async def start(
         blueprint=check_name(blueprint, "blueprint name"), version=check_version(version) if version else None
     )
     view = await (await session.client()).request(asked)
-    session.show(view, render.rollout(view, [], utc_now()))
+    session.show(view, render.rollout(view, utc_now()))
     session.remark(f"\nWatch it: slmops rollout watch {blueprint}")
 
 
@@ -88,13 +90,21 @@ async def watch_command(session: Session, blueprint: BlueprintName) -> int:
     screen = None if session.as_json or not session.out.is_terminal else Live(console=session.out, auto_refresh=False)
     last: RolloutView | None = None
     with screen or nullcontext():
-        async for view, gateways in watch(client, blueprint):
+        async for view in watch(client, blueprint):
             if screen:
-                screen.update(render.rollout(view, gateways, utc_now()), refresh=True)
+                screen.update(render.rollout(view, utc_now()), refresh=True)
             elif view != last:
                 _line(session, view)
             last = view
     return 0 if last and last.state == "completed" else ExitCode.NOT_COMPLETED
+
+
+@command(app, "show", "slmops rollout show edge-chat", "slmops rollout show edge-chat --json")
+async def show(session: Session, blueprint: BlueprintName) -> None:
+    """Show the newest rollout of a blueprint: its stages in numbers, and the gateways that need attention."""
+    asked = ListRollouts(blueprint=check_name(blueprint, "blueprint name"), limit=1)
+    view = _newest((await (await session.client()).request(asked)).rollouts, blueprint)
+    session.show(view, render.rollout(view, utc_now()))
 
 
 def _line(session: Session, view: RolloutView) -> None:
@@ -104,7 +114,7 @@ def _line(session: Session, view: RolloutView) -> None:
 async def _change(session: Session, change: str, blueprint: str, reason: str) -> None:
     asked = _CHANGES[change](blueprint=check_name(blueprint, "blueprint name"), reason=reason)
     view = await (await session.client()).request(asked)
-    session.show(view, render.rollout(view, [], utc_now()))
+    session.show(view, render.rollout(view, utc_now()))
 
 
 @command(app, "pause", "slmops rollout pause edge-chat")
@@ -151,8 +161,11 @@ async def ls(
     blueprint: Annotated[
         str | None, typer.Argument(metavar="[BLUEPRINT]", help="Only rollouts of this blueprint.", show_default=False)
     ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many rollouts to show.")] = 50,
 ) -> None:
-    """List all rollouts, newest last."""
-    asked = ListRollouts(blueprint=check_name(blueprint, "blueprint name") if blueprint else None)
+    """List the newest rollouts, newest last."""
+    asked = ListRollouts(blueprint=check_name(blueprint, "blueprint name") if blueprint else None, limit=limit)
     answer = await (await session.client()).request(asked)
     session.show(answer, render.rollouts(answer.rollouts, utc_now(), session.out.width))
+    if answer.cursor is not None:
+        session.remark(f"\nThere are older rollouts: --limit {min(500, 2 * limit)}")

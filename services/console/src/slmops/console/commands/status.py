@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from slmops.console import settings as where
-from slmops.console.commands.attention import Attention, find_items
+from slmops.console.commands.attention import AttentionList, find_items
 from slmops.console.commands.streams import stream_views
 from slmops.console.credentials_file import expiring
 from slmops.console.render import status as render
@@ -30,12 +30,13 @@ from slmops.console.render.status_view import (
 )
 from slmops.console.render.stream_view import Item
 from slmops.console.session import Session, command
+from slmops.contracts.commands import FleetSummary, SummarizeFleet
 from slmops.contracts.errors import InvalidMessage, Problem, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
 from slmops.contracts.identity import ServiceProcess
 from slmops.contracts.permissions import SERVICE_PERMISSIONS
 from slmops.kit.bus import deadletters
-from slmops.kit.bus.client import read_file
+from slmops.kit.bus.client import BusClient, read_file
 from slmops.kit.bus.roll_call import call_roll
 from slmops.kit.clock import utc_now
 from slmops.kit.revision import shared_revision
@@ -46,6 +47,7 @@ STATE_FILE, LOCK_FILE = "state.json", "lock"
 TRUST_EXPIRES_SOON = timedelta(days=60)
 LOW_DISK_BYTES = 1 << 30
 LARGE_BACKLOG = 1000
+FLEET_WITHIN = timedelta(seconds=5)
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -132,9 +134,18 @@ async def find_status(session: Session) -> Status:
             "backlog": backlog,
             "dead_letters": letters,
             "services": services,
+            "fleet": await _fleet(client),
             "nats_version": f"{server.major}.{server.minor}.{server.patch}",
         }
     )
+
+
+async def _fleet(client: BusClient) -> FleetSummary | None:
+    """Returns the fleet in numbers; None if the rollout service does not answer."""
+    try:
+        return await client.request(SummarizeFleet(), FLEET_WITHIN)
+    except TemporaryError:
+        return None
 
 
 def _credentials(path: Path | None) -> CredentialsView | None:
@@ -242,7 +253,7 @@ async def doctor(session: Session) -> int:
     if status.problem is None:
         known = {(item.kind, item.where) for item in found}
         found += [item for item in await find_items(await session.client()) if (item.kind, item.where) not in known]
-    session.show(Attention(found), render_stream.attention(found))
+    session.show(AttentionList(found), render_stream.attention(found))
     return ExitCode.REFUSED if found else 0
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from slmops.console.render.fleet_summary import REASONS
 from slmops.console.render.optimizer import interval
 from slmops.console.render.tables import (
     WIDE,
@@ -191,8 +193,8 @@ def _stage(view: RolloutView) -> str:
     return f"{view.stage + 1}/{len(view.stages)} {view.stages[view.stage].name}"
 
 
-def rollout(view: RolloutView, gateways: Sequence[GatewayView], now: datetime) -> RenderableType:
-    """Renders one rollout: its state, its stages and its gateways."""
+def rollout(view: RolloutView, now: datetime) -> RenderableType:
+    """Renders one rollout: its state, its stages in numbers, and the few gateways that need attention."""
     head = pairs(
         [
             ("rollout", view.rollout),
@@ -210,9 +212,22 @@ def rollout(view: RolloutView, gateways: Sequence[GatewayView], now: datetime) -
         Column("waiting for", lambda s: cell(s[1].waiting), fold=True),
     ]
     parts: list[RenderableType] = [head, "", table(list(enumerate(view.stages)), columns)]
-    if gateways:
-        parts += ["", table(gateways, _gateway_columns(now))]
+    attention: Sequence[Any] = getattr(view, "attention", ())
+    if attention:
+        parts += ["", _attention(attention, now)]
     return Group(*parts)
+
+
+def _attention(gateways: Sequence[Any], now: datetime) -> RenderableType:
+    """Renders the gateways of a rollout that failed or wait."""
+    columns: list[Column[Any]] = [
+        Column("gateway", lambda g: cell(g.gateway_id)),
+        Column("stage", lambda g: cell(g.stage)),
+        Column("state", lambda g: state("failed" if g.failed else "waiting")),
+        Column("seen", lambda g: duration(now - g.last_seen) if g.last_seen else "never", right=True),
+        Column("problem", lambda g: cell(g.problem), fold=True),
+    ]
+    return table(gateways, columns)
 
 
 def rollout_line(view: RolloutView) -> str:
@@ -230,7 +245,7 @@ def gateways(views: Sequence[GatewayView], apis: Mapping[str, str], now: datetim
     """Renders gateways. `apis` maps the ids of those on this machine to the addresses of their APIs."""
     return or_else(
         table(views, _gateway_columns(now, apis), width),
-        "No gateways yet. A gateway appears here after it has enrolled.",
+        "No such gateways. A gateway appears here after it has enrolled.",
     )
 
 
@@ -311,6 +326,7 @@ def gateway(g: GatewayView, api: str | None, now: datetime) -> RenderableType:
         ("last seen", moment(g.last_seen, now)),
         ("clock", _wrong_clock(g)),
         ("dropped", _dropped(g)),
+        ("attention", ", ".join(REASONS.get(reason, reason) for reason in g.attention)),
     ]
     parts: list[RenderableType] = [pairs(facts)]
     if g.problem is not None:

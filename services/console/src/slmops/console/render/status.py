@@ -8,6 +8,7 @@ from datetime import datetime
 
 from rich.console import Group, RenderableType
 
+from slmops.console.render.fleet_summary import figures
 from slmops.console.render.status_view import CredentialsView, LocalStatus, ProcessView, Status
 from slmops.console.render.tables import Column, cell, duration, pairs, problem_text, size, state, table
 from slmops.contracts.identity import ServiceProcess
@@ -34,6 +35,7 @@ def _parts(view: Status, now: datetime) -> Iterator[RenderableType]:
             *(_local(view.local, now) if view.local else ()),
             ("backlog", behind if known else None),
             ("dead letters", str(view.dead_letters) if known else None),
+            ("gateways", figures(view.fleet) if view.fleet else None),
         ]
     )
     if view.problem:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from slmops.contracts.commands import FleetSummary
 from slmops.contracts.errors import Problem
 from slmops.contracts.identity import Role, ServiceProcess
 
@@ -93,5 +94,6 @@ class Status(BaseModel):
     local: LocalStatus | None = None
     backlog: tuple[BacklogView, ...] = ()
     dead_letters: int | None = None
+    fleet: FleetSummary | None = None
     problem: Problem | None = None
     credentials: CredentialsView | None = None

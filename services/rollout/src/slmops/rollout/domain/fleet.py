@@ -45,3 +45,4 @@ class Member:
     revoked_because: str = ""
     reenrol_until: datetime | None = None
     credential_expires_at: datetime | None = None
+    credential_due_at: datetime | None = None

@@ -10,6 +10,7 @@ from slmops.contracts.commands.rollout import MOST_ATTENTION
 from slmops.contracts.events import UpdatePhase
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan, resolve
+from slmops.rollout.domain.attention import attention_of
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
 from slmops.rollout.domain.fleet import Member
 from slmops.rollout.domain.gate import Verdict, assess, of_release, stable_windows, total
@@ -46,11 +47,11 @@ def rollout_view(
         ended_at=rollout.ended_at,
         candidate_window=total(of_release(during, rollout.candidate.manifest.digest)),
         stable_window=total(stable_windows(rollout, during)),
-        attention=tuple(_problem(rollout, target, seen) for target in attention_of(progress)),
+        attention=tuple(_problem(rollout, target, seen) for target in targets_to_show(progress)),
     )
 
 
-def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
+def gateway_view(member: Member, plan: Plan | None, now: datetime) -> GatewayView:
     """Returns the view of a gateway. `plan` is None if the gateway's blueprint has not been applied yet."""
     identity, report = member.identity, member.report
     revoked = member.standing is Standing.REVOKED
@@ -82,6 +83,7 @@ def gateway_view(member: Member, plan: Plan | None) -> GatewayView:
         dropped_measurements=report.dropped_measurements if report else 0,
         last_seen=member.seen.at if member.seen else member.enrolled_at,
         clock_ahead_s=_clock_ahead_s(member),
+        attention=attention_of(member, now),
     )
 
 
@@ -116,7 +118,7 @@ def _stage_view(rollout: Rollout, number: int, progress: RolloutProgress, waitin
     )
 
 
-def attention_of(progress: RolloutProgress) -> list[Target]:
+def targets_to_show(progress: RolloutProgress) -> list[Target]:
     """Returns the gateways to show: failed ones first, then those that wait, the earliest stages first."""
     waiting = sorted(progress.first_waiting, key=lambda target: target.place.stage)  # stable: by id within a stage
     return [*progress.first_failed, *waiting][:MOST_ATTENTION]
