@@ -12,6 +12,7 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from slmops.contracts.errors import IncompatibleDatabase
 from slmops.contracts.events import CohortMeasured
 from slmops.kit.journal import Journal
 from slmops.kit.migrations import newest_revision
+from slmops.rollout import store as rollout
+from slmops.rollout.progress_rows import progress_of
 
 RELEASES = Path(__file__).parents[1] / "migrations"
 HOW_TO = 'write the missing revision: cd tests && python -m migrations.new_revision {} "What changes"'
@@ -148,6 +151,21 @@ async def test_the_database_of_a_release_has_rows_in_every_table(release: str, s
     url = f"sqlite:///{tmp_path}/j.db"
     load_release(release, service, url)
     assert [table for table, rows in contents(url).items() if not rows] == []
+
+
+async def test_a_rollout_that_an_earlier_release_started_gets_its_places(database_url: str) -> None:
+    load_release("0.1", "rollout", database_url)
+    journal = JOURNALS["rollout"].journal("rollout", database_url)
+    await journal.open()
+    await journal.transact(rollout.count_places)
+    [plan] = await journal.read(rollout.plans)
+    state = await journal.transact(lambda unit: rollout.load(unit, plan.name))
+    assert state.under_way is not None
+    found = await journal.read(partial(progress_of, rollout=state.under_way.id, stage=9, limit=9))
+    [member] = await journal.read(rollout.members)
+    assert [target.gateway_id for target in found.first_waiting] == [member.identity.gateway_id]
+    assert (plan.generation, plan.filled) == (state.under_way.generation, True)
+    await journal.close()
 
 
 @every_service

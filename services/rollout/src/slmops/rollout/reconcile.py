@@ -22,7 +22,7 @@ from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
 from slmops.rollout import progress_rows, store
 from slmops.rollout.domain.decide import follow_gate
-from slmops.rollout.domain.gate import assess
+from slmops.rollout.domain.gate import assess, measured_since
 from slmops.rollout.domain.stages import NAMED
 from slmops.rollout.signing import PlanSigner
 
@@ -129,7 +129,7 @@ def _fill_page(unit: UnitOfWork, blueprint: str) -> bool:
 def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     """Evaluates the gate and commits its decision; returns whether there was one.
 
-    Growth: the history of the blueprint, the stages and the windows of the rollout, whatever the size of the fleet.
+    Growth: the history of the blueprint, the stages and the windows of the open one, whatever the size of the fleet.
     """
     connection, state = unit.connection, store.load(unit, blueprint)
     store.begin_if_unknown(unit, state)
@@ -138,7 +138,7 @@ def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     if rollout is None or row is None or plan is None:
         return False
     progress = progress_rows.progress_of(connection, rollout.id, rollout.stage, NAMED, complete=row.filled)
-    measured = store.windows(connection, blueprint, rollout.started_at)
+    measured = store.windows(connection, blueprint, measured_since(rollout, progress))
     decision = assess(state, rollout, progress, measured, now)
     events = follow_gate(state, rollout, decision, now)
     if not events:
