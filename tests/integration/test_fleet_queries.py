@@ -9,6 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from integration.test_kit_migrations import load_release
+from sqlalchemy import func, select
 from unit.rollout.rollout_examples import NAME, T0, blueprint, digest, package, report
 
 from slmops.contracts.commands import (
@@ -35,10 +37,11 @@ from slmops.contracts.events import (
 )
 from slmops.kit.bus.pages import PAGE_BYTES
 from slmops.kit.journal import Journal, UnitOfWork
-from slmops.rollout import inventory_rows, store
+from slmops.rollout import inventory_rows, membership_rows, store
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.queries import Queries
+from slmops.rollout.tables import GATEWAY_LABELS
 
 NOW = T0 + timedelta(days=20)
 MONTH = timedelta(days=30)
@@ -46,15 +49,13 @@ KEY = "U" + "A" * 55
 HOSTILE = "a' OR 1=1 --\\ \" %_ \N{GRINNING FACE}"
 
 
+def journal_at(url: str) -> Journal:
+    return Journal(url, service="rollout", metadata=store.schema(), migrations=store.MIGRATIONS, project=store.project)
+
+
 @pytest.fixture
 async def journal(database_url: str) -> AsyncIterator[Journal]:
-    journal = Journal(
-        database_url,
-        service="rollout",
-        metadata=store.schema(),
-        migrations=store.MIGRATIONS,
-        project=store.project,
-    )
+    journal = journal_at(database_url)
     await journal.open()
     yield journal
     await journal.close()
@@ -299,3 +300,41 @@ async def test_rollouts_and_blueprints_are_listed_by_pages(journal: Journal) -> 
     assert rest.cursor is None
     with pytest.raises(InvalidCursor):
         await queries.list_rollouts(ListRollouts(cursor=first.cursor))
+
+
+async def test_only_some_labels_can_be_searched_and_those_of_a_removed_gateway_are_gone(journal: Journal) -> None:
+    many = {f"key-{number:03}": "a" for number in range(200)}
+    rows = select(func.count()).select_from(GATEWAY_LABELS)
+    await journal.transact(lambda unit: told(unit, enrolled("gw-1", labels=many)))
+    assert await journal.read(lambda c: c.execute(rows).scalar_one()) == inventory_rows.MOST_LABELS
+    queries = Queries(journal, lambda: NOW)
+    assert len(await listed(queries, labels={"key-000": "a"})) == 1
+    assert await listed(queries, labels={"key-199": "a"}) == []
+    await journal.transact(lambda unit: told(unit, GatewayRemoved(gateway_id="gw-1", blueprint=NAME, at=NOW)))
+    assert await journal.read(lambda c: c.execute(rows).scalar_one()) == 0
+
+
+async def test_a_renewed_credential_needs_no_attention(journal: Journal) -> None:
+    await journal.transact(lambda unit: told(unit, enrolled("gw-1", expires_at=T0 + timedelta(days=21))))
+    queries = Queries(journal, lambda: NOW)
+    assert len(await listed(queries, attention=(Attention.CREDENTIAL,))) == 1
+    renew = membership_rows.record_credential
+    await journal.transact(lambda unit: renew(unit.connection, "gw-1", NOW, NOW + MONTH))
+    assert await listed(queries, attention=(Attention.CREDENTIAL,)) == []
+
+
+async def test_gateways_and_rollouts_of_an_earlier_release_are_found(database_url: str) -> None:
+    """The revision fills the columns from the stored reports, enrolments and blueprints."""
+    load_release("0.1", "rollout", database_url)
+    journal = journal_at(database_url)
+    await journal.open()
+    queries = Queries(journal, lambda: NOW)
+    asked = {"labels": {"ring": "canary"}, "phase": UpdatePhase.IDLE, "version": "1.0.0", "online": False}
+    [found] = await listed(queries, **asked, attention=(Attention.FAILED,), standing=Standing.ENROLLED)
+    assert found.gateway_id == "gw-1"
+    assert (await queries.summarize_fleet(SummarizeFleet())).profile.counts == {"edge-small": 1}
+    ended = (await queries.list_rollouts(ListRollouts(blueprint=NAME, under_way=False))).rollouts
+    assert [view.rollout for view in ended] == ["edge-chat-1"]
+    again = await queries.list_rollouts(ListRollouts(limit=1))
+    assert (await queries.list_rollouts(ListRollouts(limit=1, cursor=again.cursor))).rollouts == ended
+    await journal.close()
