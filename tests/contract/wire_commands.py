@@ -262,7 +262,10 @@ COMMANDS: tuple[tuple[c.Command[Any], BaseModel], ...] = (
         _JOB_VIEW,
     ),
     (c.CancelJob(job=JOB, by="alice"), _JOB_VIEW),
-    (c.ListJobs(job=JOB, model="smollm2"), c.JobList(jobs=(_JOB_VIEW,))),
+    (
+        c.ListJobs(job=JOB, model="smollm2", limit=1, cursor="WyJqb2JzIiwgMi4wLCAiYiJd"),
+        c.JobList(jobs=(_JOB_VIEW,), cursor="WyJqb2JzIiwgMS4wLCAiYSJd"),
+    ),
     (
         c.ListRecipes(),
         c.RecipeList(

@@ -322,6 +322,8 @@ async def test_dead_letters_are_listed_without_their_payload_unless_it_is_reques
         "size_bytes": size,
     }
     assert (second["code"], second["size_bytes"]) == ("invalid_message", 9)
+    newest = await slmops("dlq", "ls", "--limit", "1")
+    assert (newest.out.count(SUBJECT), "1 of 2 dead letters" in newest.err) == (1, True)
     for output in (done.out, (await slmops("dlq", "ls")).out):
         assert "secret" not in output
     for output in (

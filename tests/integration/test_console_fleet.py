@@ -84,8 +84,6 @@ async def test_a_large_fleet_is_listed_filtered_and_counted(slmops: Cli) -> None
     everyone = (await slmops("gateway", "ls", "--limit", "100000", "--json")).json
     assert [one["gateway_id"] for one in everyone["gateways"]] == [f"gw-{n:04}" for n in range(SIZE)]
     assert everyone["total"] == SIZE
-    some = (await slmops("gateway", "ls", "--limit", "700", "--json")).json
-    assert (len(some["gateways"]), some["total"]) == (700, SIZE)
 
     found = (await slmops("gateway", "ls", "--attention", "failed", "--json")).json
     assert [one["gateway_id"] for one in found["gateways"]] == FAILED

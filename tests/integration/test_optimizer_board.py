@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from integration.artifact_world import eventually
 from integration.kit_world import World, world_on
 
 from slmops.contracts import subjects
+from slmops.contracts.commands import ListJobs
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import InternalError, NotFound, Unreachable
 from slmops.contracts.events import VariantRejected
@@ -179,3 +180,25 @@ async def settled(world: World) -> None:
         return await world.unsettled("JOBS", DURABLE) == 0 or None
 
     await eventually(look)
+
+
+async def test_jobs_are_listed_by_pages_the_newest_first(board: Board) -> None:
+    """Jobs of one second have an order too, so none is on two pages or on none."""
+    for number in range(7):
+        model = "other" if number == 3 else "smollm2"
+        await board.put(view(f"job-{number}", model=model, queued_at=AT + timedelta(seconds=number // 3)))
+    handlers = Handlers(*[cast(Any, None)] * 2, board, *[cast(Any, ())] * 7)
+
+    async def listed(**asked: Any) -> list[str]:
+        found: list[str] = []
+        cursor = None
+        while True:
+            page = await handlers.list_jobs(ListJobs(**asked, limit=2, cursor=cursor))
+            assert len(page.jobs) <= 2
+            found += [job.job for job in reversed(page.jobs)]
+            if (cursor := page.cursor) is None:
+                return found
+
+    assert await listed() == [f"job-{number}" for number in reversed(range(7))]
+    assert await listed(model="smollm2") == ["job-6", "job-5", "job-4", "job-2", "job-1", "job-0"]
+    assert await listed(model="nobody") == []

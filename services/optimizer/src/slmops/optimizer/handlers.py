@@ -49,6 +49,7 @@ from slmops.contracts.profile import DeviceProfile
 from slmops.contracts.prompts.evaluation_data import EvaluationData, check_data, check_sizes
 from slmops.contracts.recipe import Recipe
 from slmops.kit.acting import current_actor
+from slmops.kit.bus.pages import cursor, fitting, position
 from slmops.kit.bus.refusals import until_stored
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -64,6 +65,7 @@ from slmops.optimizer.recipes.catalogue import catalogue
 from slmops.optimizer.recipes.library import bundled, check, recipe_named
 
 log = logging.getLogger(__name__)
+_JOBS = "jobs"
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 DELIVERIES = 20
 """How often a job is delivered: often, because a search of hours may see many restarts; not forever, because a job may
@@ -209,10 +211,15 @@ class Handlers:
         return await self._job(command.job)
 
     async def list_jobs(self, query: ListJobs) -> JobList:
+        """Raises `NotFound`, `InvalidCursor`. Growth: reads the jobs of three months for each page."""
         if query.job is not None:
             return JobList(jobs=(await self._job(query.job),))
-        views = [view for view in await self._board.all() if query.model in (None, view.model)]
-        return JobList(jobs=tuple(views))
+        before = position(_JOBS, query.cursor, float, str) if query.cursor else None
+        wanted = [view for view in await self._board.all() if query.model in (None, view.model)]
+        found = sorted((view for view in wanted if before is None or _queued(view) < before), key=_queued, reverse=True)
+        views = fitting(found[: query.limit])
+        more = cursor(_JOBS, *_queued(views[-1])) if len(found) > len(views) else None
+        return JobList(jobs=tuple(reversed(views)), cursor=more)
 
     async def list_recipes(self, _: ListRecipes) -> RecipeList:
         return catalogue()
@@ -302,6 +309,10 @@ class Handlers:
         if view is None:
             raise NotFound(f"there is no job {job}", fix="List the jobs: slmops job ls.")
         return view
+
+
+def _queued(view: JobView) -> tuple[float, str]:
+    return view.queued_at.timestamp(), view.job
 
 
 def _matches(variant: VariantView, recipe: str | None) -> bool:

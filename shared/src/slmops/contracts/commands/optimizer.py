@@ -60,15 +60,19 @@ class CancelJob(Command[JobView]):
 
 class JobList(Result):
     jobs: tuple[JobView, ...]
+    cursor: str | None = Field(default=None, description="Ask with it for older ones; None: these are the oldest")
 
 
 class ListJobs(Command[JobList]):
-    """List the jobs of the last three months, or one of them, the newest last."""
+    """List the newest jobs of the last three months, or one of them, the newest last. The cursor asks for the page
+    before."""
 
     service: ClassVar[str] = "optimizer"
     name: ClassVar[str] = "list_jobs"
     job: str | None = None
     model: Name | None = None
+    limit: int = Field(default=200, ge=1, le=500)
+    cursor: str | None = None
 
 
 class ParameterView(Result):

@@ -61,7 +61,9 @@ def parts_of(payload: bytes, limit_bytes: int, accepted: int, where: str) -> lis
     parts = [payload[start : start + size] for start in range(0, len(payload), size)] or [b""]
     if len(parts) > max(1, min(accepted, MAX_PARTS)):
         raise MessageTooLarge(
-            f"the answer has {len(payload)} bytes, which is too large for the bus", where=where, fix="Request less."
+            f"the answer has {len(payload)} bytes, which is too large for the bus",
+            where=where,
+            fix="Request less at once: a smaller --limit, or a filter.",
         )
     return parts
 

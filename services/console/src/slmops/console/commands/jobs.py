@@ -26,11 +26,14 @@ async def ls(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Only jobs of this model.", show_default=False)
     ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many jobs to show.")] = 100,
 ) -> None:
-    """List the jobs of the last three months with their progress, newest last."""
-    asked = ListJobs(model=check_name(model, "model name") if model else None)
+    """List the newest jobs of the last three months with their progress, newest last."""
+    asked = ListJobs(model=check_name(model, "model name") if model else None, limit=limit)
     answer = await (await session.client()).request(asked)
     session.show(answer, render.jobs(answer.jobs, utc_now(), session.out.width))
+    if answer.cursor is not None:
+        session.remark(f"\nThere are older jobs: --limit {min(500, 2 * limit)}")
 
 
 @command(app, "cancel", "slmops job cancel 5f0c9d5e")
@@ -48,7 +51,12 @@ async def find_job_id(client: BusClient, beginning: str) -> str:
     """Returns the id of the only job whose id starts with `beginning`. Raises `InvalidMessage`, `NotFound`."""
     if not re.fullmatch(r"[0-9a-f-]{1,36}", beginning):
         raise InvalidMessage(f"{beginning!r} is not a job id", fix=_LIST)
-    found = [view.job for view in (await client.request(ListJobs())).jobs if view.job.startswith(beginning)]
+    found, page = list[str](), await client.request(ListJobs(limit=500))
+    while True:
+        found += [view.job for view in page.jobs if view.job.startswith(beginning)]
+        if page.cursor is None:
+            break
+        page = await client.request(ListJobs(limit=500, cursor=page.cursor))
     if len(found) > 1:
         raise InvalidMessage(f"{len(found)} job ids start with {beginning!r}", fix="Give more characters of the id.")
     if not found:
