@@ -18,7 +18,7 @@ from slmops.contracts.permissions import (
     authorize,
     may_be_answered,
 )
-from slmops.contracts.subjects import measurements, optimize_job
+from slmops.contracts.subjects import measurements, optimize_job, presence
 
 NAME = "{{name()}}"
 OWNERS = SERVICE_PERMISSIONS | {"gateway": GATEWAY_PERMISSIONS}
@@ -110,6 +110,7 @@ def test_a_service_is_authorized_exactly_where_the_server_lets_it(command: type[
 
 def test_only_a_gateway_may_send_its_measurements_and_fetch_its_package() -> None:
     assert publishers(measurements(NAME)) == ["gateway"]
+    assert publishers(presence(NAME)) == ["gateway"]
     assert publishers(f"cmd.packager.fetch.{NAME}") == ["gateway"]
 
 

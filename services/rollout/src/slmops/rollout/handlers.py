@@ -24,7 +24,7 @@ from slmops.contracts.commands import (
     RolloutView,
     StartRollout,
 )
-from slmops.contracts.errors import CredentialRevoked, Denied
+from slmops.contracts.errors import CredentialRevoked, Denied, PermanentError
 from slmops.contracts.events import (
     CohortMeasured,
     Event,
@@ -34,7 +34,8 @@ from slmops.contracts.events import (
     PackageWithdrawn,
     UpdatePhase,
 )
-from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.batches import Refused
+from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.rollout import membership_rows, store
@@ -78,6 +79,16 @@ class Handlers:
             await self._record_with_enrolment(event, seen)
         if event.phase in _DECISIVE:
             await self._reconciler.judge(event.blueprint)
+
+    async def on_missing_reports(self, reports: Batch[GatewayReported]) -> Refused:
+        """Records reports that were read from their stream. Returns the errors of those that do not count."""
+        refused: dict[int, Exception] = {}
+        for index, (event, context) in enumerate(reports):
+            try:
+                await self.on_gateway_reported(event, context)
+            except PermanentError as error:
+                refused[index] = error
+        return refused
 
     async def _record_with_enrolment(self, event: GatewayReported, seen: Sighting) -> None:
         """Reads the enrolment from the bus, which keeps our own enrolment events, if our database is younger."""

@@ -39,7 +39,7 @@ from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Identity, Plan
 from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import traceparent
-from slmops.rollout import membership_rows
+from slmops.rollout import membership_rows, presence_rows
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.lifecycle import JUDGED
@@ -181,8 +181,7 @@ def record_report(connection: Connection, event: GatewayReported, seen: Sighting
     values: dict[str, Any] = {}
     if event.sequence > row.sequence:
         values |= {"sequence": event.sequence, "report": event.model_dump_json()}
-        ahead = seen.clock_ahead.total_seconds() if seen.clock_ahead is not None else None
-        put(connection, SIGHTINGS, key, {"at": seen.at.timestamp(), "clock_ahead_s": ahead})
+        presence_rows.saw(connection, [presence_rows.Seen(event.gateway_id, seen)])
     # A failure counts even if a later report arrived first.
     failed = event.phase is UpdatePhase.FAILED
     if failed and (row.failure is None or event.sequence > _report(row.failure).sequence):
