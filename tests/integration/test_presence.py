@@ -12,6 +12,7 @@ from rollout_world import World, _new_databases, _world, eventually
 from unit.rollout.rollout_examples import package
 from unit.rollout.rollout_examples import started as rollout_of
 
+from slmops.contracts.blueprint import GatePolicy
 from slmops.contracts.commands import GatewayView, ListGateways
 from slmops.contracts.events import UpdatePhase
 from slmops.contracts.plan import Release
@@ -51,7 +52,16 @@ async def test_a_connected_gateway_is_seen_and_its_wrong_clock_is_known_without_
         found = (await eventually(lambda: fleet(world), heard, "its clock"))["gw-1"]
         assert found.last_seen > before
     assert abs(datetime.now(UTC) - found.last_seen) < timedelta(minutes=1), "by our clock"
-    assert await world.operator.dead_letters() == {}
+
+    operator = world.operator
+    await operator.apply(gate=GatePolicy(deadline_s=1))
+    await operator.publish_package("1.0.0")
+    waiting = (await operator.start("1.0.0")).stages[0].waiting
+    held = await operator.reached("held")
+    for text in (waiting, held.reason):
+        assert "the clock of gw-1 is 3:0" in text
+        assert "behind the services' clock" in text
+    assert await operator.dead_letters() == {}
 
 
 async def test_after_an_outage_with_a_lost_database_the_fleet_is_known_again_by_its_presence(

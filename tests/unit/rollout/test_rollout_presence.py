@@ -22,8 +22,9 @@ from slmops.kit.bus.batches import Received, Refused
 from slmops.kit.bus.service_bus import Batch, MessageContext
 from slmops.kit.journal import Journal
 from slmops.rollout import presence_rows, store
-from slmops.rollout.domain.clocks import WrongClock, clock_remark
+from slmops.rollout.domain.clocks import WrongClock, clock_remark, with_clocks
 from slmops.rollout.domain.fleet import Member, Sighting
+from slmops.rollout.domain.gate import GateDecision, Verdict
 from slmops.rollout.presence import PresenceHandlers, Report
 
 KEY = "U" + "A" * 55
@@ -244,6 +245,15 @@ async def test_wrong_clocks_of_gateways_that_count_are_found(service: Service) -
     assert found == [WrongClock("gw-2", hours), WrongClock("gw-3", -hours)]
     everywhere = await service.journal.read(lambda c: presence_rows.wrong_clocks(c, limit=2))
     assert len(everywhere) == 2
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_gate_that_waits_names_wrong_clocks(verdict: Verdict) -> None:
+    found = [WrongClock("gw-3", timedelta(hours=-3))]
+    reason = with_clocks(GateDecision(verdict, "0 of 5 requests"), found).reason
+    waits = verdict in (Verdict.WAITING, Verdict.OVERDUE)
+    assert reason == "0 of 5 requests" + f"; {clock_remark(found)}" * waits
+    assert with_clocks(GateDecision(verdict, "0 of 5 requests"), []).reason == "0 of 5 requests"
 
 
 def test_a_remark_names_five_wrong_clocks_at_most() -> None:

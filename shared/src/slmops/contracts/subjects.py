@@ -37,6 +37,9 @@ class StreamSpec:
     work_queue: bool = False
     refuses: bool = False
     per_subject: int | None = None
+    asynchronous: bool = False
+    """The server acknowledges before it writes to the disk: a crash loses the newest messages. Never for facts. It is
+    chosen when the stream is created, on a single server (ADR 27)."""
 
     @property
     def facts(self) -> bool:
@@ -68,7 +71,9 @@ STREAMS = (
     # stored with up to 1.3 kB, so 100,000 gateways need 1 GiB at most. An update has at most 8 phases.
     StreamSpec("GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30), per_subject=8),
     # The newest presence message of each gateway, for an hour: 100,000 gateways need 20 MB. See `freshness`.
-    StreamSpec("PRESENCE", ("presence.*",), max_age=timedelta(hours=1), max_bytes=64 * MiB, per_subject=1),
+    StreamSpec(
+        "PRESENCE", ("presence.*",), max_age=timedelta(hours=1), max_bytes=64 * MiB, per_subject=1, asynchronous=True
+    ),
     # Gateways' measurements: 7 days. When full the oldest are removed: a gate has less data, and holds without data.
     StreamSpec("MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7)),
     # Jobs that are not done yet. When full it refuses new ones; otherwise the oldest would never be done.

@@ -18,8 +18,10 @@ from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
 from slmops.rollout import store
+from slmops.rollout.domain.clocks import with_clocks
 from slmops.rollout.domain.decide import follow_gate
-from slmops.rollout.domain.gate import assess
+from slmops.rollout.domain.gate import Verdict, assess
+from slmops.rollout.presence_rows import wrong_clocks
 from slmops.rollout.signing import PlanSigner
 
 log = logging.getLogger("slmops.rollout")
@@ -87,6 +89,8 @@ def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
         return False
     measured = store.windows(connection, blueprint, rollout.started_at)
     decision = assess(state, rollout, store.members(connection, blueprint), measured, now)
+    if decision.verdict is Verdict.OVERDUE:
+        decision = with_clocks(decision, wrong_clocks(connection, blueprint))
     events = follow_gate(state, rollout, decision, now)
     if not events:
         return False

@@ -4,10 +4,12 @@ gateway whose clock is wrong may refuse valid metadata or certificates, and then
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 
 from slmops.contracts.clocks import clock_text
+from slmops.rollout.domain.gate import GateDecision, Verdict
 
 NAMED = 5
 
@@ -29,3 +31,11 @@ def clock_remark(found: Sequence[WrongClock]) -> str:
     texts = [f"the clock of {one.gateway_id} is {clock_text(one.ahead)}" for one in found[:NAMED]]
     more = ", and more clocks are wrong" if len(found) > NAMED else ""
     return f"{', '.join(texts)}{more}: correct {'it' if len(found) == 1 else 'them'}"
+
+
+def with_clocks(decision: GateDecision, found: Sequence[WrongClock]) -> GateDecision:
+    """Returns a gate's decision whose reason names the wrong clocks of the blueprint's gateways, if the gate waits."""
+    remark = clock_remark(found)
+    if not remark or decision.verdict not in (Verdict.WAITING, Verdict.OVERDUE):
+        return decision
+    return replace(decision, reason=f"{decision.reason}; {remark}")

@@ -10,6 +10,7 @@ from slmops.contracts.events import UpdatePhase
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan, resolve
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
+from slmops.rollout.domain.clocks import WrongClock, with_clocks
 from slmops.rollout.domain.fleet import Member, Progress, stage_targets
 from slmops.rollout.domain.gate import Verdict, assess, of_release, stable_windows, total
 
@@ -25,10 +26,11 @@ def rollout_view(
     members: Sequence[Member],
     windows: Sequence[CohortWindow],
     now: datetime,
+    clocks: Sequence[WrongClock] = (),
 ) -> RolloutView:
     """Returns the view of a rollout. `windows` are those of the whole rollout. The targets of a stage include those of
-    the earlier stages."""
-    waiting = _waiting(state, rollout, members, windows, now)
+    the earlier stages. `clocks`: wrong clocks of the blueprint's gateways."""
+    waiting = _waiting(state, rollout, members, windows, now, clocks)
     during = [window for window in windows if window.ended_at > rollout.started_at]
     return RolloutView(
         rollout=rollout.id,
@@ -93,10 +95,11 @@ def _waiting(
     members: Sequence[Member],
     windows: Sequence[CohortWindow],
     now: datetime,
+    clocks: Sequence[WrongClock],
 ) -> str:
     if not rollout.under_way:
         return ""
-    decision = assess(state, rollout, members, windows, now)
+    decision = with_clocks(assess(state, rollout, members, windows, now), clocks)
     return decision.reason if decision.verdict in (Verdict.WAITING, Verdict.OVERDUE) else ""
 
 
