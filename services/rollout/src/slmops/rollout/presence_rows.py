@@ -19,6 +19,7 @@ from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.tables import GATEWAYS, SIGHTINGS
 
 _INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_LOOKED_AT = 500
 
 
 class Known(NamedTuple):
@@ -92,16 +93,19 @@ def saw(connection: Connection, seen: Iterable[Seen]) -> None:
 def wrong_clocks(connection: Connection, blueprint: str | None = None, limit: int = 6) -> list[WrongClock]:
     """Returns up to `limit` gateways that count and whose clock is wrong, of one blueprint or all.
 
-    Growth: reads the gateways whose clock is wrong from an index, and stops at `limit`.
+    Growth: reads at most `_LOOKED_AT` wrong clocks from an index. If there are more, some of a blueprint may be missed.
     """
-    tolerated = TOLERANCE.total_seconds()
-    wrong = or_(SIGHTINGS.c.clock_ahead_s > tolerated, SIGHTINGS.c.clock_ahead_s < -tolerated)
-    query = (
-        select(SIGHTINGS.c.gateway_id, SIGHTINGS.c.clock_ahead_s)
-        .join_from(SIGHTINGS, GATEWAYS, SIGHTINGS.c.gateway_id == GATEWAYS.c.gateway_id)
-        .where(wrong, GATEWAYS.c.revoked_at.is_(None), GATEWAYS.c.moving_to.is_(None))
+    # Not a join: without statistics the database may begin it with all gateways of the blueprint.
+    ahead, tolerated = SIGHTINGS.c.clock_ahead_s, TOLERANCE.total_seconds()
+    wrong = or_(ahead > tolerated, ahead < -tolerated)
+    query = select(SIGHTINGS.c.gateway_id, ahead).where(wrong).limit(_LOOKED_AT)
+    found = {row.gateway_id: row.clock_ahead_s for row in connection.execute(query)}
+    if not found:
+        return []
+    counted = select(GATEWAYS.c.gateway_id).where(
+        GATEWAYS.c.gateway_id.in_(found), GATEWAYS.c.revoked_at.is_(None), GATEWAYS.c.moving_to.is_(None)
     )
     if blueprint is not None:
-        query = query.where(GATEWAYS.c.blueprint == blueprint)
-    rows = connection.execute(query.limit(limit))
-    return sorted(WrongClock(row.gateway_id, timedelta(seconds=row.clock_ahead_s)) for row in rows)
+        counted = counted.where(GATEWAYS.c.blueprint == blueprint)
+    ids = connection.execute(counted.order_by(GATEWAYS.c.gateway_id).limit(limit)).scalars()
+    return [WrongClock(gateway_id, timedelta(seconds=found[gateway_id])) for gateway_id in ids]
