@@ -241,10 +241,12 @@ async def test_wrong_clocks_of_gateways_that_count_are_found(service: Service) -
         await service.heard(message(name, at(600), ahead=ahead))
     for name in ("gw-0", "gw-1"):
         await service.heard(message(name, at(600), ahead=hours))
-    found = await service.journal.read(lambda c: presence_rows.wrong_clocks(c, NAME))
+    found = await service.journal.read(lambda c: presence_rows.wrong_clocks(c, at(600), NAME))
     assert found == [WrongClock("gw-2", hours), WrongClock("gw-3", -hours)]
-    everywhere = await service.journal.read(lambda c: presence_rows.wrong_clocks(c, limit=2))
+    everywhere = await service.journal.read(lambda c: presence_rows.wrong_clocks(c, at(600), limit=2))
     assert len(everywhere) == 2
+    offline = at(601) + freshness.OFFLINE
+    assert await service.journal.read(lambda c: presence_rows.wrong_clocks(c, offline, NAME)) == []
 
 
 @pytest.mark.parametrize("verdict", Verdict)

@@ -7,12 +7,13 @@ queries read an index, and only as many rows as they return.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from slmops.contracts import freshness
 from slmops.contracts.clocks import TOLERANCE
 from slmops.rollout.domain.clocks import WrongClock
 from slmops.rollout.domain.fleet import Sighting
@@ -90,15 +91,18 @@ def saw(connection: Connection, seen: Iterable[Seen]) -> None:
     connection.execute(statement, rows)
 
 
-def wrong_clocks(connection: Connection, blueprint: str | None = None, limit: int = 6) -> list[WrongClock]:
-    """Returns up to `limit` gateways that count and whose clock is wrong, of one blueprint or all.
+def wrong_clocks(
+    connection: Connection, now: datetime, blueprint: str | None = None, limit: int = 6
+) -> list[WrongClock]:
+    """Returns up to `limit` gateways that count, are not offline and have a wrong clock, of one blueprint or all.
 
     Growth: reads at most `_LOOKED_AT` wrong clocks from an index. If there are more, some of a blueprint may be missed.
     """
     # Not a join: without statistics the database may begin it with all gateways of the blueprint.
     ahead, tolerated = SIGHTINGS.c.clock_ahead_s, TOLERANCE.total_seconds()
     wrong = or_(ahead > tolerated, ahead < -tolerated)
-    query = select(SIGHTINGS.c.gateway_id, ahead).where(wrong).limit(_LOOKED_AT)
+    connected = SIGHTINGS.c.at >= freshness.offline_before(now).timestamp()
+    query = select(SIGHTINGS.c.gateway_id, ahead).where(wrong, connected).limit(_LOOKED_AT)
     found = {row.gateway_id: row.clock_ahead_s for row in connection.execute(query)}
     if not found:
         return []

@@ -90,7 +90,7 @@ def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     measured = store.windows(connection, blueprint, rollout.started_at)
     decision = assess(state, rollout, store.members(connection, blueprint), measured, now)
     if decision.verdict is Verdict.OVERDUE:
-        decision = with_clocks(decision, wrong_clocks(connection, blueprint))
+        decision = with_clocks(decision, wrong_clocks(connection, now, blueprint))
     events = follow_gate(state, rollout, decision, now)
     if not events:
         return False

@@ -124,7 +124,7 @@ def _ended_view(connection: Connection, rollout: str) -> RolloutView:
 
 def _view(unit: UnitOfWork, state: BlueprintState, rollout: Rollout, now: datetime) -> RolloutView:
     measured = windows(unit.connection, state.name, rollout.started_at)
-    clocks = presence_rows.wrong_clocks(unit.connection, state.name) if rollout.under_way else []
+    clocks = presence_rows.wrong_clocks(unit.connection, now, state.name) if rollout.under_way else []
     return rollout_view(state, rollout, members(unit.connection, state.name), measured, now, clocks)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prometheus_client import Gauge
 
@@ -101,13 +101,13 @@ class Reporter:
         if self._last is None or self._content(self._event(status)) != self._content(self._last):
             self.report(status)
 
-    def _content(self, event: GatewayReported) -> dict[str, Any]:
+    def _content(self, event: GatewayReported) -> str:
         """Returns what makes a report worth sending. While messages wait for a network, every further report may drop
         another one, so the numbers of dropped ones count only when the spool is empty."""
         ignored = {"sequence", "at"}
         if len(self._spool) + len(self._memory_spool):
             ignored |= {"dropped_reports", "dropped_measurements"}
-        return event.model_dump(exclude=ignored)
+        return event.model_dump_json(exclude=ignored)
 
     def _event(self, status: Status) -> GatewayReported:
         return GatewayReported(
