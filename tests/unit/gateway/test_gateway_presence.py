@@ -14,7 +14,7 @@ import pytest
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import DiskFull, PermanentError, Problem
 from slmops.contracts.events import GatewayReported, UpdatePhase
-from slmops.contracts.freshness import OFFLINE, GatewayPresence
+from slmops.contracts.freshness import OFFLINE_AFTER, GatewayPresence
 from slmops.contracts.plan import Identity
 from slmops.gateway import handlers
 from slmops.gateway.handlers import Agent
@@ -196,7 +196,7 @@ async def test_messages_are_five_to_ten_minutes_apart_and_the_first_one_within_a
 ) -> None:
     await until(lambda: len(bus.told) > 2)
     assert sending.pauses[:3] == [(0, 60.0), (300.0, 600.0), (300.0, 600.0)]
-    assert 3 * timedelta(seconds=sending.pauses[1][1]) <= OFFLINE
+    assert 3 * timedelta(seconds=sending.pauses[1][1]) <= OFFLINE_AFTER
 
 
 async def test_after_a_reconnection_the_first_message_is_again_at_a_random_time(sending: Sending, bus: Bus) -> None:
@@ -219,7 +219,7 @@ async def test_no_presence_message_is_kept_for_later() -> None:
 
 def test_an_interval_by_which_a_connected_gateway_would_be_shown_as_offline_is_refused() -> None:
     field = Settings.model_fields["presence_every"]
-    assert field.default <= OFFLINE / 3
+    assert field.default <= OFFLINE_AFTER / 3
     with pytest.raises(ValueError, match="less than or equal"):
         Settings.__pydantic_validator__.validate_assignment(
             Settings.model_construct(), "presence_every", timedelta(minutes=11)

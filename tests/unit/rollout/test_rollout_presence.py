@@ -245,7 +245,7 @@ async def test_wrong_clocks_of_gateways_that_count_are_found(service: Service) -
     assert found == [WrongClock("gw-2", hours), WrongClock("gw-3", -hours)]
     everywhere = await service.journal.read(lambda c: presence_rows.wrong_clocks(c, at(600), limit=2))
     assert len(everywhere) == 2
-    offline = at(601) + freshness.OFFLINE
+    offline = at(601) + freshness.OFFLINE_AFTER
     assert await service.journal.read(lambda c: presence_rows.wrong_clocks(c, offline, NAME)) == []
 
 

@@ -29,7 +29,7 @@ MAX_GRACE: Final = timedelta(days=90)
 
 PRESENCE: Final = timedelta(minutes=10)
 """The longest time between two presence messages of a connected gateway; on average three quarters of it."""
-OFFLINE: Final = 3 * PRESENCE
+OFFLINE_AFTER: Final = 3 * PRESENCE
 """A gateway of which nothing arrived for so long is offline: three presence messages are missing."""
 FULL_REPORT: Final = timedelta(days=1)
 """The longest time between two full reports of a gateway, even if nothing changed. A service that lost its database, or
@@ -54,7 +54,7 @@ class GatewayPresence(BaseModel):
 def offline_before(now: datetime) -> datetime:
     """Returns the time before which nothing was heard of a gateway that is offline at `now`. Both by the services'
     clock."""
-    return now - OFFLINE
+    return now - OFFLINE_AFTER
 
 
 def is_offline(last_seen: datetime, now: datetime) -> bool:

@@ -69,9 +69,9 @@ def _enrolled(connection: Connection, event: GatewayEnrolled) -> None:
     }
     if not same_key:
         values |= {"sequence": 0, "report": None, "failure": None}
-        connection.execute(delete(SIGHTINGS).where(*matches(SIGHTINGS, key)))
         # It was there to enrol, so it is not offline before its first report.
-        connection.execute(insert(SIGHTINGS).values(**key, at=event.at.timestamp()))
+        seen = {"at": event.at.timestamp(), "clock_ahead_s": None, "last_sequence": None}
+        put(connection, SIGHTINGS, key, seen)
     elif before is not None and before.blueprint != event.blueprint:
         values |= {"failure": None}
     put(connection, GATEWAYS, key, values)
