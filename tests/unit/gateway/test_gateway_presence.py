@@ -90,14 +90,15 @@ async def test_dropped_messages_are_reported_when_the_network_is_back_and_not_ag
     device = Device(tmp_path, max_rows=2)
     device.reporter.report_changes(STATUS)
     for number in range(3):
+        await device.reporter.flush()
         device.spool.put("measure.gw-1", {}, b"{}", f"batch {number}", Kind.MEASUREMENT)
         device.reporter.report_changes(STATUS)
-    await device.reporter.flush()
-    assert (device.spool.dropped(Kind.MEASUREMENT), len(await device.reports())) == (2, 1)
+    assert [report.sequence for report in await device.reports()] == [1]
+    assert device.spool.dropped(Kind.MEASUREMENT) == 2
     device.spool.done(device.spool.newest)
     device.reporter.report_changes(STATUS)
     device.reporter.report_changes(STATUS)
-    assert [report.dropped_measurements for report in await device.reports()] == [2]
+    assert [(report.sequence, report.dropped_measurements) for report in await device.reports()] == [(2, 2)]
 
 
 async def test_a_report_that_was_lost_on_a_full_disk_is_made_again(
