@@ -73,7 +73,7 @@ def test_nobody_sends_a_command_in_another_role_or_name(role: Role) -> None:
 
 
 def test_only_an_admin_publishes_events_and_changes_streams() -> None:
-    changing = ("slmops.", "measure.", "jobs.", "$KV.", "$JS.API.STREAM.UPDATE", "$JS.API.CONSUMER.CREATE")
+    changing = ("slmops.", "measure.", "presence.", "jobs.", "$KV.", "$JS.API.STREAM.UPDATE", "$JS.API.CONSUMER.CREATE")
     for role in (Role.VIEWER, Role.OPERATOR, Role.APPROVER):
         assert not [subject for subject in ROLE_PERMISSIONS[role].publish if subject.startswith(changing)], role
     assert covered(ROLE_PERMISSIONS[Role.ADMIN].publish, "slmops.gateway.reported.v1.gw-1")
