@@ -97,7 +97,7 @@ class Reporter:
         return GatewayPresence(enrolment=self._enrolment, sequence=self._sequence)
 
     def report_changes(self, status: Status) -> None:
-        """Queues a report if it says anything else than the last one, which may have been sent by another process."""
+        """Queues a report if it says anything else than the last one since the start of this process."""
         if self._last is None or self._content(self._event(status)) != self._content(self._last):
             self.report(status)
 
