@@ -28,6 +28,7 @@ from slmops.contracts.commands import COMMANDS, Command
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Problem
 from slmops.contracts.events import EVENTS, Event
+from slmops.contracts.freshness import GatewayPresence
 from slmops.contracts.jobs import OptimizeJob
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.names import NAME_PATTERN, VERSION_PATTERN
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 SERVICES = sorted(path.parent.name for path in ROOT.glob("services/*/pyproject.toml"))
 WITHOUT_BUS = {"console", "gateway"}
 """They send requests and publish, but consume nothing."""
-STORED: tuple[type[BaseModel], ...] = (MeasurementBatch, OptimizeJob)
+STORED: tuple[type[BaseModel], ...] = (MeasurementBatch, GatewayPresence, OptimizeJob)
 """Messages on streams that are not events."""
 PARAMETERS = {
     "gateway_id": "The sending gateway",

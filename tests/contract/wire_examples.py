@@ -12,6 +12,7 @@ from slmops.contracts.blueprint import Blueprint, Stage
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
+from slmops.contracts.freshness import GatewayPresence
 from slmops.contracts.identity import Role
 from slmops.contracts.jobs import OptimizeJob, Predecessor
 from slmops.contracts.manifest import (
@@ -255,6 +256,7 @@ EVENTS: tuple[e.Event, ...] = (
 )
 
 DOCUMENTS: dict[str, BaseModel] = {
+    "presence": GatewayPresence(enrolment=2, sequence=17),
     "measure": MeasurementBatch(
         batch_id="gw-1/17",
         gateway_id="gw-1",

@@ -31,6 +31,7 @@ from sqlalchemy.engine import make_url
 
 from slmops.contracts import subjects
 from slmops.contracts.blueprint import Blueprint
+from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.commands import (
     ApplyBlueprint,
@@ -42,6 +43,7 @@ from slmops.contracts.commands import (
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import NotFound, Problem
 from slmops.contracts.events import Event, GatewayReported, PackagePublished, UpdatePhase
+from slmops.contracts.freshness import GatewayPresence
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.permissions import PROVISIONER
 from slmops.contracts.plan import Identity, Plan, Release, resolve
@@ -60,8 +62,8 @@ NAME = "edge-chat"
 T = TypeVar("T")
 WITHIN_S = 60
 TURN_S = 0.1
-HEARTBEAT_EVERY = 3
-"""Turns of a gateway between two reports when nothing changes."""
+PRESENCE_EVERY = 3
+"""Turns of a gateway between two presence messages."""
 
 
 async def eventually(look: Callable[[], Awaitable[T]], true: Callable[[T], bool], what: str) -> T:
@@ -170,7 +172,7 @@ async def _stopped(server: asyncio.subprocess.Process) -> None:
 class Gateway:
     """A simulated gateway: enrols, follows its plan, reports and measures. Versions in `bad` fail its probe.
 
-    It repeats its last report although nothing changed, as the real gateway does.
+    When nothing changes it sends only its presence, as the real gateway does.
     """
 
     identity: Identity
@@ -211,9 +213,8 @@ class Gateway:
     async def run(self) -> None:
         for turn in itertools.count():
             await self.follow()
-            if self.last_report and turn % HEARTBEAT_EVERY == 0:
-                phase, target, changes = self.last_report
-                await self.report(phase, target, **changes)
+            if turn % PRESENCE_EVERY == 0:
+                await self.tell_presence()
             if self.running and not self.silent:
                 await self.measure(self.running)
             await asyncio.sleep(TURN_S)
@@ -235,6 +236,13 @@ class Gateway:
             return
         self.running = wanted
         await self.report(UpdatePhase.COMMITTED, wanted)
+
+    async def tell_presence(self, ahead: timedelta = timedelta()) -> None:
+        """`ahead`: how far the gateway's clock is ahead of the real time."""
+        content = GatewayPresence(sequence=self.sequence)
+        sent = {SENT_AT_HEADER: (datetime.now(UTC) + ahead).isoformat()}
+        subject = subjects.presence(self.identity.gateway_id)
+        await self.client.tell(subject, content.model_dump_json().encode(), sent)
 
     async def report(self, phase: UpdatePhase, target: Release, **changes: Any) -> None:
         self.sequence += 1

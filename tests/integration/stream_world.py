@@ -20,6 +20,7 @@ _SUBJECTS = {
     "REVOCATIONS": "slmops.gateway.revoked.v1.gw-{}.U",
     "WINDOWS": "slmops.cohort.measured.v1",
     "GATEWAYS": "slmops.gateway.reported.v1.gw-{}",
+    "PRESENCE": "presence.gw-{}",
     "MEASUREMENTS": "measure.gw-{}",
     "JOBS": "jobs.optimize.edge-small",
     "DLQ": "dlq.measure.gw-{}",

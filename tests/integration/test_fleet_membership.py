@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from nats.js.errors import NotFoundError
 from rollout_world import NAME, World, _world, eventually
 
 from slmops.contracts import subjects
@@ -34,6 +35,7 @@ from slmops.contracts.commands import (
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import CredentialRevoked, CredentialsRefused, Denied
 from slmops.contracts.events import GatewayEnrolled, GatewayReported, GatewayRevoked, UpdatePhase
+from slmops.contracts.freshness import GatewayPresence
 from slmops.contracts.plan import Identity, Overlay, Release
 from slmops.gateway.identity import Credentials, own_seed
 from slmops.kit.bus.nats_auth import GatewayClaims, gateway_jwt, new_user_seed, public_key
@@ -202,6 +204,7 @@ class Device:
             "API_PORT": str(self.ports["api"]),
             "HTTP_PORT": str(self.ports["http"]),
             "REFRESH_EVERY": "PT0.5S",
+            "PRESENCE_EVERY": "PT1S",
         }
         env = os.environ | {f"SLMOPS_{key}": value for key, value in settings.items()}
         with self.log.open("ab") as log:
@@ -224,6 +227,14 @@ class Device:
 
     async def reported(self) -> GatewayReported | None:
         return await self.world.operator.client.latest(GatewayReported, "gw-1")
+
+
+async def presence_of(world: World, gateway_id: str) -> GatewayPresence:
+    try:
+        message = await world.operator.client.js.get_msg("PRESENCE", subject=subjects.presence(gateway_id), direct=True)
+    except NotFoundError:
+        return GatewayPresence()
+    return GatewayPresence.model_validate_json(message.data or b"")
 
 
 @pytest.fixture
@@ -271,6 +282,7 @@ async def test_a_gateway_that_was_off_for_long_returns_by_its_key_and_is_moved_w
     assert moved is not None
     assert moved.enrolment == 2
     assert moved.sequence > first.sequence
+    await eventually(lambda: presence_of(world, "gw-1"), lambda found: found.enrolment == 2, "its presence")
     claims = await gateway.claims()
     assert (claims.blueprint, claims.enrolment, claims.public_key) == ("kiosk", 2, public_key(seed))
     found = await eventually(

@@ -116,7 +116,7 @@ async def test_a_gateway_receives_a_new_plan_with_its_sequence(gateway: User, de
     assert (await own.next_msg(timeout=5)).data == b"overlay"
 
 
-@pytest.mark.parametrize("subject", ["slmops.gateway.reported.v1.gw-1", "measure.gw-1"])
+@pytest.mark.parametrize("subject", ["slmops.gateway.reported.v1.gw-1", "measure.gw-1", "presence.gw-1"])
 async def test_a_gateway_may_publish_on_its_own_subjects_and_gets_an_acknowledgement(
     gateway: User, subject: str
 ) -> None:
@@ -143,6 +143,7 @@ async def test_a_gateway_may_send_requests_to_the_packager_and_gets_the_answer(
         "slmops.gateway.reported.v1.gw-2",
         "slmops.gateway.reported.v1.gw-1.more",
         "measure.gw-2",
+        "presence.gw-2",
         "cmd.packager.fetch.gw-2",
         "cmd.rollout.start",
         "slmops.rollout.completed.v1.x",
@@ -175,6 +176,7 @@ async def test_a_gateway_may_not_publish_on_other_subjects(gateway: User, observ
         "twin.desired.blueprint.kiosk",
         "$KV.desired.>",
         "measure.*",
+        "presence.*",
         "_INBOX.>",
         "_INBOX_gw-2.>",
         "cmd.packager.fetch.gw-1",

@@ -104,6 +104,7 @@ def test_no_command_is_stored(kind: type[Command[Any]]) -> None:
     ("subject", "stream"),
     [
         (subjects.measurements("gw-1"), "MEASUREMENTS"),
+        (subjects.presence("gw-1"), "PRESENCE"),
         (subjects.optimize_job("edge-small"), "JOBS"),
         (subjects.twin(subjects.blueprint_key("edge-chat")), None),
         ("measure.gw-1.more", None),
@@ -121,6 +122,7 @@ def test_each_subject_has_its_expected_stream(subject: str, stream: str | None) 
     ("subject", "labelled"),
     [
         ("measure.gw-1", "measure.{gateway_id}"),
+        ("presence.gw-1", "presence.{gateway_id}"),
         ("slmops.gateway.reported.v1.gw-1", "slmops.gateway.reported.v1.{gateway_id}"),
         ("slmops.gateway.revoked.v1.gw-1.UAB", "slmops.gateway.revoked.v1.{gateway_id}.{public_key}"),
         ("dlq.slmops.gateway.reported.v1.gw-1", "dlq.slmops.gateway.reported.v1.{gateway_id}"),

@@ -18,7 +18,7 @@ from slmops.contracts.permissions import (
     authorize,
     may_be_answered,
 )
-from slmops.contracts.subjects import measurements, optimize_job
+from slmops.contracts.subjects import measurements, optimize_job, presence
 
 NAME = "{{name()}}"
 OWNERS = SERVICE_PERMISSIONS | {"gateway": GATEWAY_PERMISSIONS}
@@ -73,7 +73,7 @@ def test_nobody_sends_a_command_in_another_role_or_name(role: Role) -> None:
 
 
 def test_only_an_admin_publishes_events_and_changes_streams() -> None:
-    changing = ("slmops.", "measure.", "jobs.", "$KV.", "$JS.API.STREAM.UPDATE", "$JS.API.CONSUMER.CREATE")
+    changing = ("slmops.", "measure.", "presence.", "jobs.", "$KV.", "$JS.API.STREAM.UPDATE", "$JS.API.CONSUMER.CREATE")
     for role in (Role.VIEWER, Role.OPERATOR, Role.APPROVER):
         assert not [subject for subject in ROLE_PERMISSIONS[role].publish if subject.startswith(changing)], role
     assert covered(ROLE_PERMISSIONS[Role.ADMIN].publish, "slmops.gateway.reported.v1.gw-1")
@@ -110,6 +110,7 @@ def test_a_service_is_authorized_exactly_where_the_server_lets_it(command: type[
 
 def test_only_a_gateway_may_send_its_measurements_and_fetch_its_package() -> None:
     assert publishers(measurements(NAME)) == ["gateway"]
+    assert publishers(presence(NAME)) == ["gateway"]
     assert publishers(f"cmd.packager.fetch.{NAME}") == ["gateway"]
 
 

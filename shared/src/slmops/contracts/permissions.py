@@ -101,6 +101,7 @@ SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
             *jetstream.reading_latest("slmops.gateway.enrolled.v1.*"),
             *jetstream.forgetting("slmops.gateway.enrolled.v1.*"),
             *jetstream.reading_latest("slmops.gateway.revoked.v1.*.*"),
+            *jetstream.reading_latest("slmops.gateway.reported.v1.*"),
             *jetstream.reading_bucket(DESIRED_BUCKET),
         ),
     ),
@@ -249,6 +250,7 @@ _REPAIRS: Final = (
     "cmd.rollout.renew.*",
     "slmops.>",
     "measure.*",
+    "presence.*",
     "jobs.>",
     *jetstream.repairing(*_STREAMS),
     "$JS.API.STREAM.MSG.DELETE.DLQ",
@@ -279,6 +281,7 @@ GATEWAY_PERMISSIONS: Final = Permissions(
     publish=(
         "slmops.gateway.reported.v1.{{name()}}",
         "measure.{{name()}}",
+        "presence.{{name()}}",
         "cmd.packager.fetch.{{name()}}",
         "cmd.packager.fetch_metadata.{{name()}}",
         "cmd.rollout.renew.{{name()}}",

@@ -13,6 +13,7 @@ DEAD_LETTER_PREFIX = "dlq."
 CONFIDENTIAL_PREFIX = "confidential."
 """Follows `DEAD_LETTER_PREFIX` for messages whose payload is secret and not kept."""
 MEASUREMENTS_TEMPLATE = "measure.{gateway_id}"
+PRESENCE_TEMPLATE = "presence.{gateway_id}"
 INBOX = "_INBOX"
 PERSON_INBOX = "_INBOX_person"
 """Prefix of people's inboxes. A service cannot have this name, because names contain no underscore."""
@@ -36,6 +37,9 @@ class StreamSpec:
     work_queue: bool = False
     refuses: bool = False
     per_subject: int | None = None
+    asynchronous: bool = False
+    """The server acknowledges before it writes to the disk: a crash loses the newest messages. Never for facts. It is
+    chosen when the stream is created, on a single server (ADR 27)."""
 
     @property
     def facts(self) -> bool:
@@ -63,8 +67,13 @@ STREAMS = (
     ),
     # Measured windows of cohorts: 30 days. When full the oldest are removed; the rollout service has recorded them.
     StreamSpec("WINDOWS", ("slmops.cohort.>",), max_age=timedelta(days=30), max_bytes=512 * MiB),
-    # Gateways' reports: 30 days. When full the oldest are removed; each gateway's next report has its current state.
-    StreamSpec("GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30)),
+    # Gateways' reports: 30 days, and the newest 8 of each gateway, so that a noisy one displaces no other. A report is
+    # stored with up to 1.3 kB, so 100,000 gateways need 1 GiB at most. An update has at most 8 phases.
+    StreamSpec("GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30), per_subject=8),
+    # The newest presence message of each gateway, for an hour: 100,000 gateways need 20 MB. See `freshness`.
+    StreamSpec(
+        "PRESENCE", ("presence.*",), max_age=timedelta(hours=1), max_bytes=64 * MiB, per_subject=1, asynchronous=True
+    ),
     # Gateways' measurements: 7 days. When full the oldest are removed: a gate has less data, and holds without data.
     StreamSpec("MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7)),
     # Jobs that are not done yet. When full it refuses new ones; otherwise the oldest would never be done.
@@ -101,6 +110,7 @@ CONSUMED: dict[str, tuple[str, ...]] = {
         "slmops.package.published.v1",
         "slmops.package.withdrawn.v1",
         "slmops.gateway.reported.v1.*",
+        "presence.*",
         "slmops.cohort.measured.v1",
     ),
     "telemetry": (
@@ -142,6 +152,15 @@ def matches(pattern: str, subject: str) -> bool:
 
 def measurements(gateway_id: str) -> str:
     return MEASUREMENTS_TEMPLATE.format(gateway_id=gateway_id)
+
+
+def presence(gateway_id: str) -> str:
+    return PRESENCE_TEMPLATE.format(gateway_id=gateway_id)
+
+
+def present_gateway(subject: str) -> str:
+    """Returns the gateway whose presence is published on a subject. The server lets only this gateway publish there."""
+    return subject.removeprefix(presence(""))
 
 
 def optimize_job(profile: str) -> str:
@@ -208,6 +227,8 @@ def template(subject: str) -> str:
     parts = subject.split(".")
     if parts[0] == "measure":
         return MEASUREMENTS_TEMPLATE
+    if parts[0] == "presence":
+        return PRESENCE_TEMPLATE
     if parts[0] == "slmops" and len(parts) > 4:
         return ".".join([*parts[:4], "{gateway_id}", *(["{public_key}"] if len(parts) > 5 else [])])
     if parts[0] == "cmd" and len(parts) > 4:

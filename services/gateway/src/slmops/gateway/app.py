@@ -36,6 +36,7 @@ from slmops.gateway.install.slots import Slots
 from slmops.gateway.install.updater import Updater
 from slmops.gateway.network import Network
 from slmops.gateway.report.clock_check import ClockCheck
+from slmops.gateway.report.presence import Presence
 from slmops.gateway.report.reporter import Reporter
 from slmops.gateway.report.sealed import Results
 from slmops.gateway.report.spool import Spool
@@ -122,8 +123,11 @@ class Gateway:
             await self._stop(tasks)
 
     def on_connection(self, client: BusClient) -> list[Coroutine[Any, Any, None]]:
-        """Returns what runs on each connection to the bus: the twin, the spool, and the comparison of clocks."""
-        return [self.twin.watch(client), self.reporter.send(client), self.clocks.watch(client)]
+        """Returns what runs on each connection to the bus: the twin, the spool, presence, and the comparison of
+        clocks."""
+        settings = self.settings
+        presence = Presence(settings.gateway_id, self.reporter.presence, settings.presence_every, utc_now)
+        return [self.twin.watch(client), self.reporter.send(client), presence.send(client), self.clocks.watch(client)]
 
     def adopt(self, credentials: Credentials) -> None:
         """Reports under these credentials from now on. If they are for another blueprint, an admin moved this
@@ -131,6 +135,8 @@ class Gateway:
         identity = credentials.identity
         self.reporter.report_as(identity, credentials.claims.enrolment)
         if identity.blueprint == self.twin.blueprint:
+            if self.agent.started:
+                self.agent.report()  # the enrolment may be another one
             return
         log.warning("this gateway belongs to %s now, no longer to %s", identity.blueprint, self.twin.blueprint)
         self.twin.move_to(identity)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
+import time
 from datetime import timedelta
 
 from slmops.contracts.descriptor import Digest
@@ -19,6 +21,8 @@ from slmops.gateway.serving.releases import Serving
 from slmops.kit.tracing import span
 
 log = logging.getLogger(__name__)
+_LOOK_EVERY_S = 30.0
+"""How often the status is compared with the last report, because the clock and the spool change without an event."""
 
 
 class Agent:
@@ -174,8 +178,8 @@ class Agent:
             await self._changed.wait()
 
     def report(self) -> None:
-        """Reports the status. A failed release is reported as failed for as long as it is desired."""
-        self._reporter.report(self._status())
+        """Reports the status if it changed. A failed release is reported as failed for as long as it is desired."""
+        self._reporter.report_changes(self._status())
 
     def _status(self) -> Status:
         wanted = self._desired.manifest.digest if self._desired else None
@@ -198,11 +202,15 @@ class Agent:
         )
 
     async def report_periodically(self, every: timedelta) -> None:
-        """Reports the status at this interval. Runs until cancelled."""
+        """Reports every change, and at least once in an interval, at a random time in its last quarter, because a whole
+        fleet may have started at the same moment. Runs until cancelled."""
         await self._started.wait()
         while True:
-            await asyncio.sleep(every.total_seconds())
-            self.report()
+            due = time.monotonic() + every.total_seconds() * random.uniform(0.75, 1)
+            while (left := due - time.monotonic()) > 0:
+                await asyncio.sleep(min(left, _LOOK_EVERY_S))
+                self.report()
+            self._reporter.report(self._status())
 
     async def measure_periodically(self) -> None:
         """Queues measurement batches at the interval that the blueprint sets. Runs until cancelled."""

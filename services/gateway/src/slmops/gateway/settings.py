@@ -63,9 +63,22 @@ class Settings(BusSettings):
         description="Certificate (PEM, with its chain) of the API, read again when it changes; None: no TLS",
     )
     api_tls_key: Path | None = Field(default=None, description="Its private key; None: it is in the same file")
-    report_every: timedelta = Field(default=timedelta(seconds=30), description="Longest time between two reports")
+    report_every: timedelta = Field(
+        default=freshness.FULL_REPORT,
+        gt=timedelta(),
+        description="Longest time between two reports. A change is always reported; this is for when nothing changes",
+    )
+    presence_every: timedelta = Field(
+        default=freshness.PRESENCE,
+        gt=timedelta(),
+        le=freshness.PRESENCE,
+        description="Longest time between two presence messages, which say that the gateway is connected. On average "
+        "three quarters of it. After three times the default without any, the gateway is shown as offline",
+    )
     refresh_every: timedelta = Field(
-        default=timedelta(seconds=60),
-        description="About how often the plan and the overlay are read again, in case a change was missed",
+        default=timedelta(minutes=15),
+        gt=timedelta(),
+        description="About how often the plan and the overlay are read again, in case a change was missed. Changes "
+        "arrive at once; after a reconnection both are read, too",
     )
     retry_every: timedelta = Field(default=timedelta(seconds=5), description="Pause after a temporary failure")

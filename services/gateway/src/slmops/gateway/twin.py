@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Protocol
@@ -23,6 +24,8 @@ from slmops.contracts.plan import Desired, Identity, Overlay, Plan, resolve
 from slmops.kit.bus.client import BusClient
 
 log = logging.getLogger(__name__)
+_REFUSED_AGAIN = timedelta(minutes=1)
+"""Pause before a refused plan is read again. It doubles twice."""
 OpenPlan = Callable[[bytes], Awaitable[Plan]]
 
 
@@ -49,6 +52,8 @@ class Twin:
         self._overlay: Overlay | None = None
         self._applying = asyncio.Lock()
         self._read_again = asyncio.Event()
+        self._refusals = 0
+        """How often in a row the newest plan was refused."""
 
     @property
     def blueprint(self) -> str:
@@ -58,7 +63,7 @@ class Twin:
         """Forgets the plan: from the next connection on, follows that of the identity's blueprint."""
         self._identity, self._keys = identity, _keys(identity)
         self._applied_sequences.clear()
-        self._plan = None
+        self._plan, self._refusals = None, 0
 
     async def watch(self, client: BusClient) -> None:
         """Subscribes to the plan and the overlay and reads them periodically. Runs until cancelled."""
@@ -67,15 +72,33 @@ class Twin:
         client.on_reconnect(self._read_again.set)
         while True:
             self._read_again.clear()
-            pause = self._refresh_every
+            failed = None
             try:
                 await self._read(client)
             except TemporaryError as error:
                 log.warning("could not read the plan, retrying: %s", error)
-                pause = min(pause, error.delay)
-            # Jitter, so that a fleet that reconnects at the same moment does not read at the same moment from then on.
+                failed = error.delay
+            await self._wait(failed)
+
+    async def _wait(self, failed: timedelta | None) -> None:
+        """Waits until it is time to read again, or a reading was asked for. `failed`: pause after a failed one."""
+        # Jitter, so that a fleet that reconnects at the same moment does not read at the same moment from then on.
+        begun, jitter = time.monotonic(), random.uniform(0.75, 1.25)
+        while not self._read_again.is_set():
+            pause = min(self._pause(), failed) if failed is not None else self._pause()
+            left = begun + pause.total_seconds() * jitter - time.monotonic()
+            if left <= 0:
+                return
+            # A plan that arrives meanwhile may be refused, which makes the pause shorter.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._read_again.wait(), pause.total_seconds() * random.uniform(0.75, 1.25))
+                await asyncio.wait_for(self._read_again.wait(), min(left, _REFUSED_AGAIN.total_seconds() / 2))
+
+    def _pause(self) -> timedelta:
+        """Returns the pause between two readings. A refused plan is read again sooner, because its key may become
+        trusted, or fresh metadata may follow."""
+        if not self._refusals:
+            return self._refresh_every
+        return min(self._refresh_every, _REFUSED_AGAIN * (1 << min(self._refusals - 1, 2)))
 
     async def adopt(self, plan: Plan) -> None:
         """Follows a trusted plan that did not come over the bus."""
@@ -115,6 +138,7 @@ class Twin:
             try:
                 if key == self._keys[0]:
                     self._plan = await self._open_plan(data)
+                    self._refusals = 0
                 else:
                     self._follow_overlay(data)
             except ValidationError as error:
@@ -124,6 +148,7 @@ class Twin:
                 return
             except PermanentError as error:
                 # Not marked as applied: the next read tries again, because the key may be trusted by then.
+                self._refusals += 1
                 self._follower.plan_refused(error)
                 return
             except DiskFull as error:

@@ -10,13 +10,14 @@ from slmops.kit.journal import Journal
 from slmops.kit.main import errors_as_one_line
 from slmops.kit.service import Service
 from slmops.kit.settings import load
-from slmops.rollout import membership, queries
+from slmops.rollout import membership, presence, queries
 from slmops.rollout.domain.membership import check_not_revoked
 from slmops.rollout.enrolment import Enrolment
 from slmops.rollout.enrolment_stream import keep_enrolments
 from slmops.rollout.handlers import Handlers, routes
 from slmops.rollout.membership import MembershipHandlers
 from slmops.rollout.overlays import Overlays
+from slmops.rollout.presence import PresenceHandlers, reports_on
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.settings import Settings
 from slmops.rollout.signing import PlanSigner
@@ -41,8 +42,13 @@ def build(settings: Settings) -> Service:
             check_not_revoked(known, revoked)
         return known
 
-    routes(bus, Handlers(journal, reconciler, enrolment_of, utc_now))
+    handlers = Handlers(journal, reconciler, enrolment_of, utc_now)
+    routes(bus, handlers)
     queries.routes(bus, queries.Queries(journal, utc_now))
+    presence.routes(
+        bus,
+        PresenceHandlers(journal, enrolment_of, reports_on(lambda: bus.client), handlers.on_gateway_reports),
+    )
     membership.routes(bus, MembershipHandlers(journal, reconciler, overlays, credentials, enrolment_of, utc_now))
     return Service(
         "rollout",

@@ -94,7 +94,9 @@ def _enrolled(connection: Connection, event: GatewayEnrolled) -> None:
     }
     if not same_key:
         values |= {"sequence": 0, "report": None, "failure": None, **NOTHING_REPORTED}
-        put(connection, SIGHTINGS, key, {"at": event.at.timestamp(), "clock_ahead_s": None})
+        # It was there to enrol, so it is not offline before its first report.
+        seen = {"at": event.at.timestamp(), "clock_ahead_s": None, "last_sequence": None}
+        put(connection, SIGHTINGS, key, seen)
     elif before is not None and before.blueprint != event.blueprint:
         values |= {"failure": None}
     if not (same_key and row is not None and row.report):

@@ -21,9 +21,11 @@ from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
 from slmops.rollout import progress_rows, store
+from slmops.rollout.domain.clocks import with_clocks
 from slmops.rollout.domain.decide import follow_gate
-from slmops.rollout.domain.gate import assess, measured_since
+from slmops.rollout.domain.gate import Verdict, assess, measured_since
 from slmops.rollout.domain.stages import NAMED
+from slmops.rollout.presence_rows import wrong_clocks
 from slmops.rollout.signing import PlanSigner
 
 log = logging.getLogger("slmops.rollout")
@@ -140,6 +142,8 @@ def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     progress = progress_rows.progress_of(connection, rollout.id, rollout.stage, NAMED, complete=row.filled)
     measured = store.windows(connection, blueprint, measured_since(rollout, progress))
     decision = assess(state, rollout, progress, measured, now)
+    if decision.verdict is Verdict.OVERDUE:
+        decision = with_clocks(decision, wrong_clocks(connection, now, blueprint))
     events = follow_gate(state, rollout, decision, now)
     if not events:
         return False

@@ -11,11 +11,12 @@ from sqlalchemy import Connection, select
 
 from slmops.contracts.errors import CredentialRevoked, Denied, PermanentError
 from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
-from slmops.rollout import inventory_rows, progress_rows
+from slmops.rollout import inventory_rows, presence_rows, progress_rows
 from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.domain.stages import Staging, check_given
+from slmops.rollout.presence_rows import Seen
 from slmops.rollout.progress_rows import Located, labels_of
-from slmops.rollout.tables import GATEWAYS, SIGHTINGS, add_all, change_all
+from slmops.rollout.tables import GATEWAYS, change_all
 
 # Reports of intermediate steps decide nothing, and a large fleet sends many.
 _DECISIVE: Final = frozenset({UpdatePhase.COMMITTED, UpdatePhase.FAILED})
@@ -159,22 +160,4 @@ def _write(connection: Connection, changed: Collection[_Gateway]) -> None:
     inventory_rows.put_labels(connection, relabelled)
     failures = [{"gateway_id": event.gateway_id, "failure": event.model_dump_json()} for event in failed]
     change_all(connection, GATEWAYS, "gateway_id", failures)
-    _saw(connection, newest)
-
-
-def _saw(connection: Connection, reports: Collection[Report]) -> None:
-    """Records when gateways were last seen."""
-    if not reports:
-        return
-    rows = [
-        {
-            "gateway_id": report.event.gateway_id,
-            "at": report.seen.at.timestamp(),
-            "clock_ahead_s": report.seen.clock_ahead.total_seconds() if report.seen.clock_ahead is not None else None,
-        }
-        for report in reports
-    ]
-    query = select(SIGHTINGS.c.gateway_id).where(SIGHTINGS.c.gateway_id.in_([row["gateway_id"] for row in rows]))
-    known = set(connection.execute(query).scalars())
-    change_all(connection, SIGHTINGS, "gateway_id", [row for row in rows if row["gateway_id"] in known])
-    add_all(connection, SIGHTINGS, [row for row in rows if row["gateway_id"] not in known])
+    presence_rows.saw(connection, [Seen(report.event.gateway_id, report.seen) for report in newest])

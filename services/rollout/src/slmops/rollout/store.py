@@ -30,7 +30,7 @@ from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan
 from slmops.kit.journal import UnitOfWork
 from slmops.kit.tracing import traceparent
-from slmops.rollout import membership_rows, progress_rows
+from slmops.rollout import membership_rows, presence_rows, progress_rows
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
 from slmops.rollout.domain.lifecycle import JUDGED
 from slmops.rollout.domain.views import rollout_view, targets_to_show
@@ -183,7 +183,8 @@ def _view(unit: UnitOfWork, state: BlueprintState, rollout: Rollout, now: dateti
     progress = progress_rows.progress_of(connection, rollout.id, rollout.stage, MOST_ATTENTION, complete=filled)
     seen = progress_rows.seen(connection, targets_to_show(progress))
     measured = windows(connection, state.name, rollout.started_at)
-    return rollout_view(state, rollout, progress, seen, measured, now)
+    clocks = presence_rows.wrong_clocks(connection, now, state.name) if rollout.under_way else []
+    return rollout_view(state, rollout, progress, seen, measured, now, clocks)
 
 
 def stream_of(blueprint: str) -> str:

@@ -97,12 +97,14 @@ OVERLAY_WRITES = Table(
     Column("blueprint", String(63)),  # NULL: the gateway was removed
 )
 FORGOTTEN = Table("forgotten_enrolments", _TABLES, Column("gateway_id", String(63), primary_key=True))
+# When something of a gateway last arrived, and what it said about itself then. Growth: one row per gateway.
 SIGHTINGS = Table(
     "sightings",
     _TABLES,
     Column("gateway_id", String(63), primary_key=True),
-    Column("at", Double, nullable=False, index=True),
+    Column("at", Double, nullable=False, index=True),  # offline gateways are those below a time
     Column("clock_ahead_s", Double, index=True),
+    Column("last_sequence", BigInteger),  # of the newest report that its newest presence message names
 )
 WINDOWS = Table(
     "windows",

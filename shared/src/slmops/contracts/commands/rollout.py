@@ -218,7 +218,9 @@ class GatewayView(Result):
     plan_generation: int = 0
     dropped_reports: int = 0
     dropped_measurements: int = 0
-    last_seen: AwareDatetime = Field(description="When its newest report arrived, by the service's time")
+    last_seen: AwareDatetime = Field(
+        description="When its newest report or presence message arrived, by the service's time"
+    )
     clock_ahead_s: float | None = Field(
         default=None,
         description="Seconds by which its clock is ahead of the service's, negative if behind; None: unknown",

@@ -15,7 +15,7 @@ from nats.aio.client import Client as Connection
 from nats.errors import ConnectionClosedError, NoRespondersError, NoServersError
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import Header
+from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ValidationError
@@ -190,6 +190,16 @@ class BusClient:
                 raise full from error
             raise Unreachable(f"JetStream did not store the message: {error}", where=subject) from error
 
+    async def tell(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> bool:
+        """Publishes a message that may be lost, and waits for nothing. Returns False if there is no connection now."""
+        if not self.connection.is_connected:
+            return False
+        try:
+            await self.connection.publish(subject, payload, headers=dict(headers))
+        except (NatsError, OSError):
+            return False
+        return True
+
     async def recorded(self, kind: type[E], after: int = 0) -> AsyncIterator[tuple[int, E]]:
         """Yields the stored events of a kind after sequence `after`, oldest first, each with its sequence.
 
@@ -221,27 +231,23 @@ class BusClient:
 
     async def latest(self, kind: type[E], key: str) -> E | None:
         """Returns the last stored event of a kind and key, such as a gateway's. Raises `Unreachable`."""
-        subject = f"{kind.type}.{key}"
-        stream = subjects.stream_of(subject)
-        assert stream is not None, f"no stream stores {subject}"
-        try:
-            message = await self.js.get_msg(stream, subject=subject, direct=True)
-        except NotFoundError:
-            return None
-        except (TimeoutError, NatsError) as error:
-            raise Unreachable(f"the stored events cannot be read: {error}", where=stream) from error
-        return _event(kind, message.data)
+        message = await self.last_message(kind, key)
+        return _event(kind, message.data) if message else None
 
     async def sequence_of(self, kind: type[E], key: str) -> int | None:
         """Returns the sequence of the last stored event of a kind and key, None without one. Raises `Unreachable`."""
+        message = await self.last_message(kind, key)
+        return int(message.seq or 0) if message else None
+
+    async def last_message(self, kind: type[E], key: str) -> RawStreamMsg | None:
+        """Returns the last stored message of a kind and key, as the server stored it. Raises `Unreachable`."""
         subject = f"{kind.type}.{key}"
         try:
-            found = await self.js.get_msg(_stream_of(subject), subject=subject, direct=True)
+            return await self.js.get_msg(_stream_of(subject), subject=subject, direct=True)
         except NotFoundError:
             return None
         except (TimeoutError, NatsError) as error:
             raise Unreachable(f"the stored events cannot be read: {error}", where=subject) from error
-        return int(found.seq or 0)
 
     async def delete_stored(self, kind: type[E], key: str, sequence: int) -> None:
         """Deletes one stored event. Deleting it again changes nothing. Raises `Unreachable`."""

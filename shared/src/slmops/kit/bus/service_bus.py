@@ -206,16 +206,19 @@ class Bus:
         """Consumes all events of a kind durably in batches, as `consume_batches` does."""
         self.consume_batches(f"{kind.type}.*" if kind.per_gateway else kind.type, kind, handler)
 
-    def consume_batches(self, subject: str, kind: type[M], handler: Callable[[Batch[M]], Awaitable[Refused]]) -> None:
+    def consume_batches(
+        self, subject: str, kind: type[M], handler: Callable[[Batch[M]], Awaitable[Refused]], *, with_ids: bool = True
+    ) -> None:
         """Consumes frequent small messages, up to 256 with one call of `handler`, which waits at most 0.1 s for more.
 
-        `handler` must be idempotent by `MessageContext.id`, and do all of its batch or raise: see `batches`.
+        `handler` must be idempotent by `MessageContext.id`, and do all of its batch or raise: see `batches`. Without
+        `with_ids` the senders give their messages no ids, and the id is that of the stored message.
         """
         stream = subjects.stream_of(subject)
         assert stream is not None, f"no stream stores {subject}"
         durable = subjects.durable_name(self.service, subject)
         self._consumers.append(_Consumer(stream, durable, subject, ACK_WAIT_S, 2 * _BATCH))
-        batches = Batches(subject, kind, handler, partial(_context, kind), self._delivery)
+        batches = Batches(subject, kind, handler, partial(_context, kind, with_ids=with_ids), self._delivery)
 
         async def decode(message: Any) -> Any:
             return message.raw_message
@@ -421,7 +424,7 @@ def _headers(message: Msg) -> dict[str, str]:
     return {str(key).lower(): str(value) for key, value in (message.headers or {}).items()}
 
 
-def _context(kind: type[BaseModel], message: Msg, body: BaseModel) -> MessageContext:
+def _context(kind: type[BaseModel], message: Msg, body: BaseModel, *, with_ids: bool = True) -> MessageContext:
     """Returns the context of a stored message. Raises `InvalidMessage`, and `PermanentError` for another's subject."""
     if isinstance(body, Event) and body.subject != message.subject:
         # Permissions restrict a gateway to its own subject; the body must not name another gateway.
@@ -433,7 +436,8 @@ def _context(kind: type[BaseModel], message: Msg, body: BaseModel) -> MessageCon
             raise InvalidMessage(f"a {envelope.type} was published on the subject of {kind.type}")
         identity, parent = envelope.id, envelope.traceparent
     else:
-        identity, parent = headers.get("nats-msg-id", ""), headers.get("traceparent")
+        identity = headers.get("nats-msg-id", "") if with_ids else _stored_id(message)
+        parent = headers.get("traceparent")
     if not identity:
         raise InvalidMessage("the message has no id")
     return MessageContext(
@@ -445,6 +449,10 @@ def _context(kind: type[BaseModel], message: Msg, body: BaseModel) -> MessageCon
         message.metadata.timestamp,
         time_in(headers.get(SENT_AT_HEADER)),
     )
+
+
+def _stored_id(message: Msg) -> str:
+    return f"{message.metadata.stream}:{message.metadata.sequence.stream}"
 
 
 def _command(kind: type[Command[Any]], payload: bytes, raw: NatsMessage) -> Command[Any]:

@@ -21,6 +21,7 @@ from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import DiskFull, MessageTooLarge, Problem, TemporaryError
 from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.freshness import GatewayPresence
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity
 from slmops.gateway.disk_full import raise_disk_full
@@ -82,6 +83,8 @@ class Reporter:
         self._sequence = int(counter.read_text() or 0) if counter.exists() else 0
         self._since = clock()
         self._enrolment = 0
+        self._last: GatewayReported | None = None
+        """The newest report; None before the first, and after one that was lost."""
         self._told = 0
         """How many dropped messages the log mentions."""
 
@@ -89,17 +92,29 @@ class Reporter:
         """Reports and measures under this identity and enrolment from now on."""
         self._identity, self._enrolment = identity, enrolment
 
-    def report(self, status: Status) -> None:
-        """Queues a report on disk, or in memory if the disk is full.
+    def presence(self) -> GatewayPresence:
+        """Returns what this gateway says when it has nothing to report."""
+        return GatewayPresence(enrolment=self._enrolment, sequence=self._sequence)
 
-        If the disk cannot even store the report's sequence number, the report is lost with a line in the log.
-        """
-        self._sequence += 1
-        event = GatewayReported(
+    def report_changes(self, status: Status) -> None:
+        """Queues a report if it says anything else than the last one since the start of this process."""
+        if self._last is None or self._content(self._event(status)) != self._content(self._last):
+            self.report(status)
+
+    def _content(self, event: GatewayReported) -> str:
+        """Returns what makes a report worth sending. While messages wait for a network, every further report may drop
+        another one, so the numbers of dropped ones count only when the spool is empty."""
+        ignored = {"sequence", "at"}
+        if len(self._spool) + len(self._memory_spool):
+            ignored |= {"dropped_reports", "dropped_measurements"}
+        return event.model_dump_json(exclude=ignored)
+
+    def _event(self, status: Status) -> GatewayReported:
+        return GatewayReported(
             gateway_id=self._identity.gateway_id,
             blueprint=self._identity.blueprint,
             enrolment=self._enrolment,
-            sequence=self._sequence,
+            sequence=max(1, self._sequence),
             labels=self._identity.labels,
             phase=status.phase,
             running=status.running,
@@ -112,6 +127,14 @@ class Reporter:
             dropped_measurements=self._spool.dropped(Kind.MEASUREMENT),
             at=self._clock(),
         )
+
+    def report(self, status: Status) -> None:
+        """Queues a report on disk, or in memory if the disk is full, whether or not anything changed.
+
+        If the disk cannot even store the report's sequence number, the report is lost with a line in the log.
+        """
+        self._sequence += 1
+        self._last = event = self._event(status)
         envelope = Envelope(
             id=event_id(self._identity.gateway_id, "reported", str(self._sequence)),
             source=f"slmops/gateway/{self._identity.gateway_id}",
@@ -174,7 +197,7 @@ class Reporter:
 
     def _written(self, work: asyncio.Future[None]) -> None:
         if not work.cancelled() and (error := work.exception()):
-            # The next report contains the whole status again.
+            self._last = None  # report again: the next report contains the whole status
             log.warning("lost a message for the bus: %s", error, exc_info=not isinstance(error, DiskFull) and error)
         self._count()
         self._queued.set()

@@ -12,6 +12,7 @@ from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan, resolve
 from slmops.rollout.domain.attention import attention_of
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
+from slmops.rollout.domain.clocks import WrongClock, with_clocks
 from slmops.rollout.domain.fleet import Member
 from slmops.rollout.domain.gate import Verdict, assess, of_release, stable_windows, total
 from slmops.rollout.domain.stages import Progress, RolloutProgress, Target
@@ -29,10 +30,12 @@ def rollout_view(
     seen: Mapping[str, datetime],
     windows: Sequence[CohortWindow],
     now: datetime,
+    clocks: Sequence[WrongClock] = (),
 ) -> RolloutView:
     """Returns the view of a rollout. `windows` are those of the whole rollout. The targets of a stage include those of
-    the earlier stages. `seen`: when the gateways that `progress` names were last seen."""
-    waiting = _waiting(state, rollout, progress, windows, now)
+    the earlier stages. `seen`: when the gateways that `progress` names were last seen. `clocks`: wrong clocks of the
+    blueprint's gateways."""
+    waiting = _waiting(state, rollout, progress, windows, now, clocks)
     during = [window for window in windows if window.ended_at > rollout.started_at]
     return RolloutView(
         rollout=rollout.id,
@@ -99,10 +102,11 @@ def _waiting(
     progress: RolloutProgress,
     windows: Sequence[CohortWindow],
     now: datetime,
+    clocks: Sequence[WrongClock],
 ) -> str:
     if not rollout.under_way:
         return ""
-    decision = assess(state, rollout, progress, windows, now)
+    decision = with_clocks(assess(state, rollout, progress, windows, now), clocks)
     return decision.reason if decision.verdict in (Verdict.WAITING, Verdict.OVERDUE) else ""
 
 
