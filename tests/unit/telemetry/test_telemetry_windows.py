@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine
 
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InvalidMessage, PermanentError
@@ -21,15 +22,15 @@ from slmops.contracts.plan import Identity, Plan, Release
 from slmops.kit.bus.batches import Received
 from slmops.kit.bus.service_bus import MessageContext
 from slmops.kit.journal import Journal
+from slmops.telemetry import sums
 from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import (
     MAX_AGE,
     MAX_AHEAD,
     Pending,
-    aggregate,
     check,
     closing_before,
-    cohorts,
+    window_of,
     window_start,
 )
 from slmops.telemetry.handlers import CONSUMED_KEPT, WINDOWS_KEPT, Handlers
@@ -217,7 +218,7 @@ async def test_an_interrupted_close_publishes_and_deletes_nothing(
 ) -> None:
     await telemetry.receive(batch("a", 1), batch("b", 1, version="1.0.1"))
     with monkeypatch.context() as patch:
-        patch.setattr("slmops.telemetry.handlers.aggregate", _second_call_breaks())
+        patch.setattr("slmops.telemetry.handlers.window_of", _second_call_breaks())
         with pytest.raises(ZeroDivisionError):
             await telemetry.closed(6)
     assert sum(w.requests for w in await telemetry.closed(6)) == 4
@@ -228,7 +229,7 @@ def _second_call_breaks() -> Any:
 
     def broken(*arguments: Any) -> CohortWindow:
         calls.append(arguments)
-        return aggregate(*arguments) if len(calls) == 1 else 1 / 0  # type: ignore[return-value]
+        return window_of(*arguments) if len(calls) == 1 else 1 / 0  # type: ignore[return-value]
 
     return broken
 
@@ -237,9 +238,7 @@ async def test_only_the_id_of_a_published_batch_is_kept(telemetry: Telemetry) ->
     await telemetry.receive(batch("a", 1))
     await telemetry.closed(6)
     with sqlite3.connect(telemetry.database) as connection:
-        counts = [
-            connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("pending_batches", "consumed")
-        ]
+        counts = [connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("window_sums", "consumed")]
     assert counts == [0, 1]
 
 
@@ -323,6 +322,11 @@ async def test_an_impossible_time_of_sending_loses_no_batch(telemetry: Telemetry
     assert sum(w.requests for w in await telemetry.closed(7)) == 2
 
 
+SQLITE = create_engine("sqlite://")
+schema().create_all(SQLITE)
+
+
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(-100, 100), st.sampled_from(["gw-1", "gw-2"]), st.sampled_from(["1.0.0", "1.0.1"])),
@@ -331,12 +335,20 @@ async def test_an_impossible_time_of_sending_loses_no_batch(telemetry: Telemetry
 )
 def test_every_batch_is_in_exactly_one_window_and_no_request_is_lost(items: list[tuple[float, str, str]]) -> None:
     batches = [batch(str(n), *item) for n, item in enumerate(items)]
-    grouped = cohorts([Pending(one) for one in batches], WINDOW)
-    windows = [aggregate(key, [item.batch for item in group], WINDOW) for key, group in grouped.items()]
-    assert sum(w.requests for w in windows) == sum(b.requests for b in batches)
-    for key, group in grouped.items():
-        assert all(key.started_at <= item.batch.ended_at < key.started_at + WINDOW for item in group)
-    assert len({(w.release, w.started_at) for w in windows}) == len(windows)
+    with SQLITE.begin() as connection:
+        for part in (batches[::2], batches[1::2]):
+            sums.add(connection, [Pending(one, one.ended_at) for one in part], WINDOW)
+        windows = [window_of(ended, WINDOW) for ended in sums.take_ended(connection, at(1000), WINDOW)]
+        assert sums.any_ended(connection, at(1000)) is False
+    expected: dict[tuple[str, datetime], list[MeasurementBatch]] = {}
+    for one in batches:
+        expected.setdefault((one.version, window_start(one.ended_at, WINDOW)), []).append(one)
+    found = {(w.version, w.started_at): (w.gateways, w.requests, w.decode_seconds) for w in windows}
+    assert len(windows) == len(found)
+    assert found == {
+        key: (len({one.gateway_id for one in of}), sum(one.requests for one in of), len(of) * 1.0)
+        for key, of in expected.items()
+    }
 
 
 @given(
