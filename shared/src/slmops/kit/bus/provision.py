@@ -22,6 +22,7 @@ from nats.js.api import (
     ConsumerConfig,
     DiscardPolicy,
     KeyValueConfig,
+    PersistMode,
     RePublish,
     RetentionPolicy,
     StorageType,
@@ -58,7 +59,8 @@ async def provision(js: JetStreamContext, total_bytes: int | None = None) -> Non
         # Existing streams first: one that gives up a subject frees it for the new stream of that subject.
         missing = [spec for spec in sized(STREAMS, total_bytes) if not await _changed(js, spec)]
         for spec in missing:
-            await js.add_stream(StreamConfig(name=spec.name, **_wanted(spec)))
+            mode = await _persistence(js, spec)
+            await js.add_stream(StreamConfig(name=spec.name, persist_mode=mode, **_wanted(spec)))
         for name, subject in (*MOVED, *REMOVED):
             await _remove(js, name, subject)
         for bucket in _BUCKETS:
@@ -105,6 +107,18 @@ async def _changed(js: JetStreamContext, spec: StreamSpec) -> bool:
         # Only our fields: an operator may have set others, such as the number of replicas.
         await js.update_stream(present.evolve(**wanted))
     return True
+
+
+async def _persistence(js: JetStreamContext, spec: StreamSpec) -> PersistMode | None:
+    """Returns how a new stream is written; None: synchronously.
+
+    The server never changes it and does not replicate such streams. So in a cluster, where an operator adds replicas,
+    no stream is written asynchronously.
+    """
+    if not spec.asynchronous:
+        return None
+    cluster = (await js.stream_info(STREAMS[0].name)).cluster  # created before
+    return None if cluster is not None and cluster.name else PersistMode.ASYNC
 
 
 def _wanted(spec: StreamSpec) -> dict[str, Any]:
