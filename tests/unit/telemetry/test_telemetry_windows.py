@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,7 @@ from slmops.telemetry.handlers import CONSUMED_KEPT, WINDOWS_KEPT, Handlers
 from slmops.telemetry.store import MIGRATIONS, project, schema
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
+DAY = 24 * 3600
 WINDOW, GRACE = timedelta(seconds=5), timedelta(seconds=1)
 
 
@@ -314,6 +316,47 @@ async def test_batches_that_waited_are_placed_by_how_wrong_the_clock_is(telemetr
     await telemetry.receive(*waited, ahead=ahead)
     windows = await telemetry.closed(3610)
     assert [w.started_at for w in windows] == [at(0), at(5)]
+
+
+@pytest.mark.parametrize(
+    ("ended", "window"),
+    [
+        (at(-3 * DAY), at(-3 * DAY)),  # the time it waited is unknown: a window that no gate reads any more
+        (at(3600 + 3 * DAY), at(3600)),
+        (datetime(1970, 1, 1, tzinfo=UTC), at(3600)),
+    ],
+    ids=["forward", "back", "from 1970"],
+)
+async def test_a_clock_that_is_set_while_a_batch_waits_counts_the_batch_and_keeps_no_window_open(
+    telemetry: Telemetry, ended: datetime, window: datetime
+) -> None:
+    telemetry.now = at(3600)
+    await telemetry.receive(batch("a", 1, requests=1, ended_at=ended, started_at=ended), ahead=timedelta(0))
+    await telemetry.receive(batch("b", 3600, requests=1), ahead=timedelta(0))
+    windows = await telemetry.closed(3606)
+    assert sorted((w.started_at, w.requests) for w in windows) == sorted(
+        Counter([window_start(window, WINDOW), at(3600)]).items()
+    )
+
+
+async def test_a_clock_is_compared_with_the_arrival_also_within_a_minute(telemetry: Telemetry) -> None:
+    """Otherwise a clock that is 50 s ahead would keep its windows open for so long."""
+    telemetry.now = at(2)
+    await telemetry.receive(batch("a", 51), ahead=timedelta(seconds=50))
+    [window] = await telemetry.closed(6)
+    assert window.started_at == at(0)
+
+
+async def test_a_wrong_clock_is_named_once_until_it_was_right(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    days, right = timedelta(days=3), timedelta(seconds=1)
+    for ahead in (days, days, right, -days, -days):
+        await telemetry.receive(batch(str(len(caplog.records)), 1), ahead=ahead)
+    named = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert len(named) == 2
+    assert "gw-1 is 3 days and 0:00:00 ahead" in named[0]
+    assert "gw-1 is 3 days and 0:00:00 behind" in named[1]
 
 
 async def test_an_impossible_time_of_sending_loses_no_batch(telemetry: Telemetry) -> None:

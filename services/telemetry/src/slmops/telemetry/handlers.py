@@ -33,6 +33,7 @@ from slmops.telemetry import store, sums
 from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
 from slmops.telemetry.domain.windows import Ended, Pending, check, closing_before, ended_at, window_of
 from slmops.telemetry.fleet import Fleet
+from slmops.telemetry.skew import WrongClocks
 
 log = logging.getLogger("slmops.telemetry")
 CONSUMED_KEPT = timedelta(days=30)
@@ -52,6 +53,7 @@ class Handlers:
         self._clock = clock
         self._window = window
         self._grace = grace
+        self._clocks = WrongClocks()
 
     async def on_batches(self, received: Batch[MeasurementBatch]) -> Refused:
         """Stores measurement batches once each, all in one transaction, whatever the size of the fleet.
@@ -66,7 +68,9 @@ class Handlers:
             except PermanentError as error:
                 refused[index] = error
                 continue
-            ended = ended_at(batch, delivered.arrived_at, delivered.clock_ahead)
+            ahead = delivered.clock_ahead
+            self._clocks.note(batch.gateway_id, ahead)
+            ended = ended_at(batch, delivered.arrived_at, ahead)
             pending[index] = Pending(batch, ended, delivered.traceparent)
         if unexpected := await self._journal.transact(lambda unit: self._keep(unit, pending, lambda _each: [])):
             refused |= await self._keep_by_current_state({index: pending[index] for index in unexpected})
