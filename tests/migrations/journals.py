@@ -23,8 +23,8 @@ from slmops.registry import store as registry
 from slmops.rollout import store as rollout
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
+from slmops.telemetry import repetitions, sums
 from slmops.telemetry import store as telemetry
-from slmops.telemetry import sums
 from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import Pending
 
@@ -146,7 +146,8 @@ def _read_rollout(connection: Connection) -> dict[str, Any]:
 
 def _fill_telemetry(unit: UnitOfWork) -> None:
     measured: Any = DOCUMENTS["measure"]
-    sums.add(unit.connection, [Pending(measured, measured.ended_at, TRACEPARENT)], WINDOW)
+    pending = repetitions.first_times(unit, [Pending(measured, measured.ended_at, TRACEPARENT)], AT)
+    sums.add(unit.connection, pending, WINDOW)
     identity = Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": "a"})
     telemetry.record_member(unit.connection, Enrolled(identity, "", AT.replace(year=1970)))
     facts = [_EXAMPLE[kind] for kind in (e.RolloutStarted, e.RolloutStageAdvanced)]

@@ -369,7 +369,7 @@ SQLITE = create_engine("sqlite://")
 schema().create_all(SQLITE)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(
         st.tuples(st.floats(-100, 100), st.sampled_from(["gw-1", "gw-2"]), st.sampled_from(["1.0.0", "1.0.1"])),

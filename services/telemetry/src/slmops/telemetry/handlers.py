@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from functools import cache, partial
 from operator import attrgetter
 
-from slmops.contracts.cloudevent import event_id
 from slmops.contracts.errors import Denied, PermanentError, TemporaryError
 from slmops.contracts.events import (
     CohortMeasured,
@@ -29,7 +28,7 @@ from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
-from slmops.telemetry import store, sums
+from slmops.telemetry import repetitions, store, sums
 from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
 from slmops.telemetry.domain.windows import Ended, Pending, check, closing_before, ended_at, window_of
 from slmops.telemetry.fleet import Fleet
@@ -143,6 +142,7 @@ class Handlers:
         while await self._journal.forget_published(now - WINDOWS_KEPT):
             pass
         await self._journal.transact(lambda unit: store.forget_revoked(unit.connection, now - CONSUMED_KEPT))
+        await self._journal.transact(lambda unit: repetitions.forget_before(unit.connection, now - CONSUMED_KEPT))
 
     def _close(self, unit: UnitOfWork, limit: datetime) -> None:
         for ended in sums.take_ended(unit.connection, limit, self._window):
@@ -167,7 +167,7 @@ class Handlers:
         offers = cache(partial(store.offers, connection))
         members = store.members(connection, {each.batch.gateway_id for each in pending.values()})
         refused: dict[int, str] = {}
-        kept: dict[str, Pending] = {}
+        kept: list[Pending] = []
         for index, each in pending.items():
             batch, member = each.batch, members.get(each.batch.gateway_id)
             identity = member.enrolled.identity if member else None
@@ -178,10 +178,8 @@ class Handlers:
             elif why := refusal(each, identity, [*offers(batch.blueprint, batch.release), *more(each)]):
                 refused[index] = why
             else:
-                # The id includes the gateway, so a gateway cannot make another one's batch look like a repetition.
-                kept[event_id(batch.gateway_id, batch.batch_id)] = each
-        new = unit.first_times("telemetry", kept)
-        sums.add(connection, (each for identity, each in kept.items() if identity in new), self._window)
+                kept.append(each)
+        sums.add(connection, repetitions.first_times(unit, kept, self._clock()), self._window)
         return refused
 
 

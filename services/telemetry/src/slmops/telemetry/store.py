@@ -42,6 +42,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.plan import Identity, Release
 from slmops.telemetry.domain.expectation import Enrolled, Offer, counts
+from slmops.telemetry.repetitions import sequences
 from slmops.telemetry.sums import forget_gateway, window_sums
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -99,6 +100,7 @@ def schema() -> MetaData:
     for table in _TABLES.tables.values():
         table.to_metadata(own)
     window_sums(own)
+    sequences(own)
     return own
 
 

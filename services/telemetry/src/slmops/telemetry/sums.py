@@ -24,12 +24,10 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
-from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 
 from slmops.contracts.errors import Conflict
 from slmops.telemetry.domain.windows import Cohort, Ended, Pending, Sums, window_start
+from slmops.telemetry.upsert import Upsert, inserting
 
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -72,15 +70,12 @@ def add(connection: Connection, items: Iterable[Pending], length: timedelta) -> 
 
 
 @cache
-def _adding(dialect: str) -> PostgresInsert | SqliteInsert:
-    insert: Any = postgresql.insert(_sums) if dialect == "postgresql" else sqlite.insert(_sums)
+def _adding(dialect: str) -> Upsert:
+    insert = inserting(dialect, _sums)
     new = insert.excluded
-    added = {name: _sums.c[name] + new[name] for name in Sums._fields}
-    trace = func.coalesce(new.traceparent, _sums.c.traceparent)
-    adding: PostgresInsert | SqliteInsert = insert.on_conflict_do_update(
-        index_elements=_KEY, set_={**added, "traceparent": trace}
-    )
-    return adding
+    changed: Any = {name: _sums.c[name] + new[name] for name in Sums._fields}
+    changed["traceparent"] = func.coalesce(new.traceparent, _sums.c.traceparent)
+    return insert.on_conflict_do_update(index_elements=_KEY, set_=changed)
 
 
 def any_ended(connection: Connection, limit: datetime) -> bool:

@@ -44,6 +44,14 @@ def upgrade() -> None:
     with op.batch_alter_table("window_sums", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_window_sums_gateway_id"), ["gateway_id"], unique=False)
 
+    op.create_table(
+        "sequences",
+        sa.Column("id", sa.String(length=130), nullable=False),
+        sa.Column("highest", sa.BigInteger(), nullable=False),
+        sa.Column("gaps", sa.Text(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
     _move_batches()
     with op.batch_alter_table("pending_batches", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_pending_batches_ended_at"))
