@@ -82,7 +82,7 @@ async def test_a_process_is_killed_in_the_middle_of_shared_work_and_every_batch_
         expected[one.ended_at] += one.requests
     total = sum(expected.values())
     await eventually(shared.requests, lambda n: n >= total, "every request")
-    await eventually(lambda: unsettled(shared), lambda n: n == 0, "every acknowledgement")
+    await eventually(lambda: shared.unsettled("measure.*"), lambda n: n == 0, "every acknowledgement")
     found: Counter[datetime] = Counter()
     for window in await shared.windows():
         [at] = [at for at in expected if window.started_at <= at < window.ended_at]
@@ -94,8 +94,3 @@ async def test_a_process_is_killed_in_the_middle_of_shared_work_and_every_batch_
 async def in_hand(measured: Measured) -> int:
     """Returns how many messages a process has received and not acknowledged."""
     return int((await measured.client.js.consumer_info("MEASUREMENTS", DURABLE)).num_ack_pending or 0)
-
-
-async def unsettled(measured: Measured) -> int:
-    info = await measured.client.js.consumer_info("MEASUREMENTS", DURABLE)
-    return int(info.num_ack_pending or 0) + int(info.num_pending or 0)

@@ -36,6 +36,8 @@ class StreamSpec:
     work_queue: bool = False
     refuses: bool = False
     per_subject: int | None = None
+    max_message_bytes: int | None = None
+    """The server refuses larger messages. None: as large as the bus takes."""
     asynchronous: bool = False
     """The server acknowledges before it writes to the disk: a crash loses the newest messages. Never for facts. It is
     chosen when the stream is created, on a single server (ADR 27)."""
@@ -69,7 +71,10 @@ STREAMS = (
     # Gateways' reports: 30 days. When full the oldest are removed; each gateway's next report has its current state.
     StreamSpec("GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30), asynchronous=True),
     # Gateways' measurements: 7 days. When full the oldest are removed: a gate has less data, and holds without data.
-    StreamSpec("MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7), asynchronous=True),
+    # A measurement has under 1 kB, and telemetry holds hundreds at once: a gateway must not make them a megabyte each.
+    StreamSpec(
+        "MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7), max_message_bytes=64 << 10, asynchronous=True
+    ),
     # Jobs that are not done yet. When full it refuses new ones; otherwise the oldest would never be done.
     StreamSpec("JOBS", ("jobs.>",), max_bytes=128 * MiB, work_queue=True, refuses=True),
     # Messages that a consumer gave up on: 90 days. When full the oldest are removed. It must not refuse: a consumer

@@ -130,6 +130,7 @@ def _wanted(spec: StreamSpec) -> dict[str, Any]:
         "max_age": spec.max_age.total_seconds() if spec.max_age else 0,
         "max_bytes": spec.max_bytes,
         "max_msgs_per_subject": spec.per_subject or -1,
+        "max_msg_size": spec.max_message_bytes or -1,
         "allow_direct": True,
     }
 
