@@ -275,6 +275,8 @@ DOCUMENTS: dict[str, BaseModel] = {
         decode_seconds=10.5,
         ttft_seconds=4.25,
         peak_rss_bytes=222_000_000,
+        boot="5f2b1c0de8a94a6f",
+        sequence=17,
     ),
     "jobs.optimize": OptimizeJob(
         model="smollm2",

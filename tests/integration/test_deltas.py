@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from disk_calls import DiskCalls, calls_of_this_thread
 from integration.artifact_world import eventually
 from integration.gateway_site import Site, site_on
 from integration.kit_world import envelope
@@ -128,6 +129,24 @@ async def test_a_delta_is_made_from_the_release_that_the_fleet_runs_and_a_gatewa
     assert site.acquirer.fetched_bytes == made.delta.size
     site.acquirer.prune()
     assert not [path for path in (site.home / "blobs").iterdir() if path.name == made.delta.digest[7:]]
+
+
+async def test_the_packagers_event_loop_waits_for_no_file(
+    site: Site, versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing or copying gigabytes on the loop would hold up fetches and the in-progress acknowledgements."""
+    calls = DiskCalls(monkeypatch, site.home / "work", site.home / "deltas")
+    made: list[str] = []
+    first = await versions.publish()
+    await install_and_commit(site, first)
+    await report(site, first)
+    on_the_loop = calls_of_this_thread(calls)
+    seen = calls.before
+    calls.before = lambda name, path: (made.append(name), seen(name, path))[1]
+    await versions.publish()
+    await deltas(site, 1)
+    assert on_the_loop == []
+    assert len(made) > 20
 
 
 async def test_a_gateway_that_missed_a_version_follows_a_chain_of_deltas(site: Site, versions: Versions) -> None:

@@ -70,8 +70,9 @@ async def test_several_provisioners_may_run_at_the_same_time(world: World) -> No
         replace(WINDOWS, subjects=(*WINDOWS.subjects, "slmops.adapter.>")),
         replace(WINDOWS, refuses=True),
         replace(WINDOWS, per_subject=7),
+        replace(WINDOWS, max_message_bytes=1000),
     ],
-    ids=["max_age", "max_bytes", "subjects", "refuses", "per_subject"],
+    ids=["max_age", "max_bytes", "subjects", "refuses", "per_subject", "max_message_bytes"],
 )
 async def test_a_changed_stream_is_updated_on_the_server_and_keeps_its_messages(
     world: World, changed: StreamSpec, monkeypatch: pytest.MonkeyPatch
@@ -84,6 +85,7 @@ async def test_a_changed_stream_is_updated_on_the_server_and_keeps_its_messages(
     assert found.config.max_bytes == changed.max_bytes
     assert found.config.discard == ("new" if changed.refuses else "old")
     assert found.config.max_msgs_per_subject == (changed.per_subject or -1)
+    assert found.config.max_msg_size == (changed.max_message_bytes or -1)
     assert tuple(found.config.subjects or ()) == changed.subjects
     assert found.state.messages == 1
 

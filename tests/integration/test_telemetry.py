@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
     GatewayReported,
+    GatewayRevoked,
     RolloutCompleted,
     RolloutRolledBack,
     RolloutStageAdvanced,
@@ -63,10 +65,18 @@ class Measured:
         """Publishes an event as its owning service does."""
         await publish_event(self.client, event, str(uuid.uuid4()))
 
-    async def enrol(self, gateway_id: str, blueprint: str = "edge-chat", ring: str = "fleet") -> None:
+    async def enrol(self, gateway_id: str, blueprint: str = "edge-chat", ring: str = "fleet") -> str:
         key = public_key(new_user_seed())
         fields = {"gateway_id": gateway_id, "blueprint": blueprint, "public_key": key, "labels": {"ring": ring}}
         await self.publish(GatewayEnrolled(**fields, at=EARLIER))
+        return key
+
+    async def unsettled(self, subject: str) -> int:
+        """Returns how many messages of a subject telemetry has not handled yet."""
+        stream = subjects.stream_of(subject)
+        assert stream is not None
+        info = await self.client.js.consumer_info(stream, subjects.durable_name("telemetry", subject))
+        return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
 
     async def start(self, rollout: str, candidate: Release, stable: Release | None = None) -> None:
         fields = {"rollout": rollout, "candidate": candidate, "stable": stable, "stages": STAGES}
@@ -204,6 +214,31 @@ async def test_foreign_and_invalid_batches_are_dead_lettered_and_the_service_kee
     assert set(letters) == {"dlq.measure.gw-2", "dlq.measure.gw-3", "dlq.measure.gw-4"}
     await measured.send(batch("good", requests=5))
     await eventually(measured.requests, lambda n: n == 5, "a good batch")
+
+
+async def test_wrong_batches_are_refused_one_by_one_and_the_others_of_their_transaction_count(
+    killable: Measured,
+) -> None:
+    key = await killable.enrol("gw-4")
+    await killable.publish(GatewayRevoked(gateway_id="gw-4", public_key=key, revoked_at=datetime.now(UTC)))
+    for kind in (f"{GatewayEnrolled.type}.*", f"{GatewayRevoked.type}.*.*"):
+        await eventually(partial(killable.unsettled, kind), lambda n: n == 0, kind)
+    killable.system.kill("telemetry")
+    good = batch("good", "gw-1", requests=5)
+    for one, subject in (
+        (good, "measure.gw-1"),
+        (batch("foreign", "gw-1", requests=100), "measure.gw-2"),
+        (good, "measure.gw-1"),
+        (batch("revoked", "gw-4", requests=100), "measure.gw-4"),
+        (batch("stranger", "gw-9", requests=100), "measure.gw-9"),
+        (batch("last", "gw-1", requests=2), "measure.gw-1"),
+    ):
+        await killable.send(one, subject)
+    await killable.client.store("measure.gw-3", b'{"batch_id": 7}', {MESSAGE_ID_HEADER: "garbage"})
+    await killable.system.start("telemetry")
+    letters = await eventually(killable.dead_letters, lambda found: len(found) == 4, "dead letters")
+    assert letters == {f"dlq.measure.gw-{number}": 1 for number in (2, 3, 4, 9)}
+    await eventually(killable.requests, lambda n: n == 7, "the good batches")
 
 
 CANDIDATE = digest_of(b"2.0.0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,11 +25,13 @@ from slmops.rollout import store as rollout
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.report_rows import Recorded, Report, record_reports
+from slmops.telemetry import repetitions, sums
 from slmops.telemetry import store as telemetry
 from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import Pending
 
 MODEL, CONSUMED = "smollm2", "9b2f6e0c-consumed"
+WINDOW = timedelta(seconds=5)
 _EXAMPLE: dict[type[e.Event], Any] = {type(event): event for event in EXAMPLES}
 
 
@@ -145,7 +148,9 @@ def _read_rollout(connection: Connection) -> dict[str, Any]:
 
 
 def _fill_telemetry(unit: UnitOfWork) -> None:
-    telemetry.add(unit, [Pending(DOCUMENTS["measure"], TRACEPARENT)])  # type: ignore[arg-type]
+    measured: Any = DOCUMENTS["measure"]
+    pending = repetitions.first_times(unit, [Pending(measured, measured.ended_at, TRACEPARENT)], AT)
+    sums.add(unit.connection, pending, WINDOW)
     identity = Identity(gateway_id="gw-1", blueprint="edge-chat", labels={"ring": "a"})
     telemetry.record_member(unit.connection, Enrolled(identity, "", AT.replace(year=1970)))
     facts = [_EXAMPLE[kind] for kind in (e.RolloutStarted, e.RolloutStageAdvanced)]
@@ -158,7 +163,7 @@ def _read_telemetry(connection: Connection) -> dict[str, Any]:
     enrolled = telemetry.member(connection, "gw-1")
     releases = [started.stable.manifest.digest, started.candidate.manifest.digest]
     return {
-        "pending": telemetry.ended_before(connection, LATER.replace(year=2100)),
+        "open": sums.ended(connection, LATER.replace(year=2100), WINDOW),
         "member": enrolled and enrolled.identity,
         "offers": [telemetry.offers(connection, "edge-chat", release) for release in releases],
         "caught up": telemetry.caught_up(connection),

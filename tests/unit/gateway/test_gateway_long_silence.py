@@ -15,6 +15,7 @@ import pytest
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import MessageTooLarge, Problem
 from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity
 from slmops.contracts.results import LINE_LIMIT_BYTES, RESULTS_LIMIT_BYTES
 from slmops.gateway.report.reporter import Reporter, Status
@@ -54,6 +55,20 @@ class Gateway:
     def reports(self) -> list[GatewayReported]:
         found = [message for message in self.spool.pending(1000) if "reported" in message.subject]
         return [GatewayReported.model_validate_json(message.payload) for message in found]
+
+
+async def test_measurements_are_numbered_since_the_start_of_the_agent(tmp_path: Path) -> None:
+    """So the telemetry service recognizes repetitions without an id for each."""
+    for start in range(2):
+        gateway = Gateway(tmp_path, max_rows=100)
+        gateway.now += timedelta(days=start)
+        await gateway.beat(30)
+        await gateway.reporter.close()
+    found = [message for message in gateway.spool.pending(1000) if message.subject == "measure.gw-1"]
+    batches = [MeasurementBatch.model_validate_json(message.payload) for message in found]
+    assert [batch.sequence for batch in batches] == [1, 2, 3, 1, 2, 3]
+    assert len({(batch.boot, batch.sequence) for batch in batches}) == 6
+    assert len({batch.boot for batch in batches}) == 2
 
 
 async def test_a_gateway_without_a_network_for_months_keeps_its_newest_report_and_failure(tmp_path: Path) -> None:

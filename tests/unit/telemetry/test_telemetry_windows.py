@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine
 
 from slmops.contracts.descriptor import Descriptor, digest_of
 from slmops.contracts.errors import InvalidMessage, PermanentError
@@ -21,21 +23,22 @@ from slmops.contracts.plan import Identity, Plan, Release
 from slmops.kit.bus.batches import Received
 from slmops.kit.bus.service_bus import MessageContext
 from slmops.kit.journal import Journal
+from slmops.telemetry import sums
 from slmops.telemetry.domain.expectation import Enrolled
 from slmops.telemetry.domain.windows import (
     MAX_AGE,
     MAX_AHEAD,
     Pending,
-    aggregate,
     check,
     closing_before,
-    cohorts,
+    window_of,
     window_start,
 )
 from slmops.telemetry.handlers import CONSUMED_KEPT, WINDOWS_KEPT, Handlers
 from slmops.telemetry.store import MIGRATIONS, project, schema
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
+DAY = 24 * 3600
 WINDOW, GRACE = timedelta(seconds=5), timedelta(seconds=1)
 
 
@@ -217,7 +220,7 @@ async def test_an_interrupted_close_publishes_and_deletes_nothing(
 ) -> None:
     await telemetry.receive(batch("a", 1), batch("b", 1, version="1.0.1"))
     with monkeypatch.context() as patch:
-        patch.setattr("slmops.telemetry.handlers.aggregate", _second_call_breaks())
+        patch.setattr("slmops.telemetry.handlers.window_of", _second_call_breaks())
         with pytest.raises(ZeroDivisionError):
             await telemetry.closed(6)
     assert sum(w.requests for w in await telemetry.closed(6)) == 4
@@ -228,7 +231,7 @@ def _second_call_breaks() -> Any:
 
     def broken(*arguments: Any) -> CohortWindow:
         calls.append(arguments)
-        return aggregate(*arguments) if len(calls) == 1 else 1 / 0  # type: ignore[return-value]
+        return window_of(*arguments) if len(calls) == 1 else 1 / 0  # type: ignore[return-value]
 
     return broken
 
@@ -237,9 +240,7 @@ async def test_only_the_id_of_a_published_batch_is_kept(telemetry: Telemetry) ->
     await telemetry.receive(batch("a", 1))
     await telemetry.closed(6)
     with sqlite3.connect(telemetry.database) as connection:
-        counts = [
-            connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("pending_batches", "consumed")
-        ]
+        counts = [connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("window_sums", "consumed")]
     assert counts == [0, 1]
 
 
@@ -317,12 +318,58 @@ async def test_batches_that_waited_are_placed_by_how_wrong_the_clock_is(telemetr
     assert [w.started_at for w in windows] == [at(0), at(5)]
 
 
+@pytest.mark.parametrize(
+    ("ended", "window"),
+    [
+        (at(-3 * DAY), at(-3 * DAY)),  # the time it waited is unknown: a window that no gate reads any more
+        (at(3600 + 3 * DAY), at(3600)),
+        (datetime(1970, 1, 1, tzinfo=UTC), at(3600)),
+    ],
+    ids=["forward", "back", "from 1970"],
+)
+async def test_a_clock_that_is_set_while_a_batch_waits_counts_the_batch_and_keeps_no_window_open(
+    telemetry: Telemetry, ended: datetime, window: datetime
+) -> None:
+    telemetry.now = at(3600)
+    await telemetry.receive(batch("a", 1, requests=1, ended_at=ended, started_at=ended), ahead=timedelta(0))
+    await telemetry.receive(batch("b", 3600, requests=1), ahead=timedelta(0))
+    windows = await telemetry.closed(3606)
+    assert sorted((w.started_at, w.requests) for w in windows) == sorted(
+        Counter([window_start(window, WINDOW), at(3600)]).items()
+    )
+
+
+async def test_a_clock_is_compared_with_the_arrival_also_within_a_minute(telemetry: Telemetry) -> None:
+    """Otherwise a clock that is 50 s ahead would keep its windows open for so long."""
+    telemetry.now = at(2)
+    await telemetry.receive(batch("a", 51), ahead=timedelta(seconds=50))
+    [window] = await telemetry.closed(6)
+    assert window.started_at == at(0)
+
+
+async def test_a_wrong_clock_is_named_once_until_it_was_right(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    days, right = timedelta(days=3), timedelta(seconds=1)
+    for ahead in (days, days, right, -days, -days):
+        await telemetry.receive(batch(str(len(caplog.records)), 1), ahead=ahead)
+    named = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert len(named) == 2
+    assert "gw-1 is 3 days and 0:00:00 ahead" in named[0]
+    assert "gw-1 is 3 days and 0:00:00 behind" in named[1]
+
+
 async def test_an_impossible_time_of_sending_loses_no_batch(telemetry: Telemetry) -> None:
     telemetry.now = at(2)
     await telemetry.receive(batch("a", 1), ahead=datetime.min.replace(tzinfo=UTC) - at(2))
     assert sum(w.requests for w in await telemetry.closed(7)) == 2
 
 
+SQLITE = create_engine("sqlite://")
+schema().create_all(SQLITE)
+
+
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(
         st.tuples(st.floats(-100, 100), st.sampled_from(["gw-1", "gw-2"]), st.sampled_from(["1.0.0", "1.0.1"])),
@@ -331,12 +378,20 @@ async def test_an_impossible_time_of_sending_loses_no_batch(telemetry: Telemetry
 )
 def test_every_batch_is_in_exactly_one_window_and_no_request_is_lost(items: list[tuple[float, str, str]]) -> None:
     batches = [batch(str(n), *item) for n, item in enumerate(items)]
-    grouped = cohorts([Pending(one) for one in batches], WINDOW)
-    windows = [aggregate(key, [item.batch for item in group], WINDOW) for key, group in grouped.items()]
-    assert sum(w.requests for w in windows) == sum(b.requests for b in batches)
-    for key, group in grouped.items():
-        assert all(key.started_at <= item.batch.ended_at < key.started_at + WINDOW for item in group)
-    assert len({(w.release, w.started_at) for w in windows}) == len(windows)
+    with SQLITE.begin() as connection:
+        for part in (batches[::2], batches[1::2]):
+            sums.add(connection, [Pending(one, one.ended_at) for one in part], WINDOW)
+        windows = [window_of(ended, WINDOW) for ended in sums.take_ended(connection, at(1000), WINDOW)]
+        assert sums.any_ended(connection, at(1000)) is False
+    expected: dict[tuple[str, datetime], list[MeasurementBatch]] = {}
+    for one in batches:
+        expected.setdefault((one.version, window_start(one.ended_at, WINDOW)), []).append(one)
+    found = {(w.version, w.started_at): (w.gateways, w.requests, w.decode_seconds) for w in windows}
+    assert len(windows) == len(found)
+    assert found == {
+        key: (len({one.gateway_id for one in of}), sum(one.requests for one in of), len(of) * 1.0)
+        for key, of in expected.items()
+    }
 
 
 @given(

@@ -34,6 +34,13 @@ class MeasurementBatch(BaseModel):
     decode_seconds: float = Field(ge=0, allow_inf_nan=False, description="Time spent generating completion tokens")
     ttft_seconds: float = Field(ge=0, allow_inf_nan=False, description="Sum of the times to first token")
     peak_rss_bytes: int = Field(default=0, ge=0)
+    boot: str = Field(default="", max_length=64, description="Names a start of the gateway's agent")
+    sequence: int | None = Field(
+        default=None,
+        ge=1,
+        lt=1 << 53,
+        description="Number of the batch since that start. With `boot`: a number that arrives twice counts once",
+    )
 
 
 class CohortWindow(BaseModel):

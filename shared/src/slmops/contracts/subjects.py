@@ -37,6 +37,8 @@ class StreamSpec:
     work_queue: bool = False
     refuses: bool = False
     per_subject: int | None = None
+    max_message_bytes: int | None = None
+    """The server refuses larger messages. None: as large as the bus takes."""
     asynchronous: bool = False
     """The server acknowledges before it writes to the disk: a crash loses the newest messages. Never for facts. It is
     chosen when the stream is created, on a single server (ADR 27)."""
@@ -69,13 +71,18 @@ STREAMS = (
     StreamSpec("WINDOWS", ("slmops.cohort.>",), max_age=timedelta(days=30), max_bytes=512 * MiB),
     # Gateways' reports: 30 days, and the newest 8 of each gateway, so that a noisy one displaces no other. A report is
     # stored with up to 1.3 kB, so 100,000 gateways need 1 GiB at most. An update has at most 8 phases.
-    StreamSpec("GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30), per_subject=8),
+    StreamSpec(
+        "GATEWAYS", ("slmops.gateway.reported.v1.*",), max_age=timedelta(days=30), per_subject=8, asynchronous=True
+    ),
     # The newest presence message of each gateway, for an hour: 100,000 gateways need 20 MB. See `freshness`.
     StreamSpec(
         "PRESENCE", ("presence.*",), max_age=timedelta(hours=1), max_bytes=64 * MiB, per_subject=1, asynchronous=True
     ),
     # Gateways' measurements: 7 days. When full the oldest are removed: a gate has less data, and holds without data.
-    StreamSpec("MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7)),
+    # A measurement has under 1 kB, and telemetry holds hundreds at once: a gateway must not make them a megabyte each.
+    StreamSpec(
+        "MEASUREMENTS", ("measure.*",), max_age=timedelta(days=7), max_message_bytes=64 << 10, asynchronous=True
+    ),
     # Jobs that are not done yet. When full it refuses new ones; otherwise the oldest would never be done.
     StreamSpec("JOBS", ("jobs.>",), max_bytes=128 * MiB, work_queue=True, refuses=True),
     # Messages that a consumer gave up on: 90 days. When full the oldest are removed. It must not refuse: a consumer

@@ -6,17 +6,11 @@ Every file is read back and verified before it is signed.
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from slmops.contracts.descriptor import Descriptor, Digest
-from slmops.contracts.errors import DigestMismatch, DiskFull
+from slmops.contracts.errors import DigestMismatch
 from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import DOC, MANIFEST_PATH, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE
 from slmops.contracts.model import ModelFile
@@ -25,6 +19,7 @@ from slmops.kit.tracing import span
 from slmops.packager.evidence import Evidence, family_of, licence_name
 from slmops.packager.modelpack import CONFIG_PATH, ModelPack, build
 from slmops.packager.sign import check_signing_key, sign
+from slmops.packager.workspace import Workspace
 
 _REPORT_LIMIT_BYTES = 4 << 20
 _FACTS_LIMIT_BYTES = 1 << 20
@@ -44,13 +39,13 @@ class Assembler:
 
     def __init__(self, objects: Objects, work: Path, signing_key: Path) -> None:
         self._objects = objects
-        self._work = work
+        self._workspace = Workspace(work)
         self._signing_key = signing_key
 
     async def open(self) -> None:
         """Removes what a killed process left. Raises `InvalidMessage` for a key that cannot sign."""
         check_signing_key(self._signing_key)
-        await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+        await self._workspace.clear()
 
     async def assemble(self, variant: VariantOptimized, base: Digest | None = None) -> Assembled:
         """Builds, signs and stores the package of a variant. `base` is the package that an adapter belongs to.
@@ -59,14 +54,14 @@ class Assembler:
         """
         evidence = await self._evidence(variant)
         pack = build(variant, evidence.model_copy(update={"base": base}))
-        with self._workspace() as workspace:
+        async with self._workspace.folder() as workspace:
             # The directory's name is the signature's subject.
             directory, signature = workspace / f"{variant.model}-{variant.version}", workspace / "signature"
             with span("collect package", model=variant.model, version=variant.version, bytes=pack.size_bytes):
                 await self._collect(pack, directory)
-            with span("sign package", model=variant.model, version=variant.version), disk_full(workspace):
-                await asyncio.to_thread(sign, directory, self._signing_key, signature)
-            return await self._put(pack, signature.read_bytes())
+            with span("sign package", model=variant.model, version=variant.version):
+                await self._workspace.run(lambda: sign(directory, self._signing_key, signature))
+            return await self._put(pack, await self._workspace.run(signature.read_bytes))
 
     async def _evidence(self, variant: VariantOptimized) -> Evidence:
         evidence = Evidence.decode(await self._objects.get_bytes(variant.report.digest, _REPORT_LIMIT_BYTES))
@@ -83,19 +78,11 @@ class Assembler:
 
     async def _collect(self, pack: ModelPack, directory: Path) -> None:
         """Writes the package into `directory` as a gateway will lay it out, without the signature."""
-        with disk_full(directory):
-            directory.mkdir(parents=True)
-            (directory / MANIFEST_PATH).write_bytes(pack.manifest.encode())
-            for path, document in pack.documents.items():
-                (directory / path).write_bytes(document)
+        present = await self._workspace.run(lambda: _write_documents(pack, directory))
         for path, layer in pack.files.items():
-            target = directory / path
-            if not target.exists():
-                await self._objects.get_file(layer.digest, target)
-            if target.stat().st_size != layer.size:
-                raise DigestMismatch(
-                    f"{path} has {target.stat().st_size} bytes instead of {layer.size}", where=layer.digest
-                )
+            if path not in present:
+                await self._objects.get_file(layer.digest, directory / path)
+        await self._workspace.run(lambda: _check_sizes(pack, directory))
 
     async def _put(self, pack: ModelPack, signature: bytes) -> Assembled:
         await self._objects.put_bytes(pack.config, MODEL_CONFIG)
@@ -105,26 +92,18 @@ class Assembler:
         manifest = await self._objects.put_bytes(pack.manifest.encode(), OCI_MANIFEST)
         return Assembled(manifest, signed, pack.size_bytes)
 
-    @contextmanager
-    def _workspace(self) -> Iterator[Path]:
-        """Yields a new folder, so that a redelivered message does not write into the folder of the first delivery."""
-        with disk_full(self._work):
-            self._work.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=self._work))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+def _write_documents(pack: ModelPack, directory: Path) -> set[str]:
+    """Writes the manifest and the documents. Returns the files of the package that are there already."""
+    directory.mkdir(parents=True)
+    (directory / MANIFEST_PATH).write_bytes(pack.manifest.encode())
+    for path, document in pack.documents.items():
+        (directory / path).write_bytes(document)
+    return {path for path in pack.files if (directory / path).exists()}
 
 
-@contextmanager
-def disk_full(where: Path) -> Iterator[None]:
-    """Raises `DiskFull` when the disk is full or a quota is exceeded."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(
-            "the disk is too full to build a package or a delta", where=str(where), fix="Free disk space."
-        ) from error
+def _check_sizes(pack: ModelPack, directory: Path) -> None:
+    for path, layer in pack.files.items():
+        size = (directory / path).stat().st_size
+        if size != layer.size:
+            raise DigestMismatch(f"{path} has {size} bytes instead of {layer.size}", where=layer.digest)

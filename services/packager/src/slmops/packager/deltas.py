@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,9 +23,9 @@ from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.objects.store import Objects
 from slmops.kit.tracing import span
 from slmops.packager import store
-from slmops.packager.assemble import disk_full
 from slmops.packager.domain import delta_withdrawals
 from slmops.packager.routes import bases_of, new_bytes
+from slmops.packager.workspace import Workspace
 
 log = logging.getLogger("slmops.packager")
 MAX_WAIT_S = 10
@@ -53,13 +51,13 @@ class DeltaPlanner:
     def __init__(self, journal: Journal, objects: Objects, work: Path, bounds: Bounds, clock: Clock) -> None:
         self._journal = journal
         self._objects = objects
-        self._work = work
+        self._workspace = Workspace(work)
         self._bounds = bounds
         self._clock = clock
         self._in_progress: dict[Digest, asyncio.Event] = {}
 
     async def open(self) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+        await self._workspace.clear()
 
     async def wait_until_made(self, target: Digest) -> None:
         """Returns when no delta to that package is being made, at the latest after `MAX_WAIT_S`."""
@@ -136,20 +134,14 @@ class DeltaPlanner:
 
     async def _build(self, before: Manifest, after: Manifest, full: int) -> Descriptor | None:
         """Makes a delta and stores it; None when it saves too little."""
-        with disk_full(self._work):
-            self._work.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=self._work))
-        try:
+        async with self._workspace.folder() as folder:
             for manifest, side in ((before, folder / "base"), (after, folder / "target")):
                 await self._lay_out(manifest, side)
             out = folder / "delta"
-            with disk_full(folder):
-                stat = await asyncio.to_thread(make, folder / "base", folder / "target", out)
+            stat = await self._workspace.run(lambda: make(folder / "base", folder / "target", out))
             if stat.size_bytes > (1 - self._bounds.saves) * full:
                 return None
             return await self._objects.put_file(out, DELTA)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _lay_out(self, manifest: Manifest, folder: Path) -> None:
         """Writes the layers by path: the delta compares files with the same path first."""

@@ -28,10 +28,11 @@ from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 from slmops.kit.tracing import span
-from slmops.telemetry import store
+from slmops.telemetry import repetitions, store, sums
 from slmops.telemetry.domain.expectation import Offer, offers_of, refusal
-from slmops.telemetry.domain.windows import Cohort, Pending, aggregate, check, closing_before, cohorts, placed
+from slmops.telemetry.domain.windows import Ended, Pending, check, closing_before, ended_at, window_of
 from slmops.telemetry.fleet import Fleet
+from slmops.telemetry.skew import WrongClocks
 
 log = logging.getLogger("slmops.telemetry")
 CONSUMED_KEPT = timedelta(days=30)
@@ -51,6 +52,7 @@ class Handlers:
         self._clock = clock
         self._window = window
         self._grace = grace
+        self._clocks = WrongClocks()
 
     async def on_batches(self, received: Batch[MeasurementBatch]) -> Refused:
         """Stores measurement batches once each, all in one transaction, whatever the size of the fleet.
@@ -65,9 +67,11 @@ class Handlers:
             except PermanentError as error:
                 refused[index] = error
                 continue
-            at = placed(batch, delivered.arrived_at, delivered.clock_ahead)
-            pending[index] = Pending(at, delivered.traceparent)
-        if unexpected := await self._journal.transact(lambda unit: _keep(unit, pending, lambda _batch: [])):
+            ahead = delivered.clock_ahead
+            self._clocks.note(batch.gateway_id, ahead)
+            ended = ended_at(batch, delivered.arrived_at, ahead)
+            pending[index] = Pending(batch, ended, delivered.traceparent)
+        if unexpected := await self._journal.transact(lambda unit: self._keep(unit, pending, lambda _each: [])):
             refused |= await self._keep_by_current_state({index: pending[index] for index in unexpected})
         return refused
 
@@ -82,14 +86,14 @@ class Handlers:
         enrolled = await asyncio.gather(*map(self._fleet.enrolled, gateways))
         plans = dict(zip(blueprints, await asyncio.gather(*map(self._fleet.plan, blueprints)), strict=True))
 
-        def current(batch: MeasurementBatch) -> list[Offer]:
-            plan = plans[batch.blueprint]
-            return offers_of(plan, batch.release, batch.ended_at) if plan else []
+        def current(each: Pending) -> list[Offer]:
+            plan = plans[each.batch.blueprint]
+            return offers_of(plan, each.batch.release, each.ended_at) if plan else []
 
         def work(unit: UnitOfWork) -> dict[int, str]:
             for member in filter(None, enrolled):
                 store.record_member(unit.connection, member)
-            return _keep(unit, pending, current)
+            return self._keep(unit, pending, current)
 
         fix = "If the gateway works correctly, replay the batch when its rollout has reached it."
         return {index: Denied(why, fix=fix) for index, why in (await self._journal.transact(work)).items()}
@@ -125,9 +129,9 @@ class Handlers:
             await asyncio.sleep(_TICK_S)
 
     async def close_windows(self) -> None:
-        """Publishes ended windows and deletes their batches in one transaction, so each batch counts once."""
+        """Publishes ended windows and deletes their sums in one transaction, so each batch counts once."""
         limit = closing_before(self._clock(), self._window, self._grace)
-        if await self._journal.read(lambda connection: store.ended_before(connection, limit)):
+        if await self._journal.read(lambda connection: sums.any_ended(connection, limit)):
             await self._journal.transact(lambda unit: self._close(unit, limit))
 
     async def forget_old(self) -> None:
@@ -138,51 +142,45 @@ class Handlers:
         while await self._journal.forget_published(now - WINDOWS_KEPT):
             pass
         await self._journal.transact(lambda unit: store.forget_revoked(unit.connection, now - CONSUMED_KEPT))
+        await self._journal.transact(lambda unit: repetitions.forget_before(unit.connection, now - CONSUMED_KEPT))
 
     def _close(self, unit: UnitOfWork, limit: datetime) -> None:
-        over = store.of_counted(unit.connection, store.take_ended_before(unit.connection, limit))
-        for cohort, items in cohorts(over, self._window).items():
-            self._publish(unit, cohort, items)
+        for ended in sums.take_ended(unit.connection, limit, self._window):
+            self._publish(unit, ended)
 
-    def _publish(self, unit: UnitOfWork, cohort: Cohort, items: list[Pending]) -> None:
-        window = aggregate(cohort, (item.batch for item in items), self._window)
-        # A window sums batches of many traces and continues one of them: the trace of the newest batch that has one.
-        parent = next((item.traceparent for item in reversed(items) if item.traceparent), None)
-        with span("close window", parent=parent, blueprint=cohort.blueprint, version=cohort.version):
-            event = CohortMeasured(blueprint=cohort.blueprint, window=window, at=self._clock())
-            unit.emit(f"cohort:{cohort.blueprint}", [event])
+    def _publish(self, unit: UnitOfWork, ended: Ended) -> None:
+        window = window_of(ended, self._window)
+        # A window sums batches of many traces and continues one of them.
+        with span("close window", parent=ended.traceparent, blueprint=window.blueprint, version=window.version):
+            event = CohortMeasured(blueprint=window.blueprint, window=window, at=self._clock())
+            unit.emit(f"cohort:{window.blueprint}", [event])
 
+    def _keep(
+        self, unit: UnitOfWork, pending: Mapping[int, Pending], more: Callable[[Pending], list[Offer]]
+    ) -> dict[int, str]:
+        """Counts the batches that the tables or `more` expect; returns the reasons why not for the others.
 
-def _keep(
-    unit: UnitOfWork, pending: Mapping[int, Pending], more: Callable[[MeasurementBatch], list[Offer]]
-) -> dict[int, str]:
-    """Stores the batches that the tables or `more` expect; returns the reasons why not for the others.
-
-    A batch that waited on its gateway since before the gateway was moved is dropped: it counts nowhere any more.
-    Growth: two statements for all batches, and one for each release among them.
-    """
-    connection = unit.connection
-    offers = cache(partial(store.offers, connection))
-    members = store.members(connection, {each.batch.gateway_id for each in pending.values()})
-    revoked = store.revoked(connection, members)
-    refused: dict[int, str] = {}
-    kept: list[Pending] = []
-    for index, each in pending.items():
-        batch, enrolled = each.batch, members.get(each.batch.gateway_id)
-        if enrolled is not None and enrolled.moved_from == batch.blueprint != enrolled.identity.blueprint:
-            log.info("dropped a batch of %s from before it was moved from %s", batch.gateway_id, batch.blueprint)
-        elif batch.gateway_id in revoked:
-            refused[index] = f"{batch.gateway_id} was revoked"
-        elif why := refusal(
-            batch,
-            enrolled.identity if enrolled else None,
-            [*offers(batch.blueprint, batch.release), *more(batch)],
-        ):
-            refused[index] = why
-        else:
-            kept.append(each)
-    store.add(unit, kept)
-    return refused
+        A batch that waited on its gateway since before the gateway was moved is dropped: it counts nowhere any more.
+        Growth: four statements for all batches, and one for each release among them.
+        """
+        connection = unit.connection
+        offers = cache(partial(store.offers, connection))
+        members = store.members(connection, {each.batch.gateway_id for each in pending.values()})
+        refused: dict[int, str] = {}
+        kept: list[Pending] = []
+        for index, each in pending.items():
+            batch, member = each.batch, members.get(each.batch.gateway_id)
+            identity = member.enrolled.identity if member else None
+            if member and member.enrolled.moved_from == batch.blueprint != member.enrolled.identity.blueprint:
+                log.info("dropped a batch of %s from before it was moved from %s", batch.gateway_id, batch.blueprint)
+            elif member and member.revoked:
+                refused[index] = f"{batch.gateway_id} was revoked"
+            elif why := refusal(each, identity, [*offers(batch.blueprint, batch.release), *more(each)]):
+                refused[index] = why
+            else:
+                kept.append(each)
+        sums.add(connection, repetitions.first_times(unit, kept, self._clock()), self._window)
+        return refused
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:

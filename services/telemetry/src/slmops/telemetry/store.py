@@ -1,7 +1,6 @@
-"""Stores batches whose window is open, enrolled gateways, and the releases that rollouts gave to gateways.
+"""Stores enrolled gateways, and the releases that rollouts gave to gateways. The sums are in `sums`.
 
-Batches of published windows are deleted; the consumed ids remain for 30 days. `members` and `revoked` grow with the
-fleet, `offers` and `opened` with the number of rollouts.
+`members` and `revoked` grow with the fleet, `offers` and `opened` with the number of rollouts.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -30,9 +29,7 @@ from sqlalchemy import (
 )
 
 from slmops.contracts.blueprint import Stage
-from slmops.contracts.cloudevent import event_id
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.errors import Conflict
 from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
@@ -43,22 +40,13 @@ from slmops.contracts.events import (
     RolloutStageAdvanced,
     RolloutStarted,
 )
-from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Release
-from slmops.kit.journal import UnitOfWork
 from slmops.telemetry.domain.expectation import Enrolled, Offer, counts
-from slmops.telemetry.domain.windows import Pending
+from slmops.telemetry.repetitions import sequences
+from slmops.telemetry.sums import forget_gateway, window_sums
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _TABLES = MetaData()
-_pending = Table(
-    "pending_batches",
-    _TABLES,
-    Column("id", String(64), primary_key=True),
-    Column("ended_at", Double, nullable=False, index=True),  # Unix seconds
-    Column("data", Text, nullable=False),
-    Column("traceparent", String(64)),
-)
 _members = Table(
     "members",
     _TABLES,
@@ -103,7 +91,6 @@ _caught_up = Table(
 )
 _ROLLOUTS = "EVENTS"
 _EVERY_STAGE = 1 << 30
-_AT_ONCE = 500  # SQLite limits the parameters of a statement
 _STAGES = TypeAdapter(tuple[Stage, ...])
 
 
@@ -112,6 +99,8 @@ def schema() -> MetaData:
     own = MetaData()
     for table in _TABLES.tables.values():
         table.to_metadata(own)
+    window_sums(own)
+    sequences(own)
     return own
 
 
@@ -119,82 +108,37 @@ def project(_connection: Connection, _event: Event) -> None:
     """Does nothing: published windows are not kept here, because their consumers store what they need."""
 
 
-def add(unit: UnitOfWork, items: Iterable[Pending]) -> None:
-    """Stores batches until their windows close, except those that were stored before. Three statements in all."""
-    by_identity = {_identity(item.batch): item for item in items}
-    rows = [
-        {
-            "id": identity,
-            "ended_at": by_identity[identity].batch.ended_at.timestamp(),
-            "data": by_identity[identity].batch.model_dump_json(),
-            "traceparent": by_identity[identity].traceparent,
-        }
-        for identity in unit.first_times("telemetry", by_identity)
-    ]
-    if rows:
-        unit.connection.execute(insert(_pending), rows)
-
-
-def ended_before(connection: Connection, limit: datetime) -> list[Pending]:
-    rows = connection.execute(
-        select(_pending).where(_pending.c.ended_at < limit.timestamp()).order_by(_pending.c.ended_at)
-    ).all()
-    return [Pending(MeasurementBatch.model_validate_json(row.data), row.traceparent) for row in rows]
-
-
-def take_ended_before(connection: Connection, limit: datetime) -> list[Pending]:
-    """Removes and returns these batches. Raises `Conflict` if another process of this service takes them at the same
-    time."""
-    found = ended_before(connection, limit)
-    for start in range(0, len(found), _AT_ONCE):
-        identities = [_identity(item.batch) for item in found[start : start + _AT_ONCE]]
-        deleted = connection.execute(delete(_pending).where(_pending.c.id.in_(identities))).rowcount
-        if deleted < len(identities):
-            raise Conflict("another process is closing the same windows")
-    return found
-
-
-def _identity(batch: MeasurementBatch) -> str:
-    # The id includes the gateway, so a gateway cannot make another one's batch look like a repetition.
-    return event_id(batch.gateway_id, batch.batch_id)
-
-
-# ---- what is expected -------------------------------------------------------------------------------------
+class Member(NamedTuple):
+    enrolled: Enrolled
+    revoked: bool
+    """Whether its current key is revoked."""
 
 
 def member(connection: Connection, gateway_id: str) -> Enrolled | None:
-    return members(connection, [gateway_id]).get(gateway_id)
+    found = members(connection, [gateway_id]).get(gateway_id)
+    return found.enrolled if found else None
 
 
-def members(connection: Connection, gateway_ids: Iterable[str]) -> dict[str, Enrolled]:
-    """Returns those of up to some hundred gateways that are enrolled."""
-    rows = connection.execute(select(_members).where(_members.c.gateway_id.in_(list(gateway_ids))))
-    return {row.gateway_id: _enrolled(row) for row in rows}
+def members(connection: Connection, gateway_ids: Iterable[str]) -> dict[str, Member]:
+    """Returns those of up to some hundred gateways that are enrolled. One statement."""
+    query = (
+        select(*_members.c, _revoked.c.public_key.label("revoked_key"), _revoked.c.at)
+        .select_from(_members.outerjoin(_revoked, _members.c.gateway_id == _revoked.c.gateway_id))
+        .where(_members.c.gateway_id.in_(list(gateway_ids)))
+    )
+    return {row.gateway_id: _member(row) for row in connection.execute(query)}
 
 
-def _enrolled(row: Any) -> Enrolled:
-    identity = Identity(gateway_id=row.gateway_id, blueprint=row.blueprint, labels=json.loads(row.labels))
-    return Enrolled(identity, row.public_key, datetime.fromtimestamp(row.enrolled_at, UTC), row.moved_from)
-
-
-def revoked(connection: Connection, enrolled: Mapping[str, Enrolled]) -> set[str]:
-    """Returns those of up to some hundred gateways whose current key is revoked."""
-    rows = connection.execute(select(_revoked).where(_revoked.c.gateway_id.in_(list(enrolled))))
-    return {
-        row.gateway_id
-        for row in rows
-        if not counts(enrolled[row.gateway_id], row.public_key, datetime.fromtimestamp(row.at, UTC))
-    }
-
-
-def of_counted(connection: Connection, items: Sequence[Pending]) -> list[Pending]:
-    """Returns the batches of gateways that are neither revoked nor removed. Growth: with the batches."""
-    senders = sorted({item.batch.gateway_id for item in items})
-    counted: set[str] = set()
-    for start in range(0, len(senders), _AT_ONCE):
-        found = members(connection, senders[start : start + _AT_ONCE])
-        counted |= found.keys() - revoked(connection, found)
-    return [item for item in items if item.batch.gateway_id in counted]
+def _member(row: Any) -> Member:
+    # Without validation: 256 rows of our own for each transaction.
+    identity = Identity.model_construct(
+        gateway_id=row.gateway_id, blueprint=row.blueprint, labels=json.loads(row.labels)
+    )
+    enrolled = Enrolled(identity, row.public_key, datetime.fromtimestamp(row.enrolled_at, UTC), row.moved_from)
+    return Member(
+        enrolled,
+        row.revoked_key is not None and not counts(enrolled, row.revoked_key, datetime.fromtimestamp(row.at, UTC)),
+    )
 
 
 def offers(connection: Connection, blueprint: str, release: Digest) -> list[Offer]:
@@ -228,6 +172,8 @@ def record_member(connection: Connection, enrolled: Enrolled) -> None:
         "moved_from": enrolled.moved_from,
     }
     _put(connection, _members, {"gateway_id": identity.gateway_id}, values)
+    if known is not None and known.public_key != enrolled.public_key:
+        _forget_uncounted(connection, identity.gateway_id)
 
 
 def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
@@ -235,12 +181,21 @@ def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
     known = connection.execute(select(_revoked.c.at).where(_revoked.c.gateway_id == event.gateway_id)).scalar()
     if known is None or known <= at:
         _put(connection, _revoked, {"gateway_id": event.gateway_id}, {"public_key": event.public_key, "at": at})
+        _forget_uncounted(connection, event.gateway_id)
+
+
+def _forget_uncounted(connection: Connection, gateway_id: str) -> None:
+    """Takes a gateway that is revoked or removed out of the open windows, so they hold only gateways that count."""
+    found = members(connection, [gateway_id]).get(gateway_id)
+    if found is None or found.revoked:
+        forget_gateway(connection, gateway_id)
 
 
 def _forget(connection: Connection, event: GatewayRemoved) -> None:
     """Forgets a removed gateway, unless another device was enrolled under its id since."""
     older = _members.c.enrolled_at <= event.at.timestamp()
     connection.execute(delete(_members).where(_members.c.gateway_id == event.gateway_id, older))
+    _forget_uncounted(connection, event.gateway_id)
 
 
 def forget_revoked(connection: Connection, before: datetime) -> None:

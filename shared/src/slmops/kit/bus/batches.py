@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Generic, NamedTuple, TypeVar
 
 from faststream.exceptions import HandlerException, NackMessage
@@ -61,7 +62,7 @@ class Batches(Generic[M, C]):
         ):
             valid, failed = self._parsed(messages)
             await self._handle(valid, failed)
-            await asyncio.gather(*(self._settle(message, failed.get(id(message))) for message in messages))
+            await self._settle(messages, failed)
         MESSAGES.labels(service, self._template, "done").inc(len(messages) - len(failed))
         MESSAGES.labels(service, self._template, "failed").inc(len(failed))
 
@@ -98,17 +99,23 @@ class Batches(Generic[M, C]):
             return
         failed.update((id(batch[index][0]), error) for index, error in refused.items())
 
-    async def _settle(self, message: Msg, error: Exception | None) -> None:
-        """Acknowledges a message, or rejects or delays it. If the answer is lost, the server delivers it again."""
-        try:
-            if error is None:
-                await message.ack()
-                return
+    async def _settle(self, messages: Sequence[Msg], failed: Mapping[int, Exception]) -> None:
+        """Acknowledges the messages, and rejects or delays those that failed.
+
+        An acknowledgement is a publish that waits for no answer. If it is lost, the server delivers the message again.
+        """
+        with suppress(NatsError):
+            for message in messages:
+                if id(message) not in failed:
+                    await message.ack()
+        bad = [message for message in messages if id(message) in failed]
+        await asyncio.gather(*(self._refuse(message, failed[id(message)]) for message in bad))
+
+    async def _refuse(self, message: Msg, error: Exception) -> None:
+        with suppress(NatsError):
             consumer = f"{self._delivery.service}/{self._template}"
             answer: HandlerException = await self._delivery.fail(message, consumer, error)
             if isinstance(answer, NackMessage):
                 await message.nak(**answer.extra_options)
             else:
                 await message.term()
-        except NatsError:
-            return

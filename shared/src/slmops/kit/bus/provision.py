@@ -22,6 +22,7 @@ from nats.js.api import (
     ConsumerConfig,
     DiscardPolicy,
     KeyValueConfig,
+    PersistMode,
     RePublish,
     RetentionPolicy,
     StorageType,
@@ -58,7 +59,8 @@ async def provision(js: JetStreamContext, total_bytes: int | None = None) -> Non
         # Existing streams first: one that gives up a subject frees it for the new stream of that subject.
         missing = [spec for spec in sized(STREAMS, total_bytes) if not await _changed(js, spec)]
         for spec in missing:
-            await js.add_stream(StreamConfig(name=spec.name, **_wanted(spec)))
+            mode = await _persistence(js, spec)
+            await js.add_stream(StreamConfig(name=spec.name, persist_mode=mode, **_wanted(spec)))
         for name, subject in (*MOVED, *REMOVED):
             await _remove(js, name, subject)
         for bucket in _BUCKETS:
@@ -107,6 +109,18 @@ async def _changed(js: JetStreamContext, spec: StreamSpec) -> bool:
     return True
 
 
+async def _persistence(js: JetStreamContext, spec: StreamSpec) -> PersistMode | None:
+    """Returns how a new stream is written; None: synchronously.
+
+    The server never changes it and does not replicate such streams. So in a cluster, where an operator adds replicas,
+    no stream is written asynchronously.
+    """
+    if not spec.asynchronous:
+        return None
+    cluster = (await js.stream_info(STREAMS[0].name)).cluster  # created before
+    return None if cluster is not None and cluster.name else PersistMode.ASYNC
+
+
 def _wanted(spec: StreamSpec) -> dict[str, Any]:
     return {
         "subjects": list(spec.subjects),
@@ -116,6 +130,7 @@ def _wanted(spec: StreamSpec) -> dict[str, Any]:
         "max_age": spec.max_age.total_seconds() if spec.max_age else 0,
         "max_bytes": spec.max_bytes,
         "max_msgs_per_subject": spec.per_subject or -1,
+        "max_msg_size": spec.max_message_bytes or -1,
         "allow_direct": True,
     }
 

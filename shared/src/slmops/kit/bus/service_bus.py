@@ -61,6 +61,7 @@ R = TypeVar("R", bound=BaseModel)
 Keepalive = Callable[[], Awaitable[None]]
 _PULL_TIMEOUT_S = 5.0
 _BATCH, _BATCH_WITHIN_S = 256, 0.1
+_BATCHES_AT_ONCE = 16  # of all processes of a service together; each has one
 _STOP_GRACE = timedelta(seconds=2)
 """How long running commands may take when the service stops."""
 _JSON = {"content-type": "application/json"}
@@ -217,7 +218,7 @@ class Bus:
         stream = subjects.stream_of(subject)
         assert stream is not None, f"no stream stores {subject}"
         durable = subjects.durable_name(self.service, subject)
-        self._consumers.append(_Consumer(stream, durable, subject, ACK_WAIT_S, 2 * _BATCH))
+        self._consumers.append(_Consumer(stream, durable, subject, ACK_WAIT_S, _BATCHES_AT_ONCE * _BATCH))
         batches = Batches(subject, kind, handler, partial(_context, kind, with_ids=with_ids), self._delivery)
 
         async def decode(message: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class Reporter:
         self._queued = asyncio.Event()
         self._sequence = int(counter.read_text() or 0) if counter.exists() else 0
         self._since = clock()
+        self._boot, self._measured = uuid.uuid4().hex, 0
         self._enrolment = 0
         self._last: GatewayReported | None = None
         """The newest report; None before the first, and after one that was lost."""
@@ -165,7 +167,10 @@ class Reporter:
         self, figures: ReleaseMeasurement, asked: Golden, version: str, started: datetime, now: datetime
     ) -> MeasurementBatch:
         me = self._identity
+        self._measured += 1
         return MeasurementBatch(
+            boot=self._boot,
+            sequence=self._measured,
             batch_id=event_id(me.gateway_id, "measured", figures.release, started.isoformat(), now.isoformat()),
             gateway_id=me.gateway_id,
             blueprint=me.blueprint,

@@ -17,8 +17,8 @@ from datetime import datetime, timedelta
 from slmops.contracts.blueprint import Stage
 from slmops.contracts.cohort import in_stage
 from slmops.contracts.descriptor import Digest
-from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Plan
+from slmops.telemetry.domain.windows import Pending
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def offers_of(plan: Plan, release: Digest, at: datetime) -> list[Offer]:
     return found
 
 
-def refusal(batch: MeasurementBatch, enrolled: Identity | None, offers: Iterable[Offer]) -> str:
+def refusal(measured: Pending, enrolled: Identity | None, offers: Iterable[Offer]) -> str:
     """Returns why a batch does not count; empty if it counts. `offers` are those of its release and blueprint."""
+    batch = measured.batch
     if enrolled is None:
         return f"{batch.gateway_id} is not enrolled"
     if batch.blueprint != enrolled.blueprint:
@@ -78,7 +79,7 @@ def refusal(batch: MeasurementBatch, enrolled: Identity | None, offers: Iterable
     named = [offer for offer in offers if offer.version == batch.version]
     if not named:
         return f"no rollout of {batch.blueprint} has a release {batch.version} with digest {batch.release}"
-    offer = _deciding(named, batch.ended_at)
+    offer = _deciding(named, measured.ended_at)
     if not offer.reaches(enrolled):
         return f"rollout {offer.rollout} does not give {batch.version} to {batch.gateway_id}"
     return ""

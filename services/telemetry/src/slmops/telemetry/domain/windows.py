@@ -1,21 +1,18 @@
-"""Sums batches into windows. Pure.
+"""Checks batches, places them in time and makes windows of their sums. Pure.
 
 Invariants
 1. A window is [n·length, (n+1)·length) of Unix time, so the windows of all releases and gateways coincide.
 2. A batch belongs to the window that contains its end, and is summed once. If batches arrive after their window was
    closed, a further window with only these batches is published, so windows can be added.
-3. Times are the services' (`placed`): a gateway's wrong clock neither loses its batches nor keeps a window open.
+3. Times are the services' (`ended_at`): a gateway's wrong clock neither loses its batches nor keeps a window open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from typing import Final, NamedTuple
 
-from slmops.contracts.clocks import is_wrong
 from slmops.contracts.errors import InvalidMessage, PermanentError
 from slmops.contracts.measurement import CohortWindow, MeasurementBatch
 from slmops.contracts.subjects import measurements
@@ -26,54 +23,77 @@ MAX_AGE: Final = timedelta(days=365)
 """A batch that ended longer than this before its arrival also comes from a wrong clock."""
 MAX_FIGURE: Final = 1e12
 """Far above every figure of one interval, and low enough that sums stay finite."""
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+
+
+class Sums(NamedTuple):
+    """Sums over batches. The names are those of the batches' and the windows' fields."""
+
+    requests: int
+    failed_requests: int
+    golden_passed: int
+    golden_failed: int
+    completion_tokens: int
+    decode_seconds: float
+    ttft_seconds: float
 
 
 class Cohort(NamedTuple):
-    """The key of a window."""
+    """The key of a window. `started_at`: the start of the window."""
 
+    started_at: datetime
     blueprint: str
     release: str
     version: str
-    started_at: datetime
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pending:
-    """A batch whose window is not published yet, with its trace."""
+    """A checked batch with its end in the services' time, and its trace."""
 
     batch: MeasurementBatch
+    ended_at: datetime
     traceparent: str | None = None
 
 
-def placed(batch: MeasurementBatch, arrived_at: datetime, ahead: timedelta | None) -> MeasurementBatch:
-    """Returns a batch in the services' time.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The sums of a window that is over. `rows`: how many were summed. `traceparent`: one of its batches', if any."""
 
-    `ahead`: how far the gateway's clock was ahead when it sent the batch, if known. If the batch's times are impossible
-    even then, it ends at its arrival.
+    cohort: Cohort
+    gateways: int
+    rows: int
+    sums: Sums
+    traceparent: str | None = None
+
+
+def ended_at(batch: MeasurementBatch, arrived_at: datetime, ahead: timedelta | None) -> datetime:
+    """Returns the end of a batch in the services' time.
+
+    `ahead`: how far the gateway's clock was ahead of the services' when it sent the batch. The batch ended as long
+    before its arrival as it waited on the gateway, by the gateway's clock, which may be as wrong as it likes. If the
+    clock was set back meanwhile, the batch ends at its arrival.
+
+    None: the gateway does not say when it sent the batch. Its end counts as it says, unless that is impossible.
     """
-    took = min(max(batch.ended_at - batch.started_at, timedelta()), MAX_AGE)
     try:
-        ended = batch.ended_at - ahead if ahead is not None and is_wrong(ahead) else batch.ended_at
+        ended = batch.ended_at if ahead is None else min(batch.ended_at - ahead, arrived_at)
     except OverflowError:  # outside the years 1 to 9999
-        ended = arrived_at
-    if not arrived_at - MAX_AGE <= ended <= arrived_at + MAX_AHEAD:
-        ended = arrived_at
-    return batch.model_copy(update={"started_at": ended - took, "ended_at": ended})
+        return arrived_at
+    return ended if arrived_at - MAX_AGE <= ended <= arrived_at + MAX_AHEAD else arrived_at
 
 
 def check(batch: MeasurementBatch, subject: str) -> None:
     """Raises `PermanentError` for another gateway's subject, `InvalidMessage` for impossible figures."""
     if subject != measurements(batch.gateway_id):
         raise PermanentError(f"the batch of {batch.gateway_id} is on another gateway's subject", where=subject)
-    wrong = [
-        what
-        for what, found in (
-            (f"a figure is above {MAX_FIGURE:g}", max(_figures(batch)) > MAX_FIGURE),
-            ("it has more failed requests than requests", batch.failed_requests > batch.requests),
-            ("it has more synthetic requests than requests", batch.synthetic_requests > batch.requests),
-        )
-        if found
-    ]
+    wrong = []
+    if max(_figures(batch)) > MAX_FIGURE:
+        wrong.append(f"a figure is above {MAX_FIGURE:g}")
+    if batch.failed_requests > batch.requests:
+        wrong.append("it has more failed requests than requests")
+    if batch.synthetic_requests > batch.requests:
+        wrong.append("it has more synthetic requests than requests")
     if wrong:
         raise InvalidMessage(
             f"the batch of {batch.gateway_id} is not valid: {', '.join(wrong)}",
@@ -95,8 +115,7 @@ def _figures(batch: MeasurementBatch) -> list[float]:
 
 def window_start(at: datetime, length: timedelta) -> datetime:
     """Returns the start of the window that contains `at`, in UTC."""
-    epoch = datetime.fromtimestamp(0, UTC)
-    return epoch + (at - epoch) // length * length
+    return _EPOCH + (at - _EPOCH) // length * length
 
 
 def closing_before(now: datetime, length: timedelta, grace: timedelta) -> datetime:
@@ -104,31 +123,15 @@ def closing_before(now: datetime, length: timedelta, grace: timedelta) -> dateti
     return window_start(now - grace, length)
 
 
-def cohorts(pending: Iterable[Pending], length: timedelta) -> dict[Cohort, list[Pending]]:
-    """Groups batches by window; the windows are in order."""
-
-    def cohort(item: Pending) -> Cohort:
-        batch = item.batch
-        return Cohort(batch.blueprint, batch.release, batch.version, window_start(batch.ended_at, length))
-
-    return {key: list(items) for key, items in groupby(sorted(pending, key=cohort), cohort)}
-
-
-def aggregate(cohort: Cohort, batches: Iterable[MeasurementBatch], length: timedelta) -> CohortWindow:
-    """Returns the sums of at least one batch."""
-    of = list(batches)
+def window_of(ended: Ended, length: timedelta) -> CohortWindow:
+    """Returns the window that is published. Raises `ValidationError` for sums that are not finite."""
+    key = ended.cohort
     return CohortWindow(
-        blueprint=cohort.blueprint,
-        release=cohort.release,
-        version=cohort.version,
-        started_at=cohort.started_at,
-        ended_at=cohort.started_at + length,
-        gateways=len({batch.gateway_id for batch in of}),
-        requests=sum(batch.requests for batch in of),
-        failed_requests=sum(batch.failed_requests for batch in of),
-        golden_passed=sum(batch.golden_passed for batch in of),
-        golden_failed=sum(batch.golden_failed for batch in of),
-        completion_tokens=sum(batch.completion_tokens for batch in of),
-        decode_seconds=sum(batch.decode_seconds for batch in of),
-        ttft_seconds=sum(batch.ttft_seconds for batch in of),
+        blueprint=key.blueprint,
+        release=key.release,
+        version=key.version,
+        started_at=key.started_at,
+        ended_at=key.started_at + length,
+        gateways=ended.gateways,
+        **ended.sums._asdict(),
     )
