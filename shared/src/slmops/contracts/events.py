@@ -404,12 +404,14 @@ class GatewayRemoved(GatewayEvent):
 
 
 class GatewayReported(GatewayEvent):
-    """The reported half of the twin. `sequence` grows by one with each report of a gateway, across restarts."""
+    """The reported half of the twin. `sequence` grows by one with each report of a gateway, across restarts, unless the
+    gateway loses its counter: `contracts.clocks.supersedes` says which report is newer."""
 
     type: ClassVar[str] = "slmops.gateway.reported.v1"
     blueprint: Name
     enrolment: int = Field(default=0, ge=0, description="Enrolment of its credential; 0: it had none yet, or is older")
-    sequence: int = Field(ge=1)
+    sequence: int = Field(ge=1, lt=1 << 63)
+    boot: str = Field(default="", max_length=32, description="Random id of this run of the gateway's process")
     labels: dict[str, str] = Field(default_factory=dict)
     phase: UpdatePhase
     running: Digest | None = Field(default=None, description="Manifest of the release that answers now")

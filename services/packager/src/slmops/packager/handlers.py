@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import NO_REPORT, ReportMark, supersedes
 from slmops.contracts.commands import (
     BundleContents,
     DescribeTrust,
@@ -73,8 +74,8 @@ class Handlers:
         self._deltas = deltas
         self.trust = trust
         self._clock = clock
-        self._running: dict[str, tuple[int, int, Digest | None]] = {}
-        """Enrolment, sequence and package of each gateway's newest report. Most repeat it and need no transaction."""
+        self._running: dict[str, tuple[int, ReportMark, Digest | None]] = {}
+        """Enrolment, place and package of each gateway's newest report. Most repeat it and need no transaction."""
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -114,13 +115,14 @@ class Handlers:
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
         self._running.pop(event.gateway_id, None)
 
-    async def on_gateway_reported(self, event: GatewayReported, _delivered: MessageContext) -> None:
-        enrolment, sequence, running = self._running.get(event.gateway_id, (0, 0, ""))
-        if event.enrolment in (0, enrolment) and event.sequence <= sequence:
+    async def on_gateway_reported(self, event: GatewayReported, delivered: MessageContext) -> None:
+        enrolment, newest, running = self._running.get(event.gateway_id, (0, NO_REPORT, ""))
+        mark = ReportMark.of(event.boot, event.sequence, event.at, delivered.arrived_at, delivered.clock_ahead)
+        if event.enrolment in (0, enrolment) and not supersedes(mark, newest):
             return  # delivered late
         if event.running != running or event.enrolment not in (0, enrolment):
-            await self._journal.transact(lambda unit: store.project(unit.connection, event))
-        self._running[event.gateway_id] = (max(event.enrolment, enrolment), event.sequence, event.running)
+            await self._journal.transact(lambda unit: store.record_running(unit.connection, event, mark))
+        self._running[event.gateway_id] = (max(event.enrolment, enrolment), mark, event.running)
 
     async def on_package_published(self, package: PackagePublished, delivered: MessageContext) -> None:
         """Makes deltas to a package.

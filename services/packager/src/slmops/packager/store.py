@@ -28,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 
+from slmops.contracts.clocks import NO_REPORT, ReportMark, supersedes
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.events import (
     Event,
@@ -75,6 +76,8 @@ _running = Table(
     Column("manifest", String(80), index=True),
     Column("sequence", BigInteger, nullable=False, server_default="0"),
     Column("enrolment", Integer, nullable=False, server_default="0"),
+    Column("boot", String(32), nullable=False, server_default=""),
+    Column("made_at", Double, nullable=False, server_default="0"),  # Unix seconds
 )
 _deltas = Table(
     "deltas",
@@ -112,8 +115,8 @@ def stream(model: str, version: str, profile: str) -> str:
 
 
 def project(connection: Connection, event: Event) -> None:
-    """Applies an event, ours or consumed, to the tables. The latest enrolment of a gateway counts, and its report with
-    the highest sequence, because a gateway's clock may be wrong."""
+    """Applies an event, ours or consumed, to the tables. The latest enrolment of a gateway counts, and its newest
+    report."""
     match event:
         case PackagePublished():
             _put(connection, _packages, "manifest", event.manifest.digest, {"data": event.model_dump_json()})
@@ -126,7 +129,7 @@ def project(connection: Connection, event: Event) -> None:
             if connection.execute(delete(_gateways).where(_gateways.c.gateway_id == event.gateway_id, older)).rowcount:
                 connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id))
         case GatewayReported():
-            _reported(connection, event)
+            record_running(connection, event, ReportMark(event.boot, event.sequence, event.at.timestamp()))
         case PackageDeltaPublished():
             values = {"model": event.model, "size_bytes": event.delta.size, "at": event.at.timestamp()}
             names = {"base": event.base, "target": event.target, "data": event.model_dump_json()}
@@ -159,12 +162,15 @@ def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
         connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id))
 
 
-def _reported(connection: Connection, event: GatewayReported) -> None:
+def record_running(connection: Connection, event: GatewayReported, mark: ReportMark) -> None:
+    """Records what a gateway runs, if no newer report did. A higher enrolment is newer; in the same one the mark
+    decides."""
     known = connection.execute(select(_running).where(_running.c.gateway_id == event.gateway_id)).first()
-    enrolment, sequence = (known.enrolment, known.sequence) if known else (0, 0)
-    newer = event.enrolment > enrolment or (event.enrolment in (0, enrolment) and event.sequence > sequence)
+    enrolment = known.enrolment if known else 0
+    newest = ReportMark(known.boot, known.sequence, known.made_at) if known else NO_REPORT
+    newer = event.enrolment > enrolment or (event.enrolment in (0, enrolment) and supersedes(mark, newest))
     if newer and not is_revoked(connection, event.gateway_id):
-        values = {"manifest": event.running, "sequence": event.sequence, "enrolment": max(event.enrolment, enrolment)}
+        values = {"manifest": event.running, "enrolment": max(event.enrolment, enrolment), **mark._asdict()}
         _put(connection, _running, "gateway_id", event.gateway_id, values)
 
 

@@ -44,6 +44,7 @@ from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, pla
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.lifecycle import JUDGED
 from slmops.rollout.domain.views import rollout_view
+from slmops.rollout.report_order import counter_restarted
 from slmops.rollout.tables import (
     BLUEPRINTS,
     ENDED,
@@ -158,7 +159,8 @@ def packages(connection: Connection, model: str) -> list[PackagePublished]:
 
 
 def record_report(connection: Connection, event: GatewayReported, seen: Sighting) -> bool:
-    """Keeps the newest report, when it arrived, and the newest failure. Newest is the highest sequence.
+    """Keeps the newest report, when it arrived, and the newest failure. Newest is the highest sequence, or the first
+    report after the gateway lost its counter.
 
     Returns False if the gateway is not enrolled here. A report that waited on the gateway since an earlier enrolment
     changes nothing.
@@ -179,13 +181,14 @@ def record_report(connection: Connection, event: GatewayReported, seen: Sighting
     # JSON has no NaN: it would be written as null, and then the report could not be read.
     event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
     values: dict[str, Any] = {}
-    if event.sequence > row.sequence:
+    newest = event.sequence > row.sequence or counter_restarted(connection, event, seen, row.report)
+    if newest:
         values |= {"sequence": event.sequence, "report": event.model_dump_json()}
         ahead = seen.clock_ahead.total_seconds() if seen.clock_ahead is not None else None
         put(connection, SIGHTINGS, key, {"at": seen.at.timestamp(), "clock_ahead_s": ahead})
     # A failure counts even if a later report arrived first.
     failed = event.phase is UpdatePhase.FAILED
-    if failed and (row.failure is None or event.sequence > _report(row.failure).sequence):
+    if failed and (newest or row.failure is None or event.sequence > _report(row.failure).sequence):
         values["failure"] = event.model_dump_json()
     if values:
         put(connection, GATEWAYS, key, values)
