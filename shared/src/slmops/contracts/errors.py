@@ -9,6 +9,7 @@
     │   │       ├── WrongHostName       its certificate is for another host
     │   │       ├── CertificateExpired  its certificate is not valid at this time
     │   │       └── NotEncrypted        it answers in plain text where TLS is expected
+    │   │   ├── DatabaseUnreachable  the service's own database does not answer: messages are kept until it does
     │   │   └── StoreUnreachable     the object store does not answer; the service that uses it does
     │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
@@ -131,6 +132,10 @@ class NotEncrypted(ServerUntrusted):
 
 class StoreUnreachable(Unreachable):
     code = "store_unreachable"
+
+
+class DatabaseUnreachable(Unreachable):
+    code = "database_unreachable"
 
 
 class Conflict(TemporaryError):

@@ -48,6 +48,7 @@ from slmops.kit.bus.dialing import Handshakes, encryption
 from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
 from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
+from slmops.kit.bus.outage import outlast
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer
 from slmops.kit.bus.stream_watch import look_for_gaps
 from slmops.kit.bus.throttle import THROTTLED, Throttle, source_of
@@ -188,7 +189,9 @@ class Bus:
                 raise not_json(error) from error
 
         async def handle(message: M) -> None:
-            await handler(message, _context(kind, _current.get().raw_message, message))
+            raw = _current.get().raw_message
+            context = _context(kind, raw, message)
+            await outlast(lambda: handler(message, context), [raw])
 
         describe(handle, getattr(handler, "__name__", "handle"), message=kind)
         self.broker.subscriber(
