@@ -184,6 +184,7 @@ class Gateway:
     running: Release | None = None
     seen: set[str] = field(default_factory=set)
     sequence: int = 0
+    boot: str = ""
     generation: int = 0
     silent: bool = False
     last_report: tuple[UpdatePhase, Release, dict[str, Any]] | None = None
@@ -247,6 +248,7 @@ class Gateway:
             gateway_id=self.identity.gateway_id,
             blueprint=NAME,
             sequence=self.sequence,
+            boot=self.boot,
             labels=self.identity.labels,
             phase=phase,
             running=self.running.manifest.digest if self.running else None,
@@ -256,7 +258,7 @@ class Gateway:
             at=datetime.now(UTC),
             **changes,
         )
-        await publish_event(self.client, event, event_id(event.gateway_id, str(self.sequence)))
+        await publish_event(self.client, event, event_id(event.gateway_id, self.boot, str(self.sequence)))
 
     async def measure(self, release: Release, **changes: Any) -> None:
         now = datetime.now(UTC)

@@ -24,6 +24,7 @@
         │   ├── TruncatedModel       the header promises more bytes than there are
         │   └── UnsupportedArchitecture
         ├── InvalidRecipe            a recipe that names an unknown pass, or contradicts itself
+        ├── InvalidBlueprint         a blueprint that contradicts itself
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           the bytes do not match their digest
@@ -195,6 +196,11 @@ class UnsupportedArchitecture(InvalidModel):
 
 class InvalidRecipe(PermanentError):
     code = "invalid_recipe"
+    exit_code = ExitCode.WRONG_INPUT
+
+
+class InvalidBlueprint(PermanentError):
+    code = "invalid_blueprint"
     exit_code = ExitCode.WRONG_INPUT
 
 

@@ -16,9 +16,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.descriptor import Descriptor, Digest
-from slmops.contracts.errors import Problem
+from slmops.contracts.errors import InvalidMessage, Problem
 from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.identity import Role
+from slmops.contracts.identity import MOST_LABELS, Role, label_problem
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import PUBLIC_USER_KEY, Name, Version
@@ -51,6 +51,10 @@ class Event(BaseModel, ABC):
     def subject_template(cls) -> str:
         """Returns the subject with placeholders, the label of traces and metrics."""
         return f"{cls.type}.{{gateway_id}}" if cls.per_gateway else cls.type
+
+    def check_received(self) -> None:
+        """Checks what a service must not take over from the bus, in addition to the types. Stored events are not
+        checked again, so that they stay readable. Raises `InvalidMessage`."""
 
     @property
     def subject(self) -> str:
@@ -429,6 +433,16 @@ class GatewayReported(GatewayEvent):
         default=0, ge=0, description="Measurement batches that it ever dropped for the same reason: they count nowhere"
     )
     at: AwareDatetime
+
+    def check_received(self) -> None:
+        """Raises `InvalidMessage` for labels, figures or numbers that no gateway sends: they are stored for each."""
+        problem = label_problem(self.labels)
+        if not problem and (len(self.measured) > MOST_LABELS or any(len(name) > 63 for name in self.measured)):
+            problem = f"{len(self.measured)} figures, more than {MOST_LABELS}, or a name of more than 63 characters"
+        if not problem and max(self.plan_generation, self.dropped_reports, self.dropped_measurements) >= 1 << 63:
+            problem = "a number of more than 63 bits"
+        if problem:
+            raise InvalidMessage(f"the report of {self.gateway_id} has {problem}")
 
 
 # ---- user -------------------------------------------------------------------------------------------------

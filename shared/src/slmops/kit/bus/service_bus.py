@@ -429,6 +429,8 @@ def _context(kind: type[BaseModel], message: Msg, body: BaseModel) -> MessageCon
     if isinstance(body, Event) and body.subject != message.subject:
         # Permissions restrict a gateway to its own subject; the body must not name another gateway.
         raise PermanentError(f"the event of {body.key} is on another gateway's subject", where=message.subject)
+    if isinstance(body, Event):
+        body.check_received()
     headers = _headers(message)
     if issubclass(kind, Event):
         envelope = Envelope.from_headers(message.headers)
