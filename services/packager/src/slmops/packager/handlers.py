@@ -30,6 +30,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
 from slmops.contracts.plan import Plan
+from slmops.contracts.tuf_names import Attack, refused
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
@@ -247,14 +248,23 @@ class Handlers:
             raise CredentialRevoked(f"{gateway_id} was revoked, so it gets no packages")
         if blueprint is None:
             raise NotReady(f"the packager has not received the enrolment of {gateway_id} yet", where="packager")
-        return (await self._plan_of(blueprint))[1]
+        return (await self._plan_of(blueprint, in_time=True))[1]
 
-    async def _plan_of(self, blueprint: str) -> tuple[bytes, Plan]:
-        """Returns the signed envelope of the newest plan, and the plan."""
+    async def _plan_of(self, blueprint: str, *, in_time: bool = False) -> tuple[bytes, Plan]:
+        """Returns the signed envelope of the newest plan, and the plan. `in_time` refuses an expired one.
+
+        Raises `NotReady`, and `TrustRefused` for everything that the rollout service did not sign for this blueprint.
+        """
         found = await self._bus.client.read_desired(subjects.blueprint_key(blueprint))
         if found is None:
             raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")
         statement, _ = open_plan(found[0], await self.trust.rollout_keys())
+        if statement.plan.blueprint != blueprint:
+            what = f"this is the plan of {statement.plan.blueprint}, not of {blueprint}"
+            raise refused(Attack.MIX_AND_MATCH, what, where="plan")
+        if in_time and statement.expires_at <= self._clock():
+            what = f"the newest available plan expired on {statement.expires_at:%Y-%m-%d}"
+            raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service; it signs the plan again.")
         return found[0], statement.plan
 
     async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
