@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -71,4 +72,18 @@ async def test_an_outage_of_the_database_uses_up_no_delivery(world: World, batch
     await until(lambda: len(optimizer.done) == len(NAMES))
     assert optimizer.done == NAMES
     assert optimizer.attempts == {1}
-    assert await world.dead_letters(0) == []
+    await world.dead_letters(0)
+
+
+async def test_a_service_stops_in_an_outage_and_another_process_gets_the_message(world: World) -> None:
+    gone, back = Optimizer(), Optimizer()
+    gone.tries, back.tries = -10_000, 10_000
+    bus = await world.service("optimizer", lambda bus: bus.on(ModelAliasMoved, gone.on_alias))
+    await world.publish(moved("first"))
+    await until(lambda: gone.tries > -10_000)
+    await world.service("optimizer", lambda bus: bus.on(ModelAliasMoved, back.on_alias))
+    stopping = asyncio.create_task(bus.stop())
+    await until(lambda: back.done == ["first"])
+    await stopping
+    assert back.attempts == {2}
+    await world.dead_letters(0)

@@ -15,6 +15,7 @@
     │   ├── NotReady                 something that is expected does not exist yet
     │   ├── Throttled                the caller sent too many requests that were rejected
     │   └── DiskFull                 not enough disk space for a write
+    │       └── DatabaseFull         the service's own database cannot grow: messages are kept until it can
     └── PermanentError               retrying changes nothing: reject, dead-letter, tell the user
         ├── InvalidMessage           an event, command or configuration that does not validate
         ├── InvalidName              a model, gateway or blueprint name outside the grammar
@@ -154,6 +155,10 @@ class Throttled(TemporaryError):
 
 class DiskFull(TemporaryError):
     code = "disk_full"
+
+
+class DatabaseFull(DiskFull):
+    code = "database_full"
 
 
 class PermanentError(SlmopsError):

@@ -47,8 +47,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.errors import (
     Conflict,
+    DatabaseFull,
     DatabaseUnreachable,
-    DiskFull,
     InternalError,
     MessageTooLarge,
     SlmopsError,
@@ -228,7 +228,7 @@ class Journal:
     async def open(self) -> None:
         """Migrates the database to the tables of this release.
 
-        Raises `IncompatibleDatabase`, `Unreachable`, `DiskFull`, and `Conflict` if another process held it too long.
+        Raises `IncompatibleDatabase`, `DatabaseUnreachable`, `DatabaseFull`, and `Conflict` if another process held it too long.
         """
 
         def prepare() -> None:
@@ -409,7 +409,7 @@ def _passing(reason: str, where: str) -> TemporaryError:
     said = reason.lower()
     if any(word in said for word in ("is full", "no space", "readonly")):
         fix = "Free disk space, and check that the folder is writable."
-        return DiskFull(f"the journal cannot grow: {reason}", where=where, fix=fix)
+        return DatabaseFull(f"the journal cannot grow: {reason}", where=where, fix=fix)
     if any(word in said for word in ("locked", "serializ", "deadlock")):
         return Conflict(f"the journal is busy: {reason}", where=where)
     fix = "Check SLMOPS_DATABASE_URL, and that the database runs or that the folder of its file is writable."

@@ -89,7 +89,8 @@ class Batches(Generic[M, C]):
             return
         try:
             received = [one for _, one in batch]
-            refused = await outlast(lambda: self._handler(received), [message for message, _ in batch])
+            messages, stopping = [message for message, _ in batch], self._delivery.stopping
+            refused = await outlast(lambda: self._handler(received), messages, stopping)
         except Exception as error:
             if len(batch) == 1 or isinstance(error, TemporaryError):
                 failed.update((id(message), error) for message, _ in batch)

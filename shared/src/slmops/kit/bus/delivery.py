@@ -108,6 +108,7 @@ class Delivery:
     def __init__(self, service: str) -> None:
         self.service = service
         self.client: BusClient | None = None
+        self.stopping = asyncio.Event()
         self.max_deliver: dict[str, int] = {}
         """By durable consumer, if not `MAX_DELIVER`."""
 

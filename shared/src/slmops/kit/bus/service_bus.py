@@ -191,7 +191,7 @@ class Bus:
         async def handle(message: M) -> None:
             raw = _current.get().raw_message
             context = _context(kind, raw, message)
-            await outlast(lambda: handler(message, context), [raw])
+            await outlast(lambda: handler(message, context), [raw], self._delivery.stopping)
 
         describe(handle, getattr(handler, "__name__", "handle"), message=kind)
         self.broker.subscriber(
@@ -388,6 +388,7 @@ class Bus:
     async def begin_stop(self) -> None:
         """Stops accepting commands and finishes those that run. From now on a closed connection is expected."""
         self._stopping = True
+        self._delivery.stopping.set()
         for subscriber in self.answering.subscribers:
             await subscriber.stop()
         await asyncio.gather(*(pool.stop(_STOP_GRACE) for pool in self._pools))
