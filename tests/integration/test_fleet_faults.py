@@ -29,7 +29,7 @@ from slmops.contracts.commands import (
     RolloutView,
     StartRollout,
 )
-from slmops.contracts.errors import AlreadyExists, DatabaseUnreachable, IllegalTransition, SlmopsError, Unreachable
+from slmops.contracts.errors import AlreadyExists, DatabaseUnreachable, IllegalTransition, NotFound, Unreachable
 from slmops.kit.bus.client import BusClient
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.servers import http_answers
@@ -101,43 +101,65 @@ async def rollout_is(world: World, true: Callable[[RolloutView], bool], what: st
 # ---- several processes ------------------------------------------------------------------------------------
 
 
-async def ends_although_processes_are_killed(world: World) -> None:
+async def ends_although_each_process_is_killed(world: World, version: str) -> None:
+    """Brings a started rollout to its end. Each of the two processes is killed once."""
     operator, system = world.operator, world.system
-    await operator.apply()
-    canary = await world.gateway("gw-1", "canary")
-    second = await world.gateway("gw-2", run=False)
-    canary.silent = True
-    await operator.publish_package("1.0.0")
-    await operator.start("1.0.0")
+    canary, other = [await world.gateway(f"gw-{n}", ring, run=False) for n, ring in ((1, "canary"), (2, "fleet"))]
+    await eventually(operator.plan, lambda plan: bool(plan and plan.candidate), "the plan")
+    await canary.follow()
     await rollout_is(world, lambda view: view.stages[0].committed == 1, "the canary commits")
     system.kill("rollout")
-    canary.silent = False
+    assert canary.running is not None
+    await canary.measure(canary.running)
     await rollout_is(world, lambda view: view.stage == 1, "the fleet's stage, opened by the other process")
     await system.start("rollout")
     system.kill(SECOND)
-    await second.follow()
+    await other.follow()
+    assert other.running is not None
+    await other.measure(other.running)
     done = await rollout_is(world, lambda view: view.state == "completed", "the rollout is completed")
     assert [(stage.targets, stage.committed) for stage in done.stages] == [(1, 1), (2, 2)]
     await eventually(operator.event_counts, lambda found: found == ONCE, "each decision once")
-    plan = await eventually(operator.plan, lambda p: bool(p and p.stable), "the plan")
+    plan = await eventually(operator.plan, lambda found: bool(found and found.stable), "the plan")
     assert plan is not None
-    assert plan.candidate is None
+    assert plan.stable is not None
+    assert (plan.candidate, plan.stable.version) == (None, version)
     assert await operator.dead_letters() == {}
 
 
-async def test_two_processes_on_postgres_share_a_rollout_although_each_is_killed_once(on_postgres: World) -> None:
-    await ends_although_processes_are_killed(on_postgres)
+async def one_of_many_starts(world: World) -> RolloutView:
+    """Two operators start rollouts at once; one rollout starts, and everybody else gets an error that names it."""
+    clients = [world.operator.client, await second_operator(world)]
+    asked = [StartRollout(blueprint=NAME, version=version) for version in ("1.0.0", "1.0.1") for _ in range(3)]
+    requests = (clients[n % 2].request(one) for n, one in enumerate(asked))
+    found = await asyncio.gather(*requests, return_exceptions=True)
+    [won] = [one for one in found if not isinstance(one, BaseException)]
+    for lost in (one for one in found if isinstance(one, BaseException)):
+        assert isinstance(lost, AlreadyExists | IllegalTransition), lost
+        assert won.rollout in str(lost)
+        assert lost.fix
+    counts = await eventually(world.operator.event_counts, lambda events: "started.v1" in events, "published")
+    assert counts == {"started.v1": 1}
+    return won
 
 
-async def test_two_processes_on_one_host_share_a_rollout_although_each_is_killed_once(on_sqlite: World) -> None:
-    await ends_although_processes_are_killed(on_sqlite)
+async def everybody_applies(world: World) -> None:
+    """Two operators apply blueprints at once; each becomes a revision, and everybody gets their own."""
+    clients = [world.operator.client, await second_operator(world)]
+    changed = [Blueprint(name=NAME, model="smollm2", gate=GatePolicy(deadline_s=n)) for n in (700, 800, 700, 800)]
+    views = await asyncio.gather(*(clients[n % 2].request(ApplyBlueprint(spec=spec)) for n, spec in enumerate(changed)))
+    history = (await world.operator.client.request(ListHistory(blueprint=NAME))).entries
+    [newest] = (await world.operator.client.request(ListBlueprints())).blueprints
+    applied = [entry for entry in history if entry.event == "slmops.blueprint.applied.v1"]
+    assert newest.revision == len(applied) == max(view.revision for view in views)
+    assert [view.spec for view in views] == changed, "everybody gets the revision of their own blueprint"
+    assert all(entry.actor.startswith("person:") for entry in applied)
 
 
-async def test_of_operators_who_act_at_once_one_starts_a_rollout_and_the_others_get_an_error(
+async def test_of_operators_who_act_at_once_one_wins_and_two_processes_on_postgres_finish_although_each_is_killed(
     on_postgres: World,
 ) -> None:
     operator, world = on_postgres.operator, on_postgres
-    clients = [operator.client, await second_operator(world)]
     await operator.apply()
     await operator.publish_package("1.0.0")
     await operator.publish_package("1.0.1")
@@ -145,29 +167,24 @@ async def test_of_operators_who_act_at_once_one_starts_a_rollout_and_the_others_
     async def published() -> int:
         try:
             await operator.client.request(StartRollout(blueprint=NAME, version="9.9.9"))
-        except SlmopsError as error:
+        except NotFound as error:
             return (error.fix or "").count("for edge-small")
         return 0
 
     await eventually(published, lambda found: found == 2, "both packages arrive")
-    asked = [StartRollout(blueprint=NAME, version=version) for version in ("1.0.0", "1.0.1") for _ in range(3)]
-    found = await asyncio.gather(*(clients[n % 2].request(one) for n, one in enumerate(asked)), return_exceptions=True)
-    [won] = [one for one in found if not isinstance(one, BaseException)]
-    for lost in (one for one in found if isinstance(one, BaseException)):
-        assert isinstance(lost, AlreadyExists | IllegalTransition), lost
-        assert won.rollout in str(lost)
-        assert lost.fix
-    counts = await eventually(operator.event_counts, lambda events: "started.v1" in events, "published")
-    assert counts == {"started.v1": 1}
+    won = await one_of_many_starts(world)
+    await everybody_applies(world)
+    await ends_although_each_process_is_killed(world, won.version)
 
-    changed = [Blueprint(name=NAME, model="smollm2", gate=GatePolicy(deadline_s=n)) for n in (700, 800, 700, 800)]
-    views = await asyncio.gather(*(clients[n % 2].request(ApplyBlueprint(spec=spec)) for n, spec in enumerate(changed)))
-    history = (await operator.client.request(ListHistory(blueprint=NAME))).entries
-    [newest] = (await operator.client.request(ListBlueprints())).blueprints
-    applied = [entry for entry in history if entry.event == "slmops.blueprint.applied.v1"]
-    assert newest.revision == len(applied) == max(view.revision for view in views)
-    assert [view.spec for view in views] == changed, "everybody gets the revision of their own blueprint"
-    assert all(entry.actor.startswith("person:") for entry in applied)
+
+async def test_two_processes_on_one_host_finish_although_each_is_killed_and_the_bus_is_gone(on_sqlite: World) -> None:
+    operator = on_sqlite.operator
+    await operator.apply()
+    await operator.publish_package("1.0.0")
+    await operator.start("1.0.0")
+    await ends_although_each_process_is_killed(on_sqlite, "1.0.0")
+    await start_second(on_sqlite)
+    await goes_on_after_the_bus_was_gone(on_sqlite, "1.0.1")
 
 
 # ---- servers that are gone --------------------------------------------------------------------------------
@@ -214,19 +231,18 @@ async def test_a_rollout_goes_on_after_its_database_was_gone(on_postgres: World,
         assert (await health(world, process))["degraded"] == []
 
 
-async def test_a_rollout_goes_on_after_the_bus_was_gone(on_sqlite: World) -> None:
+async def goes_on_after_the_bus_was_gone(world: World, version: str) -> None:
     """A decision that falls in the outage is stored, and published afterwards."""
-    world, operator = on_sqlite, on_sqlite.operator
+    operator = world.operator
     await operator.apply(gate=GatePolicy(deadline_s=1))
-    gateways = [await world.gateway("gw-1", "canary", run=False), await world.gateway("gw-2", run=False)]
-    await operator.publish_package("1.0.0")
-    await operator.start("1.0.0")
+    await operator.publish_package(version)
+    await operator.start(version)
     await world.system.stop_nats()
 
-    async def unhealthy() -> list[int]:
+    async def statuses() -> list[int]:
         return [(await health(world, process))["status"] for process in ("rollout", SECOND, "telemetry")]
 
-    await eventually(unhealthy, lambda found: set(found) == {503}, "the services say that the bus is gone")
+    await eventually(statuses, lambda found: set(found) == {503}, "the services say that the bus is gone")
     with pytest.raises(Unreachable):
         await operator.client.request(ListGateways(), timedelta(seconds=1))
 
@@ -236,14 +252,15 @@ async def test_a_rollout_goes_on_after_the_bus_was_gone(on_sqlite: World) -> Non
 
     await eventually(held, bool, "the stage is held, because its deadline passed")
     await world.system.start_nats()
-    await eventually(unhealthy, lambda found: set(found) == {200}, "the services are connected again")
-    for n, gateway in enumerate(gateways):
-        await eventually(operator.rollout, lambda view, n=n: view.stage == n, f"stage {n}")
+    await eventually(statuses, lambda found: set(found) == {200}, "the services are connected again")
+    for n, gateway in enumerate(world.gateways.values()):
+        await rollout_is(world, lambda view, n=n: view.stage == n, f"stage {n}")  # type: ignore[misc]
         await gateway.follow()
         assert gateway.running is not None
         await gateway.measure(gateway.running)
-    await operator.reached("completed")
-    counts = await eventually(operator.event_counts, lambda found: "completed.v1" in found, "published")
-    assert ONCE | counts == counts, "each decision was published once"
+    await rollout_is(world, lambda view: (view.state, view.version) == ("completed", version), "completed")
+    twice = dict.fromkeys(ONCE, 2)
+    counts = await eventually(operator.event_counts, lambda found: found["completed.v1"] == 2, "published")
+    assert counts | twice == counts, "each decision was published once"
     assert counts["held.v1"] >= 1
     assert await operator.dead_letters() == {}

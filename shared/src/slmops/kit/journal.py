@@ -228,7 +228,8 @@ class Journal:
     async def open(self) -> None:
         """Migrates the database to the tables of this release.
 
-        Raises `IncompatibleDatabase`, `DatabaseUnreachable`, `DatabaseFull`, and `Conflict` if another process held it too long.
+        Raises `IncompatibleDatabase`, `DatabaseUnreachable`, `DatabaseFull`, and `Conflict` if another process held it
+        too long.
         """
 
         def prepare() -> None:
