@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,9 +62,31 @@ def s3(layout: Layout) -> Iterator[S3]:
         yield S3(f"{HOST}:{ports['s3.api']}", credentials.access_key, credentials.secret_key, BUCKET, pid)
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A real PostgreSQL. A test that stops it must start it again."""
+
+    url: str
+    pg_ctl: tuple[str, ...]
+    options: str
+    log: Path
+
+    def start(self) -> None:
+        _run([*self.pg_ctl, "-w", "-o", self.options, "-l", str(self.log), "start"])
+
+    def stop(self) -> None:
+        """Stops it at once, as a crash does."""
+        _run([*self.pg_ctl, "-m", "immediate", "stop"])
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """Yields the SQLAlchemy URL of an empty database on a real PostgreSQL."""
+def postgres(postgres_server: Postgres) -> str:
+    """Returns the SQLAlchemy URL of an empty database on a real PostgreSQL."""
+    return postgres_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
     # Not below pytest's folder: PostgreSQL requires an unprivileged user, who cannot access it.
     with tempfile.TemporaryDirectory(prefix="slmops-postgres-") as name:
         folder = Path(name)
@@ -73,11 +96,13 @@ def postgres() -> Iterator[str]:
         port = choose_ports(folder / "ports.json", ["postgres"])["postgres"]
         options = f"-c listen_addresses={HOST} -c port={port} -c unix_socket_directories='' -c fsync=off"
         _run([*as_user, f"{bin_dir}/initdb", "-D", f"{folder}/data", "-U", "slmops", "-A", "trust", "-E", "UTF8", "-N"])
-        _run([*pg_ctl, "-w", "-o", options, "-l", f"{folder}/log", "start"])
+        url = f"postgresql+psycopg://slmops@{HOST}:{port}/postgres"
+        server = Postgres(url, tuple(pg_ctl), options, folder / "log")
+        server.start()
         try:
-            yield f"postgresql+psycopg://slmops@{HOST}:{port}/postgres"
+            yield server
         finally:
-            _run([*pg_ctl, "-m", "immediate", "stop"])
+            server.stop()
 
 
 def _postgres_bin(folder: Path) -> Path:

@@ -237,6 +237,7 @@ EVENTS: tuple[e.Event, ...] = (
         blueprint="edge-chat",
         enrolment=2,
         sequence=7,
+        boot="f00dcafe00000001",
         labels={"ring": "canary"},
         phase=e.UpdatePhase.FAILED,
         running=digest("9"),

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from integration.kit_counter import Counter
 
-from slmops.contracts.errors import DiskFull, SlmopsError, Unreachable
+from slmops.contracts.errors import DatabaseFull, DiskFull, SlmopsError, Unreachable
 from slmops.kit.disk import DiskWatch
 from slmops.kit.objects.store import Objects
 from slmops.kit.settings import ObjectSettings
@@ -53,7 +53,7 @@ async def journal(folder: Path) -> None:
         except SlmopsError as error:
             refused = error
             break
-    assert type(refused) is DiskFull, refused
+    assert type(refused) is DatabaseFull, refused
     assert "Free disk space" in str(refused.fix)
     assert await counter.count() == count, "stored data can still be read"
     (folder / "fill").unlink()

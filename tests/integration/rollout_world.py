@@ -85,6 +85,19 @@ class System:
     stack: AsyncExitStack
     killable: bool
     processes: dict[str, Forked] = field(default_factory=dict)
+    nats: asyncio.subprocess.Process | None = None
+
+    async def start_nats(self) -> None:
+        """Starts the server, or starts it again with what it stored."""
+        spec = nats_spec(self.layout, int(self.url.rpartition(":")[2]))
+        self.nats = await spawn(spec)
+        assert spec.ready is not None
+        await eventually(spec.ready, bool, "nats-server")
+
+    async def stop_nats(self) -> None:
+        if self.nats is not None and self.nats.returncode is None:
+            self.nats.terminate()
+            await self.nats.wait()
 
     def settings(self, service: str) -> dict[str, str]:
         return {
@@ -150,22 +163,13 @@ async def open_system(
     layout = Layout(folder)
     layout.prepare()
     ports = choose_ports(layout.ports_file, ["nats", "rollout", "telemetry"])
-    spec = nats_spec(layout, ports["nats"])
-    server = await spawn(spec)
-    stack.push_async_callback(_stopped, server)
-    assert spec.ready is not None
-    await eventually(spec.ready, bool, "nats-server")
-    url = f"nats://{HOST}:{ports['nats']}"
-    await provisioner.run(BusSettings(nats_url=url, nats_creds=layout.creds(PROVISIONER)))
     databases = databases or {s: f"sqlite:///{folder}/{s}.db" for s in ("rollout", "telemetry")}
-    system = System(layout, url, databases, ports, stack, killable)
+    system = System(layout, f"nats://{HOST}:{ports['nats']}", databases, ports, stack, killable)
+    stack.push_async_callback(system.stop_nats)
+    await system.start_nats()
+    await provisioner.run(BusSettings(nats_url=system.url, nats_creds=layout.creds(PROVISIONER)))
     stack.push_async_callback(asyncio.to_thread, system.stop)
     return system
-
-
-async def _stopped(server: asyncio.subprocess.Process) -> None:
-    server.terminate()
-    await server.wait()
 
 
 @dataclass
@@ -182,6 +186,7 @@ class Gateway:
     running: Release | None = None
     seen: set[str] = field(default_factory=set)
     sequence: int = 0
+    boot: str = ""
     generation: int = 0
     silent: bool = False
     last_report: tuple[UpdatePhase, Release, dict[str, Any]] | None = None
@@ -251,6 +256,7 @@ class Gateway:
             gateway_id=self.identity.gateway_id,
             blueprint=NAME,
             sequence=self.sequence,
+            boot=self.boot,
             labels=self.identity.labels,
             phase=phase,
             running=self.running.manifest.digest if self.running else None,
@@ -260,7 +266,7 @@ class Gateway:
             at=datetime.now(UTC),
             **changes,
         )
-        await publish_event(self.client, event, event_id(event.gateway_id, str(self.sequence)))
+        await publish_event(self.client, event, event_id(event.gateway_id, self.boot, str(self.sequence)))
 
     async def measure(self, release: Release, **changes: Any) -> None:
         now = datetime.now(UTC)

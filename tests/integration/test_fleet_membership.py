@@ -327,3 +327,37 @@ async def test_a_gateway_renews_over_its_own_connection_and_a_revoked_one_says_s
     assert health["refused"]["code"] == CredentialRevoked.code
     assert "stolen" in health["refused"]["what"]
     assert "the fleet refuses this gateway" in gateway.log.read_text()
+
+
+async def test_a_gateway_serves_while_the_bus_is_gone_and_reports_afterwards(world: World, device: Started) -> None:
+    """Its reports wait on its disk, also over a restart."""
+    gateway, start = device
+    await world.operator.apply()
+    await enrol(world, own_seed(gateway.home))
+    gateway.token.write_text(world.system.layout.enrolment_token.read_text())
+    start()
+    first = await eventually(gateway.reported, bool, "a report")
+    assert first is not None
+    await world.system.stop_nats()
+
+    async def health() -> tuple[Any, Any, Any]:
+        found = await gateway.health()
+        return found.get("status"), found.get("healthy"), found.get("connected")
+
+    await eventually(health, lambda found: found == (200, True, False), "it is healthy without the bus")
+    start()
+    await eventually(health, lambda found: found == (200, True, False), "it starts without the bus")
+    counter = gateway.home / "report.sequence"
+
+    async def counted() -> int:
+        return int(counter.read_text())
+
+    waiting = await eventually(counted, lambda found: found > first.sequence, "a report that waits")
+    await world.system.start_nats()
+    last = await eventually(
+        gateway.reported, lambda report: report is not None and report.sequence >= waiting, "what waited"
+    )
+    assert last is not None
+    assert last.boot not in ("", first.boot)
+    await eventually(lambda: view(world), lambda g: g is not None and g.last_seen > first.at, "the operator sees it")
+    assert await world.operator.dead_letters() == {}

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 from integration.artifact_world import (
+    BLUEPRINT,
     GOLDEN,
     Operator,
     Optimizer,
@@ -32,18 +33,23 @@ from integration.kit_world import World, world_on
 from integration.packager_small_disk import PASSED, run_on_a_small_disk
 from unit.packager.packager_examples import Keys, new_keys
 
+from slmops.contracts import subjects
 from slmops.contracts.addresses import blob_key
 from slmops.contracts.commands import FetchPackage, ListVersions, VersionView
 from slmops.contracts.descriptor import digest_of
-from slmops.contracts.errors import Denied, InvalidMessage, NotReady, Unreachable
+from slmops.contracts.errors import Denied, InvalidMessage, NotReady, TrustRefused, Unreachable
 from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.manifest import FILE_PATH, MANIFEST_PATH, MODEL_CONFIG, SIGNATURE_PATH, Manifest
+from slmops.contracts.plan import Plan
+from slmops.contracts.tuf_names import Attack
 from slmops.kit.bus.provision import ACK_WAIT_S
 from slmops.kit.clock import utc_now
 from slmops.kit.objects.store import Objects
 from slmops.kit.package import verify_package
 from slmops.kit.trust.ceremony import ceremony
 from slmops.kit.trust.folder import Folder
+from slmops.kit.trust.keys import new_key, read_key
+from slmops.kit.trust.plans import sign_plan
 from slmops.packager.app import build
 from slmops.packager.assemble import Assembler
 from slmops.packager.settings import Settings
@@ -312,6 +318,42 @@ async def test_a_gateway_may_fetch_only_packages_in_its_plan(
     await rollout.plan(release(new), blueprint="another")
     with pytest.raises(Denied):
         await gateway.request(ask(new))
+
+
+async def test_a_plan_that_the_rollout_service_did_not_sign_for_the_blueprint_authorizes_nothing(
+    packager: None, world: World, optimizer: Optimizer, rollout: Rollout
+) -> None:
+    await optimizer.announce(await optimizer.variant(model()))
+    [package] = await published(world, 1)
+    gateway, writer, key = await rollout.enrol("gw-1"), await world.connect("rollout"), read_key(rollout.plan_key)
+    ask, now = FetchPackage(gateway_id="gw-1", manifest=package.manifest.digest), utc_now()
+    plan = Plan(blueprint=BLUEPRINT, generation=1, stable=release(package))
+    good = sign_plan(plan, key, now)
+    bad = [
+        (Attack.TOO_FEW_KEYS, b"not a plan"),
+        (Attack.TOO_FEW_KEYS, plan.model_dump_json().encode()),
+        (Attack.WRONG_KEY, sign_plan(plan, new_key(), now)),
+        (Attack.WRONG_KEY, good.replace(b"ey", b"ez", 1)),
+        (Attack.MIX_AND_MATCH, sign_plan(plan.model_copy(update={"blueprint": "kiosk"}), key, now)),
+        (Attack.FREEZE, sign_plan(plan, key, now - timedelta(days=8))),
+    ]
+
+    async def answered() -> bool | None:
+        try:
+            await gateway.request(ask)
+        except NotReady as error:  # the enrolment has not arrived
+            return True if "no plan" in error.what else None
+        return True
+
+    await eventually(answered)
+    revision = 0
+    for attack, document in bad:
+        revision = await writer.write_desired(subjects.blueprint_key(BLUEPRINT), document, revision)
+        with pytest.raises(TrustRefused) as refusal:
+            await gateway.request(ask)
+        assert refusal.value.attack == attack, document
+    await writer.write_desired(subjects.blueprint_key(BLUEPRINT), good, revision)
+    assert (await gateway.request(ask)).files
 
 
 async def test_a_gateway_cannot_fetch_in_the_name_of_another_one(packager: None, rollout: Rollout) -> None:

@@ -110,3 +110,22 @@ async def test_health_says_that_the_disk_is_full_and_asks_for_no_restart(tmp_pat
     assert answer.status_code == 200
     [disk] = answer.json()["degraded"]
     assert (disk["path"], disk["floor_bytes"]) == (str(tmp_path), 1 << 60)
+
+
+async def test_a_lost_or_damaged_counter_starts_anew_with_other_message_ids(tmp_path: Path) -> None:
+    """The bus and the spool would take a report with an id that was used before for a repetition, and drop it."""
+    first, spool = reporter(tmp_path)
+    first.report(STATUS)
+    await first.flush()
+    await first.close()
+    for number, damage in enumerate((b"\0" * 20, None), start=2):
+        file = tmp_path / "report.sequence"
+        file.unlink() if damage is None else file.write_bytes(damage)
+        again, _ = reporter(tmp_path)
+        again.report(STATUS)
+        await again.flush()
+        await again.close()
+        assert len(spool.pending()) == number
+    found = [GatewayReported.model_validate_json(message.payload) for message in spool.pending()]
+    assert [report.sequence for report in found] == [1, 1, 1]
+    assert len({report.boot for report in found}) == 3

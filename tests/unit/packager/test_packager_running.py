@@ -1,4 +1,4 @@
-"""A gateway runs what its report with the highest sequence names, whatever its clock and the order of delivery."""
+"""A gateway runs what its newest report names, whatever its clock, order of delivery and lost counters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import CredentialRevoked
 from slmops.contracts.events import GatewayEnrolled, GatewayRemoved, GatewayReported, GatewayRevoked, UpdatePhase
 from slmops.kit.bus.batches import Received
+from slmops.kit.bus.service_bus import MessageContext
 from slmops.kit.journal import Journal
 from slmops.packager import store
 from slmops.packager.handlers import Handlers
@@ -43,21 +44,32 @@ def handlers(journal: Journal) -> Handlers:
     return Handlers(nothing, journal, nothing, nothing, nothing, nothing, lambda: T0)
 
 
-def report(sequence: int, running: str, at: datetime = T0) -> GatewayReported:
+def report(sequence: int, running: str, at: datetime = T0, boot: str = "") -> GatewayReported:
     fields = {"gateway_id": "gw-1", "blueprint": "edge-chat", "phase": UpdatePhase.COMMITTED}
-    return GatewayReported.model_validate({**fields, "sequence": sequence, "running": running, "at": at})
+    return GatewayReported.model_validate({**fields, "sequence": sequence, "running": running, "at": at, "boot": boot})
 
 
 async def running_after(journal: Journal, handlers: Handlers, *reports: GatewayReported) -> dict[str, int]:
     """Returns the number of gateways by package after each report was a batch of its own."""
     for event in reports:
-        assert await handlers.on_gateway_reports([Received(event, cast(Any, None))]) == {}
+        context = MessageContext("id", event.subject, None, cast(Any, None))
+        assert await handlers.on_gateway_reports([Received(event, context)]) == {}
     return cast(dict[str, int], await journal.read(store.running))
 
 
 async def test_a_clock_that_was_set_back_hides_no_report(journal: Journal, handlers: Handlers) -> None:
     ahead = report(1, OLD, at=T0 + timedelta(days=3))
     assert await running_after(journal, handlers, ahead, report(2, NEW)) == {NEW: 1}
+
+
+async def test_the_first_report_after_a_lost_counter_counts(journal: Journal, handlers: Handlers) -> None:
+    past = T0 - timedelta(days=2000)
+    before = report(500, OLD, past, "a")
+    assert await running_after(journal, handlers, before, report(1, NEW, past + timedelta(1), "b")) == {NEW: 1}
+    late = report(1, OLD, past, "b0")
+    assert await running_after(journal, handlers, late) == {NEW: 1}, "a report of an earlier boot that arrives late"
+    handlers._running.clear()  # as after a restart of the packager
+    assert await running_after(journal, handlers, report(2, OLD, past + timedelta(2), "b")) == {OLD: 1}
 
 
 async def test_a_report_that_is_delivered_late_changes_nothing(journal: Journal, handlers: Handlers) -> None:
@@ -80,7 +92,9 @@ async def test_reports_of_one_batch_count_in_their_order_with_few_statements(
     statements: list[str] = []
     listener = lambda *found: statements.append(found[2])  # noqa: E731
     sqlalchemy.event.listen(Engine, "before_cursor_execute", listener)
-    batch = [Received(event, cast(Any, None)) for event in (*events, *others)]
+    batch = [
+        Received(event, MessageContext("id", event.subject, None, cast(Any, None))) for event in (*events, *others)
+    ]
     assert await handlers.on_gateway_reports(batch) == {}
     sqlalchemy.event.remove(Engine, "before_cursor_execute", listener)
     assert await journal.read(store.running) == {OLD: 1, NEW: 200}

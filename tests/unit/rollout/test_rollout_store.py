@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,37 @@ async def test_a_failure_is_kept_if_a_later_report_arrived_first(journal: Journa
     idle = report("gw-1", IDLE, "1.0.0", 1, sequence=2)
     member = await heard(journal, idle, failed)
     assert (member.report, member.failure) == (idle, failed)
+
+
+async def test_the_first_report_after_a_lost_counter_counts_and_late_ones_do_not(journal: Journal) -> None:
+    """Without this rule a gateway that lost its counter is ignored until it has sent as many reports as before."""
+
+    def made(version: str, sequence: int, boot: str, seconds: float) -> GatewayReported:
+        event = report("gw-1", COMMITTED, version, 1, sequence=sequence)
+        return event.model_copy(update={"boot": boot, "at": at(seconds)})
+
+    before, after = made("1.0.0", 500, "a", 1), made("1.0.1", 1, "b", 2)
+    assert (await heard(journal, before, after)).report == after
+    for late in (made("1.0.0", 1, "c", 1.5), made("1.0.0", 1, "b", 3), made("1.0.0", 1, "", 3)):
+        assert (await heard(journal, late)).report == after, "of an earlier boot, twice, of an earlier release"
+    following = made("1.0.0", 2, "b", 4)
+    assert (await heard(journal, following)).report == following
+
+
+async def test_the_time_of_a_wrong_clock_is_corrected_before_it_is_compared(journal: Journal) -> None:
+    ahead, first = timedelta(days=400), report("gw-1", COMMITTED, "1.0.0", 1, sequence=500)
+    first = first.model_copy(update={"boot": "a", "at": at(1) + ahead})
+    await heard(journal, first, seen=Sighting(at(1), ahead))
+    second = first.model_copy(update={"boot": "b", "at": at(2), "sequence": 1})
+    assert (await heard(journal, second, seen=Sighting(at(2), timedelta(0)))).report == second
+    odd = second.model_copy(update={"boot": "c", "at": datetime.min.replace(tzinfo=UTC)})
+    assert (await heard(journal, odd, seen=Sighting(at(3), ahead))).report == second
+
+
+async def test_a_failure_after_a_lost_counter_is_kept(journal: Journal) -> None:
+    before = failure("gw-1", "1.0.0", 1).model_copy(update={"sequence": 500, "boot": "a", "at": at(1)})
+    after = failure("gw-1", "1.0.1", 1).model_copy(update={"sequence": 1, "boot": "b", "at": at(2)})
+    assert (await heard(journal, before, after)).failure == after
 
 
 async def test_a_gateway_was_last_seen_when_its_newest_report_arrived(journal: Journal) -> None:

@@ -9,11 +9,13 @@
     │   │       ├── WrongHostName       its certificate is for another host
     │   │       ├── CertificateExpired  its certificate is not valid at this time
     │   │       └── NotEncrypted        it answers in plain text where TLS is expected
+    │   │   ├── DatabaseUnreachable  the service's own database does not answer: messages are kept until it does
     │   │   └── StoreUnreachable     the object store does not answer; the service that uses it does
     │   ├── Conflict                 another process wrote first: read again, decide again
     │   ├── NotReady                 something that is expected does not exist yet
     │   ├── Throttled                the caller sent too many requests that were rejected
     │   └── DiskFull                 not enough disk space for a write
+    │       └── DatabaseFull         the service's own database cannot grow: messages are kept until it can
     └── PermanentError               retrying changes nothing: reject, dead-letter, tell the user
         ├── InvalidMessage           an event, command or configuration that does not validate
         ├── InvalidName              a model, gateway or blueprint name outside the grammar
@@ -24,6 +26,7 @@
         │   └── UnsupportedArchitecture
         ├── InvalidRecipe            a recipe that names an unknown pass, or contradicts itself
         ├── InvalidCursor            a cursor that no page of this list ended with
+        ├── InvalidBlueprint         a blueprint that contradicts itself
         ├── NotFound
         ├── AlreadyExists            the name is taken by other bytes
         ├── DigestMismatch           the bytes do not match their digest
@@ -134,6 +137,10 @@ class StoreUnreachable(Unreachable):
     code = "store_unreachable"
 
 
+class DatabaseUnreachable(Unreachable):
+    code = "database_unreachable"
+
+
 class Conflict(TemporaryError):
     code = "conflict"
 
@@ -149,6 +156,10 @@ class Throttled(TemporaryError):
 
 class DiskFull(TemporaryError):
     code = "disk_full"
+
+
+class DatabaseFull(DiskFull):
+    code = "database_full"
 
 
 class PermanentError(SlmopsError):
@@ -196,6 +207,11 @@ class InvalidRecipe(PermanentError):
 
 class InvalidCursor(PermanentError):
     code = "invalid_cursor"
+    exit_code = ExitCode.WRONG_INPUT
+
+
+class InvalidBlueprint(PermanentError):
+    code = "invalid_blueprint"
     exit_code = ExitCode.WRONG_INPUT
 
 

@@ -16,9 +16,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts.blueprint import Blueprint
 from slmops.contracts.descriptor import Descriptor, Digest
-from slmops.contracts.errors import Problem
+from slmops.contracts.errors import InvalidMessage, Problem
 from slmops.contracts.evaluation import Evaluation
-from slmops.contracts.identity import Role
+from slmops.contracts.identity import MOST_LABELS, Role, label_problem
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.model import ModelFile
 from slmops.contracts.names import PUBLIC_USER_KEY, Name, Version
@@ -51,6 +51,10 @@ class Event(BaseModel, ABC):
     def subject_template(cls) -> str:
         """Returns the subject with placeholders, the label of traces and metrics."""
         return f"{cls.type}.{{gateway_id}}" if cls.per_gateway else cls.type
+
+    def check_received(self) -> None:
+        """Checks what a service must not take over from the bus, in addition to the types. Stored events are not
+        checked again, so that they stay readable. Raises `InvalidMessage`."""
 
     @property
     def subject(self) -> str:
@@ -404,12 +408,14 @@ class GatewayRemoved(GatewayEvent):
 
 
 class GatewayReported(GatewayEvent):
-    """The reported half of the twin. `sequence` grows by one with each report of a gateway, across restarts."""
+    """The reported half of the twin. `sequence` grows by one with each report of a gateway, across restarts, unless the
+    gateway loses its counter: `contracts.clocks.supersedes` says which report is newer."""
 
     type: ClassVar[str] = "slmops.gateway.reported.v1"
     blueprint: Name
     enrolment: int = Field(default=0, ge=0, description="Enrolment of its credential; 0: it had none yet, or is older")
-    sequence: int = Field(ge=1)
+    sequence: int = Field(ge=1, lt=1 << 63)
+    boot: str = Field(default="", max_length=32, description="Random id of this run of the gateway's process")
     labels: dict[str, str] = Field(default_factory=dict)
     phase: UpdatePhase
     running: Digest | None = Field(default=None, description="Manifest of the release that answers now")
@@ -427,6 +433,16 @@ class GatewayReported(GatewayEvent):
         default=0, ge=0, description="Measurement batches that it ever dropped for the same reason: they count nowhere"
     )
     at: AwareDatetime
+
+    def check_received(self) -> None:
+        """Raises `InvalidMessage` for labels, figures or numbers that no gateway sends: they are stored for each."""
+        problem = label_problem(self.labels)
+        if not problem and (len(self.measured) > MOST_LABELS or any(len(name) > 63 for name in self.measured)):
+            problem = f"{len(self.measured)} figures, more than {MOST_LABELS}, or a name of more than 63 characters"
+        if not problem and max(self.plan_generation, self.dropped_reports, self.dropped_measurements) >= 1 << 63:
+            problem = "a number of more than 63 bits"
+        if problem:
+            raise InvalidMessage(f"the report of {self.gateway_id} has {problem}")
 
 
 # ---- user -------------------------------------------------------------------------------------------------

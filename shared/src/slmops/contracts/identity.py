@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from slmops.contracts.names import Name
 
@@ -81,6 +81,33 @@ def sender_of(subject: str) -> Actor | None:
             return gateway(name)
         case _:
             return None
+
+
+MOST_LABELS: Final = 64
+_LONGEST_KEY: Final = 63
+_LONGEST_VALUE: Final = 255
+
+
+def label_problem(labels: dict[str, str]) -> str:
+    """Returns what is wrong with labels that came from outside; empty if they can be stored, compared and shown."""
+    if len(labels) > MOST_LABELS:
+        return f"{len(labels)} labels, more than {MOST_LABELS}"
+    for key, value in labels.items():
+        if not 0 < len(key) <= _LONGEST_KEY or len(value) > _LONGEST_VALUE:
+            return f"a label with {len(key)} + {len(value)} characters, more than {_LONGEST_KEY} + {_LONGEST_VALUE}"
+        if not (key + value).isprintable():
+            return "a label with a control character"
+    return ""
+
+
+def _checked(labels: dict[str, str]) -> dict[str, str]:
+    if problem := label_problem(labels):
+        raise ValueError(problem)
+    return labels
+
+
+Labels = Annotated[dict[str, str], AfterValidator(_checked)]
+"""Labels where they come from outside. Stored ones are not checked again, so that they stay readable."""
 
 
 class Identity(BaseModel):

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -46,12 +47,12 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from slmops.contracts.cloudevent import Envelope, event_id
 from slmops.contracts.errors import (
     Conflict,
-    DiskFull,
+    DatabaseFull,
+    DatabaseUnreachable,
     InternalError,
     MessageTooLarge,
     SlmopsError,
     TemporaryError,
-    Unreachable,
 )
 from slmops.contracts.events import EVENTS, Event
 from slmops.kit.acting import current_actor
@@ -62,6 +63,8 @@ from slmops.kit.tracing import traceparent
 
 T = TypeVar("T")
 _ATTEMPTS = 8  # for a transaction that lost a race; each attempt reads again
+_SOON = {"connect_timeout": 10, "tcp_user_timeout": 15_000}
+"""Seconds and milliseconds after which libpq gives up."""
 EVENT_LIMIT_BYTES = (1 << 20) - 8192
 """NATS' default limit of a message, with room for headers."""
 _FORGOTTEN_AT_ONCE = 5000  # other writers wait meanwhile
@@ -177,6 +180,16 @@ class UnitOfWork:
         return set(keys.values())
 
 
+class DatabaseProblem(BaseModel):
+    """A database that does not answer. `path` is its URL without the password."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    reason: str
+    since: AwareDatetime
+
+
 class Journal:
     """The database of one service. `project` updates the service's read tables in the same transaction.
 
@@ -206,11 +219,17 @@ class Journal:
         self._threads = Threads("journal", _THREADS)
         # One writer at a time in this process: more threads would only wait for each other in the database.
         self._lock = asyncio.Lock()
+        self._outage: DatabaseProblem | None = None
+
+    def problem(self) -> DatabaseProblem | None:
+        """Returns why the database does not answer, as of its last use; None if it does."""
+        return self._outage
 
     async def open(self) -> None:
         """Migrates the database to the tables of this release.
 
-        Raises `IncompatibleDatabase`, `Unreachable`, `DiskFull`, and `Conflict` if another process held it too long.
+        Raises `IncompatibleDatabase`, `DatabaseUnreachable`, `DatabaseFull`, and `Conflict` if another process held it
+        too long.
         """
 
         def prepare() -> None:
@@ -363,6 +382,16 @@ class Journal:
 
     async def _guarded(self, work: Callable[[], T]) -> T:
         try:
+            result = await self._answered(work)
+        except DatabaseUnreachable as error:
+            since = self._outage.since if self._outage else self.clock()
+            self._outage = DatabaseProblem(path=self._where, reason=error.what, since=since)
+            raise
+        self._outage = None
+        return result
+
+    async def _answered(self, work: Callable[[], T]) -> T:
+        try:
             return await self._threads.run(work)
         except SlmopsError:
             raise
@@ -381,11 +410,11 @@ def _passing(reason: str, where: str) -> TemporaryError:
     said = reason.lower()
     if any(word in said for word in ("is full", "no space", "readonly")):
         fix = "Free disk space, and check that the folder is writable."
-        return DiskFull(f"the journal cannot grow: {reason}", where=where, fix=fix)
+        return DatabaseFull(f"the journal cannot grow: {reason}", where=where, fix=fix)
     if any(word in said for word in ("locked", "serializ", "deadlock")):
         return Conflict(f"the journal is busy: {reason}", where=where)
     fix = "Check SLMOPS_DATABASE_URL, and that the database runs or that the folder of its file is writable."
-    return Unreachable(f"the journal's database does not answer: {reason}", where=where, fix=fix)
+    return DatabaseUnreachable(f"the journal's database does not answer: {reason}", where=where, fix=fix)
 
 
 def _decode(kind: str, data: str) -> Event:
@@ -398,7 +427,8 @@ def _decode(kind: str, data: str) -> Event:
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        engine = create_engine(url, pool_pre_ping=True)
+        # A host that vanished must not keep a connection waiting until TCP gives up, which takes a quarter of an hour.
+        engine = create_engine(url, pool_pre_ping=True, connect_args=_SOON if "postgresql" in url else {})
         event.listen(engine, "begin", _queue_in_postgres)
         return engine
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})

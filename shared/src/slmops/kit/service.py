@@ -18,6 +18,7 @@ from faststream import FastStream
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
+from pydantic import BaseModel
 
 from slmops.contracts.errors import PortTaken, SlmopsError, TemporaryError
 from slmops.contracts.exit_codes import ExitCode
@@ -38,6 +39,7 @@ _STOP_GRACE_S = 3
 _LAST_SPANS_WITHIN_S = 3.0
 Opened = Callable[[], Awaitable[None]]
 Task = Callable[[], Coroutine[Any, Any, None]]
+Check = Callable[[], BaseModel | None]
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -51,6 +53,8 @@ class Service:
     opening: Sequence[Opened] = ()
     tasks: Sequence[Task] = ()
     closing: Sequence[Opened] = ()
+    checks: Sequence[Check] = ()
+    """Each returns what makes the service degraded now, or None. They do not wait."""
     http: Sequence[tuple[str, Asgi]] = ()
     """Further applications by path prefix (with a final slash), in addition to `/health` and `/metrics`."""
     failed: list[BaseException] = field(default_factory=list)
@@ -60,8 +64,8 @@ class Service:
         """Returns the ASGI application: `/metrics`, and `/health`, which is 200 while the bus answers and every task
         runs.
 
-        A full disk is reported as `degraded` with status 200: a supervisor that restarts unhealthy processes would
-        restart this one in a loop, and free nothing.
+        A full disk, or a database that does not answer, is reported as `degraded` with status 200: a supervisor that
+        restarts unhealthy processes would restart this one in a loop, and change nothing.
         """
         running: list[asyncio.Task[None]] = []
         disks = DiskWatch(folders_of(self.settings), self.settings.disk_floor_bytes)
@@ -69,7 +73,8 @@ class Service:
         @get
         async def health(_scope: Any) -> AsgiResponse:
             healthy = await self.bus.ping(2) and not any(task.done() for task in running)
-            degraded = [problem.model_dump() for problem in await disks.problems()]
+            problems = [*await disks.problems(), *(check() for check in self.checks)]
+            degraded = [problem.model_dump(mode="json") for problem in problems if problem is not None]
             code = self._process.model_dump(include={"version", "revision"}) if self._process else {}
             body = json.dumps({"service": self.name, "healthy": healthy, "degraded": degraded, **code}).encode()
             return AsgiResponse(body, 200 if healthy else 503, {"content-type": "application/json"})

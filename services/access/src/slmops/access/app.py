@@ -44,6 +44,7 @@ def build(settings: Settings) -> Service:
             lambda: accounts.run(lambda: handlers.read_revocations(bus.client)),
         ],
         closing=[accounts.close, journal.close],
+        checks=[journal.problem],
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from slmops.contracts import freshness
+from slmops.contracts.identity import Labels
 from slmops.contracts.names import Name
 from slmops.kit.settings import BusSettings
 
@@ -17,7 +18,7 @@ class Settings(BusSettings):
     blueprint: Name = Field(
         description="Blueprint (class of gateways) under which the gateway enrols; later its credential decides"
     )
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels by which rollout stages select gateways")
+    labels: Labels = Field(default_factory=dict, description="Labels by which rollout stages select gateways")
     enrol_creds: Path = Field(description="Credentials of the bootstrap user, who may only request enrolment")
     enrolment_token: Path = Field(description="File with the site's enrolment secret")
     trusted_key: Path = Field(description="Public key (PEM) that packages must be signed with")

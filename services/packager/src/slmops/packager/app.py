@@ -39,6 +39,7 @@ def build(settings: Settings) -> Service:
         opening=[assembler.open, deltas.open, journal.open, trust.open, objects.open],
         tasks=[lambda: run_relay(journal, bus.client), trust.run],
         closing=[journal.close],
+        checks=[journal.problem],
         http=[("/tuf/", serve(trust, journal, objects))],
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from slmops.contracts.clocks import ReportMark, supersedes
 from slmops.contracts.commands import ExportPackage, PackageCommand, WithdrawPackage
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Denied, IllegalTransition, InvalidMessage, NotFound
@@ -152,9 +153,9 @@ def check_planned(plan: Plan, manifest: Digest, gateway_id: str) -> None:
         )
 
 
-def is_newer(report: GatewayReported, enrolment: int, sequence: int) -> bool:
-    """Returns whether a report follows the gateway's report with that enrolment and sequence, whatever its clock said.
+def is_newer(report: GatewayReported, mark: ReportMark, enrolment: int, known: ReportMark) -> bool:
+    """Returns whether a report, whose place is `mark`, follows the gateway's `known` report of that enrolment.
 
     Each device under an id counts anew, so the enrolment decides first. 0: the report does not know it.
     """
-    return report.enrolment > enrolment or (report.enrolment in (0, enrolment) and report.sequence > sequence)
+    return report.enrolment > enrolment or (report.enrolment in (0, enrolment) and supersedes(mark, known))

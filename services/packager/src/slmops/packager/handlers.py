@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from slmops.contracts import subjects
+from slmops.contracts.clocks import NO_REPORT, ReportMark
 from slmops.contracts.commands import (
     BundleContents,
     DescribeTrust,
@@ -29,6 +30,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
 from slmops.contracts.plan import Plan
+from slmops.contracts.tuf_names import Attack, refused
 from slmops.kit.bus.batches import Refused
 from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -75,8 +77,8 @@ class Handlers:
         self._deltas = deltas
         self.trust = trust
         self._clock = clock
-        self._running: dict[str, tuple[int, int, Digest | None]] = {}
-        """Enrolment, sequence and package of each gateway's newest report. Most repeat it and need no transaction."""
+        self._running: dict[str, tuple[int, ReportMark, Digest | None]] = {}
+        """Enrolment, place and package of each gateway's newest report. Most repeat it and need no transaction."""
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -118,16 +120,17 @@ class Handlers:
 
     async def on_gateway_reports(self, received: Batch[GatewayReported]) -> Refused:
         """Records which packages gateways run, in one transaction. Most reports repeat it and need none."""
-        newest: dict[str, tuple[int, int, Digest | None]] = {}
-        changed: dict[str, GatewayReported] = {}
-        for event, _ in received:
+        newest: dict[str, tuple[int, ReportMark, Digest | None]] = {}
+        changed: dict[str, tuple[GatewayReported, ReportMark]] = {}
+        for event, delivered in received:
             name = event.gateway_id
-            enrolment, sequence, running = newest.get(name) or self._running.get(name, (0, 0, ""))
-            if not is_newer(event, enrolment, sequence):
+            mark = ReportMark.of(event.boot, event.sequence, event.at, delivered.arrived_at, delivered.clock_ahead)
+            enrolment, known, running = newest.get(name) or self._running.get(name, (0, NO_REPORT, ""))
+            if not is_newer(event, mark, enrolment, known):
                 continue  # delivered late
             if event.running != running or event.enrolment > enrolment:
-                changed[name] = event
-            newest[name] = (max(event.enrolment, enrolment), event.sequence, event.running)
+                changed[name] = event, mark
+            newest[name] = (max(event.enrolment, enrolment), mark, event.running)
         if changed:
             await self._journal.transact(lambda unit: store.record_reports(unit.connection, changed.values()))
         self._running.update(newest)
@@ -256,14 +259,23 @@ class Handlers:
             raise CredentialRevoked(f"{gateway_id} was revoked, so it gets no packages")
         if blueprint is None:
             raise NotReady(f"the packager has not received the enrolment of {gateway_id} yet", where="packager")
-        return (await self._plan_of(blueprint))[1]
+        return (await self._plan_of(blueprint, in_time=True))[1]
 
-    async def _plan_of(self, blueprint: str) -> tuple[bytes, Plan]:
-        """Returns the signed envelope of the newest plan, and the plan."""
+    async def _plan_of(self, blueprint: str, *, in_time: bool = False) -> tuple[bytes, Plan]:
+        """Returns the signed envelope of the newest plan, and the plan. `in_time` refuses an expired one.
+
+        Raises `NotReady`, and `TrustRefused` for everything that the rollout service did not sign for this blueprint.
+        """
         found = await self._bus.client.read_desired(subjects.blueprint_key(blueprint))
         if found is None:
             raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")
         statement, _ = open_plan(found[0], await self.trust.rollout_keys())
+        if statement.plan.blueprint != blueprint:
+            what = f"this is the plan of {statement.plan.blueprint}, not of {blueprint}"
+            raise refused(Attack.MIX_AND_MATCH, what, where="plan")
+        if in_time and statement.expires_at <= self._clock():
+            what = f"the newest available plan expired on {statement.expires_at:%Y-%m-%d}"
+            raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service; it signs the plan again.")
         return found[0], statement.plan
 
     async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:

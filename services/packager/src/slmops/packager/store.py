@@ -30,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 
+from slmops.contracts.clocks import NO_REPORT, ReportMark
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.events import (
     Event,
@@ -78,6 +79,8 @@ _running = Table(
     Column("manifest", String(80), index=True),
     Column("sequence", BigInteger, nullable=False, server_default="0"),
     Column("enrolment", Integer, nullable=False, server_default="0"),
+    Column("boot", String(32), nullable=False, server_default=""),
+    Column("made_at", Double, nullable=False, server_default="0"),  # Unix seconds
 )
 _deltas = Table(
     "deltas",
@@ -115,8 +118,8 @@ def stream(model: str, version: str, profile: str) -> str:
 
 
 def project(connection: Connection, event: Event) -> None:
-    """Applies an event, ours or consumed, to the tables. The latest enrolment of a gateway counts, and its report with
-    the highest sequence, because a gateway's clock may be wrong."""
+    """Applies an event, ours or consumed, to the tables. The latest enrolment of a gateway counts, and its newest
+    report."""
     match event:
         case PackagePublished():
             _put(connection, _packages, "manifest", event.manifest.digest, {"data": event.model_dump_json()})
@@ -129,7 +132,7 @@ def project(connection: Connection, event: Event) -> None:
             if connection.execute(delete(_gateways).where(_gateways.c.gateway_id == event.gateway_id, older)).rowcount:
                 connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id))
         case GatewayReported():
-            record_reports(connection, [event])
+            record_reports(connection, [(event, ReportMark(event.boot, event.sequence, event.at.timestamp()))])
         case PackageDeltaPublished():
             values = {"model": event.model, "size_bytes": event.delta.size, "at": event.at.timestamp()}
             names = {"base": event.base, "target": event.target, "data": event.model_dump_json()}
@@ -162,18 +165,19 @@ def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
         connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id))
 
 
-def record_reports(connection: Connection, reports: Collection[GatewayReported]) -> None:
+def record_reports(connection: Connection, reports: Collection[tuple[GatewayReported, ReportMark]]) -> None:
     """Records what gateways run, at most one report of each. Growth: five statements, whatever their number."""
-    ids = [event.gateway_id for event in reports]
+    ids = [event.gateway_id for event, _ in reports]
     known = {row.gateway_id: row for row in connection.execute(select(_running).where(_running.c.gateway_id.in_(ids)))}
     gone = _revoked_of(connection, ids)
     added, changed = [], []
-    for event in reports:
+    for event, mark in reports:
         before = known.get(event.gateway_id)
-        enrolment, sequence = (before.enrolment, before.sequence) if before else (0, 0)
-        if event.gateway_id in gone or not is_newer(event, enrolment, sequence):
+        enrolment = before.enrolment if before else 0
+        newest = ReportMark(before.boot, before.sequence, before.made_at) if before else NO_REPORT
+        if event.gateway_id in gone or not is_newer(event, mark, enrolment, newest):
             continue
-        values = {"manifest": event.running, "sequence": event.sequence, "enrolment": max(event.enrolment, enrolment)}
+        values = {"manifest": event.running, "enrolment": max(event.enrolment, enrolment), **mark._asdict()}
         if before is None:
             added.append({"gateway_id": event.gateway_id, **values})
         else:
@@ -181,7 +185,7 @@ def record_reports(connection: Connection, reports: Collection[GatewayReported])
     if added:
         connection.execute(insert(_running), added)
     if changed:
-        names = ("manifest", "sequence", "enrolment")
+        names = ("manifest", "enrolment", *ReportMark._fields)
         statement = update(_running).where(_running.c.gateway_id == bindparam("of"))
         connection.execute(statement.values({name: bindparam(f"new_{name}") for name in names}), changed)
 

@@ -61,7 +61,10 @@ class TufMetadata:
         """Keeps the metadata fresh and takes over newly signed offline metadata. Runs until cancelled."""
         while True:
             await asyncio.sleep(self._renew_every.total_seconds())
-            await self._refresh()
+            try:
+                await self._refresh()
+            except TemporaryError as error:
+                log.warning("could not read the trust metadata, will retry: %s", error)
 
     async def _refresh(self) -> None:
         """Runs each step in its own transaction: invalid offline metadata must not stop us from renewing ours."""

@@ -46,6 +46,7 @@ def build(settings: Settings) -> Service:
         opening=[journal.open, objects.open],
         tasks=[lambda: run_relay(journal, bus.client), facts.run, Chores(journal, utc_now, storage.chores()).run],
         closing=[journal.close],
+        checks=[journal.problem],
     )
 
 

@@ -62,6 +62,7 @@ def build(settings: Settings) -> Service:
             lambda: keep_enrolments(journal, lambda: bus.client),
         ],
         closing=[journal.close],
+        checks=[journal.problem],
     )
 
 

@@ -236,13 +236,15 @@ def cells(connection: Connection, blueprint: str | None) -> list[Cell]:
 # ---- rows -------------------------------------------------------------------------------------------------
 
 
-def _fleet() -> Select[Any]:
-    return (
-        select(GATEWAYS, SIGHTINGS.c.at, SIGHTINGS.c.clock_ahead_s)
-        .select_from(GATEWAYS.outerjoin(SIGHTINGS, GATEWAYS.c.gateway_id == SIGHTINGS.c.gateway_id))
-        .where(GATEWAYS.c.standing.is_not(None))
-        .order_by(GATEWAYS.c.gateway_id)
+def with_sightings() -> Select[Any]:
+    """Returns the query for the rows of gateways, with what was seen of each."""
+    return select(GATEWAYS, SIGHTINGS.c.at, SIGHTINGS.c.clock_ahead_s).select_from(
+        GATEWAYS.outerjoin(SIGHTINGS, GATEWAYS.c.gateway_id == SIGHTINGS.c.gateway_id)
     )
+
+
+def _fleet() -> Select[Any]:
+    return with_sightings().where(GATEWAYS.c.standing.is_not(None)).order_by(GATEWAYS.c.gateway_id)
 
 
 def _member(row: Any) -> Member:
@@ -255,7 +257,7 @@ def _member(row: Any) -> Member:
         enrolled_at=known.at,
         report=report,
         failure=_report(row.failure) if row.failure else None,
-        seen=_sighting(row) if row.at is not None else None,
+        seen=sighting(row),
         standing=Standing(row.standing),
         enrolment=row.enrolment,
         moving_to=row.moving_to,
@@ -267,7 +269,10 @@ def _member(row: Any) -> Member:
     )
 
 
-def _sighting(row: Any) -> Sighting:
+def sighting(row: Any) -> Sighting | None:
+    """Returns what was seen of a gateway, from a row of `with_sightings`; None if nothing was."""
+    if row.at is None:
+        return None
     ahead = timedelta(seconds=row.clock_ahead_s) if row.clock_ahead_s is not None else None
     return Sighting(datetime.fromtimestamp(row.at, UTC), ahead)
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from slmops.contracts.errors import CredentialRevoked, Denied, PermanentError
 from slmops.contracts.events import GatewayEnrolled, GatewayReported, UpdatePhase
 from slmops.rollout import inventory_rows, presence_rows, progress_rows
 from slmops.rollout.domain.fleet import Sighting
+from slmops.rollout.domain.report_order import counter_restarted
 from slmops.rollout.domain.stages import Staging, check_given
+from slmops.rollout.inventory_rows import sighting
 from slmops.rollout.presence_rows import Seen
 from slmops.rollout.progress_rows import Located, labels_of
 from slmops.rollout.tables import GATEWAYS, change_all
@@ -64,11 +66,21 @@ class _Gateway:
         if not all(map(isfinite, event.measured.values())):
             # JSON has no NaN: it would be written as null, and then the report could not be read.
             event = event.model_copy(update={"measured": {k: v for k, v in event.measured.items() if isfinite(v)}})
-        if event.sequence > self.sequence:
+        newest = event.sequence > self.sequence or self._counter_restarted(event, report.seen)
+        if newest:
             self.sequence, self.newest = event.sequence, Report(event, report.seen)
         # A failure counts even if a later report arrived first.
-        if event.phase is UpdatePhase.FAILED and (self.failure is None or event.sequence > self.failure.sequence):
+        if event.phase is UpdatePhase.FAILED and (
+            newest or self.failure is None or event.sequence > self.failure.sequence
+        ):
             self.failed = event
+
+    def _counter_restarted(self, event: GatewayReported, seen: Sighting) -> bool:
+        if self.newest is not None:
+            return counter_restarted(event, seen, *self.newest)
+        if (known := _report(self.row.report)) is None:
+            return False
+        return counter_restarted(event, seen, known, sighting(self.row) or Sighting(known.at))
 
     def _left(self, blueprint: str) -> bool:
         """Returns whether the gateway's newest enrolment moved it away from this blueprint."""
@@ -126,7 +138,7 @@ def record_reports(connection: Connection, reports: Mapping[int, Report]) -> Rec
     recorded = Recorded()
     ids = {report.event.gateway_id for report in reports.values()}
     under_way = progress_rows.stagings(connection, {report.event.blueprint for report in reports.values()})
-    query = select(GATEWAYS).where(GATEWAYS.c.gateway_id.in_(ids), GATEWAYS.c.enrolled.is_not(None))
+    query = inventory_rows.with_sightings().where(GATEWAYS.c.gateway_id.in_(ids), GATEWAYS.c.enrolled.is_not(None))
     gateways = {row.gateway_id: _Gateway(row) for row in connection.execute(query)}
     for number, report in reports.items():
         try:

@@ -32,6 +32,7 @@ def build(settings: Settings) -> Service:
         opening=[journal.open],
         tasks=[lambda: run_relay(journal, bus.client), handlers.run],
         closing=[journal.close],
+        checks=[journal.problem],
     )
 
 

@@ -13,6 +13,7 @@ from slmops.contracts.commands.fleet import Attention
 from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import Problem
 from slmops.contracts.events import UpdatePhase
+from slmops.contracts.identity import Labels
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.names import Name, Version
 from slmops.contracts.plan import Release
@@ -35,7 +36,7 @@ class EnrolGateway(Command[Enrolment]):
     confidential: ClassVar[bool] = True
     gateway_id: Name
     blueprint: Name
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
     public_key: str = Field(pattern=r"^U[A-Z2-7]{55}$")
     token: str = Field(repr=False, min_length=1)
 

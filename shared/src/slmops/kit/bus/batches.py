@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from slmops.contracts import subjects
 from slmops.contracts.errors import TemporaryError
 from slmops.kit.bus.delivery import MESSAGES, SECONDS, Delivery, check_deliveries, not_json
+from slmops.kit.bus.outage import outlast
 from slmops.kit.tracing import span
 
 M = TypeVar("M", bound=BaseModel)
@@ -88,7 +89,9 @@ class Batches(Generic[M, C]):
         if not batch:
             return
         try:
-            refused = await self._handler([received for _, received in batch])
+            received = [one for _, one in batch]
+            messages, stopping = [message for message, _ in batch], self._delivery.stopping
+            refused = await outlast(lambda: self._handler(received), messages, stopping)
         except Exception as error:
             if len(batch) == 1 or isinstance(error, TemporaryError):
                 failed.update((id(message), error) for message, _ in batch)

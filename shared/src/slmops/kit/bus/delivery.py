@@ -3,6 +3,7 @@
 - permanent error, or a message that does not validate: the message is dead-lettered at once and rejected
 - temporary error: the message is redelivered after the error's delay; on the last delivery it is dead-lettered and
   rejected
+- the service's own database does not answer: the message is kept and tried again in place (`outage`)
 - defect of slmops (any other exception): like a temporary error, with its traceback in the log
 - crash of the process: JetStream redelivers when the acknowledgement is overdue. If this happens on every delivery, the
   message is dead-lettered and not handled again
@@ -107,6 +108,7 @@ class Delivery:
     def __init__(self, service: str) -> None:
         self.service = service
         self.client: BusClient | None = None
+        self.stopping = asyncio.Event()
         self.max_deliver: dict[str, int] = {}
         """By durable consumer, if not `MAX_DELIVER`."""
 

@@ -48,6 +48,7 @@ from slmops.kit.bus.dialing import Handshakes, encryption
 from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
 from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
 from slmops.kit.bus.gaps import Durable
+from slmops.kit.bus.outage import outlast
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer
 from slmops.kit.bus.stream_watch import look_for_gaps
 from slmops.kit.bus.throttle import THROTTLED, Throttle, source_of
@@ -189,7 +190,9 @@ class Bus:
                 raise not_json(error) from error
 
         async def handle(message: M) -> None:
-            await handler(message, _context(kind, _current.get().raw_message, message))
+            raw = _current.get().raw_message
+            context = _context(kind, raw, message)
+            await outlast(lambda: handler(message, context), [raw], self._delivery.stopping)
 
         describe(handle, getattr(handler, "__name__", "handle"), message=kind)
         self.broker.subscriber(
@@ -389,6 +392,7 @@ class Bus:
     async def begin_stop(self) -> None:
         """Stops accepting commands and finishes those that run. From now on a closed connection is expected."""
         self._stopping = True
+        self._delivery.stopping.set()
         for subscriber in self.answering.subscribers:
             await subscriber.stop()
         await asyncio.gather(*(pool.stop(_STOP_GRACE) for pool in self._pools))
@@ -430,6 +434,8 @@ def _context(kind: type[BaseModel], message: Msg, body: BaseModel, *, with_ids: 
     if isinstance(body, Event) and body.subject != message.subject:
         # Permissions restrict a gateway to its own subject; the body must not name another gateway.
         raise PermanentError(f"the event of {body.key} is on another gateway's subject", where=message.subject)
+    if isinstance(body, Event):
+        body.check_received()
     headers = _headers(message)
     if issubclass(kind, Event):
         envelope = Envelope.from_headers(message.headers)

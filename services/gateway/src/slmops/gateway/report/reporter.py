@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import uuid
+import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -66,6 +66,18 @@ def _shortened(problem: Problem) -> Problem:
     return problem.model_copy(update={"what": problem.what[:_PROBLEM_LENGTH]})
 
 
+def _stored_sequence(counter: Path) -> int:
+    """Returns the last sequence number that may have been used; 0 if there is none or a fault of the disk damaged it.
+    The report's boot tells the services that the numbers start anew."""
+    try:
+        return int(counter.read_text() or 0)
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        log.warning("%s is damaged: reports are counted from 1 again", counter)
+        return 0
+
+
 class Reporter:
     """Writes messages to the spool and publishes them when there is a network.
 
@@ -81,9 +93,10 @@ class Reporter:
         self._clock = clock
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
         self._queued = asyncio.Event()
-        self._sequence = int(counter.read_text() or 0) if counter.exists() else 0
+        self._sequence = _stored_sequence(counter)
+        self._boot = secrets.token_hex(8)
         self._since = clock()
-        self._boot, self._measured = uuid.uuid4().hex, 0
+        self._measured = 0
         self._enrolment = 0
         self._last: GatewayReported | None = None
         """The newest report; None before the first, and after one that was lost."""
@@ -117,6 +130,7 @@ class Reporter:
             blueprint=self._identity.blueprint,
             enrolment=self._enrolment,
             sequence=max(1, self._sequence),
+            boot=self._boot,
             labels=self._identity.labels,
             phase=status.phase,
             running=status.running,
@@ -138,7 +152,8 @@ class Reporter:
         self._sequence += 1
         self._last = event = self._event(status)
         envelope = Envelope(
-            id=event_id(self._identity.gateway_id, "reported", str(self._sequence)),
+            # With the boot: after a loss of the counter the same numbers are other reports.
+            id=event_id(self._identity.gateway_id, "reported", self._boot, str(self._sequence)),
             source=f"slmops/gateway/{self._identity.gateway_id}",
             type=event.type,
             time=event.at,

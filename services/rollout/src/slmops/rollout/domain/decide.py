@@ -35,13 +35,15 @@ from slmops.contracts.profile import PROFILES
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout
 from slmops.rollout.domain.gate import GateDecision, Verdict
 from slmops.rollout.domain.lifecycle import State, Trigger, next_state
+from slmops.rollout.domain.soundness import check_blueprint, check_stages
 
 OperatorCommand = PauseRollout | ResumeRollout | AbortRollout | RollbackRollout
 
 
 def apply_blueprint(state: BlueprintState, command: ApplyBlueprint, now: datetime) -> list[Event]:
-    """Decides `ApplyBlueprint`. Raises `NotFound` for an unknown device profile."""
+    """Decides `ApplyBlueprint`. Raises `NotFound` for an unknown device profile, and `InvalidBlueprint`."""
     spec = command.spec
+    check_blueprint(spec)
     if spec.profile not in PROFILES:
         raise NotFound(
             f"there is no device profile named {spec.profile}", fix=f"Profiles: {', '.join(sorted(PROFILES))}."
@@ -56,10 +58,11 @@ def start_rollout(
 ) -> list[Event]:
     """Decides `StartRollout`. `packages` are those of the blueprint's model, oldest first.
 
-    Raises `NotFound` (blueprint, package), `AlreadyExists` (this candidate is under way), `IllegalTransition` (another
-    one is), `PermanentError` (it is already the stable release).
+    Raises `InvalidBlueprint` (stages of the command), `NotFound` (blueprint, package), `AlreadyExists` (this candidate
+    is under way), `IllegalTransition` (another one is), `PermanentError` (it is already the stable release).
     """
     revision = _applied(state)
+    check_stages(state.name, command.stages)
     candidate = _release(revision, _package(revision, command.version, packages))
     _check_startable(state, candidate)
     return [
