@@ -115,12 +115,17 @@ SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
             *jetstream.reading_bucket(DESIRED_BUCKET, "blueprint.*"),
         ),
     ),
-    # It reads every revocation again at its start. Its connection to the system account pushes what it decides.
+    # It reads every revocation again at its start, and enrolments after a loss of its database. Its connection to the
+    # system account pushes what it decides.
     "access": _user(
         "access",
         "slmops.user.>",
         consumes=CONSUMED["access"],
-        uses=jetstream.reading_all("slmops.gateway.revoked.v1.*.*"),
+        uses=(
+            *jetstream.reading_all("slmops.user.>"),
+            *jetstream.reading_all("slmops.gateway.revoked.v1.*.*"),
+            *jetstream.reading_all("slmops.gateway.enrolled.v1.*"),
+        ),
     ),
 }
 

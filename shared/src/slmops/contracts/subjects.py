@@ -83,7 +83,7 @@ REMOVED = (("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),)
 requests. Their messages are removed; this release publishes on none of these subjects."""
 
 CONSUMED: dict[str, tuple[str, ...]] = {
-    "access": ("slmops.gateway.revoked.v1.*.*",),
+    "access": ("slmops.gateway.revoked.v1.*.*", "slmops.gateway.enrolled.v1.*"),
     "registry": (
         *(f"slmops.variant.{fact}.v1" for fact in ("started", "progressed", "optimized", "rejected")),
         *(f"slmops.package.{fact}.v1" for fact in ("published", "delta_published", "withdrawn", "delta_withdrawn")),
