@@ -32,6 +32,7 @@ from slmops.contracts.subjects import (
     PERSON_INBOX,
     ROLL_CALL,
     STREAMS,
+    dead_letter,
     inbox,
     inbox_of,
     roll_call_answer,
@@ -54,15 +55,26 @@ PROVISIONER: Final = "provisioner"
 """The user that creates streams and buckets. No service runs with its credentials."""
 
 
+ANSWERING: Final = ("registry", "optimizer", "packager", "rollout", "access")
+"""The services that answer commands."""
+
+
 def _user(name: str, *publish: str, consumes: Iterable[str] = (), uses: Iterable[str] = ()) -> Permissions:
     """Returns the permissions of a user: its subjects, dead letters, roll calls, and what it uses of JetStream.
 
     `consumes` are the subjects of its durable consumers, `uses` its further rights on JetStream. Answers and events
-    (pull consumers) arrive on its inbox.
+    (pull consumers) arrive on its inbox. It may store dead letters only of what it consumes and answers, because an
+    admin may replay them.
     """
     pulled = [right for subject in consumes for right in jetstream.consuming(name, subject)]
-    allowed = (*publish, "dlq.>", roll_call_answer(name), *jetstream.WATCHING, *pulled, *uses)
+    allowed = (*publish, *_letters(name, consumes), roll_call_answer(name), *jetstream.WATCHING, *pulled, *uses)
     return Permissions(allowed, (f"{inbox(name)}.>", ROLL_CALL))
+
+
+def _letters(name: str, consumes: Iterable[str]) -> tuple[str, ...]:
+    commands = f"cmd.{name}.>"
+    own = (dead_letter(commands), dead_letter(commands, confidential=True)) if name in ANSWERING else ()
+    return (*map(dead_letter, consumes), *own)
 
 
 SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
@@ -161,9 +173,7 @@ def _answers(service: str) -> Permissions:
     return Permissions((f"{SERVER_INBOX}.>", *(f"{inbox(name)}.>" for name in senders)), (f"cmd.{service}.>",))
 
 
-ANSWERING_PERMISSIONS: Final[dict[str, Permissions]] = {
-    service: _answers(service) for service in ("registry", "optimizer", "packager", "rollout", "access")
-}
+ANSWERING_PERMISSIONS: Final[dict[str, Permissions]] = {service: _answers(service) for service in ANSWERING}
 """The permissions of each service's answering user."""
 
 # ---- people ------------------------------------------------------------------------------------------------

@@ -201,6 +201,11 @@ def dead_letter(subject: str, *, confidential: bool = False) -> str:
     return DEAD_LETTER_PREFIX + (CONFIDENTIAL_PREFIX if confidential else "") + subject
 
 
+def dead_letter_of(stored: str) -> str:
+    """Returns the original subject of a dead letter by the subject where it is stored."""
+    return stored.removeprefix(DEAD_LETTER_PREFIX).removeprefix(CONFIDENTIAL_PREFIX)
+
+
 def template(subject: str) -> str:
     """Returns the subject without its sender, or with a gateway's id and key replaced, so that labels are bounded."""
     if subject.startswith(DEAD_LETTER_PREFIX):
