@@ -13,7 +13,7 @@ The database is SQLite (WAL, synchronous=FULL, embedded) or, by changing the URL
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    exists,
     func,
     insert,
     select,
@@ -302,15 +303,25 @@ class Journal:
 
         return await self._guarded(once)
 
-    async def outbox(self, limit: int = 200) -> list[Recorded]:
-        """Returns the events that are not published yet, oldest first."""
-        table = self.events
+    async def outbox(self, limit: int = 200, without: Collection[str] = ()) -> list[Recorded]:
+        """Returns a page of the events that are not published yet, oldest first.
+
+        `without` are types of events that are left out, and with them the later events of their streams. Growth: the
+        page; with `without` the events that are left out and the versions of the streams of the page.
+        """
+        table, earlier = self.events, self.events.alias()
+        wanted = select(table).where(table.c.published.is_(False)).order_by(table.c.position).limit(limit)
+        if without:
+            waiting = exists().where(
+                earlier.c.stream == table.c.stream,
+                earlier.c.version < table.c.version,
+                earlier.c.published.is_(False),
+                earlier.c.type.in_(without),
+            )
+            wanted = wanted.where(table.c.type.not_in(without), ~waiting)
 
         def query(connection: Connection) -> list[Recorded]:
-            rows = connection.execute(
-                select(table).where(table.c.published.is_(False)).order_by(table.c.position).limit(limit)
-            ).all()
-            return [self._recorded(row) for row in rows]
+            return [self._recorded(row) for row in connection.execute(wanted).all()]
 
         return await self.read(query)
 
