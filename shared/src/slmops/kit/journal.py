@@ -13,7 +13,7 @@ The database is SQLite (WAL, synchronous=FULL, embedded) or, by changing the URL
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -95,6 +95,16 @@ def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
         Column("at", Double, nullable=False, server_default="0", index=True),  # Unix seconds
     )
     return events, consumed
+
+
+def put(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Updates the row with this key or inserts it, with statements that every database supports.
+
+    Call it within `Journal.transact`: its writers wait for one another, so nobody inserts the row in between.
+    """
+    matches = [table.c[column] == value for column, value in key.items()]
+    if connection.execute(update(table).where(*matches).values(**values)).rowcount == 0:
+        connection.execute(insert(table).values(**key, **values))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from slmops.contracts.commands import (
     Withdrawal,
     WithdrawPackage,
 )
-from slmops.contracts.descriptor import Descriptor, Digest
+from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import CredentialRevoked, NotFound, NotReady
 from slmops.contracts.events import (
     GatewayEnrolled,
@@ -27,7 +27,7 @@ from slmops.contracts.events import (
     PackagePublished,
     VariantOptimized,
 )
-from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
+from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep
 from slmops.contracts.plan import Plan
 from slmops.kit.bus.service_bus import Bus, MessageContext
 from slmops.kit.clock import Clock
@@ -49,6 +49,7 @@ from slmops.packager.domain import (
     planned,
     withdrawn,
 )
+from slmops.packager.export import presigned_file
 from slmops.packager.routes import cheapest_route
 from slmops.packager.tuf_metadata import TufMetadata
 
@@ -214,10 +215,10 @@ class Handlers:
         if package is None:
             raise NotFound("this package was not published here, or it was withdrawn", where=digest)
         manifest = await self._objects.get_manifest(package.manifest.digest)
-        layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
+        layers = [presigned_file(self._objects, layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageFiles(
-            manifest=await self._file(MANIFEST_PATH, package.manifest),
-            signature=await self._file(SIGNATURE_PATH, package.signature),
+            manifest=await presigned_file(self._objects, MANIFEST_PATH, package.manifest),
+            signature=await presigned_file(self._objects, SIGNATURE_PATH, package.signature),
             files=tuple(await asyncio.gather(*layers)),
             route=await self._route(package, have),
         )
@@ -254,9 +255,6 @@ class Handlers:
             raise NotReady(f"there is no plan for {blueprint} yet", where="packager", fix="Apply the blueprint.")
         statement, _ = open_plan(found[0], await self.trust.rollout_keys())
         return found[0], statement.plan
-
-    async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
-        return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
