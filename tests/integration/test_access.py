@@ -208,7 +208,7 @@ async def test_the_service_refuses_what_a_too_wide_template_lets_pass(
             await bus.start()
         alice = await BusClient.connect(BusSettings(nats_url=site.url, nats_creds=creds), name="alice")
         assert await alice.request(ListVersions()) == VersionList(versions=())
-        with pytest.raises(Denied, match="alice is viewer, and this needs the role operator"):
+        with pytest.raises(Denied, match="alice has the role viewer, and this command requires the role operator"):
             await alice.request(StartRollout(blueprint="edge-chat"))
         assert done == [ListVersions()]
         await alice.close()

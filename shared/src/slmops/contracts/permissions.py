@@ -229,7 +229,7 @@ BUNDLER: Final = "console"
 
 
 def authorize(command: type[Command[Any]], sender: Actor | None) -> None:
-    """Raises `Denied`, which names the role that is needed, if `sender` may not send a command."""
+    """Raises `Denied` if `sender` may not send a command. The error names the required role."""
     subject = command.subject_template()
     if command.anonymous or command.per_gateway:
         return  # the server restricts both to their own accounts
@@ -237,12 +237,12 @@ def authorize(command: type[Command[Any]], sender: Actor | None) -> None:
     if sender is not None and sender.role is not None:
         if not sender.role.covers(needed):
             raise Denied(
-                f"{sender.name} is {sender.role}, and this needs the role {needed}",
+                f"{sender.name} has the role {sender.role}, and this command requires the role {needed}",
                 where=subject,
-                fix=f"Ask somebody who is {needed}, or an admin for that role (slmops user add).",
+                fix=f"Ask a person with the role {needed} to send it, or an admin to give you that role.",
             )
     elif sender is None or f"{subject}.{sender.token}" not in _commands_of(sender.name):
-        raise Denied(f"{sender or 'nobody'} may not send this command", where=subject)
+        raise Denied(f"{sender or 'an unknown sender'} may not send this command", where=subject)
 
 
 def _commands_of(service: str) -> tuple[str, ...]:

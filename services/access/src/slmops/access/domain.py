@@ -72,7 +72,7 @@ def revoke(known: Person | None, command: RevokeUser, other_admins: int, now: da
         return []
     if known.role is Role.ADMIN and known.active(now) and other_admins == 0:
         raise Denied(
-            f"{command.user} is the last admin, so nobody could add users any more", fix="Add another admin first."
+            f"{command.user} is the last admin, and only an admin can add people", fix="Add another admin first."
         )
     return [UserRevoked(user=command.user, public_key=known.public_key, reason=command.reason, at=now)]
 

@@ -62,7 +62,7 @@ GATEWAYS = Table(
     Column("expires_at", Double),
     Column("endless", Boolean, nullable=False, server_default=true()),
 )
-# What the bus still has to be told about single gateways. A row is deleted when it was.
+# Overlays that still have to be written to the bus. A row is deleted when its overlay is written.
 OVERLAY_WRITES = Table(
     "overlay_writes",
     _TABLES,
