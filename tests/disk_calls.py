@@ -15,13 +15,45 @@ from typing import Any
 import pytest
 
 _PATH_CALLS = ("rename", "replace", "link", "unlink", "remove", "mkdir", "rmdir", "scandir", "listdir")
-_CHANGES = frozenset({"rename", "replace", "link", "unlink", "remove", "mkdir", "rmdir", "fsync", "write"})
+_CHANGES = frozenset({"rename", "replace", "link", "unlink", "remove", "mkdir", "rmdir", "fsync", "write", "half"})
+Damage = Callable[[bytes], bytes]
+"""What a power loss leaves of a file that was not flushed to the disk."""
+DAMAGES: dict[str, Damage] = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[: len(data) // 2],
+    "zeros": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),  # its size is on the disk already
+}
+
+
+class _Writing:
+    """A file that is open for writing. Each write stops in the middle, with half of its bytes on the disk, if `half`
+    raises."""
+
+    def __init__(self, file: Any, half: Callable[[], None]) -> None:
+        self._file, self._half = file, half
+
+    def write(self, data: Any) -> int:
+        middle = len(data) // 2
+        first = self._file.write(data[:middle])
+        self._file.flush()
+        self._half()
+        return int(first + self._file.write(data[first:]))
+
+    def __enter__(self) -> _Writing:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._file.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class DiskCalls:
     """Calls `before(name, path)` for each call on a path below one of `folders`; what it raises is the call's error.
 
-    Names are those of `os`, and `write` or `read` for opening a file.
+    Names are those of `os`, `write` or `read` for opening a file, and `half` in the middle of writing to it.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
@@ -50,23 +82,34 @@ class DiskCalls:
             if not isinstance(path, int):
                 self._see("write" if writes else "read", path)
             file = open_file(path, mode, *rest, **options)
-            if writes and not isinstance(path, int):
+            if not writes:
+                return file
+            if not isinstance(path, int):
                 self._unsynced.add(os.fstat(file.fileno()).st_ino)
-            return file
+            return _Writing(file, lambda: self._see("half", file.fileno()))
 
         monkeypatch.setattr(os, "fsync", seen_fsync)
         monkeypatch.setattr(os, "open", seen_os_open)
         monkeypatch.setattr(io, "open", seen_open)
         monkeypatch.setattr(builtins, "open", seen_open)
 
-    def copy_after_power_loss(self, home: Path, copy: Path) -> None:
-        """Copies a folder as a power loss may leave it: files that were not flushed to the disk are empty."""
+    def unsynced(self, home: Path) -> list[Path]:
+        """Returns the files below a folder that have content, but were not flushed to the disk."""
+        seen, self.before = self.before, lambda name, path: None
+        try:
+            files = [path for path in home.rglob("*") if path.is_file()]
+            return [path for path in files if path.stat().st_ino in self._unsynced and path.stat().st_size]
+        finally:
+            self.before = seen
+
+    def copy_after_power_loss(self, home: Path, copy: Path, damage: Damage = DAMAGES["empty"]) -> None:
+        """Copies a folder as a power loss may leave it: files that were not flushed to the disk are damaged."""
         seen, self.before, unsynced = self.before, lambda name, path: None, set(self._unsynced)
         try:
             shutil.copytree(home, copy)
             for path in home.rglob("*"):
                 if path.is_file() and path.stat().st_ino in self._unsynced:
-                    (copy / path.relative_to(home)).write_bytes(b"")
+                    (copy / path.relative_to(home)).write_bytes(damage(path.read_bytes()))
         finally:  # what the copy wrote does not count
             self.before, self._unsynced = seen, unsynced
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from slmops.contracts.permissions import ANSWERING_PERMISSIONS, ENROL_USER, SYSTEM_USER, answering_user
-from slmops.kit.bus.nats_auth import server_config
+from slmops.kit.bus.nats_auth import accounts_folder, server_config
 from slmops.kit.clock import utc_now
 from slmops.local.certificates import Certificates
 from slmops.local.layout import Layout
@@ -42,7 +42,7 @@ USES_OBJECTS = ("registry", "optimizer", "packager")
 
 def main() -> None:
     layout = Layout(AUTHORITY)
-    layout.prepare()
+    layout.prepare(accounts=accounts_folder(SERVICES / "nats" / "store"))
     trusted = {TRUSTED: certificate_files(layout, CERTIFICATES)["ca.pem"]}
     for home in sorted(SERVICES.iterdir()):
         _write_keys(home, (_server_files(layout, home) or _service_files(layout, home.name)) | trusted)

@@ -22,3 +22,11 @@ def test_a_service_has_rights_on_exactly_the_consumers_that_it_has(name: str) ->
     assert own == {durable_name(name, subject) for subject in CONSUMED[name]}
     granted = [right for right in SERVICE_PERMISSIONS[name].publish if ".CONSUMER.MSG.NEXT." in right]
     assert {Durable(*right.split(".")[-2:]) for right in granted} == set(service.bus.durables)
+
+
+@pytest.mark.parametrize("name", SERVICE_PERMISSIONS)
+def test_a_service_reads_by_sequence_only_streams_of_facts(name: str) -> None:
+    """The server does not limit this right to a subject, so the stream must hold no secrets."""
+    prefix = "$JS.API.DIRECT.GET."
+    rights = [right.removeprefix(prefix) for right in SERVICE_PERMISSIONS[name].publish if right.startswith(prefix)]
+    assert {right for right in rights if "." not in right} <= {"EVENTS", "ENROLMENTS", "REVOCATIONS"}

@@ -160,7 +160,7 @@ def test_garbage_on_every_subject_is_dead_lettered_and_every_service_stays_healt
 
 def replay(up: Up, sequence: int) -> tuple[int, dict[str, Any]]:
     """Replays a dead letter. Returns the exit code and the first row of the answer."""
-    done = up("dlq", "replay", str(sequence), "--json")
+    done = up("dlq", "replay", str(sequence), "--yes", "--json")
     return done.exit_code, done.json["replayed"][0]
 
 

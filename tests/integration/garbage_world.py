@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from integration.artifact_world import Operator, Optimizer
+from integration.artifact_world import Operator, Optimizer, running, settings_of
 from integration.kit_world import World
 
 from slmops.contracts.commands import CollectGarbage, GarbageReport
@@ -16,9 +20,28 @@ from slmops.contracts.events import PackagePublished, VariantOptimized
 from slmops.contracts.manifest import JOB_REPORT, MODEL_CONFIG, OCI_MANIFEST, SIGNATURE, Manifest
 from slmops.kit.clock import utc_now
 from slmops.kit.objects.store import Objects
+from slmops.kit.settings import ObjectSettings
+from slmops.registry.app import build
+from slmops.registry.settings import Settings
+
+if TYPE_CHECKING:
+    from servers import S3
 
 GRACE = timedelta(seconds=1)
 OLD_S = 3.1
+
+
+def registry_settings(world: World, s3: S3, folder: Path) -> Settings:
+    """Returns the settings of a registry with a bucket of its own, whose garbage may be young."""
+    own = {"s3_bucket": f"registry-{uuid4().hex}", "shortest_grace": GRACE}
+    return Settings.model_validate(settings_of(world, s3, "registry", folder) | own)
+
+
+@asynccontextmanager
+async def running_site(world: World, settings: Settings) -> AsyncIterator[Site]:
+    async with running(build(settings)):
+        objects = Objects(ObjectSettings.model_validate(settings.model_dump()))
+        yield Site(world, objects, Operator(await world.connect("console")))
 
 
 @dataclass

@@ -18,19 +18,28 @@ from integration.test_nats_auth import User, connected
 from nats.aio.client import RawCredentials
 from servers import running
 
+from slmops.access import accounts
 from slmops.access.app import build
 from slmops.access.settings import Settings
 from slmops.contracts import permissions
 from slmops.contracts.cloudevent import Envelope
-from slmops.contracts.commands import AddUser, ListVersions, RevokeUser, StartRollout, VersionList
+from slmops.contracts.commands import AddUser, ListUsers, ListVersions, RevokeUser, StartRollout, VersionList
 from slmops.contracts.errors import AlreadyExists, CredentialsRefused, Denied, Unreachable
-from slmops.contracts.events import GatewayRevoked, UserAdded
+from slmops.contracts.events import Event, GatewayEnrolled, GatewayRevoked, UserAdded, UserRevoked
 from slmops.contracts.identity import Role, person
 from slmops.contracts.permissions import PROVISIONER, SYSTEM_USER, Permissions
 from slmops.contracts.subjects import inbox_of
 from slmops.kit.bus import provisioner
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.nats_auth import Authority, creds_text, gateway_jwt, new_user_seed, public_key, read_creds
+from slmops.kit.bus.nats_auth import (
+    Authority,
+    creds_text,
+    gateway_jwt,
+    new_user_seed,
+    public_key,
+    read_creds,
+    revoked_keys,
+)
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.cancellation import cancel_and_wait
 from slmops.kit.settings import BusSettings
@@ -48,6 +57,14 @@ class Site:
     @property
     def admin(self) -> str:
         return read_creds(self.layout.creds(ADMIN).read_text()).who.name
+
+    def lose_database(self) -> None:
+        for file in self.folder.glob("access.db*"):
+            file.unlink()
+
+    def refused_keys(self, account: str) -> set[str]:
+        """Returns the revoked keys of people's or gateways' account, as the server keeps them."""
+        return set(revoked_keys(self.layout.nats_accounts, getattr(self.layout.authority().account_keys, account)))
 
     def cli(self, creds: Path | None = None) -> Cli:
         world = World(self.url, {"console": creds or self.layout.creds(ADMIN)}, None)  # type: ignore[arg-type]
@@ -95,6 +112,16 @@ def new_site(folder: Path) -> Site:
 
 def server(site: Site) -> Iterator[int]:
     return running(nats_spec(site.layout, choose_ports(site.layout.ports_file, ["nats"])["nats"]))  # type: ignore[return-value]
+
+
+async def eventually_published(client: BusClient, kind: type[Event], user: str) -> None:
+    """Waits until the stream has an event about a person."""
+    async with asyncio.timeout(20):
+        while True:
+            async for _, event in client.recorded(kind):
+                if event.key == user:
+                    return
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -181,7 +208,7 @@ async def test_the_service_refuses_what_a_too_wide_template_lets_pass(
             await bus.start()
         alice = await BusClient.connect(BusSettings(nats_url=site.url, nats_creds=creds), name="alice")
         assert await alice.request(ListVersions()) == VersionList(versions=())
-        with pytest.raises(Denied, match="alice is viewer, and this needs the role operator"):
+        with pytest.raises(Denied, match="alice has the role viewer, and this command requires the role operator"):
             await alice.request(StartRollout(blueprint="edge-chat"))
         assert done == [ListVersions()]
         await alice.close()
@@ -249,8 +276,7 @@ async def test_a_revoked_gateway_is_disconnected_and_others_are_not(site: Site) 
                     pass
             assert (await site.cli()("whoami", "--json")).exit_code == 0
 
-        for file in site.folder.glob("access.db*"):
-            file.unlink()
+        site.lose_database()
         async with site.access():  # reads the stored revocations again before it pushes accounts
             assert (await site.cli()("whoami", "--json")).exit_code == 0
             for _ in range(10):
@@ -259,6 +285,88 @@ async def test_a_revoked_gateway_is_disconnected_and_others_are_not(site: Site) 
                         pass
                 await asyncio.sleep(0.1)
             await other.nc.flush()
+
+
+async def test_the_credential_of_a_moved_gateway_for_its_old_blueprint_is_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_GATHER_S", 0.05)
+    seed, now = new_user_seed(), datetime.now(UTC)
+    signing = site.layout.gateway_signing_key.read_text()
+
+    def credential(blueprint: str, at: datetime) -> RawCredentials:
+        jwt = gateway_jwt(
+            signing, public_key(seed), "gw-1", blueprint, issued_at=at, expires_at=now + timedelta(days=9)
+        )
+        return RawCredentials(creds_text(jwt, seed))
+
+    old, new = credential("edge-chat", now - timedelta(seconds=1)), credential("kiosk", now)
+    moved = GatewayEnrolled(
+        gateway_id="gw-1", blueprint="kiosk", public_key=public_key(seed), moved_from="edge-chat", at=now
+    )
+
+    async def revoke_another(rollout: BusClient) -> None:
+        """Revokes some other gateway, and waits until the server knows. So the service has read all streams by then."""
+        another = GatewayRevoked(gateway_id="gw-2", public_key=public_key(new_user_seed()), revoked_at=now)
+        await rollout.publish(another, Envelope(id=another.public_key, source="test", type=another.type, time=now))
+        await until(lambda: another.public_key in site.refused_keys("edge"))
+
+    async def refused() -> bool:
+        try:
+            async with connected(site.url, old, b"_INBOX_gw-1"):
+                return False
+        except nats.errors.Error:
+            return True
+
+    async with site.sent_by_admin() as rollout, connected(site.url, new, b"_INBOX_gw-1") as gateway:
+        async with site.access(), connected(site.url, old, b"_INBOX_gw-1") as before:
+            await revoke_another(rollout)
+            assert not before.nc.is_closed
+            await rollout.publish(moved, Envelope(id="moved", source="test", type=moved.type, time=now))
+            await until(lambda: before.nc.is_closed)
+            await gateway.nc.flush()
+            assert not gateway.nc.is_closed
+            assert await refused()
+        site.lose_database()
+        async with site.access():
+            await revoke_another(rollout)
+        assert public_key(seed) in site.refused_keys("edge"), "it was read again from the enrolments"
+        assert await refused()
+
+
+async def test_a_revoked_person_stays_out_after_a_loss_of_the_database(site: Site) -> None:
+    async with site.sent_by_admin() as admin:
+        keys = {}
+        for name in ("alice", "bob"):
+            keys[name] = public_key(new_user_seed())
+            async with site.access():
+                await admin.request(AddUser(user=name, role=Role.OPERATOR, public_key=keys[name]))
+                await admin.request(RevokeUser(user=name, reason="left"))
+                await eventually_published(admin, UserRevoked, name)
+            site.lose_database()
+    assert site.refused_keys("people") == set(keys.values())
+
+
+async def test_a_revoked_first_admin_gets_a_new_key(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    before, seed, path = read_creds(site.layout.creds(ADMIN).read_text()), new_user_seed(), site.folder / "bob.creds"
+    async with site.access():
+        async with site.sent_by_admin() as admin:
+            added = await admin.request(AddUser(user="bob", role=Role.ADMIN, public_key=public_key(seed)))
+        path.write_text(creds_text(added.jwt, seed))
+        bob = await BusClient.connect(BusSettings(nats_url=site.url, nats_creds=path), name="bob")
+        await bob.request(RevokeUser(user=site.admin, reason="stolen"))
+    site.lose_database()
+    async with site.access():  # with the old key, which only the server knows as revoked
+        assert "was revoked, so it is not added again" in caplog.text
+        assert (await bob.request(ListUsers())).users == ()
+    site.layout.prepare()
+    after = read_creds(site.layout.creds(ADMIN).read_text())
+    assert after.who == before.who
+    assert after.public_key != before.public_key
+    async with site.access():
+        [found] = (await bob.request(ListUsers())).users
+        assert (found.user, found.public_key, found.revoked_at) == (site.admin, after.public_key, None)
+    await bob.close()
 
 
 async def test_an_event_names_the_person_who_caused_it(site: Site) -> None:

@@ -38,8 +38,10 @@ from slmops.contracts.commands import (
     StartRollout,
     VersionView,
 )
-from slmops.contracts.errors import IllegalTransition, NotFound
+from slmops.contracts.errors import IllegalTransition, NotFound, PermanentError
 from slmops.contracts.events import ModelAliasMoved
+from slmops.contracts.identity import Role, person
+from slmops.kit.bus.deadletters import CONSUMER_HEADER, SUBJECT_HEADER
 from slmops.kit.bus.service_bus import Bus, MessageContext
 
 if TYPE_CHECKING:
@@ -387,14 +389,61 @@ async def test_a_dead_command_is_kept_while_its_service_does_not_answer(world: W
     await world.client.send(RetireVersion, b"{}")
     (letter,) = await world.dead_letters(1)
     sequence = str(letter.metadata.sequence.stream)
-    again = await slmops("dlq", "replay", sequence, "--json")
+    again = await slmops("dlq", "replay", sequence, "--yes", "--json")
     assert (again.exit_code, again.json["replayed"][0]["problem"]["code"]) == (65, "invalid_message")
     (letter,) = await world.dead_letters(1)
     assert str(letter.metadata.sequence.stream) != sequence
     await bus.stop()
-    silent = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--json")
+    silent = await slmops("dlq", "replay", str(letter.metadata.sequence.stream), "--yes", "--json")
     assert (silent.exit_code, silent.json["replayed"][0]["problem"]["code"]) == (75, "unreachable")
     await world.dead_letters(1)
+
+
+async def test_a_command_is_shown_before_it_is_replayed_and_replay_all_leaves_it_out(world: World, slmops: Cli) -> None:
+    sent: list[RetireVersion] = []
+
+    async def retire(command: RetireVersion) -> VersionView:
+        sent.append(command)
+        return version()
+
+    await world.service("registry", lambda bus: bus.serve(RetireVersion, retire))
+    await world.service("optimizer", (optimizer := Optimizer()).declare)
+    optimizer.fixed = True
+    command = RetireVersion(model="smollm2", version="1.0.0", reason="mine")
+    subject = command.sent_by(person("mallory", Role.APPROVER))
+    await world.client.store(f"dlq.{subject}", command.model_dump_json().encode(), {"Nats-Msg-Id": "1"})
+    event = moved("stable")
+    await world.client.store(f"dlq.{event.type}", event.model_dump_json().encode(), envelope(event).headers())
+    done = await slmops("dlq", "replay", "--all", "--json")
+    assert [row["subject"] for row in done.json["replayed"]] == [event.type]
+    [left_out] = done.json["left_out"]
+    assert left_out["subject"] == subject
+    number = str(left_out["sequence"])
+    text = await slmops("dlq", "replay", "--all")
+    assert f"Left out: {number}" in text.err
+    shown = await slmops("dlq", "replay", number)
+    assert shown.exit_code == 1
+    assert "mallory" in shown.out and '"reason":"mine"' in shown.out
+    assert f"slmops dlq replay {number} --yes" in shown.err
+    assert sent == []
+    assert (await slmops("dlq", "replay", number, "--yes")).exit_code == 0
+    assert sent == [command]
+
+
+async def test_a_letter_whose_headers_name_another_subject_is_not_replayed(world: World, slmops: Cli) -> None:
+    """The server limits the subject under which a service stores a letter. It does not check the headers."""
+    event, other = moved("stable"), "slmops.rollout.completed.v1"
+    for number, headers in enumerate(
+        ({SUBJECT_HEADER: other}, {CONSUMER_HEADER: f"optimizer/{other}"}, {SUBJECT_HEADER: f"dlq.{event.type}"})
+    ):
+        original = envelope(event).headers() | {"Nats-Msg-Id": str(number)}
+        await world.client.store(f"dlq.{event.type}", event.model_dump_json().encode(), original | headers)
+    done = await slmops("dlq", "replay", "--all", "--json")
+    assert [row["problem"]["code"] for row in done.json["replayed"]] == [PermanentError.code] * 3
+    assert {row["subject"] for row in done.json["replayed"]} == {event.type}
+    assert "slmops dlq rm" in done.json["replayed"][0]["problem"]["fix"]
+    assert await world.stored("EVENTS") == []
+    await world.dead_letters(3)
 
 
 async def test_replaying_an_unknown_dead_letter_is_an_error(slmops: Cli) -> None:

@@ -12,7 +12,7 @@ from integration.kit_world import World, envelope, moved, world_on
 from integration.test_nats_auth import connected
 
 from slmops.contracts.errors import NotReady, Unreachable
-from slmops.contracts.permissions import ANSWERING_PERMISSIONS, PROVISIONER, SERVICE_PERMISSIONS
+from slmops.contracts.permissions import ANSWERING, ANSWERING_PERMISSIONS, PROVISIONER, SERVICE_PERMISSIONS
 from slmops.contracts.subjects import CONSUMED, DESIRED_BUCKET, JOB_BUCKET, STREAMS, durable_name, inbox, stream_of
 from slmops.kit.bus import nats_auth, provisioner
 from slmops.kit.bus.client import BusClient
@@ -104,6 +104,25 @@ async def test_the_filter_of_a_consumer_cannot_be_widened(world: World) -> None:
         request = json.dumps({"stream_name": "EVENTS", "config": config}).encode()
         answer = await client.connection.request(f"$JS.API.CONSUMER.CREATE.EVENTS.{durable}.{subject}", request)
         assert "error" in json.loads(answer.data), config
+
+
+@pytest.mark.parametrize("service", SERVICE_PERMISSIONS)
+async def test_a_service_stores_dead_letters_only_of_what_it_consumes_and_answers(
+    nats_server: NatsServer, service: str
+) -> None:
+    own = [f"dlq.{subject.replace('*', 'x')}" for subject in CONSUMED[service]]
+    if service in ANSWERING:
+        own += [f"dlq.cmd.{service}.x.admin.alice", f"dlq.confidential.cmd.{service}.x"]
+    foreign = {f"dlq.{subject.replace('*', 'x')}" for subjects in CONSUMED.values() for subject in subjects} - {*own}
+    foreign |= {f"dlq.cmd.{other}.x.admin.alice" for other in SERVICE_PERMISSIONS if other != service}
+    foreign |= {"dlq.slmops.rollout.completed.v1", "dlq.confidential.slmops.rollout.completed.v1"} - {*own}
+    async with connected(nats_server.url, nats_server.creds[service], inbox(service).encode()) as connection:
+        for subject in own:
+            await connection.nc.publish(subject, b"")
+        assert await connection.refusals() == []
+        for subject in sorted(foreign):
+            await connection.nc.publish(subject, b"")
+        assert len(await connection.refusals()) == len(foreign)
 
 
 async def test_the_error_for_a_missing_stream_names_the_provisioner(world: World) -> None:

@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
-from integration.artifact_world import GOLDEN, Operator, running, settings_of
+from integration.artifact_world import GOLDEN, Operator
 from integration.console_cli import Cli
-from integration.garbage_world import GRACE, OLD_S, Site
+from integration.garbage_world import OLD_S, Site, registry_settings, running_site
 from integration.kit_world import World, envelope, world_on
 
 from slmops.contracts.commands import GarbageReport, RetireVersion
@@ -23,9 +22,6 @@ from slmops.contracts.events import VariantOptimized
 from slmops.contracts.manifest import Manifest
 from slmops.kit.clock import utc_now
 from slmops.kit.journal import Journal
-from slmops.kit.objects.store import Objects
-from slmops.kit.settings import ObjectSettings
-from slmops.registry.app import build
 from slmops.registry.marker import Marker
 from slmops.registry.settings import Settings
 from slmops.registry.store import MIGRATIONS, project, schema
@@ -42,15 +38,13 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
 
 @pytest.fixture
 def settings(world: World, s3: S3, tmp_path: Path) -> Settings:
-    own = {"s3_bucket": f"registry-{uuid4().hex}", "shortest_grace": GRACE}
-    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path) | own)
+    return registry_settings(world, s3, tmp_path)
 
 
 @pytest.fixture
 async def site(world: World, settings: Settings) -> AsyncIterator[Site]:
-    async with running(build(settings)):
-        objects = Objects(ObjectSettings.model_validate(settings.model_dump()))
-        yield Site(world, objects, Operator(await world.connect("console")))
+    async with running_site(world, settings) as site:
+        yield site
 
 
 async def test_blobs_of_a_retired_version_are_collected_except_those_of_its_packages(site: Site) -> None:

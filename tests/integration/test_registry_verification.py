@@ -11,12 +11,11 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
-from integration.artifact_world import GOLDEN, Operator, running, settings_of
+from integration.artifact_world import GOLDEN
 from integration.console_cli import Cli
-from integration.garbage_world import GRACE, Site
+from integration.garbage_world import Site, registry_settings, running_site
 from integration.kit_world import World, world_on
 from minio import Minio
 from tiny_model import make_gguf
@@ -31,7 +30,6 @@ from slmops.kit.objects.quarantine import QUARANTINE
 from slmops.kit.objects.store import Objects
 from slmops.kit.objects.verifying import Verifying
 from slmops.kit.settings import ObjectSettings
-from slmops.registry.app import build
 from slmops.registry.chores import AGAIN_AFTER, HELD, Chore, Chores
 from slmops.registry.garbage import Collector
 from slmops.registry.marker import Marker
@@ -54,15 +52,13 @@ async def world(nats_server: NatsServer) -> AsyncIterator[World]:
 
 @pytest.fixture
 def settings(world: World, s3: S3, tmp_path: Path) -> Settings:
-    own = {"s3_bucket": f"verified-{uuid4().hex}", "shortest_grace": GRACE}
-    return Settings.model_validate(settings_of(world, s3, "registry", tmp_path) | own)
+    return registry_settings(world, s3, tmp_path)
 
 
 @pytest.fixture
 async def site(world: World, settings: Settings) -> AsyncIterator[Site]:
-    async with running(build(settings)):
-        objects = Objects(ObjectSettings.model_validate(settings.model_dump()))
-        yield Site(world, objects, Operator(await world.connect("console")))
+    async with running_site(world, settings) as site:
+        yield site
 
 
 @pytest.fixture

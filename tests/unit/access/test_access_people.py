@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from sqlalchemy import Connection, create_engine
 
 from slmops.access import store
-from slmops.access.domain import Person, add, record_first_admin, renew, replay, revoke
+from slmops.access.domain import Person, add, record_first_admin, renew, replay, revoke, with_moved
 from slmops.access.store import Holders
 from slmops.contracts.commands import AddUser, RevokeUser
 from slmops.contracts.errors import AlreadyExists, Denied, NotFound
-from slmops.contracts.events import GatewayRevoked, UserAdded, UserRenewed, UserRevoked
+from slmops.contracts.events import GatewayEnrolled, GatewayRevoked, UserAdded, UserRenewed, UserRevoked
 from slmops.contracts.identity import LONGEST_CREDENTIAL_LIFE, Role
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -69,14 +70,31 @@ def test_the_last_admin_stays() -> None:
 
 def test_the_first_admin_holds_one_key() -> None:
     given = Person("alice", Role.ADMIN, KEY, LATER)
-    assert [type(e) for e in record_first_admin(None, given, NOW)] == [UserAdded]
-    assert record_first_admin(given, given, NOW) == []
+    assert [type(e) for e in record_first_admin(None, given, False, NOW)] == [UserAdded]
+    assert record_first_admin(given, given, False, NOW) == []
     again = Person("alice", Role.ADMIN, KEY, LATER + timedelta(days=1))
-    assert [type(e) for e in record_first_admin(given, again, NOW)] == [UserRenewed]
+    assert [type(e) for e in record_first_admin(given, again, False, NOW)] == [UserRenewed]
     # A lost key, and somebody else's name: what was given before is taken away.
-    (gone, added) = record_first_admin(Person("alice", Role.VIEWER, OTHER, LATER), given, NOW)
+    (gone, added) = record_first_admin(Person("alice", Role.VIEWER, OTHER, LATER), given, False, NOW)
     assert isinstance(gone, UserRevoked) and gone.public_key == OTHER
     assert isinstance(added, UserAdded) and added.role is Role.ADMIN
+
+
+def test_a_revoked_key_of_the_first_admin_is_not_added_again() -> None:
+    given = Person("alice", Role.ADMIN, KEY, LATER)
+    for known, key_is_revoked in ((replace(given, revoked=True), False), (None, True)):
+        with pytest.raises(Denied, match="was revoked") as refusal:
+            record_first_admin(known, given, key_is_revoked, NOW)
+        assert "slmops up" in (refusal.value.fix or "")
+    added = record_first_admin(replace(given, revoked=True), replace(given, public_key=OTHER), False, NOW)
+    assert [type(event) for event in added] == [UserAdded]
+
+
+def test_moved_gateways_do_not_displace_revoked_keys() -> None:
+    revoked, moved = {"UA": 5, "UB": 6}, {"UC": 9, "UB": 8, "UD": 7, "UA": 1}
+    assert with_moved(revoked, moved, 100) == {"UA": 5, "UB": 8, "UC": 9, "UD": 7}
+    assert with_moved(revoked, moved, 1) == {"UA": 5, "UB": 8, "UC": 9}, "the newest move has the room"
+    assert with_moved(revoked, moved, 0) == {"UA": 5, "UB": 8}
 
 
 @pytest.fixture
@@ -118,6 +136,35 @@ def test_an_older_revocation_of_a_key_does_not_replace_a_newer_one(connection: C
     for at in (NOW, NOW - timedelta(hours=1)):
         store.record_gateway(connection, gateway(revoked_at=at))
     assert store.revoked_keys(connection, Holders.GATEWAYS, NOW) == {KEY: int(NOW.timestamp())}
+
+
+def enrolled(**changes: Any) -> GatewayEnrolled:
+    fields = {"gateway_id": "gw-1", "blueprint": "kiosk", "public_key": KEY, "moved_from": "edge-chat", "at": NOW}
+    return GatewayEnrolled(**{**fields, **changes})
+
+
+def test_a_move_refuses_the_credentials_before_it_and_not_its_own(connection: Connection) -> None:
+    at = NOW + timedelta(seconds=0.7)
+    store.record_moved(connection, enrolled(at=at))
+    store.record_moved(connection, enrolled(public_key=OTHER, moved_from=None))
+    found = store.revoked_keys(connection, Holders.MOVED, NOW)
+    assert found == {KEY: int(NOW.timestamp()) - 1}, "the server refuses what was issued at that second or before"
+    assert store.revoked_keys(connection, Holders.GATEWAYS, NOW) == {}
+    assert store.forget_expired(connection, NOW + LONGEST_CREDENTIAL_LIFE + timedelta(days=2)) == 1
+
+
+def test_revoked_keys_are_listed_with_the_newest_first(connection: Connection) -> None:
+    for day, key in enumerate((OTHER, KEY)):
+        store.record_moved(connection, enrolled(public_key=key, at=NOW + timedelta(days=day)))
+    assert list(store.revoked_keys(connection, Holders.MOVED, NOW)) == [KEY, OTHER]
+
+
+def test_a_person_whom_a_new_database_does_not_know_stays_revoked(connection: Connection) -> None:
+    event = UserRevoked(user="alice", public_key=KEY, reason="left", at=NOW)
+    for _ in range(2):
+        store.record_person(connection, event)
+    assert store.revoked_keys(connection, Holders.PEOPLE, LATER) == {KEY: int(NOW.timestamp())}
+    assert store.forget_expired(connection, NOW + LONGEST_CREDENTIAL_LIFE + timedelta(days=2)) == 1
 
 
 def test_people_are_listed_a_page_at_a_time(connection: Connection) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk_calls import DiskCalls, calls_of_this_thread, changes
+from disk_calls import DAMAGES, DiskCalls, calls_of_this_thread, changes
 from unit.gateway.update_world import NEW, OLD, World, release, settled
 
 from slmops.contracts.blueprint import RuntimeSettings
@@ -155,25 +155,32 @@ async def test_the_gateway_recovers_whatever_call_fails(
                 break
             number += 1
         assert number - first > (20 if scenario == "good" else 5)
+        assert any(call.startswith("half") for call in disk.made), "a write stops in the middle"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_the_gateway_starts_after_a_power_loss_before_any_call(
     world: World, calls: DiskCalls, scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[str] = []
     disks: list[tuple[str, Path]] = []
 
     def copy(name: str, path: Path) -> None:
-        if changes(name):
-            disks.append((f"{name} {path.name}", tmp_path / f"disk-{len(disks)}"))
-            calls.copy_after_power_loss(world.home, disks[-1][1])
+        if not changes(name):
+            return
+        made.append(f"{name} {path.name}")
+        if len(made) > first:
+            for kind in DAMAGES if calls.unsynced(world.home) else ["empty"]:
+                disks.append((f"{made[-1]} ({kind})", tmp_path / f"disk-{len(disks)}"))
+                calls.copy_after_power_loss(world.home, disks[-1][1], DAMAGES[kind])
 
     first = await first_call(world, FailingDisk(calls), scenario)
     calls.before = copy
     await asyncio.gather(SCENARIOS[scenario](world), return_exceptions=True)
     calls.before = lambda name, path: None
-    assert len(disks) > 20
-    for where, folder in disks[first:]:
+    assert len(made) > 20
+    assert {kind for kind in DAMAGES if any(kind in where for where, _ in disks)} == {*DAMAGES}
+    for where, folder in disks:
         after = World(folder, monkeypatch)
         await after.updater.restore()
         await recovers(after, where)

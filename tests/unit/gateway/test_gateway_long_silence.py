@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disk_calls import DAMAGES, DiskCalls, changes
 
 from slmops.contracts.descriptor import digest_of
 from slmops.contracts.errors import MessageTooLarge, Problem
@@ -79,6 +80,37 @@ async def test_a_gateway_without_a_network_for_months_keeps_its_newest_report_an
     reports = gateway.reports()
     assert [(report.sequence, report.phase) for report in reports] == [(1, "failed"), (201, "committed")]
     assert len(gateway.spool.pending(1000)) - len(reports) == 18, "measurements get the room of outdated reports"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_power_loss_during_a_report_never_makes_later_reports_older(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """What matters is the highest sequence, so a lower one after the restart would silence the gateway."""
+    home = tmp_path / "home"
+    home.mkdir()
+    calls, disks = DiskCalls(monkeypatch, home), list[Path]()
+
+    def copy(name: str, path: Path) -> None:
+        if changes(name) and path.name == "report.sequence":
+            disks.append(tmp_path / f"disk-{len(disks)}")
+            calls.copy_after_power_loss(home, disks[-1], DAMAGES[damage])
+
+    gateway = Gateway(home, max_rows=100)
+    calls.before = copy
+    await gateway.beat(3)
+    calls.before = lambda name, path: None
+    assert len(disks) >= 9
+    for disk in disks:
+        before = max((report.sequence for report in Gateway(disk, max_rows=100).reports()), default=0)
+        again = Gateway(disk, max_rows=100)
+        await again.beat(1)
+        assert again.reports()[-1].sequence > before, disk.name
+
+
+def test_the_number_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    (tmp_path / "report.sequence").write_text("123")
+    assert Gateway(tmp_path, max_rows=10).reporter._sequence == 123
 
 
 async def test_a_report_says_how_many_messages_were_dropped_before_it(tmp_path: Path) -> None:

@@ -7,13 +7,30 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from integration.kit_counter import Counter
+from integration.kit_counter import Counter, moved
+from integration.kit_world import AT
+from sqlalchemy import MetaData
 
-from slmops.contracts.errors import Unreachable
+from slmops.contracts.errors import DiskFull, Unreachable
+from slmops.contracts.events import Event, GatewayEnrolled, GatewayRemoved
 from slmops.kit.bus.client import BusClient
-from slmops.kit.bus.relay import drain
+from slmops.kit.bus.relay import Refusing, drain
+from slmops.kit.journal import Journal, UnitOfWork
 
 KEYS = [f"model-{n}" for n in range(64)]
+
+
+class FullBus:
+    """Refuses events of the stream of enrolments, except those of `known` gateways."""
+
+    def __init__(self, *known: str) -> None:
+        self.known, self.tried, self.stored = known, 0, list[Event]()
+
+    async def publish(self, event: Event, envelope: Any) -> None:
+        if isinstance(event, GatewayEnrolled) and event.gateway_id not in self.known:
+            self.tried += 1
+            raise DiskFull("ENROLMENTS is full")
+        self.stored.append(event)
 
 
 class Bus:
@@ -34,6 +51,66 @@ class Bus:
 async def drained(counter: Counter, bus: Bus) -> int:
     async with asyncio.timeout(30):
         return await drain(counter.journal, cast("BusClient", bus))
+
+
+def enrolled(gateway_id: str) -> GatewayEnrolled:
+    return GatewayEnrolled(gateway_id=gateway_id, blueprint="kiosk", public_key="U", at=AT)
+
+
+def gone(gateway_id: str) -> GatewayRemoved:
+    return GatewayRemoved(gateway_id=gateway_id, blueprint="kiosk", at=AT)
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> Any:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    journal = Journal(url, service="rollout", metadata=MetaData(), migrations=None, project=lambda *_: None)
+    await journal.open()
+    yield journal
+    await journal.close()
+
+
+async def record(journal: Journal, *events: Event) -> None:
+    def work(unit: UnitOfWork) -> None:
+        for event in events:
+            unit.append(f"of:{event.key}", len(unit.load(f"of:{event.key}")[0]), [event])
+
+    await journal.transact(work)
+
+
+async def test_a_full_stream_does_not_hold_up_events_of_other_streams(journal: Journal) -> None:
+    await record(journal, *(enrolled(f"gw-{n}") for n in range(250)))  # more than a page
+    await record(journal, gone("gw-7"), gone("gw-999"), moved("m", "stable", 1))
+    bus, now = FullBus(), [0.0]
+    refusing = Refusing(lambda: now[0])
+    assert await drain(journal, cast("BusClient", bus), refusing) == 2
+    assert bus.stored == [gone("gw-999"), moved("m", "stable", 1)], "the removal of gw-7 waits for its enrolment"
+    assert bus.tried <= 64
+    tried = bus.tried
+    await record(journal, moved("m", "stable", 2))
+    assert await drain(journal, cast("BusClient", bus), refusing) == 1
+    assert bus.tried == tried, "it is not tried again before its time"
+    bus.known, now[0] = tuple(f"gw-{n}" for n in range(250)), 2.5
+    while await drain(journal, cast("BusClient", bus), refusing):
+        pass
+    assert await journal.outbox() == []
+    assert [type(event) for event in bus.stored if event.key == "gw-7"] == [GatewayEnrolled, GatewayRemoved]
+
+
+def test_a_stream_that_refuses_is_tried_less_and_less_often() -> None:
+    now = [0.0]
+    refusing = Refusing(lambda: now[0])
+    delays = []
+    for _ in range(6):
+        delays.append(refusing.refused("ENROLMENTS"))
+        assert GatewayEnrolled.type in refusing.types() and GatewayRemoved.type not in refusing.types()
+        refusing.accepted("ENROLMENTS")  # another subject of the stream
+        assert refusing.waits("ENROLMENTS")
+        now[0] += delays[-1]
+        assert refusing.types() == []
+    assert delays == [2, 4, 8, 16, 30, 30]
+    refusing.accepted("ENROLMENTS")
+    assert refusing.refused("ENROLMENTS") == 2
 
 
 @pytest.fixture

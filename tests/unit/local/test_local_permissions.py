@@ -86,9 +86,9 @@ def test_the_service_refuses_a_command_and_names_the_role_that_is_needed() -> No
     authorize(StartRollout, ALICE)
     authorize(ListVersions, BOB)
     authorize(ListVersions, service("optimizer"))
-    with pytest.raises(Denied, match="bob is viewer, and this needs the role operator"):
+    with pytest.raises(Denied, match="bob has the role viewer, and this command requires the role operator"):
         authorize(StartRollout, BOB)
-    with pytest.raises(Denied, match="needs the role approver"):
+    with pytest.raises(Denied, match="requires the role approver"):
         authorize(ResumeRollout, ALICE)
     for sender in (service("optimizer"), service("packager"), gateway("gw-1"), None):
         with pytest.raises(Denied, match="may not send"):

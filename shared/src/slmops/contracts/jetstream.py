@@ -43,7 +43,12 @@ def consuming(service: str, subject: str) -> tuple[str, ...]:
 
 
 def reading_all(subject: str) -> tuple[str, ...]:
-    """Reading a stream's messages by sequence. The server does not limit this to the subject."""
+    """Reading a stream's messages by sequence.
+
+    The server does not limit this to the subject, only to the stream: the form of the request that names the subject
+    returns nothing but the newest message. So this is for streams of facts, which hold no secrets. ADR 17 states the
+    alternatives.
+    """
     return (f"{_API}.DIRECT.GET.{stored_in(subject)}",)
 
 

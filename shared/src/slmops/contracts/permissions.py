@@ -32,6 +32,7 @@ from slmops.contracts.subjects import (
     PERSON_INBOX,
     ROLL_CALL,
     STREAMS,
+    dead_letter,
     inbox,
     inbox_of,
     roll_call_answer,
@@ -54,15 +55,26 @@ PROVISIONER: Final = "provisioner"
 """The user that creates streams and buckets. No service runs with its credentials."""
 
 
+ANSWERING: Final = ("registry", "optimizer", "packager", "rollout", "access")
+"""The services that answer commands."""
+
+
 def _user(name: str, *publish: str, consumes: Iterable[str] = (), uses: Iterable[str] = ()) -> Permissions:
     """Returns the permissions of a user: its subjects, dead letters, roll calls, and what it uses of JetStream.
 
     `consumes` are the subjects of its durable consumers, `uses` its further rights on JetStream. Answers and events
-    (pull consumers) arrive on its inbox.
+    (pull consumers) arrive on its inbox. It may store dead letters only of what it consumes and answers, because an
+    admin may replay them.
     """
     pulled = [right for subject in consumes for right in jetstream.consuming(name, subject)]
-    allowed = (*publish, "dlq.>", roll_call_answer(name), *jetstream.WATCHING, *pulled, *uses)
+    allowed = (*publish, *_letters(name, consumes), roll_call_answer(name), *jetstream.WATCHING, *pulled, *uses)
     return Permissions(allowed, (f"{inbox(name)}.>", ROLL_CALL))
+
+
+def _letters(name: str, consumes: Iterable[str]) -> tuple[str, ...]:
+    commands = f"cmd.{name}.>"
+    own = (dead_letter(commands), dead_letter(commands, confidential=True)) if name in ANSWERING else ()
+    return (*map(dead_letter, consumes), *own)
 
 
 SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
@@ -116,12 +128,17 @@ SERVICE_PERMISSIONS: Final[dict[str, Permissions]] = {
             *jetstream.reading_bucket(DESIRED_BUCKET, "blueprint.*"),
         ),
     ),
-    # It reads every revocation again at its start. Its connection to the system account pushes what it decides.
+    # It reads every revocation again at its start, and enrolments after a loss of its database. Its connection to the
+    # system account pushes what it decides.
     "access": _user(
         "access",
         "slmops.user.>",
         consumes=CONSUMED["access"],
-        uses=jetstream.reading_all("slmops.gateway.revoked.v1.*.*"),
+        uses=(
+            *jetstream.reading_all("slmops.user.>"),
+            *jetstream.reading_all("slmops.gateway.revoked.v1.*.*"),
+            *jetstream.reading_all("slmops.gateway.enrolled.v1.*"),
+        ),
     ),
 }
 
@@ -157,9 +174,7 @@ def _answers(service: str) -> Permissions:
     return Permissions((f"{SERVER_INBOX}.>", *(f"{inbox(name)}.>" for name in senders)), (f"cmd.{service}.>",))
 
 
-ANSWERING_PERMISSIONS: Final[dict[str, Permissions]] = {
-    service: _answers(service) for service in ("registry", "optimizer", "packager", "rollout", "access")
-}
+ANSWERING_PERMISSIONS: Final[dict[str, Permissions]] = {service: _answers(service) for service in ANSWERING}
 """The permissions of each service's answering user."""
 
 # ---- people ------------------------------------------------------------------------------------------------
@@ -216,7 +231,7 @@ BUNDLER: Final = "console"
 
 
 def authorize(command: type[Command[Any]], sender: Actor | None) -> None:
-    """Raises `Denied`, which names the role that is needed, if `sender` may not send a command."""
+    """Raises `Denied` if `sender` may not send a command. The error names the required role."""
     subject = command.subject_template()
     if command.anonymous or command.per_gateway:
         return  # the server restricts both to their own accounts
@@ -224,12 +239,12 @@ def authorize(command: type[Command[Any]], sender: Actor | None) -> None:
     if sender is not None and sender.role is not None:
         if not sender.role.covers(needed):
             raise Denied(
-                f"{sender.name} is {sender.role}, and this needs the role {needed}",
+                f"{sender.name} has the role {sender.role}, and this command requires the role {needed}",
                 where=subject,
-                fix=f"Ask somebody who is {needed}, or an admin for that role (slmops user add).",
+                fix=f"Ask a person with the role {needed} to send it, or an admin to give you that role.",
             )
     elif sender is None or f"{subject}.{sender.token}" not in _commands_of(sender.name):
-        raise Denied(f"{sender or 'nobody'} may not send this command", where=subject)
+        raise Denied(f"{sender or 'an unknown sender'} may not send this command", where=subject)
 
 
 def _commands_of(service: str) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ REMOVED = (("DLQ", f"{DEAD_LETTER_PREFIX}cmd.rollout.enrol"),)
 requests. Their messages are removed; this release publishes on none of these subjects."""
 
 CONSUMED: dict[str, tuple[str, ...]] = {
-    "access": ("slmops.gateway.revoked.v1.*.*",),
+    "access": ("slmops.gateway.revoked.v1.*.*", "slmops.gateway.enrolled.v1.*"),
     "registry": (
         *(f"slmops.variant.{fact}.v1" for fact in ("started", "progressed", "optimized", "rejected")),
         *(f"slmops.package.{fact}.v1" for fact in ("published", "delta_published", "withdrawn", "delta_withdrawn")),
@@ -225,6 +225,11 @@ def inbox_of(actor: Actor) -> str:
 
 def dead_letter(subject: str, *, confidential: bool = False) -> str:
     return DEAD_LETTER_PREFIX + (CONFIDENTIAL_PREFIX if confidential else "") + subject
+
+
+def dead_letter_of(stored: str) -> str:
+    """Returns the original subject of a dead letter by the subject where it is stored."""
+    return stored.removeprefix(DEAD_LETTER_PREFIX).removeprefix(CONFIDENTIAL_PREFIX)
 
 
 def template(subject: str) -> str:

@@ -13,7 +13,7 @@ The database is SQLite (WAL, synchronous=FULL, embedded) or, by changing the URL
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    exists,
     func,
     insert,
     select,
@@ -97,6 +98,16 @@ def journal_tables(metadata: MetaData) -> tuple[Table, Table]:
         Column("at", Double, nullable=False, server_default="0", index=True),  # Unix seconds
     )
     return events, consumed
+
+
+def put(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Updates the row with this key or inserts it, with statements that every database supports.
+
+    Call it within `Journal.transact`: its writers wait for one another, so nobody inserts the row in between.
+    """
+    matches = [table.c[column] == value for column, value in key.items()]
+    if connection.execute(update(table).where(*matches).values(**values)).rowcount == 0:
+        connection.execute(insert(table).values(**key, **values))
 
 
 @dataclass(frozen=True)
@@ -321,15 +332,25 @@ class Journal:
 
         return await self._guarded(once)
 
-    async def outbox(self, limit: int = 200) -> list[Recorded]:
-        """Returns the events that are not published yet, oldest first."""
-        table = self.events
+    async def outbox(self, limit: int = 200, without: Collection[str] = ()) -> list[Recorded]:
+        """Returns a page of the events that are not published yet, oldest first.
+
+        `without` are types of events that are left out, and with them the later events of their streams. Growth: the
+        page; with `without` the events that are left out and the versions of the streams of the page.
+        """
+        table, earlier = self.events, self.events.alias()
+        wanted = select(table).where(table.c.published.is_(False)).order_by(table.c.position).limit(limit)
+        if without:
+            waiting = exists().where(
+                earlier.c.stream == table.c.stream,
+                earlier.c.version < table.c.version,
+                earlier.c.published.is_(False),
+                earlier.c.type.in_(without),
+            )
+            wanted = wanted.where(table.c.type.not_in(without), ~waiting)
 
         def query(connection: Connection) -> list[Recorded]:
-            rows = connection.execute(
-                select(table).where(table.c.published.is_(False)).order_by(table.c.position).limit(limit)
-            ).all()
-            return [self._recorded(row) for row in rows]
+            return [self._recorded(row) for row in connection.execute(wanted).all()]
 
         return await self.read(query)
 

@@ -27,7 +27,14 @@ from slmops.contracts.permissions import (
     answering_user,
 )
 from slmops.kit.bus.access_keys import AccessKeys, FirstAdmin
-from slmops.kit.bus.nats_auth import Authority, new_user_seed, public_key, read_creds
+from slmops.kit.bus.nats_auth import (
+    Authority,
+    accounts_folder,
+    new_user_seed,
+    public_key,
+    read_creds,
+    revoked_keys,
+)
 from slmops.kit.clock import utc_now
 from slmops.kit.data_folder import FolderLayout
 from slmops.kit.trust.ceremony import ceremony
@@ -142,6 +149,11 @@ class Layout:
         """JetStream's folder."""
         return self.home("nats") / "store"
 
+    @property
+    def nats_accounts(self) -> Path:
+        """The folder in which the server keeps the accounts that the access service pushed."""
+        return accounts_folder(self.nats_store)
+
     def creds(self, user: str) -> Path:
         return self.keys / f"{user}.creds"
 
@@ -168,9 +180,12 @@ class Layout:
                 fix="Choose a folder with write permission.",
             ) from error
 
-    def prepare(self) -> None:
-        """Creates the folder and its keys, and migrates an older folder. Raises `Denied`, `DiskFull`,
-        `IncompatibleFolder`."""
+    def prepare(self, accounts: Path | None = None) -> None:
+        """Creates the folder and its keys, and migrates an older folder.
+
+        `accounts` is the server's folder of accounts (default: `nats_accounts`). If they revoke the key of the person
+        who starts the system, that person gets a new key. Raises `Denied`, `DiskFull`, `IncompatibleFolder`.
+        """
         self.create()
         FOLDER.migrate(self.root)
         for folder in (self.keys, self.logs, self.traces):
@@ -191,10 +206,11 @@ class Layout:
         write_atomically(self.creds(PROVISIONER), authority.provisioner_creds())
         write_atomically(self.creds(SYSTEM_USER), authority.system_creds())
         write_atomically(self.access_keys, AccessKeys.of(authority).model_dump_json())
-        self._write_first_admin(authority)
+        self._write_first_admin(authority, accounts or self.nats_accounts)
 
-    def _write_first_admin(self, authority: Authority) -> None:
-        """Signs the credentials of the person who starts the system: the same name and key at each start."""
+    def _write_first_admin(self, authority: Authority, accounts: Path) -> None:
+        """Signs the credentials of the person who starts the system: the same name at each start, and the same key
+        unless it was revoked."""
         path, until = self.creds(ADMIN), utc_now() + _ADMIN_FOR
         try:
             kept = read_creds(path.read_text())
@@ -203,7 +219,8 @@ class Layout:
         if kept is None or kept.who.role is None:  # none, or of a release in which all operators were one user
             who, seed = person(login_name(), Role.ADMIN), new_user_seed()
         else:
-            who, seed = kept.who, kept.seed
+            revoked = kept.public_key in revoked_keys(accounts, authority.account_keys.people)
+            who, seed = kept.who, new_user_seed() if revoked else kept.seed
         write_atomically(path, authority.person_creds(who, until, seed))
         given = FirstAdmin(user=who.name, public_key=public_key(seed), expires_at=until)
         write_atomically(self.first_admin, given.model_dump_json())

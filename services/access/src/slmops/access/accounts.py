@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from nats.errors import Error as NatsError
 
 from slmops.access import store
+from slmops.access.domain import with_moved
 from slmops.access.store import Holders
 from slmops.contracts.errors import (
     InternalError,
@@ -37,6 +38,13 @@ from slmops.kit.settings import BusSettings
 
 log = logging.getLogger("slmops.access")
 _ANSWER_WITHIN_S = 10.0
+_GATHER_S = 10.0
+"""How long moves of gateways are gathered, because each comparison may push a megabyte."""
+_KEY_BYTES = 96
+"""Size of one revoked key in an account's JWT: `"U…":1700000000,` in base64."""
+
+
+async def _nothing() -> None: ...
 
 
 class Accounts:
@@ -57,7 +65,11 @@ class Accounts:
         self._clock = clock
         self._every = compare_every
         self._changed = asyncio.Event()
+        self._gathering: asyncio.TimerHandle | None = None
         self._lock = asyncio.Lock()
+        self.read: Callable[[], Awaitable[None]] = _nothing
+        """Reads the revocations that the store lacks. Awaited before each comparison, which would otherwise remove them
+        from the server's accounts."""
         self._client: BusClient | None = None
 
     async def open(self) -> None:
@@ -66,6 +78,8 @@ class Accounts:
         self._client.on_reconnect(self.changed)
 
     async def close(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
         if self._client is not None:
             await self._client.close()
 
@@ -73,19 +87,23 @@ class Accounts:
         """Makes `run` compare soon."""
         self._changed.set()
 
-    async def run(self, read: Callable[[], Awaitable[None]]) -> None:
-        """Compares at once, at every change and reconnection, and regularly; until cancelled.
+    def changes_soon(self) -> None:
+        """Makes `run` compare within ten seconds, once for all changes until then."""
+        if self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
 
-        `read` is awaited before each comparison: it reads the revocations that the store lacks, without which the
-        server's accounts would lose them.
-        """
+    def _gathered(self) -> None:
+        self._gathering = None
+        self.changed()
+
+    async def run(self) -> None:
+        """Compares at once, at every change and reconnection, and regularly; until cancelled."""
         self._changed.set()
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._every.total_seconds())
             self._changed.clear()
             try:
-                await read()
                 await self._journal.transact(lambda unit: store.forget_expired(unit.connection, self._clock()))
                 await self.reconcile()
             except TemporaryError as error:
@@ -101,10 +119,8 @@ class Accounts:
         Raises `Unreachable`, and `MessageTooLarge` if an account has too many revoked keys for a message.
         """
         async with self._lock:
-            now = self._clock()
-            people = await self._journal.read(lambda c: store.revoked_keys(c, Holders.PEOPLE, now))
-            gateways = await self._journal.read(lambda c: store.revoked_keys(c, Holders.GATEWAYS, now))
-            wanted = account_claims(self._keys().accounts, people=people, gateways=gateways)
+            await self.read()
+            wanted = await self._wanted()
             different = {key: one for key, one in wanted.items() if await self._held(key) != one[1]}
             failed: list[SlmopsError] = []
             for key, jwt in account_jwts(self._keys().signing_key, different).items():
@@ -116,6 +132,26 @@ class Accounts:
                 raise failed[0]
             return len(different)
 
+    async def revoked_people(self) -> Mapping[str, int]:
+        """Returns the keys of people that the server refuses, with their times. Raises `Unreachable`."""
+        claims = await self._held(self._keys().accounts.people)
+        return (claims or {}).get("revocations") or {}
+
+    async def _wanted(self) -> dict[str, tuple[str, Claims]]:
+        now = self._clock()
+        people, gateways, moved = await self._journal.read(
+            lambda c: tuple(store.revoked_keys(c, holders, now) for holders in Holders)
+        )
+        keys = self._keys().accounts
+        wanted = account_claims(keys, people=people, gateways=gateways)
+        if not moved:
+            return wanted
+        [size] = (len(jwt) for jwt in account_jwts(self._keys().signing_key, {keys.edge: wanted[keys.edge]}).values())
+        room = max(0, self._limit_bytes() - size) // _KEY_BYTES
+        if len(moved) > room:
+            log.warning("no room in the gateways' account for %s of %s moved gateways", len(moved) - room, len(moved))
+        return account_claims(keys, people=people, gateways=with_moved(gateways, moved, room))
+
     async def _held(self, account: str) -> Claims | None:
         """Returns the claims by which the server knows an account; None if it does not know the account."""
         jwt = await self._ask(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"")
@@ -126,8 +162,7 @@ class Accounts:
         return claims
 
     async def _push(self, account: str, jwt: str) -> None:
-        assert self._client is not None, "opened"
-        limit = self._client.connection.max_payload - HEADER_ROOM_BYTES
+        limit = self._limit_bytes()
         if len(jwt) > limit:
             raise MessageTooLarge(
                 f"the account has {len(jwt)} bytes with its revoked keys, and the bus takes {limit}",
@@ -142,6 +177,10 @@ class Accounts:
         if refused:
             raise InternalError(f"the server refuses the account: {refused.get('description')}", where=account)
         log.info("the server has account %s with its revoked keys", account)
+
+    def _limit_bytes(self) -> int:
+        assert self._client is not None, "opened"
+        return self._client.connection.max_payload - HEADER_ROOM_BYTES
 
     async def _ask(self, subject: str, payload: bytes) -> bytes:
         assert self._client is not None, "opened"

@@ -28,6 +28,7 @@ def build(settings: Settings) -> Service:
     keys = cache(partial(AccessKeys.in_file, settings.access_keys))
     accounts = Accounts(journal, keys, settings, settings.system_creds, utc_now, settings.compare_every)
     handlers = Handlers(journal, accounts, keys, utc_now, settings.credential_lifetime)
+    accounts.read = lambda: handlers.read_revocations(bus.client)
     routes(bus, handlers)
     return Service(
         "access",
@@ -36,12 +37,12 @@ def build(settings: Settings) -> Service:
         opening=[
             partial(_read, keys),
             journal.open,
-            lambda: first_admin.record(journal, settings.first_admin, utc_now),
             accounts.open,
+            lambda: first_admin.record(journal, settings.first_admin, accounts, utc_now),
         ],
         tasks=[
             lambda: run_relay(journal, bus.client),
-            lambda: accounts.run(lambda: handlers.read_revocations(bus.client)),
+            accounts.run,
         ],
         closing=[accounts.close, journal.close],
         checks=[journal.problem],

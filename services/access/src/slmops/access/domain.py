@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -72,13 +72,21 @@ def revoke(known: Person | None, command: RevokeUser, other_admins: int, now: da
         return []
     if known.role is Role.ADMIN and known.active(now) and other_admins == 0:
         raise Denied(
-            f"{command.user} is the last admin, so nobody could add users any more", fix="Add another admin first."
+            f"{command.user} is the last admin, and only an admin can add people", fix="Add another admin first."
         )
     return [UserRevoked(user=command.user, public_key=known.public_key, reason=command.reason, at=now)]
 
 
-def record_first_admin(known: Person | None, given: Person, now: datetime) -> list[Event]:
-    """Returns what makes the person that the owner of the keys named the holder of their key, and of no older one."""
+def record_first_admin(known: Person | None, given: Person, key_is_revoked: bool, now: datetime) -> list[Event]:
+    """Gives the first admin, whom the owner of the system's keys named, this key, and revokes an older one.
+
+    Returns nothing for the same key and expiry. Raises `Denied` for a revoked key.
+    """
+    if key_is_revoked or (known is not None and known.revoked and known.public_key == given.public_key):
+        raise Denied(
+            f"the key of the first admin {given.user} was revoked, so it is not added again",
+            fix="Run `slmops up`, or the init container of compose, again: it makes a new key for the first admin.",
+        )
     if known is not None and not known.revoked and known.public_key == given.public_key and known.role == given.role:
         later = given.expires_at > known.expires_at
         return [UserRenewed(user=given.user, expires_at=given.expires_at, at=now)] if later else []
@@ -89,4 +97,20 @@ def record_first_admin(known: Person | None, given: Person, now: datetime) -> li
     found.append(
         UserAdded(user=given.user, role=given.role, public_key=given.public_key, expires_at=given.expires_at, at=now)
     )
+    return found
+
+
+def with_moved(revoked: Mapping[str, int], moved: Mapping[str, int], room: int) -> dict[str, int]:
+    """Returns the keys of gateways that the server should refuse, with the time up to which.
+
+    `room` is how many further keys the account can hold. Revoked keys come first, so a move of a large fleet cannot
+    displace them. Of the `moved` ones, which are sorted with the newest first, those without room are left out.
+    """
+    found = dict(revoked)
+    for key, at in moved.items():
+        if key in found:
+            found[key] = max(found[key], at)
+        elif room > 0:
+            found[key] = at
+            room -= 1
     return found

@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from pydantic import ValidationError
+from sqlalchemy import Connection
 
 from slmops.access import store
 from slmops.access.accounts import Accounts
 from slmops.access.domain import Person, add, renew, revoke
 from slmops.contracts.commands import AddUser, ListUsers, RenewUser, RevokeUser, UserCredential, UserList, UserView
 from slmops.contracts.errors import Denied, TemporaryError, Unreachable
-from slmops.contracts.events import GatewayRevoked
+from slmops.contracts.events import Event, GatewayEnrolled, GatewayRevoked, UserRevoked
 from slmops.contracts.identity import Actor, person
 from slmops.kit.acting import current_actor
 from slmops.kit.bus.access_keys import AccessKeys
+from slmops.kit.bus.batches import Refused
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.nats_auth import check_user_key, person_jwt
-from slmops.kit.bus.service_bus import Bus, MessageContext
+from slmops.kit.bus.service_bus import Batch, Bus, MessageContext
 from slmops.kit.clock import Clock
 from slmops.kit.journal import Journal, UnitOfWork
 
 _PAGE = 200
+E = TypeVar("E", bound=Event)
 
 
 class Handlers:
@@ -37,7 +41,7 @@ class Handlers:
         self._keys = keys
         self._clock = clock
         self._lifetime = lifetime
-        self._read_until = self._unrecorded = 0  # sequences in the stream of revocations
+        self._people = self._gateways = 0  # the last sequences of revocations that were read
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -46,27 +50,50 @@ class Handlers:
         await self._journal.transact(lambda unit: store.record_gateway(unit.connection, event))
         self._accounts.changed()
 
+    async def on_gateways_enrolled(self, batch: Batch[GatewayEnrolled]) -> Refused:
+        """Records which gateways were moved. Their credentials for the blueprint before are refused soon."""
+        moved = [received.body for received in batch if received.body.moved_from is not None]
+        if moved:
+            await self._record(moved, store.record_moved)
+            self._accounts.changes_soon()
+        return {}
+
     async def read_revocations(self, client: BusClient) -> None:
         """Records the stored revocations that were not read here yet: those whose delivery failed, and after a loss of
-        the database all. Growth: the new ones; at a start all. Raises `Unreachable`."""
-        page: list[GatewayRevoked] = []
-        async for sequence, _subject, data in client.stored(f"{GatewayRevoked.type}.*.*", self._read_until):
-            self._unrecorded = sequence
-            with suppress(ValidationError):  # its consumer dead-letters it
-                page.append(GatewayRevoked.model_validate_json(data))
-            if len(page) >= _PAGE:
-                await self._record(page)
-                page = []
-        await self._record(page)
+        the database all. Growth: the new ones; at a start all, and after a loss of the database all enrolments.
 
-    async def _record(self, page: Sequence[GatewayRevoked]) -> None:
+        Raises `Unreachable`.
+        """
+        self._people = await self._read(client, UserRevoked, UserRevoked.type, store.record_person, self._people)
+        pattern = f"{GatewayRevoked.type}.*.*"
+        self._gateways = await self._read(client, GatewayRevoked, pattern, store.record_gateway, self._gateways)
+        # The stream of enrolments has a message for each gateway, so it is read only once.
+        if not await self._journal.read(lambda connection: store.was_read(connection, GatewayEnrolled.type)):
+            await self._read(client, GatewayEnrolled, f"{GatewayEnrolled.type}.*", store.record_moved, 0)
+            await self._journal.transact(lambda unit: store.set_read(unit.connection, GatewayEnrolled.type))
+
+    async def _read(
+        self, client: BusClient, kind: type[E], pattern: str, record: Callable[[Connection, E], None], after: int
+    ) -> int:
+        """Records the stored events of a kind after a sequence, in pages. Returns the last sequence."""
+        page: list[E] = []
+        async for sequence, _subject, data in client.stored(pattern, after):
+            after = sequence
+            with suppress(ValidationError):  # its consumer dead-letters it
+                page.append(kind.model_validate_json(data))
+            if len(page) >= _PAGE:
+                await self._record(page, record)
+                page = []
+        await self._record(page, record)
+        return after
+
+    async def _record(self, page: Sequence[E], record: Callable[[Connection, E], None]) -> None:
         def work(unit: UnitOfWork) -> None:
             for event in page:
-                store.record_gateway(unit.connection, event)
+                record(unit.connection, event)
 
         if page:
             await self._journal.transact(work)
-        self._read_until = self._unrecorded
 
     # ---- commands -----------------------------------------------------------------------------------------
 
@@ -146,6 +173,7 @@ def _sender() -> Actor:
 
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(GatewayRevoked, handlers.on_gateway_revoked)
+    bus.on_batches(GatewayEnrolled, handlers.on_gateways_enrolled)
     bus.serve(AddUser, handlers.add_user)
     bus.serve(RenewUser, handlers.renew_user)
     bus.serve(RevokeUser, handlers.revoke_user)

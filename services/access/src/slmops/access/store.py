@@ -1,6 +1,6 @@
 """The access service's storage: one stream per person, and read tables of people and of revoked keys.
 
-A revoked key of a person stays until its last credentials have expired. Times are Unix seconds.
+A revoked key stays until its last credentials have expired. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from slmops.access.domain import Person, replay
 from slmops.contracts.commands import UserView
-from slmops.contracts.events import Event, GatewayRevoked, UserAdded, UserRenewed, UserRevoked
+from slmops.contracts.events import Event, GatewayEnrolled, GatewayRevoked, UserAdded, UserRenewed, UserRevoked
 from slmops.contracts.identity import LONGEST_CREDENTIAL_LIFE, Role
 from slmops.kit.acting import current_actor
 from slmops.kit.journal import UnitOfWork
@@ -58,13 +58,20 @@ _revoked = Table(
     Column("revoked_at", BigInteger, nullable=False),  # whole seconds, as in credentials
     Column("expires_at", Double, index=True),  # null: credentials of this key never expire
 )
+_read_again = Table("read_again", _TABLES, Column("events", String(120), primary_key=True))
+"""The kinds of events that this database has read from their stream since it was created."""
 
 
 class Holders(StrEnum):
-    """Whose keys: of people, or of gateways. Each has an account of its own."""
+    """Whose keys, and why. People and gateways have an account of their own.
+
+    `MOVED` are keys of gateways that were moved to another blueprint. Only the credentials from before the move are
+    refused.
+    """
 
     PEOPLE = "people"
     GATEWAYS = "gateways"
+    MOVED = "moved"
 
 
 def schema() -> MetaData:
@@ -131,6 +138,22 @@ def record_gateway(connection: Connection, event: GatewayRevoked) -> None:
     record_revoked(connection, Holders.GATEWAYS, event.public_key, event.revoked_at, until)
 
 
+def record_moved(connection: Connection, event: GatewayEnrolled) -> None:
+    """Records that a gateway's credentials from before a move are refused. Ignores other enrolments.
+
+    The server refuses credentials of the recorded second, too. The new credential was issued in the second of the
+    enrolment, so the second before is recorded. An old credential of the enrolment's own second stays valid.
+    """
+    if event.moved_from is not None:
+        before = event.at - timedelta(seconds=1)
+        record_revoked(connection, Holders.MOVED, event.public_key, before, before.timestamp())
+
+
+def record_person(connection: Connection, event: UserRevoked) -> None:
+    """Records a person's revoked key as an event states it, also if this database does not know the person."""
+    record_revoked(connection, Holders.PEOPLE, event.public_key, event.at, event.at.timestamp())
+
+
 def record_revoked(
     connection: Connection, holders: Holders, public_key: str, at: datetime, expires_at: float | None
 ) -> None:
@@ -152,12 +175,29 @@ def record_revoked(
 
 
 def revoked_keys(connection: Connection, holders: Holders, now: datetime) -> Mapping[str, int]:
-    """Returns key → time of the revoked keys whose credentials may still be valid. O(such keys)."""
+    """Returns key → time of the revoked keys whose credentials may still be valid, the newest first. O(such keys)."""
     counts = (_revoked.c.expires_at.is_(None)) | (_revoked.c.expires_at > (now - _KEEP_AFTER_EXPIRY).timestamp())
     rows = connection.execute(
-        select(_revoked.c.public_key, _revoked.c.revoked_at).where(_revoked.c.holders == str(holders), counts)
+        select(_revoked.c.public_key, _revoked.c.revoked_at)
+        .where(_revoked.c.holders == str(holders), counts)
+        .order_by(_revoked.c.revoked_at.desc(), _revoked.c.public_key)
     )
     return {row.public_key: row.revoked_at for row in rows}
+
+
+def is_revoked(connection: Connection, holders: Holders, public_key: str) -> bool:
+    mine = (_revoked.c.public_key == public_key, _revoked.c.holders == str(holders))
+    return connection.execute(select(_revoked.c.public_key).where(*mine)).first() is not None
+
+
+def was_read(connection: Connection, events: str) -> bool:
+    """Returns whether all stored events of a kind were read since this database was created."""
+    return connection.execute(select(_read_again).where(_read_again.c.events == events)).first() is not None
+
+
+def set_read(connection: Connection, events: str) -> None:
+    if not was_read(connection, events):
+        connection.execute(insert(_read_again), {"events": events})
 
 
 def forget_expired(connection: Connection, now: datetime) -> int:

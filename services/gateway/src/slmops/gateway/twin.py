@@ -101,8 +101,10 @@ class Twin:
         return min(self._refresh_every, _REFUSED_AGAIN * (1 << min(self._refusals - 1, 2)))
 
     async def adopt(self, plan: Plan) -> None:
-        """Follows a trusted plan that did not come over the bus."""
+        """Follows a trusted plan that did not come over the bus. Ignores that of a blueprint that the gateway left."""
         async with self._applying:
+            if plan.blueprint != self._identity.blueprint:
+                return
             self._plan = plan
             self._notify(plan)
 
@@ -131,32 +133,44 @@ class Twin:
                 self._read_again.set()
 
     async def _apply(self, key: str, data: bytes, sequence: int) -> None:
-        """Applies a newer plan or overlay. Raises `TemporaryError` while the plan's signature cannot be checked."""
+        """Applies a newer plan or overlay. Raises `TemporaryError` while the plan's signature cannot be checked.
+
+        Ignores the plan of a blueprint that the gateway left, also if it left while the plan was checked.
+        """
         async with self._applying:
-            if sequence <= self._applied_sequences.get(key, 0):
+            identity = self._identity
+            if key not in self._keys or sequence <= self._applied_sequences.get(key, 0):
                 return
             try:
                 if key == self._keys[0]:
-                    self._plan = await self._open_plan(data)
-                    self._refusals = 0
+                    plan = await self._open_plan(data)
+                    if self._identity is not identity:
+                        return
+                    self._plan, self._refusals = plan, 0
                 else:
                     self._follow_overlay(data)
-            except ValidationError as error:
-                # A document that this version of the gateway cannot parse must not change what it runs.
-                log.error("ignored %s: it does not parse (%d errors)", key, error.error_count())
-                self._applied_sequences[key] = sequence
+            except (ValidationError, SlmopsError) as error:
+                if self._identity is not identity:
+                    return
+                self._failed(key, sequence, error)
                 return
-            except PermanentError as error:
-                # Not marked as applied: the next read tries again, because the key may be trusted by then.
-                self._refusals += 1
-                self._follower.plan_refused(error)
-                return
-            except DiskFull as error:
-                self._follower.plan_refused(error)
-                raise
             self._applied_sequences[key] = sequence
             if self._plan is not None:
                 self._notify(self._plan)
+
+    def _failed(self, key: str, sequence: int, error: ValidationError | SlmopsError) -> None:
+        """Records why a document was not applied. Raises a `TemporaryError` again."""
+        if isinstance(error, ValidationError):
+            # A document that this version of the gateway cannot parse must not change what it runs.
+            log.error("ignored %s: it does not parse (%d errors)", key, error.error_count())
+            self._applied_sequences[key] = sequence
+            return
+        if isinstance(error, PermanentError | DiskFull):
+            # Not marked as applied: the next read tries again, because the key may be trusted by then.
+            self._refusals += isinstance(error, PermanentError)
+            self._follower.plan_refused(error)
+        if not isinstance(error, PermanentError):
+            raise error
 
     def _follow_overlay(self, data: bytes) -> None:
         """Applies an overlay; an empty one was removed. Raises `ValidationError`."""

@@ -24,14 +24,16 @@ class Exporter:
         """Returns a presigned URL for every blob of the package. Raises `NotFound`, `InvalidMessage`."""
         package = newest_match(await self._journal.read(store.packages), command)
         manifest = await self._objects.get_manifest(package.manifest.digest)
-        layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
+        layers = [presigned_file(self._objects, layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageExport(
             **package.model_dump(exclude={"variant"}),
-            manifest_file=await self._file(MANIFEST_PATH, package.manifest),
-            config_file=await self._file(CONFIG_PATH, manifest.config),
-            signature_file=await self._file(SIGNATURE_PATH, package.signature),
+            manifest_file=await presigned_file(self._objects, MANIFEST_PATH, package.manifest),
+            config_file=await presigned_file(self._objects, CONFIG_PATH, manifest.config),
+            signature_file=await presigned_file(self._objects, SIGNATURE_PATH, package.signature),
             files=tuple(await asyncio.gather(*layers)),
         )
 
-    async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
-        return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
+
+async def presigned_file(objects: Objects, path: str, descriptor: Descriptor) -> PackageFile:
+    """Returns a file of a package with a presigned URL of its blob."""
+    return PackageFile(path=path, descriptor=descriptor, url=await objects.presigned_get(descriptor.digest))

@@ -17,7 +17,7 @@ from slmops.contracts.commands import (
     Withdrawal,
     WithdrawPackage,
 )
-from slmops.contracts.descriptor import Descriptor, Digest
+from slmops.contracts.descriptor import Digest
 from slmops.contracts.errors import CredentialRevoked, NotFound, NotReady
 from slmops.contracts.events import (
     GatewayEnrolled,
@@ -28,7 +28,7 @@ from slmops.contracts.events import (
     PackagePublished,
     VariantOptimized,
 )
-from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep, PackageFile
+from slmops.contracts.manifest import ADAPTER_PATH, FILE_PATH, MANIFEST_PATH, SIGNATURE_PATH, DeltaStep
 from slmops.contracts.plan import Plan
 from slmops.contracts.tuf_names import Attack, refused
 from slmops.kit.bus.batches import Refused
@@ -53,6 +53,7 @@ from slmops.packager.domain import (
     planned,
     withdrawn,
 )
+from slmops.packager.export import presigned_file
 from slmops.packager.routes import cheapest_route
 from slmops.packager.tuf_metadata import TufMetadata
 
@@ -228,10 +229,10 @@ class Handlers:
         if package is None:
             raise NotFound("this package was not published here, or it was withdrawn", where=digest)
         manifest = await self._objects.get_manifest(package.manifest.digest)
-        layers = [self._file(layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
+        layers = [presigned_file(self._objects, layer.annotations[FILE_PATH], layer) for layer in manifest.layers]
         return PackageFiles(
-            manifest=await self._file(MANIFEST_PATH, package.manifest),
-            signature=await self._file(SIGNATURE_PATH, package.signature),
+            manifest=await presigned_file(self._objects, MANIFEST_PATH, package.manifest),
+            signature=await presigned_file(self._objects, SIGNATURE_PATH, package.signature),
             files=tuple(await asyncio.gather(*layers)),
             route=await self._route(package, have),
         )
@@ -277,9 +278,6 @@ class Handlers:
             what = f"the newest available plan expired on {statement.expires_at:%Y-%m-%d}"
             raise refused(Attack.FREEZE, what, where="plan", fix="Start the rollout service; it signs the plan again.")
         return found[0], statement.plan
-
-    async def _file(self, path: str, descriptor: Descriptor) -> PackageFile:
-        return PackageFile(path=path, descriptor=descriptor, url=await self._objects.presigned_get(descriptor.digest))
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:

@@ -43,6 +43,7 @@ from slmops.contracts.events import (
     PackagePublished,
     PackageWithdrawn,
 )
+from slmops.kit.journal import put
 from slmops.packager.domain import is_newer
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -122,7 +123,7 @@ def project(connection: Connection, event: Event) -> None:
     report."""
     match event:
         case PackagePublished():
-            _put(connection, _packages, "manifest", event.manifest.digest, {"data": event.model_dump_json()})
+            put(connection, _packages, {"manifest": event.manifest.digest}, {"data": event.model_dump_json()})
         case GatewayEnrolled():
             _enrolled(connection, event)
         case GatewayRevoked():
@@ -138,7 +139,7 @@ def project(connection: Connection, event: Event) -> None:
             names = {"base": event.base, "target": event.target, "data": event.model_dump_json()}
             connection.execute(insert(_deltas).values(values | names))
         case PackageWithdrawn():
-            _put(connection, _withdrawn, "manifest", event.manifest, {"at": event.at.timestamp()})
+            put(connection, _withdrawn, {"manifest": event.manifest}, {"at": event.at.timestamp()})
         case PackageDeltaWithdrawn():
             connection.execute(delete(_deltas).where(_deltas.c.target == event.target, _deltas.c.base == event.base))
 
@@ -149,7 +150,7 @@ def _enrolled(connection: Connection, event: GatewayEnrolled) -> None:
     if known is not None and known.at > at:
         return
     values = {"blueprint": event.blueprint, "at": at, "public_key": event.public_key}
-    _put(connection, _gateways, "gateway_id", event.gateway_id, values)
+    put(connection, _gateways, {"gateway_id": event.gateway_id}, values)
     if known is not None and known.public_key not in ("", event.public_key):
         # A device that was set up again: it runs nothing, and its sequence starts anew. It may have reported already.
         older = _running.c.enrolment < event.enrolment
@@ -160,7 +161,7 @@ def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
     at, matches = event.revoked_at.timestamp(), _revoked.c.gateway_id == event.gateway_id
     if (connection.execute(select(_revoked.c.at).where(matches)).scalar() or 0) <= at:
         values = {"public_key": event.public_key, "at": at}
-        _put(connection, _revoked, "gateway_id", event.gateway_id, values)
+        put(connection, _revoked, {"gateway_id": event.gateway_id}, values)
     if is_revoked(connection, event.gateway_id):
         connection.execute(delete(_running).where(_running.c.gateway_id == event.gateway_id))
 
@@ -268,12 +269,6 @@ def blueprint_of(connection: Connection, gateway_id: str) -> str | None:
     return connection.execute(select(_gateways.c.blueprint).where(_gateways.c.gateway_id == gateway_id)).scalar()
 
 
-def _put(connection: Connection, table: Table, column: str, key: str, values: dict[str, Any]) -> None:
-    """Updates the row or inserts it, with statements that every database understands."""
-    if connection.execute(update(table).where(table.c[column] == key).values(**values)).rowcount == 0:
-        connection.execute(insert(table).values({column: key, **values}))
-
-
 # ---- the trust repository ---------------------------------------------------------------------------------
 
 
@@ -317,14 +312,12 @@ class TrustFiles:
         return metadata(self.connection, role, None)
 
     def put(self, role: str, version: int, data: bytes) -> None:
-        where = and_(_metadata.c.role == role, _metadata.c.version == version)
         values = {"data": data, "at": self.now.timestamp()}
-        if self.connection.execute(update(_metadata).where(where).values(**values)).rowcount == 0:
-            self.connection.execute(insert(_metadata).values(role=role, version=version, **values))
+        put(self.connection, _metadata, {"role": role, "version": version}, values)
 
     def model_key(self, model: str) -> bytes | None:
         pem = self.connection.execute(select(_model_keys.c.pem).where(_model_keys.c.model == model)).scalar()
         return pem.encode() if pem else None
 
     def put_model_key(self, model: str, pem: bytes) -> None:
-        _put(self.connection, _model_keys, "model", model, {"pem": pem.decode()})
+        put(self.connection, _model_keys, {"model": model}, {"pem": pem.decode()})

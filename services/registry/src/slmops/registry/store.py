@@ -220,13 +220,13 @@ def set_read_until(connection: Connection, kind: str, sequence: int) -> None:
 
 
 def forget_read_until(connection: Connection) -> None:
-    """Makes every event type be read from the beginning of its stream again."""
+    """Forgets all positions, so that every event type is read again from the beginning of its stream."""
     connection.execute(delete(_read_until))
 
 
 def claim_chore(connection: Connection, name: str, holder: str, now: float, until: float, first: float) -> str | None:
-    """Claims a chore that is due and that nobody holds, for a process. Returns its state; None if it is not to be done.
-    A chore that was never done is due at `first`."""
+    """Claims a chore for a process, if it is due and no other process holds it. Returns the chore's state, otherwise
+    None. A chore that was never done is due at `first`."""
     row = connection.execute(select(_chores).where(_chores.c.name == name)).first()
     if row is None:
         new = {"name": name, "due": first, "holder": "", "held_until": 0.0, "state": "{}", "problem": ""}
@@ -241,7 +241,7 @@ def claim_chore(connection: Connection, name: str, holder: str, now: float, unti
 
 
 def hold_chore(connection: Connection, name: str, holder: str, until: float) -> None:
-    """Goes on holding a chore."""
+    """Extends the time for which a process holds a chore. Does nothing if another process holds it."""
     mine = (_chores.c.name == name, _chores.c.holder == holder)
     connection.execute(update(_chores).where(*mine).values(held_until=until))
 

@@ -89,7 +89,7 @@ GATEWAY_LABELS = Table(
     Column("value", String(256), nullable=False),
     Index("gateways_by_label", "key", "value", "gateway_id"),
 )
-# What the bus still has to be told about single gateways. A row is deleted when it was.
+# Overlays that still have to be written to the bus. A row is deleted when its overlay is written.
 OVERLAY_WRITES = Table(
     "overlay_writes",
     _TABLES,

@@ -108,10 +108,14 @@ class StartRollout(Command[RolloutView]):
     stages: tuple[Stage, ...] = ()
 
 
+ASKED_BY_OPERATOR: Final = "asked by the operator"
+"""The reason of a change to a rollout for which nobody gave one."""
+
+
 class _OnRollout(Command[RolloutView]):
     service: ClassVar[str] = "rollout"
     blueprint: Name
-    reason: str = "asked by the operator"
+    reason: str = ASKED_BY_OPERATOR
 
 
 class PauseRollout(_OnRollout):

@@ -47,9 +47,17 @@ class DeadLetter(BaseModel):
         description="False: it was too large, and its headers and its end are missing; or it is confidential, and its "
         "headers and payload are missing",
     )
+    genuine: bool = Field(
+        default=True, description="False: its headers name another subject than the one under which it is stored"
+    )
     # A payload may be private, so it is excluded from output unless a caller requests the field.
     payload: bytes = Field(repr=False, exclude=True)
     headers: Mapping[str, str] = Field(repr=False, exclude=True)
+
+    @property
+    def is_command(self) -> bool:
+        """Whether a replay makes a service act in the name of the person who replays it."""
+        return subjects.stream_of(self.subject) is None
 
 
 async def dead_letters(client: BusClient, newest: int | None = None) -> AsyncIterator[DeadLetter]:
@@ -92,10 +100,16 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
 
     It keeps its `ce-id`, so consumers that already handled it skip it. Its message id is new to JetStream, but the same
     in each replay of this letter, so a replay that was interrupted before the deletion publishes nothing twice.
-    A command is sent again, in the name of who replays it, and its letter is kept if no service answers. Raises
-    `Unreachable`, the service's own error if it rejects the command again, and `PermanentError` for a letter that is
-    not whole.
+    A command is sent again, in the name of who replays it, and its letter is kept if no service answers. So show the
+    person what it is first. Raises `Unreachable`, the service's own error if it rejects the command again, and
+    `PermanentError` for a letter that is not whole or not genuine.
     """
+    if not letter.genuine:
+        raise PermanentError(
+            f"its headers do not agree with its subject, so {letter.consumer or 'its consumer'} did not store it",
+            where=letter.subject,
+            fix=f"Find out which service stored it, then remove it: slmops dlq rm {letter.sequence}.",
+        )
     if not letter.whole:
         raise PermanentError(
             "the message is incomplete because it was too large for the dead letter queue, or confidential",
@@ -103,7 +117,7 @@ async def replay(client: BusClient, letter: DeadLetter) -> None:
             fix="Send it again from its source.",
         )
     problem = None
-    if subjects.stream_of(letter.subject) is None:
+    if letter.is_command:
         problem = await _ask(client, letter)
     else:
         fresh = {MESSAGE_ID_HEADER: f"replay:{STREAM}:{letter.sequence}"}
@@ -144,15 +158,19 @@ def _letter(message: RawStreamMsg) -> DeadLetter:
     ours = {REASON_HEADER, CODE_HEADER, CONSUMER_HEADER, SUBJECT_HEADER, SIZE_HEADER, SENT_AT_HEADER}
     original = {k: v for k, v in headers.items() if k not in ours and not k.lower().startswith("nats-")}
     assert message.subject is not None and message.time is not None, "the server sends both"
+    # The server checked this subject against the rights of whoever stored the letter. It did not check the headers.
+    subject, consumer = subjects.dead_letter_of(message.subject), headers.get(CONSUMER_HEADER, "")
+    named = headers.get(SUBJECT_HEADER, subject), consumer.partition("/")[2] or subjects.template(subject)
     return DeadLetter(
         sequence=message.seq or 0,
-        subject=headers.get(SUBJECT_HEADER) or message.subject.removeprefix(subjects.DEAD_LETTER_PREFIX),
-        consumer=headers.get(CONSUMER_HEADER, ""),
+        subject=subject,
+        consumer=consumer,
         code=headers.get(CODE_HEADER, ""),
         reason=headers.get(REASON_HEADER, ""),
         at=message.time,
         size_bytes=int(size) if (size := headers.get(SIZE_HEADER, "")).isdecimal() else len(payload),
         whole=SIZE_HEADER not in headers,
+        genuine=named == (subject, subjects.template(subject)),
         payload=payload,
         headers=original,
     )

@@ -235,6 +235,23 @@ def account_jwts(
     return {key: _jwt(signing_key, key, name, claims, at) for key, (name, claims) in accounts.items()}
 
 
+def accounts_folder(store_dir: Path) -> Path:
+    """Returns the folder in which a server with this folder of JetStream keeps the accounts that were pushed to it."""
+    return store_dir.parent / "accounts"
+
+
+def revoked_keys(accounts: Path, account: str) -> dict[str, int]:
+    """Returns the revoked keys of an account with their times, as a server's folder of accounts has them.
+
+    Empty if the server was never started, or no account was pushed to it.
+    """
+    try:
+        found: dict[str, int] = claims_of((accounts / f"{account}.jwt").read_text())["nats"].get("revocations") or {}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+    return found
+
+
 @dataclass(frozen=True)
 class Authority:
     """The private seeds that sign everything else. Keep them in one file that only its owner can read.
@@ -370,7 +387,7 @@ def server_config(
         f"operator: {authority.operator_jwt()}",
         f"system_account: {public_key(authority.system)}",
         # It keeps the accounts that the access service pushed, with their revoked keys, also when it starts again.
-        f"resolver: {{ type: full, dir: {json.dumps(str(store_dir.parent / 'accounts'))}, allow_delete: false }}",
+        f"resolver: {{ type: full, dir: {json.dumps(str(accounts_folder(store_dir)))}, allow_delete: false }}",
         "resolver_preload: {",
         *(f"  {key}: {jwt}" for key, jwt in authority.account_jwts().items()),
         "}",

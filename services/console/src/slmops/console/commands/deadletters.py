@@ -11,6 +11,7 @@ from rich.console import Group
 from slmops.console.render import fleet as render
 from slmops.console.session import Session, command
 from slmops.contracts.errors import InvalidMessage, Problem, SlmopsError
+from slmops.contracts.exit_codes import ExitCode
 from slmops.kit.bus.client import BusClient
 from slmops.kit.bus.deadletters import DeadLetter, dead_letter, dead_letters, number_stored, remove, replay
 from slmops.kit.clock import utc_now
@@ -46,7 +47,10 @@ class Replayed(BaseModel):
 
 
 class ReplayedList(BaseModel):
+    """`left_out` are commands, which `--all` does not replay."""
+
     replayed: tuple[Replayed, ...]
+    left_out: tuple[DeadLetter, ...] = ()
 
 
 @command(app, "ls", "slmops dlq ls", "slmops dlq ls --show-payload --json")
@@ -91,19 +95,27 @@ async def _chosen(session: Session, sequence: int | None, everything: bool) -> t
     return client, [letter async for letter in dead_letters(client)]
 
 
-@command(app, "replay", "slmops dlq replay 17", "slmops dlq replay --all")
+@command(app, "replay", "slmops dlq replay 17", "slmops dlq replay 18 --yes", "slmops dlq replay --all")
 async def replay_command(
     session: Session,
     sequence: Sequence = None,
-    everything: Annotated[bool, typer.Option("--all", help="Replay all current dead letters.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Replay all current dead letters, except those of commands.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Send a command, whose content you have read.")] = False,
 ) -> int:
     """Publish a dead letter again on its original subject, and remove it.
 
     It keeps its event id, so consumers that already handled it skip it. If it fails again, it is a new dead letter.
+    A command is sent in your name. It is shown first, and sent only with --yes.
     """
     client, chosen = await _chosen(session, sequence, everything)
+    commands = [letter for letter in chosen if letter.is_command]
+    if commands and not everything and not yes:
+        return _show_command(session, commands[0])
     done, code = [], 0
-    for letter in chosen:
+    left_out = commands if everything else []
+    for letter in (letter for letter in chosen if letter not in left_out):
         problem = None
         try:
             await replay(client, letter)
@@ -111,6 +123,20 @@ async def replay_command(
             problem, code = Problem.of(error), error.exit_code
         done.append(Replayed(sequence=letter.sequence, subject=letter.subject, problem=problem))
     session.show(
-        ReplayedList(replayed=tuple(done)), render.replayed([(r.sequence, r.subject, r.problem) for r in done])
+        ReplayedList(replayed=tuple(done), left_out=tuple(left_out)),
+        render.replayed([(r.sequence, r.subject, r.problem) for r in done]),
     )
+    if left_out:
+        numbers = ", ".join(str(letter.sequence) for letter in left_out)
+        session.remark(f"Commands are replayed one by one: slmops dlq replay SEQ. Left out: {numbers}")
     return code
+
+
+def _show_command(session: Session, letter: DeadLetter) -> int:
+    row = Row.of(letter)
+    table = render.dead_letters([letter], utc_now(), session.out.width)
+    session.show(DeadLetters(dead_letters=(row,)), Group(table, render.payload(row.sequence, row.text)))
+    session.remark(
+        f"This is a command, and it was not sent. Send it in your name: slmops dlq replay {letter.sequence} --yes"
+    )
+    return ExitCode.REFUSED

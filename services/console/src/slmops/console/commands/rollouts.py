@@ -22,6 +22,7 @@ from slmops.contracts.commands import (
     RolloutView,
     StartRollout,
 )
+from slmops.contracts.commands.rollout import ASKED_BY_OPERATOR
 from slmops.contracts.errors import NotFound
 from slmops.contracts.exit_codes import ExitCode
 from slmops.contracts.names import check_name, check_version
@@ -33,7 +34,6 @@ BlueprintName = Annotated[str, typer.Argument(metavar="BLUEPRINT", help="Name of
 Reason = Annotated[str, typer.Option(help="Reason; it is stored with the rollout.")]
 _NEWEST = 5
 """A rollout that is watched is among these, also if others start meanwhile."""
-_ASKED = "asked by the operator"
 _CHANGES = {
     "pause": PauseRollout, "resume": ResumeRollout, "abort": AbortRollout, "rollback": RollbackRollout,
 }  # fmt: skip
@@ -118,25 +118,25 @@ async def _change(session: Session, change: str, blueprint: str, reason: str) ->
 
 
 @command(app, "pause", "slmops rollout pause edge-chat")
-async def pause(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
+async def pause(session: Session, blueprint: BlueprintName, reason: Reason = ASKED_BY_OPERATOR) -> None:
     """Stop a rollout from advancing. Gateways that have the candidate keep it."""
     await _change(session, "pause", blueprint, reason)
 
 
 @command(app, "resume", "slmops rollout resume edge-chat")
-async def resume(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
+async def resume(session: Session, blueprint: BlueprintName, reason: Reason = ASKED_BY_OPERATOR) -> None:
     """Continue a rollout that is paused or held."""
     await _change(session, "resume", blueprint, reason)
 
 
 @command(app, "abort", 'slmops rollout abort edge-chat --reason "wrong version"')
-async def abort(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
+async def abort(session: Session, blueprint: BlueprintName, reason: Reason = ASKED_BY_OPERATOR) -> None:
     """End the current rollout. Its gateways return to the stable release."""
     await _change(session, "abort", blueprint, reason)
 
 
 @command(app, "rollback", 'slmops rollout rollback edge-chat --reason "complaints from the field"')
-async def rollback(session: Session, blueprint: BlueprintName, reason: Reason = _ASKED) -> None:
+async def rollback(session: Session, blueprint: BlueprintName, reason: Reason = ASKED_BY_OPERATOR) -> None:
     """Roll back the current rollout or the last completed one. The gateways return to the release before it."""
     await _change(session, "rollback", blueprint, reason)
 

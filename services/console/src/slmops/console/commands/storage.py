@@ -15,7 +15,9 @@ from slmops.contracts.permissions import ANSWER_WITHIN
 from slmops.kit.bus.client import BusClient
 
 app = typer.Typer(
-    name="storage", help="Show the usage of the object store, and remove unused blobs.", no_args_is_help=True
+    name="storage",
+    help="Show the usage of the object store, verify its blobs, and remove unused ones.",
+    no_args_is_help=True,
 )
 AT_A_TIME = 500
 """Blobs per command. Several commands allow a progress display."""

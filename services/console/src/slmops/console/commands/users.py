@@ -19,7 +19,9 @@ from slmops.kit.bus.client import read_file
 from slmops.kit.bus.nats_auth import Credentials, creds_text, new_user_seed, public_key
 from slmops.kit.clock import utc_now
 
-app = typer.Typer(name="user", help="Add, list and revoke the people who use this system.", no_args_is_help=True)
+app = typer.Typer(
+    name="user", help="Add, list and revoke people, and renew your own credentials.", no_args_is_help=True
+)
 UserName = Annotated[str, typer.Argument(metavar="NAME", help="The person's name, for example alice.")]
 
 

@@ -280,7 +280,7 @@ def _trouble(g: GatewayView) -> str:
 def _why_not_counted(g: GatewayView) -> str:
     if g.standing is Standing.REVOKED:
         return f"revoked: {g.revoked_because}" if g.revoked_because else "revoked"
-    return f"on its way to {g.moving_to}" if g.standing is Standing.MOVING else ""
+    return f"moving to {g.moving_to}" if g.standing is Standing.MOVING else ""
 
 
 def _wrong_clock(g: GatewayView) -> str:
@@ -368,7 +368,7 @@ def damage(checked: Share, damaged: Sequence[DamagedBlob]) -> RenderableType:
     ]
     sound = f"{checked.objects} blobs verified, {size(checked.size_bytes)}"
     if not damaged:
-        return cell(f"{sound}: all have their bytes.")
+        return cell(f"{sound}: none is damaged.")
     fixes = dict.fromkeys(blob.fix for blob in damaged if blob.fix)
     return Group(table(damaged, columns), "", cell(f"{sound}."), *map(cell, fixes))
 

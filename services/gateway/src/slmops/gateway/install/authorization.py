@@ -105,18 +105,25 @@ class Authorization:
         fails, the stored metadata is enough for a plan that was accepted before. If the repository does not answer, it
         is also enough for a new plan until the stored timestamp expires, so that a fleet can roll back meanwhile.
 
-        Raises `TrustRefused`, and what fetching raises.
+        Raises `TrustRefused`, `NotReady` if the gateway was moved meanwhile, and what fetching raises.
         """
-        source = source or self._client()
+        source, identity = source or self._client(), self._identity
         outdated = await self._try_refresh(source)
         keys = await asyncio.to_thread(lambda: self._state.rollout_keys())
+        self._check_not_moved(identity)
         try:
             statement, keyid = self._open(data, keys, source)
         except TrustRefused as error:
             raise outdated or error from error
         await _DISK.complete(partial(self._accept, statement.plan, keyid, keys, outdated, source))
+        self._check_not_moved(identity)
         self._plan = data
         return statement.plan
+
+    def _check_not_moved(self, identity: Identity) -> None:
+        """Raises `NotReady` if the gateway was moved since `identity` was read: a plan is for one blueprint."""
+        if self._identity is not identity:
+            raise NotReady(f"the gateway was moved to {self._identity.blueprint} during the check")
 
     def _accept(
         self, plan: Plan, keyid: str, keys: RolloutKeys | None, outdated: SlmopsError | None, source: Answers | None
@@ -150,9 +157,9 @@ class Authorization:
 
         `installed`: the release was checked when it was installed. While the repository does not answer, that is
         enough, so that a fleet can roll back although the packager is down. Raises `TrustRefused`, which names the
-        attack, and what fetching raises.
+        attack, `NotReady` if the gateway was moved meanwhile, and what fetching raises.
         """
-        source = self._client()
+        source, identity = self._client(), self._identity
         path = package_target(release.model, release.version, release.manifest.digest)
         try:
             found = await self._refreshed(source, path)
@@ -163,7 +170,9 @@ class Authorization:
             return
         if self._plan or not installed:
             # Verify again: the key that signed the plan may have been revoked since the plan was read.
-            self._open(self._plan, await asyncio.to_thread(lambda: self._state.rollout_keys()), source)
+            keys = await asyncio.to_thread(lambda: self._state.rollout_keys())
+            self._check_not_moved(identity)
+            self._open(self._plan, keys, source)
         if found is None:
             raise refused(
                 Attack.ARBITRARY_PACKAGE,

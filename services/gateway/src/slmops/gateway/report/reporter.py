@@ -28,6 +28,7 @@ from slmops.contracts.plan import Identity
 from slmops.gateway.disk_full import raise_disk_full
 from slmops.gateway.report.spool import Kind, Spool, Spooled
 from slmops.gateway.serving.measurements import ReleaseMeasurement
+from slmops.kit.atomic_write import sync
 from slmops.kit.bus.client import BusClient
 from slmops.kit.clock import Clock
 from slmops.kit.tracing import traceparent
@@ -35,6 +36,8 @@ from slmops.kit.tracing import traceparent
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MEMORY_ROWS = 1000
+_DIGITS = 20
+"""Length of a sequence number on disk, with leading zeros."""
 _PROBLEM_LENGTH = 100_000
 _WAITING = Gauge("slmops_spool_messages", "Reports and measurements that wait for the network")
 _DROPPED = Gauge("slmops_spool_dropped_messages", "Messages ever dropped because the spool was full", ["kind"])
@@ -66,16 +69,20 @@ def _shortened(problem: Problem) -> Problem:
     return problem.model_copy(update={"what": problem.what[:_PROBLEM_LENGTH]})
 
 
-def _stored_sequence(counter: Path) -> int:
-    """Returns the last sequence number that may have been used; 0 if there is none or a fault of the disk damaged it.
-    The report's boot tells the services that the numbers start anew."""
+def _last_sequence(counter: Path, clock: Clock) -> int:
+    """Returns the last used sequence number; 0 for a gateway that never reported.
+
+    If a power loss damaged the file, the time in seconds is returned. It is higher than the number of any report, so
+    the next report counts as the newest. A truncated number would be lower, and every later report would be ignored.
+    """
     try:
-        return int(counter.read_text() or 0)
+        text = counter.read_text(errors="replace")
     except FileNotFoundError:
         return 0
-    except ValueError:
-        log.warning("%s is damaged: reports are counted from 1 again", counter)
-        return 0
+    whole = text.isdecimal() and (len(text) == _DIGITS or not text.startswith("0"))  # earlier releases wrote no zeros
+    if not whole:
+        log.error("the counter of reports %s is damaged; counting on from the time", counter)
+    return int(text) if whole else int(clock().timestamp())
 
 
 class Reporter:
@@ -93,7 +100,7 @@ class Reporter:
         self._clock = clock
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
         self._queued = asyncio.Event()
-        self._sequence = _stored_sequence(counter)
+        self._sequence = _last_sequence(counter, clock)
         self._boot = secrets.token_hex(8)
         self._since = clock()
         self._measured = 0
@@ -292,10 +299,11 @@ class Reporter:
 
         Overwrites a few bytes in place. That needs no disk space, so a gateway with a full disk can report it.
         """
-        with (
-            raise_disk_full("to report", self._counter),
-            self._counter.open("r+" if self._counter.exists() else "w") as out,
-        ):
-            out.write(f"{sequence:020d}")
-            out.flush()
-            os.fsync(out.fileno())
+        with raise_disk_full("to report", self._counter):
+            new = not self._counter.exists()
+            with self._counter.open("w" if new else "r+") as out:
+                out.write(f"{sequence:0{_DIGITS}d}")
+                out.flush()
+                os.fsync(out.fileno())
+            if new:
+                sync(self._counter.parent)

@@ -1,6 +1,6 @@
-"""Removes what earlier jobs left: cached results that nobody used, work folders of jobs that never came back.
+"""Removes old cached results, and the work folders of interrupted jobs that were not resumed.
 
-States of jobs expire in their bucket by themselves (`kit.bus.provision`), and blobs are collected by the registry.
+The server removes the states of jobs when they expire (`kit.bus.provision`), and the registry collects blobs.
 """
 
 from __future__ import annotations
