@@ -11,6 +11,8 @@ import logging
 from contextlib import suppress
 from datetime import datetime, timedelta
 
+from prometheus_client import Histogram
+
 from slmops.contracts import subjects
 from slmops.contracts.errors import Conflict, TemporaryError
 from slmops.kit.bus.service_bus import Bus
@@ -24,6 +26,7 @@ from slmops.rollout.signing import PlanSigner
 
 log = logging.getLogger("slmops.rollout")
 _ATTEMPTS = 5
+_JUDGEMENT = Histogram("slmops_judgement_seconds", "Time to evaluate a gate once, inside its transaction")
 
 
 class Reconciler:
@@ -79,6 +82,7 @@ class Reconciler:
         log.info("plan of %s written", blueprint)
 
 
+@_JUDGEMENT.time()
 def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     """Evaluates the gate and commits its decision; returns whether there was one."""
     connection, state = unit.connection, store.load(unit, blueprint)
