@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -47,6 +48,7 @@ class Deployment:
     ports: dict[str, int]
     databases: dict[str, str]
     settings: Mapping[str, str]
+    new_database: Callable[[str], str]
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     client: Everything = field(init=False)
 
@@ -146,7 +148,8 @@ async def deployment(
     layout = Layout(folder)
     layout.prepare()
     ports = choose_ports(layout.ports_file, ["nats", *(f"{service}.http" for service in SERVICES)])
-    deployed = Deployment(layout, ports, _databases(folder, database), settings or {})
+    new_database = partial(_database, folder, database)
+    deployed = Deployment(layout, ports, {s: new_database(s) for s in SERVICES}, settings or {}, new_database)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(lambda: deployed.stop(*reversed(list(deployed.processes))))
         await deployed.run(nats_spec(layout, ports["nats"]))
@@ -156,14 +159,15 @@ async def deployment(
         yield deployed
 
 
-def _databases(folder: Path, server: str | None) -> dict[str, str]:
+def _database(folder: Path, server: str | None, name: str) -> str:
+    """Returns the URL of a new database."""
     if server is None:
-        return {service: f"sqlite:///{folder / service / f'{service}.db'}" for service in SERVICES}
+        (folder / "databases").mkdir(exist_ok=True)
+        return f"sqlite:///{folder / 'databases' / f'{name}.db'}"
     url = make_url(server)
-    names = {service: f"{service}_{uuid.uuid4().hex[:8]}" for service in SERVICES}
+    name = f"{name}_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(
         host=url.host, port=url.port, user=url.username, password=url.password, dbname=url.database, autocommit=True
     ) as admin:
-        for name in names.values():
-            admin.execute(f'CREATE DATABASE "{name}"'.encode())
-    return {service: url.set(database=name).render_as_string(hide_password=False) for service, name in names.items()}
+        admin.execute(f'CREATE DATABASE "{name}"'.encode())
+    return url.set(database=name).render_as_string(hide_password=False)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 from bench.fleet_wire import Wire
 
-from slmops.contracts import subjects
+from slmops.contracts import freshness, subjects
 from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.events import GatewayReported, UpdatePhase
@@ -26,6 +27,9 @@ UPDATE = (
     Event.SOAK_PASSED,
 )
 """The events of an update that succeeds. The gateway reports after each of them."""
+GatewayPresence: Any = getattr(freshness, "GatewayPresence", None)
+HEARTBEAT_EVERY_S: float = 0.75 * getattr(freshness, "PRESENCE", timedelta(minutes=10)).total_seconds()
+"""The mean time between two heartbeats of a gateway."""
 Message = tuple[str, Mapping[str, str], bytes]
 _INTERVAL = timedelta(seconds=60)
 _TOKENS, _TOKENS_PER_S, _TTFT_S = 40, 50, 0.1
@@ -101,7 +105,11 @@ def report(gateway: Gateway) -> Message:
 
 def heartbeat(gateway: Gateway) -> Message:
     """Returns what the gateway sends although nothing changed."""
-    return report(gateway)
+    if GatewayPresence is None:
+        return report(gateway)
+    presence = GatewayPresence(enrolment=gateway.enrolment, sequence=gateway.sequence)
+    headers = {SENT_AT_HEADER: utc_now().isoformat()}
+    return f"presence.{gateway.identity.gateway_id}", headers, presence.model_dump_json().encode()
 
 
 def measurement(gateway: Gateway, requests: int) -> Message:

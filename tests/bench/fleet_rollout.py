@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.fleet_deployment import REPORTS, SERVICES, Deployment
 from bench.fleet_enrolment import Tell, enrol, everywhere, record
-from bench.fleet_gateway import Gateway
+from bench.fleet_gateway import HEARTBEAT_EVERY_S, Gateway
 from bench.fleet_simulator import RAW, Simulator, Wave
 from bench.fleet_wire import Wire
 from integration.rollout_world import NAME
@@ -20,18 +20,21 @@ from sqlalchemy import create_engine, text
 
 from slmops.contracts import subjects
 from slmops.contracts.blueprint import GatePolicy, Stage
+from slmops.contracts.commands import StartRollout
+from slmops.contracts.errors import NotFound
 from slmops.contracts.events import RolloutAborted, RolloutCompleted, RolloutEvent, RolloutHeld, RolloutRolledBack
 from slmops.contracts.identity import Identity
 from slmops.contracts.plan import Plan
 from slmops.contracts.signed import plan_in
+from slmops.contracts.subjects import inbox
 
 FIRST, SAMPLE = 20, 2000
 """Gateways of the first release, and gateways that enrol by the command."""
 CANARY = Stage(name="canary", percent=10)
 STAGES = (CANARY, Stage(name="fleet"))
-HEARTBEAT_EVERY_S = 300.0
 _GATE = GatePolicy(deadline_s=6 * 3600)
 _RAW_ROUNDS = 3
+_CONNECTING = 50
 _DONE = "slmops_messages_total{outcome=done,service=rollout,subject=slmops.gateway.reported.v1.{gateway_id}}"
 _JUDGED = "slmops_judgement_seconds"
 _RAW_HEADER = "NATS/1.0\r\nBench: \r\n\r\n"
@@ -115,25 +118,40 @@ async def assemble(
     plan = await fleet.plan()
     for gateway in gateways[first:]:
         gateway.install(plan)
-    wires = await _own_wires(deployed, members, creds) if own_wires else await deployed.wires()
+    wires = await _own_wires(deployed, members, creds, tell) if own_wires else await deployed.wires()
     fleet.simulator = Simulator(gateways, wires, deployed.keys)
     await fleet.simulator.start(heartbeat_every_s, plan)
     return fleet
 
 
-async def _own_wires(deployed: Deployment, members: Sequence[Identity], creds: Sequence[str]) -> list[Wire]:
-    return [
-        await deployed.wire(text, f"{subjects.INBOX}_{member.gateway_id}", window=16)
-        for member, text in zip(members, creds, strict=True)
-    ]
+async def _own_wires(deployed: Deployment, members: Sequence[Identity], creds: Sequence[str], tell: Tell) -> list[Wire]:
+    wires: list[Wire] = []
+    pairs = list(zip(members, creds, strict=True))
+    for first in range(0, len(pairs), _CONNECTING):
+        some = pairs[first : first + _CONNECTING]
+        connecting = (deployed.wire(text, inbox(member.gateway_id), window=16) for member, text in some)
+        wires += await asyncio.gather(*connecting)
+        tell(f"{len(wires):,} of {len(pairs):,} gateways connected")
+    return wires
 
 
 async def release(fleet: Fleet, version: str) -> str:
-    """Publishes a package, starts its rollout and waits until it is completed. Returns the rollout's id."""
-    await fleet.deployed.operator.publish_package(version)
-    rollout = (await fleet.deployed.operator.start(version)).rollout
+    """Rolls a new version out in the blueprint's stages. Returns the rollout's id when it is completed."""
+    rollout = await begin(fleet, version)
     await completed(fleet, rollout)
     return rollout
+
+
+async def begin(fleet: Fleet, version: str, stages: Sequence[Stage] = ()) -> str:
+    """Publishes a package and starts its rollout, in the blueprint's stages or other ones. Returns the rollout's id."""
+    await fleet.deployed.operator.publish_package(version)
+    command = StartRollout(blueprint=NAME, version=version, stages=tuple(stages))
+    while True:
+        try:
+            return (await fleet.deployed.client.request(command)).rollout
+        except NotFound:
+            fleet.tell(f"the rollout service learns of package {version}")
+            await asyncio.sleep(0.05)
 
 
 async def completed(fleet: Fleet, rollout: str) -> None:
@@ -179,11 +197,12 @@ async def measure(fleet: Fleet, version: str) -> dict[str, Any]:
     raw = await _raw_fan_out(fleet)
     missing = max(0, sent - round(_grown(before, after, _DONE)))
     letters = await deployed.dead_letters() - letters
-    forgotten = await asyncio.to_thread(_not_recorded, deployed.databases["rollout"], simulator.gateways)
+    forgotten = await not_recorded(deployed, simulator.gateways)
     size = len(simulator.gateways)
     return {
         "gateways": size,
         "rollout_s": round(seconds, 2),
+        "connections": len(simulator.wires),
         "writes_per_stage": max(len(waves[stage]) for stage in range(len(STAGES))),
         "decided_p99_s": round(max(w.percentile(0.99, size) for many in waves for w in many), 4),
         "raw_fanout_p99_s": round(median(wave.percentile(0.99, size) for wave in raw), 4),
@@ -245,13 +264,26 @@ def _mean_ms(before: dict[str, float], after: dict[str, float]) -> float | None:
     return round(_grown(before, after, _JUDGED + "_sum{}") * 1000 / count, 3) if count else None
 
 
-def _not_recorded(url: str, gateways: Sequence[Gateway]) -> int:
+async def not_recorded(deployed: Deployment, gateways: Sequence[Gateway]) -> int:
     """Returns the number of gateways whose newest report is not the one that the service recorded."""
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        known = dict(connection.execute(text("SELECT gateway_id, sequence FROM gateways")).tuples().all())
-    engine.dispose()
+    found = await asyncio.to_thread(_query, deployed.databases["rollout"], "SELECT gateway_id, sequence FROM gateways")
+    known = dict(found)
     return sum(known.get(gateway.identity.gateway_id, 0) != gateway.sequence for gateway in gateways)
+
+
+async def seen_since(deployed: Deployment, since: float) -> int:
+    """Returns the number of gateways that the service saw after that Unix time."""
+    query = f"SELECT count(*) FROM sightings WHERE at >= {since}"
+    return int((await asyncio.to_thread(_query, deployed.databases["rollout"], query))[0][0])
+
+
+def _query(url: str, query: str) -> list[Any]:
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
+    finally:
+        engine.dispose()
 
 
 def _curve(wave: Wave, points: int = 200) -> list[float]:

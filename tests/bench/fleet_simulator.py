@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.fleet_gateway import Gateway, heartbeat, measurement, report
+from bench.fleet_gateway import UPDATE, Gateway, Message, heartbeat, measurement, report
 from bench.fleet_wire import FIRST_SID, OnMessage, Wire
 
 from slmops.contracts import subjects
@@ -26,7 +26,8 @@ from slmops.kit.trust.plans import open_plan
 REQUESTS = 40
 """Requests in a batch of measurements."""
 RAW = b"bench-raw"
-_AT_ONCE = 100
+_AT_ONCE, _TURN = 1000, 50
+"""Gateways whose phases alternate, and messages after which received ones are handled."""
 _QUIET_S = 2.0
 
 
@@ -65,7 +66,9 @@ class Simulator:
         """Whether the gateways begin the updates that they decided on."""
         self._keys = keys
         self._known: tuple[bytes, bytes, Wave] | None = None
-        self._due: list[Gateway] = []
+        self.due: list[Gateway] = []
+        """Gateways that decided to update and have not begun."""
+        self._published = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, heartbeat_every_s: float, plan: Plan | None = None) -> None:
@@ -88,10 +91,9 @@ class Simulator:
         await asyncio.gather(*(wire.close() for wire in self.wires))
 
     @property
-    def idle(self) -> bool:
-        """Whether all gateways have decided on the newest plan and finished what follows from it."""
-        newest = self.waves[max(self.waves)] if self.waves else None
-        return not self._due and (newest is None or len(newest.at) >= len(self.gateways))
+    def decided(self) -> bool:
+        """Whether all gateways have decided on the newest plan."""
+        return bool(self.waves) and len(self.waves[max(self.waves)].at) >= len(self.gateways)
 
     @property
     def newest_document(self) -> tuple[bytes, bytes]:
@@ -121,7 +123,7 @@ class Simulator:
                 return
             gateway = mine[sid - FIRST_SID]
             if wave.plan.generation > gateway.generation and gateway.decide(wave.plan):
-                self._due.append(gateway)
+                self.due.append(gateway)
             wave.at.append(time.time())
 
         return receive
@@ -146,50 +148,49 @@ class Simulator:
         """Updates the gateways that decided to, after all have decided: real ones decide at the same time."""
         while True:
             await asyncio.sleep(0.02)
-            if self._due and self.updates:
-                await self._decided()
+            if self.due and self.updates:
+                await self._all_decided()
                 await self._update()
 
-    async def _decided(self) -> None:
+    async def _all_decided(self) -> None:
         wave = self.waves[max(self.waves)]
         while len(wave.at) < len(self.gateways) and time.time() - wave.at[-1] < _QUIET_S:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
     async def _update(self) -> None:
-        while self._due:
-            due, self._due = self._due[-_AT_ONCE:], self._due[:-_AT_ONCE]
-            for gateway in due:
-                wire = _wire_of(gateway)
-                for _ in gateway.update():
-                    self.report(gateway)
-                if self.measures:
-                    wire.publish(*measurement(gateway, REQUESTS))
-                await wire.room()
-            await asyncio.sleep(0)
+        while self.due:
+            updating, self.due = self.due[:_AT_ONCE], self.due[_AT_ONCE:]
+            await self.go_through_updates(updating, wait=False)
+            if self.measures:
+                await self.measure(updating, 1, wait=False)
 
-    def report(self, gateway: Gateway) -> None:
-        self.reports += 1
-        _wire_of(gateway).publish(*report(gateway))
+    async def go_through_updates(self, gateways: Sequence[Gateway], *, wait: bool = True) -> None:
+        """Updates gateways, phase by phase, and sends their reports; waits until JetStream has all of them."""
+        updates = [(gateway, gateway.update()) for gateway in gateways]
+        for _ in UPDATE:
+            for gateway, update in updates:
+                next(update)
+                self.reports += 1
+                await self._publish(gateway, report(gateway))
+        if wait:
+            await self.settled()
 
-    async def reports_of_updates(self, gateways: Sequence[Gateway], count: int) -> None:
-        """Publishes `count` reports of gateways that update again and again, without measurements."""
-        left = count
-        while True:
+    async def measure(self, gateways: Sequence[Gateway], times: int, *, wait: bool = True) -> None:
+        """Sends batches of measurements of every gateway."""
+        for _ in range(times):
             for gateway in gateways:
-                for _ in gateway.update():
-                    self.report(gateway)
-                    left -= 1
-                    if not left:
-                        return await self.settled()
-                await _wire_of(gateway).room()
+                await self._publish(gateway, measurement(gateway, REQUESTS))
+        if wait:
+            await self.settled()
 
-    async def measure(self, gateways: Sequence[Gateway], count: int) -> None:
-        """Publishes `count` batches of measurements."""
-        for number in range(count):
-            gateway = gateways[number % len(gateways)]
-            _wire_of(gateway).publish(*measurement(gateway, REQUESTS))
-            await _wire_of(gateway).room()
-        await self.settled()
+    async def _publish(self, gateway: Gateway, message: Message) -> None:
+        self._published += 1
+        if self._published % _TURN == 0:
+            await asyncio.sleep(0)
+        wire = _wire_of(gateway)
+        if wire.full:
+            await wire.room()
+        wire.publish(*message)
 
     async def _beat(self, every_s: float) -> None:
         """Sends the heartbeats of all gateways, spread over the interval."""
@@ -200,10 +201,22 @@ class Simulator:
                 now = time.monotonic()
                 due, last = due + (now - last) / every_s * len(self.gateways) * self.updates, now
             due -= 1
-            message = heartbeat(gateway)
-            self.heartbeats += 1
-            self.reported_heartbeats += message[0].startswith(GatewayReported.type)
-            _wire_of(gateway).publish(*message)
+            await self._send_heartbeat(gateway)
+
+    async def beat_once(self) -> None:
+        """Sends a heartbeat of every gateway now."""
+        for gateway in self.gateways:
+            await self._send_heartbeat(gateway)
+        await asyncio.gather(*(wire.flush() for wire in self.wires))
+
+    async def _send_heartbeat(self, gateway: Gateway) -> None:
+        message = heartbeat(gateway)
+        self.heartbeats += 1
+        if message[0].startswith(GatewayReported.type):
+            self.reported_heartbeats += 1
+            await self._publish(gateway, message)
+        else:
+            _wire_of(gateway).tell(*message)
 
 
 def _wire_of(gateway: Gateway) -> Wire:

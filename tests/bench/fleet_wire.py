@@ -66,9 +66,17 @@ class Wire(asyncio.Protocol):
         self._waiting[self._number] = time.monotonic(), frame
         self._write(frame)
 
+    def tell(self, subject: str, headers: Mapping[str, str], payload: bytes) -> None:
+        """Publishes a message for which nobody waits."""
+        self._write(_frame(subject, "", headers, payload))
+
+    @property
+    def full(self) -> bool:
+        return len(self._waiting) >= self._window
+
     async def room(self) -> None:
         """Waits until less than a window of messages is unacknowledged."""
-        while len(self._waiting) >= self._window:
+        while self.full:
             self._room.clear()
             await self._room.wait()
 
@@ -181,9 +189,8 @@ class Wire(asyncio.Protocol):
 def _frame(subject: str, reply: str, headers: Mapping[str, str], payload: bytes) -> bytes:
     lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
     head = f"NATS/1.0\r\n{lines}\r\n".encode()
-    return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (
-        subject.encode(),
-        reply.encode(),
+    return b"HPUB %s %d %d\r\n%s%s\r\n" % (
+        f"{subject} {reply}".strip().encode(),
         len(head),
         len(head) + len(payload),
         head,
