@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,6 +39,8 @@ REPORTS = f"{GatewayReported.type}.*"
 _READY_WITHIN_S, _STOPPED_WITHIN_S = 120, 60
 _WIRES = 32
 
+Launch = Callable[[ProcessSpec], Awaitable[asyncio.subprocess.Process]]
+
 
 @dataclass
 class Deployment:
@@ -49,6 +51,7 @@ class Deployment:
     databases: dict[str, str]
     settings: Mapping[str, str]
     new_database: Callable[[str], str]
+    launch: Launch
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     client: Everything = field(init=False)
 
@@ -75,7 +78,7 @@ class Deployment:
 
     async def run(self, spec: ProcessSpec) -> None:
         """Starts a process and waits until it is ready."""
-        process = self.processes[spec.name] = await spawn(spec)
+        process = self.processes[spec.name] = await self.launch(spec)
         assert spec.ready is not None
         async with asyncio.timeout(_READY_WITHIN_S):
             while not await spec.ready():
@@ -139,17 +142,17 @@ class Deployment:
 
 @asynccontextmanager
 async def deployment(
-    folder: Path, database: str | None = None, settings: Mapping[str, str] | None = None
+    folder: Path, database: str | None = None, settings: Mapping[str, str] | None = None, launch: Launch = spawn
 ) -> AsyncIterator[Deployment]:
     """Starts the bus and connects. `database`: URL of a PostgreSQL server; None: SQLite files in the folder.
 
-    The services are not started yet. Everything is stopped at the end.
+    `launch` starts a process. The services are not started yet. Everything is stopped at the end.
     """
     layout = Layout(folder)
     layout.prepare()
     ports = choose_ports(layout.ports_file, ["nats", *(f"{service}.http" for service in SERVICES)])
     new_database = partial(_database, folder, database)
-    deployed = Deployment(layout, ports, {s: new_database(s) for s in SERVICES}, settings or {}, new_database)
+    deployed = Deployment(layout, ports, {s: new_database(s) for s in SERVICES}, settings or {}, new_database, launch)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(lambda: deployed.stop(*reversed(list(deployed.processes))))
         await deployed.run(nats_spec(layout, ports["nats"]))

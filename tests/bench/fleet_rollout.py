@@ -87,17 +87,19 @@ async def assemble(
     tell: Tell,
     *,
     heartbeat_every_s: float = HEARTBEAT_EVERY_S,
+    by_command: int = SAMPLE,
     own_wires: bool = False,
 ) -> Fleet:
     """Enrols a fleet of `size` gateways on an empty deployment and brings it to release 1.0.0.
 
     Only the first gateways really update to it, so that the blueprint has a stable release; the others start with it.
+    `by_command` gateways enrol by the command, the others are written into the journal of the rollout service.
     `own_wires`: every gateway enrols by the command and has a connection with its own credentials.
     """
     await deployed.start(*SERVICES)
     members = identities(size)
     gateways = [Gateway(identity) for identity in members]
-    first, by_command = min(size, FIRST), size if own_wires else min(size, SAMPLE)
+    first, by_command = min(size, FIRST), size if own_wires else min(size, by_command)
     await deployed.operator.apply(stages=STAGES[-1:], gate=_GATE)
     rate, creds = await enrol(deployed, members[:first], tell)
     await everywhere(deployed, first, tell)
