@@ -56,7 +56,7 @@ async def test_a_small_fleet_through_a_rollout_and_a_backlog(fleet: Fleet) -> No
     assert figures["writes_per_stage"] == 1
     assert figures["reports_lost"] == 0, figures["reports_lost_by"]
     assert figures["reports_sent"] >= GATEWAYS * len(UPDATE)
-    assert 0 < figures["raw_fanout_p99_s"]
+    assert figures["raw_fanout_p99_s"] > 0
     assert figures["judgements"] > 0
     assert {gateway.running.version for gateway in fleet.simulator.gateways if gateway.running} == {"2.0.0"}
 
