@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.fleet_deployment import REPORTS, SERVICES, Deployment
 from bench.fleet_enrolment import Tell, enrol, everywhere, record
@@ -185,22 +185,43 @@ def _progress(simulator: Simulator) -> str:
     return f"{decided:,} gateways decided, {simulator.reports:,} reports sent"
 
 
+class _Counters(NamedTuple):
+    """Counted while nothing is under way: a heartbeat in between would look like a lost report."""
+
+    sent: int
+    handled: int
+    letters: int
+    metrics: dict[str, float]
+
+
+async def _counters(fleet: Fleet) -> _Counters:
+    simulator, deployed = fleet.simulator, fleet.deployed
+    simulator.updates = False
+    await fleet.handled()
+    metrics = await deployed.metrics("rollout")
+    sent = simulator.reports + simulator.reported_heartbeats
+    found = _Counters(sent, round(metrics.get(_DONE, 0)), await deployed.dead_letters(), metrics)
+    simulator.updates = True
+    return found
+
+
 async def measure(fleet: Fleet, version: str) -> dict[str, Any]:
     """Rolls a version out in two stages and returns the figures."""
-    deployed, simulator = fleet.deployed, fleet.simulator
-    letters, before = await deployed.dead_letters(), await deployed.metrics("rollout")
-    sent_before, cpu_before, started = _sent(simulator), deployed.cpu_s("rollout"), time.monotonic()
+    deployed, simulator, size = fleet.deployed, fleet.simulator, len(fleet.simulator.gateways)
+    before = await _counters(fleet)
+    cpu, started = deployed.cpu_s("rollout"), time.monotonic()
     rollout = await release(fleet, version)
-    seconds, cpu = time.monotonic() - started, deployed.cpu_s("rollout") - cpu_before
-    after = await deployed.metrics("rollout")
-    rss = deployed.rss_bytes(*SERVICES)
-    sent = _sent(simulator) - sent_before
+    seconds, cpu = time.monotonic() - started, deployed.cpu_s("rollout") - cpu
+    rss = deployed.rss_bytes(*SERVICES) - fleet.rss_before
+    after = await _counters(fleet)
+    lost = {
+        "not handled": max(0, after.sent - before.sent - (after.handled - before.handled)),
+        "dead letters": after.letters - before.letters,
+        "not recorded": await not_recorded(deployed, simulator.gateways),
+    }
+    sent = after.sent - before.sent
     waves = _waves_of(simulator, rollout)
     raw = await _raw_fan_out(fleet)
-    missing = max(0, sent - round(_grown(before, after, _DONE)))
-    letters = await deployed.dead_letters() - letters
-    forgotten = await not_recorded(deployed, simulator.gateways)
-    size = len(simulator.gateways)
     return {
         "gateways": size,
         "rollout_s": round(seconds, 2),
@@ -210,21 +231,17 @@ async def measure(fleet: Fleet, version: str) -> dict[str, Any]:
         "raw_fanout_p99_s": round(median(wave.percentile(0.99, size) for wave in raw), 4),
         "reports_sent": sent,
         "heartbeats_sent": simulator.heartbeats,
-        "reports_lost": missing + letters + forgotten,
-        "reports_lost_by": {"not handled": missing, "dead letters": letters, "not recorded": forgotten},
+        "reports_lost": sum(lost.values()),
+        "reports_lost_by": lost,
         "reports_per_s_in_rollout": round(sent / seconds, 1),
         "cpu_ms_per_report_in_rollout": round(cpu * 1000 / sent, 4),
-        "judgements": round(_grown(before, after, _JUDGED + "_count{}")),
+        "judgements": round(_grown(before, after, f"{_JUDGED}_count{{}}")),
         "judgement_ms": _mean_ms(before, after),
-        "hub_bytes_per_gateway": round((rss - fleet.rss_before) / size),
+        "hub_bytes_per_gateway": round(rss / size),
         "enrolments_per_s": round(fleet.enrolments_per_s, 1),
         "decided_s": _curve(waves[-1][0]),
         "raw_s": _curve(raw[0]),
     }
-
-
-def _sent(simulator: Simulator) -> int:
-    return simulator.reports + simulator.reported_heartbeats
 
 
 def _waves_of(simulator: Simulator, rollout: str) -> list[list[Wave]]:
@@ -256,14 +273,14 @@ async def _raw_fan_out(fleet: Fleet) -> list[Wave]:
     return waves
 
 
-def _grown(before: dict[str, float], after: dict[str, float], name: str) -> float:
-    return after.get(name, 0) - before.get(name, 0)
+def _grown(before: _Counters, after: _Counters, name: str) -> float:
+    return after.metrics.get(name, 0) - before.metrics.get(name, 0)
 
 
-def _mean_ms(before: dict[str, float], after: dict[str, float]) -> float | None:
+def _mean_ms(before: _Counters, after: _Counters) -> float | None:
     """Returns the mean time of a judgement; None if the service has no such metric or made no judgement."""
-    count = _grown(before, after, _JUDGED + "_count{}")
-    return round(_grown(before, after, _JUDGED + "_sum{}") * 1000 / count, 3) if count else None
+    count = _grown(before, after, f"{_JUDGED}_count{{}}")
+    return round(_grown(before, after, f"{_JUDGED}_sum{{}}") * 1000 / count, 3) if count else None
 
 
 async def not_recorded(deployed: Deployment, gateways: Sequence[Gateway]) -> int:
