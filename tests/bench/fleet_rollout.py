@@ -191,6 +191,7 @@ class _Counters(NamedTuple):
     sent: int
     handled: int
     letters: int
+    unrecorded: int
     metrics: dict[str, float]
 
 
@@ -200,7 +201,8 @@ async def _counters(fleet: Fleet) -> _Counters:
     await fleet.handled()
     metrics = await deployed.metrics("rollout")
     sent = simulator.reports + simulator.reported_heartbeats
-    found = _Counters(sent, round(metrics.get(_DONE, 0)), await deployed.dead_letters(), metrics)
+    unrecorded = await not_recorded(deployed, simulator.gateways)
+    found = _Counters(sent, round(metrics.get(_DONE, 0)), await deployed.dead_letters(), unrecorded, metrics)
     simulator.updates = True
     return found
 
@@ -217,7 +219,7 @@ async def measure(fleet: Fleet, version: str) -> dict[str, Any]:
     lost = {
         "not handled": max(0, after.sent - before.sent - (after.handled - before.handled)),
         "dead letters": after.letters - before.letters,
-        "not recorded": await not_recorded(deployed, simulator.gateways),
+        "not recorded": after.unrecorded,
     }
     sent = after.sent - before.sent
     waves = _waves_of(simulator, rollout)
