@@ -74,8 +74,8 @@ async def measure_idle(step: Step, save: Save) -> None:
     if find_spec("bench.idle") is None:
         step.progress("this release has no benchmark of an idle gateway")
         return
-    found = import_module("bench.idle").idle_bytes_per_s()
-    save(await found if asyncio.iscoroutine(found) else found)
+    found = await asyncio.to_thread(import_module("bench.idle").idle_bytes_per_s)
+    save(found | {"bytes_per_idle_gateway_per_s": round(found["bytes_per_s"], 2)})
 
 
 @asynccontextmanager

@@ -105,7 +105,7 @@ async def measure_reports(fleet: Fleet, version: str) -> dict[str, Any]:
     for number in range(1, ROUNDS + 1):
         await deployed.stop("rollout")
         fleet.tell(f"round {number} of {ROUNDS}: publishing {count:,} reports")
-        first = int((await deployed.client.js.stream_info("GATEWAYS")).state.last_seq) + 1
+        first = await deployed.last_sequence(REPORTS) + 1
         await simulator.go_through_updates(sample)
         bare.append(await _bare(fleet, first, count, number))
         ours.append(await drain(fleet, "rollout", REPORTS))

@@ -121,8 +121,17 @@ class Deployment:
 
     async def unhandled(self, service: str, subject: str) -> int:
         """Returns how many messages a consumer of a service has not handled yet."""
+        return (await self.consumed(service, subject))[0]
+
+    async def consumed(self, service: str, subject: str) -> tuple[int, int]:
+        """Returns how many messages a consumer has not handled yet, and up to which sequence it has handled all."""
         info = await self.client.js.consumer_info(stream_of(subject) or "", durable_name(service, subject))
-        return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+        floor = info.ack_floor.stream_seq if info.ack_floor else 0
+        return int(info.num_pending or 0) + int(info.num_ack_pending or 0), int(floor or 0)
+
+    async def last_sequence(self, subject: str) -> int:
+        """Returns the sequence of the newest message in the stream of a subject."""
+        return int((await self.client.js.stream_info(stream_of(subject) or "")).state.last_seq)
 
     async def dead_letters(self) -> int:
         return int((await self.client.js.stream_info("DLQ")).state.messages)

@@ -57,14 +57,15 @@ class Fleet:
             await asyncio.sleep(0.1)
 
     async def handled(self, service: str = "rollout", subject: str = REPORTS) -> None:
-        """Waits until a service has handled all messages on a subject."""
+        """Waits until a service has handled all messages on a subject that were sent before this call."""
         await self.simulator.settled()
+        last = await self.deployed.last_sequence(subject)
         left = 0
 
         async def none_left() -> bool:
             nonlocal left
-            left = await self.deployed.unhandled(service, subject)
-            return not left
+            left, floor = await self.deployed.consumed(service, subject)
+            return not left or floor >= last
 
         await self.until(none_left, lambda: f"{left:,} messages for {service} left")
 
