@@ -145,7 +145,7 @@ class Deployment:
         creds = _new_user(self.layout.authority().edge, "bench", everything)
         return [await self.wire(creds, f"_INBOX_bench.{number}") for number in range(count)]
 
-    async def wire(self, creds: str, inbox: str, window: int = 512) -> Wire:
+    async def wire(self, creds: str, inbox: str, window: int = 128) -> Wire:
         return await Wire.connect(HOST, self.ports["nats"], creds, inbox, window)
 
 

@@ -45,7 +45,7 @@ class Wire(asyncio.Protocol):
         self._resending: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, host: str, port: int, creds: str, inbox: str, window: int = 512) -> Wire:
+    async def connect(cls, host: str, port: int, creds: str, inbox: str, window: int = 128) -> Wire:
         """Connects with the text of a credentials file. `inbox`: a prefix to which the user may subscribe."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(_HANDSHAKE_S):
