@@ -125,6 +125,9 @@ async def run(options: argparse.Namespace, story: Story) -> None:
                 continue
             with story.step(name, f"Measuring: {name}") as step:
                 load = os.getloadavg()[0]
+                (PARTS / f"{name}.json").unlink(
+                    missing_ok=True
+                )  # if it fails, older figures must not look like new ones
                 save = partial(_save, name, asked | {"machine": machine() | {"load_before": load}})
                 await part(step, save)
                 _finish(name)
