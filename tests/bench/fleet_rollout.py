@@ -231,6 +231,7 @@ async def measure(fleet: Fleet, version: str) -> dict[str, Any]:
         "connections": len(simulator.wires),
         "writes_per_stage": max(len(waves[stage]) for stage in range(len(STAGES))),
         "decided_p99_s": round(max(w.percentile(0.99, size) for many in waves for w in many), 4),
+        "first_decided_s": round(max(min(w.at) - w.signed_at for many in waves for w in many), 4),
         "raw_fanout_p99_s": round(median(wave.percentile(0.99, size) for wave in raw), 4),
         "reports_sent": sent,
         "heartbeats_sent": simulator.heartbeats,
