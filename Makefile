@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTRIB
 SOURCES := shared services deploy tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta fuzz tuf-conformance clean
+.PHONY: help setup demo up test test-slow check docs bench bench-optimizer bench-delta bench-fleet fuzz tuf-conformance clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench-optimizer: setup  ## measure every recipe on a real model, beside the buil
 bench-delta: setup  ## measure updates between versions of a real model, beside bsdiff, xdelta3, zstd and casync (half an hour; ARGS="--ours")
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	@PYTHONPATH=tests $(BIN)/python -m bench.delta $(ARGS)
+
+bench-fleet: setup  ## measure a fleet of 100,000 simulated gateways through a rollout; an interrupted run continues (ARGS="--gateways 1000")
+	@PYTHONPATH=tests $(BIN)/python -m bench.fleet $(ARGS)
 
 fuzz: setup  ## fuzz the file readers (ARGS="bundle --seconds 300"); new inputs are kept in tests/corpus
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from integration.kit_world import World, moved, until, world_on
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 
 from slmops.contracts.errors import Conflict, NotFound
 from slmops.contracts.events import ModelAliasMoved
@@ -36,10 +39,12 @@ class Optimizer:
     def __init__(self, busy: int = 0) -> None:
         self.calls: list[int] = []
         self.done: list[str] = []
+        self.attempts: set[int] = set()
         self._busy = busy
 
     async def on_aliases(self, batch: Batch[ModelAliasMoved]) -> Refused:
         self.calls.append(len(batch))
+        self.attempts |= {received.context.attempt for received in batch}
         names = [received.body.alias for received in batch]
         if self._busy:
             self._busy -= 1
@@ -67,6 +72,29 @@ async def test_many_messages_are_handled_with_few_calls_and_acknowledged(world: 
     assert optimizer.done == NAMES
     assert len(optimizer.calls) <= 3
     await settled(world)
+
+
+async def test_messages_that_were_collected_are_handled_when_the_time_is_over_between_two_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py then raises asyncio's error and not its own, and FastStream would drop the messages."""
+    await world.publish(*map(moved, NAMES))
+    fetch, collected = JetStreamContext.PullSubscription.fetch, 0
+
+    async def over_after_the_first(self: Any, batch: int, timeout: float) -> list[Msg]:
+        nonlocal collected
+        if collected == len(NAMES):
+            collected = 0
+            raise asyncio.TimeoutError  # noqa: UP041
+        messages = await fetch(self, batch, timeout)
+        collected += len(messages)
+        return messages
+
+    monkeypatch.setattr(JetStreamContext.PullSubscription, "fetch", over_after_the_first)
+    optimizer = Optimizer()
+    await world.service("optimizer", optimizer.declare)
+    await until(lambda: len(optimizer.done) == len(NAMES))
+    assert optimizer.attempts == {1}
 
 
 async def test_an_invalid_and_a_refused_message_are_dead_lettered_and_the_others_are_handled(world: World) -> None:

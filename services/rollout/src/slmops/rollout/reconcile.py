@@ -14,6 +14,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
+from prometheus_client import Histogram
+
 from slmops.contracts import subjects
 from slmops.contracts.errors import Conflict, TemporaryError
 from slmops.kit.bus.service_bus import Bus
@@ -32,6 +34,7 @@ log = logging.getLogger("slmops.rollout")
 _ATTEMPTS = 5
 _AT_MOST_EVERY = timedelta(seconds=0.2)
 """How often a blueprint is judged at most."""
+_JUDGEMENT = Histogram("slmops_judgement_seconds", "Time to evaluate a gate once, inside its transaction")
 
 
 class Reconciler:
@@ -128,6 +131,7 @@ def _fill_page(unit: UnitOfWork, blueprint: str) -> bool:
     return progress_rows.fill_page(unit.connection, blueprint)
 
 
+@_JUDGEMENT.time()
 def _judge(unit: UnitOfWork, blueprint: str, now: datetime) -> bool:
     """Evaluates the gate and commits its decision; returns whether there was one.
 

@@ -2,8 +2,11 @@
 
 - `describe`: FastStream validates a message, and documents its channel, by the annotations and the name of the handler.
   Our handler is a closure whose message type is a parameter, so this function sets both.
-- `pause_when_closed`: a pull subscriber of FastStream fetches from a closed connection in an endless loop without a
-  pause, and blocks the event loop. It has no option for a pause, so we wrap the `fetch` of its subscription.
+- `patient_pulls`: nats-py's `fetch` raises `asyncio.TimeoutError` instead of its own error if the time is over between
+  its two requests. FastStream does not catch it: the task that collects a batch ends, and another one begins without
+  the collected messages. After several deliveries they would be dead-lettered, although nothing is wrong with them.
+- `patient_pulls`: a pull subscriber of FastStream fetches from a closed connection in an endless loop without a
+  pause, and blocks the event loop. It has no option for a pause. For both we wrap the `fetch` of its subscription.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 from faststream.nats import NatsBroker
 from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 
 Fetch = Callable[..., Coroutine[Any, Any, list[Msg]]]
@@ -27,8 +31,9 @@ def describe(handle: Callable[..., Any], name: str, *, message: Any) -> None:
     handle.__name__ = name
 
 
-def pause_when_closed(broker: NatsBroker) -> None:
-    """Makes every pull subscriber of a started broker wait a second after it finds the connection closed."""
+def patient_pulls(broker: NatsBroker) -> None:
+    """Makes every pull subscriber of a started broker keep what it collected when the time is over, and wait a second
+    after it finds the connection closed."""
     for subscriber in broker.subscribers:
         pull = getattr(subscriber, "subscription", None)
         if isinstance(pull, JetStreamContext.PullSubscription):
@@ -42,5 +47,9 @@ def _patient(fetch: Fetch) -> Fetch:
         except ConnectionClosedError:
             await asyncio.sleep(_PAUSE_S)
             raise
+        except NatsTimeout:
+            raise
+        except TimeoutError as error:
+            raise NatsTimeout from error
 
     return patient

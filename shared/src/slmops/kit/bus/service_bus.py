@@ -46,7 +46,7 @@ from slmops.kit.bus.command_pool import AT_ONCE, CommandPool
 from slmops.kit.bus.delivery import Delivery, dead_letter, not_json
 from slmops.kit.bus.dialing import Handshakes, encryption
 from slmops.kit.bus.exchange import PARTS_HEADER, parts_of, patience
-from slmops.kit.bus.faststream_workarounds import describe, pause_when_closed
+from slmops.kit.bus.faststream_workarounds import describe, patient_pulls
 from slmops.kit.bus.gaps import Durable
 from slmops.kit.bus.outage import outlast
 from slmops.kit.bus.provision import ACK_WAIT_S, consumer
@@ -367,7 +367,7 @@ class Bus:
             )
         await look_for_gaps(self.client, self.durables)
         await self.broker.start()
-        pause_when_closed(self.broker)
+        patient_pulls(self.broker)
         if self.answering.subscribers:
             await self._start_answering()
 
