@@ -28,7 +28,7 @@ ROUNDS = 3
 GATEWAYS = 5_000
 """Gateways that report in each round, once for each phase of an update: the stream keeps no more of one gateway."""
 BATCHES_PER_GATEWAY, MEASURING = 8, 5_000
-_BATCH, _TAIL = 256, 0.05
+_BATCH = 256
 _IDLE_SHARE, _IDLE_S = 0.1, 2.0
 _TABLES = (
     "CREATE TABLE gateways (gateway_id VARCHAR(63) PRIMARY KEY, sequence BIGINT, report TEXT)",
@@ -51,15 +51,10 @@ _COUNT = "UPDATE counts SET gateways = gateways + :more WHERE progress = 'commit
 
 @dataclass(frozen=True)
 class Drained:
-    """What a process needed for messages that waited for it.
-
-    `per_s` is the rate of the first 95%, because a few messages may be delivered again much later: `tail_s`. `cpu_s` is
-    for all of them.
-    """
+    """What a process needed for messages that waited for it."""
 
     messages: int
     per_s: float
-    tail_s: float
     cpu_s: float
 
     @property
@@ -79,17 +74,13 @@ async def drain(fleet: Fleet, service: str, subject: str) -> Drained:
             fleet.tell(f"{waiting:,} messages wait for {service}")
             await asyncio.sleep(0.02)
         began, first, cpu = time.perf_counter(), left, deployed.cpu_s(service)
-        most: tuple[int, float] | None = None
         while left := await deployed.unhandled(service, subject):
             fleet.tell(f"{left:,} of {waiting:,} messages for {service} left")
-            if most is None and left <= first * _TAIL:
-                most = first - left, time.perf_counter() - began
             await asyncio.sleep(0.05)
         took, cpu = time.perf_counter() - began, deployed.cpu_s(service) - cpu
     finally:
         await starting
-    handled, seconds = most or (max(1, first), took)
-    return Drained(max(1, first), handled / max(seconds, 1e-3), took - seconds, cpu)
+    return Drained(max(1, first), first / max(took, 1e-3), cpu)
 
 
 async def measure_reports(fleet: Fleet, version: str) -> dict[str, Any]:
@@ -114,10 +105,7 @@ async def measure_reports(fleet: Fleet, version: str) -> dict[str, Any]:
         "reports_per_s": round(median(one.per_s for one in ours), 1),
         "raw_pull_per_s": round(median(bare), 1),
         "cpu_ms_per_report": round(median(one.cpu_ms for one in ours), 4),
-        "rounds": [
-            {"ours": round(o.per_s, 1), "bare": round(b, 1), "tail_s": round(o.tail_s, 2)}
-            for o, b in zip(ours, bare, strict=True)
-        ],
+        "rounds": [{"ours": round(o.per_s, 1), "bare": round(b, 1)} for o, b in zip(ours, bare, strict=True)],
         "not_recorded": await not_recorded(deployed, sample),
     }
 
@@ -137,7 +125,6 @@ async def measure_batches(fleet: Fleet) -> dict[str, Any]:
         "measurement_batches_per_s": round(found.per_s, 1),
         "samples_per_s": round(found.per_s * REQUESTS, 1),
         "cpu_ms_per_batch": round(found.cpu_ms, 4),
-        "tail_s": round(found.tail_s, 2),
         "dead_letters": await deployed.dead_letters() - letters,
     }
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
 
 from bench.fleet_wire import Wire
 
-from slmops.contracts import freshness, subjects
+from slmops.contracts import subjects
 from slmops.contracts.clocks import SENT_AT_HEADER
 from slmops.contracts.cloudevent import MESSAGE_ID_HEADER, Envelope, event_id
 from slmops.contracts.events import GatewayReported, UpdatePhase
+from slmops.contracts.freshness import PRESENCE, GatewayPresence
 from slmops.contracts.measurement import MeasurementBatch
 from slmops.contracts.plan import Identity, Plan, Release, resolve
 from slmops.gateway.domain import Event, next_phase, should_update
@@ -27,8 +28,7 @@ UPDATE = (
     Event.SOAK_PASSED,
 )
 """The events of an update that succeeds. The gateway reports after each of them."""
-GatewayPresence: Any = getattr(freshness, "GatewayPresence", None)
-HEARTBEAT_EVERY_S: float = 0.75 * getattr(freshness, "PRESENCE", timedelta(minutes=10)).total_seconds()
+HEARTBEAT_EVERY_S = 0.75 * PRESENCE.total_seconds()
 """The mean time between two heartbeats of a gateway."""
 Message = tuple[str, Mapping[str, str], bytes]
 _INTERVAL = timedelta(seconds=60)
@@ -38,7 +38,18 @@ _TOKENS, _TOKENS_PER_S, _TTFT_S = 40, 50, 0.1
 class Gateway:
     """The state of one simulated gateway. `enrolment` is that of its credential."""
 
-    __slots__ = ("enrolment", "generation", "identity", "phase", "running", "sequence", "wanted", "wire")
+    __slots__ = (
+        "boot",
+        "enrolment",
+        "generation",
+        "identity",
+        "measured",
+        "phase",
+        "running",
+        "sequence",
+        "wanted",
+        "wire",
+    )
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
@@ -47,7 +58,8 @@ class Gateway:
         self.phase = UpdatePhase.IDLE
         self.running: Release | None = None
         self.wanted: Release | None = None
-        self.sequence = 0
+        self.boot = secrets.token_hex(8)
+        self.sequence, self.measured = 0, 0
         self.generation = 0
 
     def install(self, plan: Plan) -> None:
@@ -84,6 +96,7 @@ def report(gateway: Gateway) -> Message:
         blueprint=gateway.identity.blueprint,
         enrolment=gateway.enrolment,
         sequence=gateway.sequence,
+        boot=gateway.boot,
         labels=gateway.identity.labels,
         phase=gateway.phase,
         running=running.manifest.digest if running else None,
@@ -105,18 +118,19 @@ def report(gateway: Gateway) -> Message:
 
 def heartbeat(gateway: Gateway) -> Message:
     """Returns what the gateway sends although nothing changed."""
-    if GatewayPresence is None:
-        return report(gateway)
     presence = GatewayPresence(enrolment=gateway.enrolment, sequence=gateway.sequence)
     headers = {SENT_AT_HEADER: utc_now().isoformat()}
-    return f"presence.{gateway.identity.gateway_id}", headers, presence.model_dump_json().encode()
+    return subjects.presence(gateway.identity.gateway_id), headers, presence.model_dump_json().encode()
 
 
 def measurement(gateway: Gateway, requests: int) -> Message:
     """Returns a batch of measurements of the release that the gateway runs."""
     assert gateway.running is not None, "a gateway without a release serves no requests"
     now, identity = utc_now(), str(uuid.uuid4())
+    gateway.measured += 1
     batch = MeasurementBatch(
+        boot=gateway.boot,
+        sequence=gateway.measured,
         batch_id=identity,
         gateway_id=gateway.identity.gateway_id,
         blueprint=gateway.identity.blueprint,

@@ -17,13 +17,13 @@ from slmops.contracts.plan import Overlay, Plan
 from slmops.contracts.signed import plan_in
 from slmops.kit.bus.service_bus import Bus
 from slmops.kit.clock import utc_now
-from slmops.kit.journal import Journal
+from slmops.kit.journal import Journal, put
 from slmops.kit.trust.keys import new_key
 from slmops.rollout import membership_rows, store
 from slmops.rollout.overlays import Overlays
 from slmops.rollout.reconcile import Reconciler
 from slmops.rollout.signing import PlanSigner
-from slmops.rollout.tables import BLUEPRINTS, put
+from slmops.rollout.tables import BLUEPRINTS
 
 if TYPE_CHECKING:
     from servers import NatsServer

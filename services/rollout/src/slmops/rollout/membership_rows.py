@@ -22,7 +22,7 @@ from slmops.contracts.events import (
     GatewayRemoved,
     GatewayRevoked,
 )
-from slmops.kit.journal import UnitOfWork
+from slmops.kit.journal import UnitOfWork, put
 from slmops.rollout import progress_rows
 from slmops.rollout.domain.attention import credential_due
 from slmops.rollout.domain.membership import LastCredential, Membership, evolve, replay
@@ -34,7 +34,6 @@ from slmops.rollout.tables import (
     OVERLAY_WRITES,
     SIGHTINGS,
     matches,
-    put,
     time_of,
 )
 

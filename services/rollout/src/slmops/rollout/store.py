@@ -28,7 +28,7 @@ from slmops.contracts.events import (
 )
 from slmops.contracts.measurement import CohortWindow
 from slmops.contracts.plan import Plan
-from slmops.kit.journal import UnitOfWork
+from slmops.kit.journal import UnitOfWork, put
 from slmops.kit.tracing import traceparent
 from slmops.rollout import membership_rows, presence_rows, progress_rows
 from slmops.rollout.domain.blueprint import BlueprintState, Rollout, evolve, plan_of, replay
@@ -42,7 +42,6 @@ from slmops.rollout.tables import (
     WINDOWS,
     WITHDRAWN,
     matches,
-    put,
 )
 from slmops.rollout.tables import schema as schema
 

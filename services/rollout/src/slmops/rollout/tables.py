@@ -181,12 +181,6 @@ def matches(table: Table, key: dict[str, str]) -> Iterable[Any]:
     return [table.c[column] == value for column, value in key.items()]
 
 
-def put(connection: Connection, table: Table, key: dict[str, str], values: dict[str, Any]) -> None:
-    """Updates the row or inserts it, with statements that every database supports."""
-    if connection.execute(update(table).where(*matches(table, key)).values(**values)).rowcount == 0:
-        connection.execute(insert(table).values(**key, **values))
-
-
 def change_all(connection: Connection, table: Table, key: str, rows: Sequence[dict[str, Any]]) -> None:
     """Updates rows by their key column with one statement. All rows have the same columns."""
     if rows:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     delete,
-    insert,
     select,
-    update,
 )
 
 from slmops.contracts.blueprint import Stage
@@ -41,6 +39,7 @@ from slmops.contracts.events import (
     RolloutStarted,
 )
 from slmops.contracts.plan import Identity, Release
+from slmops.kit.journal import put
 from slmops.telemetry.domain.expectation import Enrolled, Offer, counts
 from slmops.telemetry.repetitions import sequences
 from slmops.telemetry.sums import forget_gateway, window_sums
@@ -171,7 +170,7 @@ def record_member(connection: Connection, enrolled: Enrolled) -> None:
         "enrolled_at": enrolled.at.timestamp(),
         "moved_from": enrolled.moved_from,
     }
-    _put(connection, _members, {"gateway_id": identity.gateway_id}, values)
+    put(connection, _members, {"gateway_id": identity.gateway_id}, values)
     if known is not None and known.public_key != enrolled.public_key:
         _forget_uncounted(connection, identity.gateway_id)
 
@@ -180,7 +179,7 @@ def _record_revoked(connection: Connection, event: GatewayRevoked) -> None:
     at = event.revoked_at.timestamp()
     known = connection.execute(select(_revoked.c.at).where(_revoked.c.gateway_id == event.gateway_id)).scalar()
     if known is None or known <= at:
-        _put(connection, _revoked, {"gateway_id": event.gateway_id}, {"public_key": event.public_key, "at": at})
+        put(connection, _revoked, {"gateway_id": event.gateway_id}, {"public_key": event.public_key, "at": at})
         _forget_uncounted(connection, event.gateway_id)
 
 
@@ -235,7 +234,7 @@ def caught_up(connection: Connection) -> int:
 def record_rollouts(connection: Connection, found: Sequence[tuple[int, Event]]) -> None:
     for _, event in found:
         record_fact(connection, event)
-    _put(connection, _caught_up, {"stream": _ROLLOUTS}, {"sequence": found[-1][0]})
+    put(connection, _caught_up, {"stream": _ROLLOUTS}, {"sequence": found[-1][0]})
 
 
 def _put_offer(
@@ -243,16 +242,9 @@ def _put_offer(
 ) -> None:
     key = {"rollout": event.rollout, "release": release.manifest.digest}
     values = {"blueprint": event.blueprint, "version": release.version, "since": event.at.timestamp(), "stages": stages}
-    _put(connection, _offers, key, values)
+    put(connection, _offers, key, values)
 
 
 def _open(connection: Connection, rollout: str, stage: int) -> None:
     found = connection.execute(select(_opened.c.stage).where(_opened.c.rollout == rollout)).scalar()
-    _put(connection, _opened, {"rollout": rollout}, {"stage": max(stage, found or 0)})
-
-
-def _put(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Inserts or updates a row. Writers of a journal queue up, so no other writer can insert in between."""
-    matches = [table.c[column] == value for column, value in key.items()]
-    if connection.execute(update(table).where(*matches).values(**values)).rowcount == 0:
-        connection.execute(insert(table).values({**key, **values}))
+    put(connection, _opened, {"rollout": rollout}, {"stage": max(stage, found or 0)})
