@@ -148,7 +148,7 @@ async def send_garbage(up: Up) -> Counter[Letter]:
 
 def test_garbage_on_every_subject_is_dead_lettered_and_every_service_stays_healthy(up: Up) -> None:
     stored = asyncio.run(publish_garbage(up))
-    assert {letter.subject.split(".")[0] for letter in stored} == {"slmops", "measure", "jobs"}
+    assert {letter.subject.split(".")[0] for letter in stored} == {"slmops", "measure", "presence", "jobs"}
     asked = asyncio.run(send_garbage(up))
     assert len(asked) == 2 * sum(not kind.anonymous for kind in COMMANDS.values()) >= 32
     expected = stored + asked

@@ -42,6 +42,7 @@ from slmops.rollout import inventory_rows, membership_rows, store
 from slmops.rollout.domain.decide import apply_blueprint, operate, start_rollout
 from slmops.rollout.domain.fleet import Sighting
 from slmops.rollout.queries import Queries
+from slmops.rollout.report_rows import Report, record_reports
 from slmops.rollout.tables import GATEWAY_LABELS
 
 NOW = T0 + timedelta(days=20)
@@ -85,7 +86,8 @@ def told(unit: UnitOfWork, *events: Event) -> None:
 
 def heard(unit: UnitOfWork, event: GatewayReported, age: timedelta, ahead_s: float | None = None) -> None:
     ahead = None if ahead_s is None else timedelta(seconds=ahead_s)
-    assert store.record_report(unit.connection, event, Sighting(NOW - age, ahead))
+    recorded = record_reports(unit.connection, {1: Report(event, Sighting(NOW - age, ahead))})
+    assert not recorded.refused and not recorded.unknown
 
 
 def random_fleet(unit: UnitOfWork, size: int) -> None:

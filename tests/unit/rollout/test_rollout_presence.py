@@ -25,7 +25,9 @@ from slmops.rollout import presence_rows, store
 from slmops.rollout.domain.clocks import WrongClock, clock_remark, with_clocks
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.gate import GateDecision, Verdict
-from slmops.rollout.presence import PresenceHandlers, Report
+from slmops.rollout.presence import PresenceHandlers
+from slmops.rollout.presence import Report as Reported
+from slmops.rollout.report_rows import Report, record_reports
 
 KEY = "U" + "A" * 55
 
@@ -45,7 +47,7 @@ def message(
     return Received(GatewayPresence(enrolment=enrolment, sequence=sequence), context)
 
 
-def stored(event: GatewayReported, arrived_at: datetime = T0) -> Report:
+def stored(event: GatewayReported, arrived_at: datetime = T0) -> Reported:
     return Received(event, MessageContext("r", event.subject, None, _nothing, 1, arrived_at))
 
 
@@ -59,7 +61,7 @@ class Service:
 
     journal: Journal
     enrolments: dict[str, GatewayEnrolled] = field(default_factory=dict)
-    reports: dict[str, Report] = field(default_factory=dict)
+    reports: dict[str, Reported] = field(default_factory=dict)
     recorded: list[GatewayReported] = field(default_factory=list)
     reads: int = 0
     down: bool = False
@@ -68,7 +70,7 @@ class Service:
         async def enrolment_of(gateway_id: str) -> GatewayEnrolled | None:
             return self.enrolments.get(gateway_id)
 
-        async def report_of(gateway_id: str) -> Report | None:
+        async def report_of(gateway_id: str) -> Reported | None:
             self.reads += 1
             if self.down:
                 raise Unreachable("no bus")
@@ -79,10 +81,8 @@ class Service:
     async def record(self, reports: Batch[GatewayReported]) -> Refused:
         for event, context in reports:
             self.recorded.append(event)
-            seen = Sighting.of(event, context.arrived_at, context.clock_ahead)
-            await self.journal.transact(
-                lambda unit, event=event, seen=seen: store.record_report(unit.connection, event, seen)  # type: ignore[misc]
-            )
+            reports = {1: Report(event, Sighting.of(event, context.arrived_at, context.clock_ahead))}
+            await self.journal.transact(lambda unit, reports=reports: record_reports(unit.connection, reports))  # type: ignore[misc]
         return {}
 
     async def told(self, *events: GatewayEnrolled | GatewayRevoked | GatewayMoved | GatewayRemoved) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -45,6 +44,7 @@ from slmops.contracts.commands import (
     VariantView,
     VersionView,
 )
+from slmops.contracts.commands.rollout import GatewayProblem
 from slmops.contracts.errors import Problem
 from slmops.contracts.evaluation import Evaluation
 from slmops.contracts.prompts.evaluation_data import EvaluationData
@@ -212,15 +212,14 @@ def rollout(view: RolloutView, now: datetime) -> RenderableType:
         Column("waiting for", lambda s: cell(s[1].waiting), fold=True),
     ]
     parts: list[RenderableType] = [head, "", table(list(enumerate(view.stages)), columns)]
-    attention: Sequence[Any] = getattr(view, "attention", ())
-    if attention:
-        parts += ["", _attention(attention, now)]
+    if view.attention:
+        parts += ["", _attention(view.attention, now)]
     return Group(*parts)
 
 
-def _attention(gateways: Sequence[Any], now: datetime) -> RenderableType:
+def _attention(gateways: Sequence[GatewayProblem], now: datetime) -> RenderableType:
     """Renders the gateways of a rollout that failed or wait."""
-    columns: list[Column[Any]] = [
+    columns: list[Column[GatewayProblem]] = [
         Column("gateway", lambda g: cell(g.gateway_id)),
         Column("stage", lambda g: cell(g.stage)),
         Column("state", lambda g: state("failed" if g.failed else "waiting")),
