@@ -324,4 +324,4 @@ async def test_a_refused_upload_is_not_retried(source: Source) -> None:
 
 async def test_model_ls_prints_json(world: World) -> None:
     done = await Cli(world)("model", "ls", "--json")
-    assert set(json.loads(done.out)) == {"versions"}
+    assert set(json.loads(done.out)) == {"cursor", "versions"}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from io import StringIO
-from typing import NamedTuple
 
 import pytest
 from rich.console import Console, RenderableType
@@ -39,23 +38,12 @@ def shown(table: RenderableType, width: int) -> str:
     return out.getvalue()
 
 
-class Named(NamedTuple):
-    """A gateway of a rollout that needs attention."""
-
-    gateway_id: str
-    stage: str
-    failed: bool
-    problem: str
-    last_seen: datetime | None
-
-
-class Attended(RolloutView):
-    attention: tuple[Named, ...] = ()
-
-
 def with_attention() -> RolloutView:
-    failed = Named("gw-3", "canary", True, "0 of 5 golden prompts pass", AT)
-    return Attended(**dict(rollout()), attention=(failed, Named("gw-2", "canary", False, "", None)))
+    failed = GatewayProblem(
+        gateway_id="gw-3", stage="canary", failed=True, problem="0 of 5 golden prompts pass", last_seen=AT
+    )
+    late = GatewayProblem(gateway_id="gw-2", stage="canary", failed=False)
+    return rollout().model_copy(update={"attention": (failed, late)})
 
 
 SUMMARY = FleetSummary(
