@@ -22,6 +22,7 @@ from slmops.console.render import fleet as render
 from slmops.console.render import fleet_summary
 from slmops.console.render.package import packages, verified
 from slmops.contracts.commands import FleetSummary, PackageOfVersion, RolloutView, Tally
+from slmops.contracts.commands.rollout import GatewayProblem
 from slmops.contracts.descriptor import Descriptor
 from slmops.contracts.errors import Problem
 from slmops.contracts.manifest import FILE_PATH, WEIGHT, Manifest
