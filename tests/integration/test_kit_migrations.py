@@ -28,6 +28,7 @@ from slmops.contracts.errors import IncompatibleDatabase
 from slmops.contracts.events import CohortMeasured
 from slmops.kit.journal import Journal
 from slmops.kit.migrations import newest_revision
+from slmops.rollout import inventory_rows
 from slmops.rollout import store as rollout
 from slmops.rollout.progress_rows import progress_of
 
@@ -162,7 +163,7 @@ async def test_a_rollout_that_an_earlier_release_started_gets_its_places(databas
     state = await journal.transact(lambda unit: rollout.load(unit, plan.name))
     assert state.under_way is not None
     found = await journal.read(partial(progress_of, rollout=state.under_way.id, stage=9, limit=9))
-    [member] = await journal.read(rollout.members)
+    [member] = await journal.read(inventory_rows.members)
     assert [target.gateway_id for target in found.first_waiting] == [member.identity.gateway_id]
     assert (plan.generation, plan.filled) == (state.under_way.generation, True)
     await journal.close()

@@ -134,11 +134,12 @@ async def test_a_killed_server_loses_only_the_newest_measurements_and_delivers_t
     await reading
 
 
-async def test_only_measurements_and_reports_are_written_asynchronously(server: Server) -> None:
+async def test_only_measurements_reports_and_presence_are_written_asynchronously(server: Server) -> None:
     client = await connected(server)
     found = {str(i.config.name): i.config.persist_mode for i in await client.js.streams_info()}
     await client.close()
-    assert {name for name, mode in found.items() if mode == PersistMode.ASYNC} == {"MEASUREMENTS", "GATEWAYS"}
+    asynchronous = {name for name, mode in found.items() if mode == PersistMode.ASYNC}
+    assert asynchronous == {"MEASUREMENTS", "GATEWAYS", "PRESENCE"}
 
 
 async def test_a_stream_of_an_earlier_release_keeps_its_synchronous_writes(server: Server) -> None:
