@@ -57,7 +57,7 @@ async def console(up: Up) -> BusClient:
 
 
 def letters(up: Up) -> list[dict[str, Any]]:
-    return list(up.json("dlq", "ls")["dead_letters"])
+    return list(up.json("dlq", "ls", "--limit", "100000")["dead_letters"])
 
 
 def listed(up: Up) -> Counter[Letter]:
@@ -111,7 +111,9 @@ async def publish_garbage(up: Up) -> Counter[Letter]:
     for pattern in dict(read):
         subject = example_subject(pattern)
         messages = [(payload, attributes(subject)) for payload in garbage_for(subject)]
-        for payload, headers in [*messages, (valid_payload(pattern), {})]:  # valid, but no CloudEvent
+        # The last one is valid, but no CloudEvent. Presence is none, so its last one is garbage as well.
+        last = GARBAGE[0] if pattern == subjects.presence("*") else valid_payload(pattern)
+        for payload, headers in [*messages, (last, {})]:
             await client.js.publish(subject, payload, headers=headers)
     for pattern, service in read:
         subject = example_subject(pattern)
