@@ -462,6 +462,15 @@ async def test_many_changes_cause_one_judgement(journal: Journal, tmp_path: Path
     assert judged == [NAME, NAME]
 
 
+async def test_a_blueprint_that_cannot_be_judged_stops_nothing(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await journal.transact(lambda unit: (apply(unit), start(unit)))
+    with mock.patch("slmops.rollout.reconcile.assess", side_effect=OverflowError("too long")):
+        await _reconciler(journal, tmp_path).judge(NAME)
+    assert f"could not evaluate the gate of {NAME}" in caplog.text
+
+
 async def test_the_view_names_failed_gateways_and_then_those_that_wait_longest(journal: Journal) -> None:
     def work(unit: UnitOfWork) -> None:
         apply(unit)

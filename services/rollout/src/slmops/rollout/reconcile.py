@@ -95,7 +95,18 @@ class Reconciler:
             self.mark([blueprint])  # go on with the next page, or judge
 
     async def judge(self, blueprint: str) -> None:
-        """Evaluates the gate of the blueprint's rollout, if it has one, and applies the decision."""
+        """Evaluates the gate of the blueprint's rollout, if it has one, and applies the decision.
+
+        A blueprint that cannot be evaluated, for example one of an earlier release, holds up no other one.
+        """
+        try:
+            await self._judge(blueprint)
+        except TemporaryError:
+            raise
+        except Exception:
+            log.exception("could not evaluate the gate of %s, trying again at the next tick", blueprint)
+
+    async def _judge(self, blueprint: str) -> None:
         row = await self._journal.read(lambda connection: store.plan_row(connection, blueprint))
         if row is None or not row.judged:
             return
