@@ -12,7 +12,6 @@ from sqlalchemy import event as sqlalchemy_events
 from unit.rollout.rollout_examples import NAME, T0, at, report
 
 from slmops.contracts import freshness
-from slmops.contracts.commands import ListGateways
 from slmops.contracts.errors import CredentialRevoked, Denied, Unreachable
 from slmops.contracts.events import GatewayEnrolled, GatewayMoved, GatewayRemoved, GatewayReported, GatewayRevoked
 from slmops.contracts.events import UpdatePhase as Phase
@@ -21,7 +20,7 @@ from slmops.contracts.subjects import presence
 from slmops.kit.bus.batches import Received, Refused
 from slmops.kit.bus.service_bus import Batch, MessageContext
 from slmops.kit.journal import Journal
-from slmops.rollout import presence_rows, store
+from slmops.rollout import inventory_rows, presence_rows, store
 from slmops.rollout.domain.clocks import WrongClock, clock_remark, with_clocks
 from slmops.rollout.domain.fleet import Member, Sighting
 from slmops.rollout.domain.gate import GateDecision, Verdict
@@ -94,9 +93,8 @@ class Service:
         self.recorded.clear()
 
     async def member(self, gateway_id: str = "gw-1") -> Member:
-        [found] = await self.journal.read(
-            lambda connection: store.inventory(connection, ListGateways(gateway_id=gateway_id))
-        )
+        found = await self.journal.read(lambda connection: inventory_rows.one(connection, gateway_id))
+        assert found is not None
         return found
 
     async def last_seen(self) -> datetime | None:
@@ -219,7 +217,7 @@ async def test_a_revoked_gateway_does_not_return_by_an_enrolment_that_the_bus_st
     service.enrolments["gw-1"] = first
     refused = await service.heard(message("gw-1", at(600)))
     assert [type(error) for error in refused.values()] == [CredentialRevoked]
-    assert await service.journal.read(lambda c: store.inventory(c, ListGateways())) == []
+    assert await service.journal.read(lambda c: inventory_rows.one(c, "gw-1")) is None
 
 
 # ---- offline, and clocks ----------------------------------------------------------------------------------
