@@ -10,14 +10,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import forked
+import forked_jobs
 import pytest
-from integration.artifact_world import eventually
+from disk_calls import DiskCalls, calls_of_this_thread
+from integration.artifact_world import eventually, running, settings_of
 from integration.kit_world import World, world_on
 from integration.optimizer_world import Factory, factory_on, processes_in, wait_until_no_process
 
 from slmops.contracts.errors import JobCancelled, NotEnoughMemory
 from slmops.contracts.events import VariantOptimized, VariantProgressed, VariantRejected, VariantStarted
 from slmops.contracts.jobs import JobState
+from slmops.optimizer.app import build
+from slmops.optimizer.jobs import process
+from slmops.optimizer.settings import Settings
 
 if TYPE_CHECKING:
     from servers import S3, NatsServer
@@ -51,6 +57,25 @@ async def process_in(folder: Path) -> int:
         return next(iter(processes_in(folder)), None)
 
     return await eventually(look, within_s=60)
+
+
+async def test_the_optimizers_event_loop_waits_for_no_file(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Removing the folder of a job on the loop would hold up the commands and the in-progress acknowledgements."""
+    monkeypatch.setattr(process, "_start", process._start)  # restored after the test
+    forked_jobs.fork_jobs(forked_jobs.environment()[forked.JOBS_PARENT])
+    (home := tmp_path / "here").mkdir()
+    settings = Settings(**settings_of(factory.world, factory.s3, "optimizer", home), recipes=("int8",))
+    settings.data_dir = home / "data"
+    calls = DiskCalls(monkeypatch, settings.data_dir)
+    on_the_loop = calls_of_this_thread(calls)
+    async with running(build(settings)):
+        await factory.push("1.0.0", seed=107)
+        job = (await factory.job_of("1.0.0")).job
+        await factory.reached(job, JobState.DONE)
+    assert on_the_loop == []
+    assert list((settings.data_dir / "jobs").iterdir()) == []
 
 
 @pytest.mark.slow

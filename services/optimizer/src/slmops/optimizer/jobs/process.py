@@ -42,9 +42,7 @@ async def run_job(
     job's own error, `NotEnoughMemory`, or, if the process died without an error, `OptimizationFailed` with the end of
     its log.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    spec_file = work / SPEC_FILE
-    spec_file.write_text(spec.model_dump_json(by_alias=True), encoding="utf-8")
+    spec_file = await asyncio.to_thread(_write_spec, work, spec)
     process = await _start(source, work, spec_file, held)
     memory = MemoryWatch(process.pid, spec.memory_limit_bytes)
     watching = asyncio.create_task(memory.run())
@@ -66,7 +64,14 @@ async def run_job(
         raise OptimizationFailed(
             f"the job died with code {code}: {log}", where=str(source), fix="See the optimizer's log."
         )
-    return JobResult.model_validate_json((work / RESULT_FILE).read_bytes())
+    return JobResult.model_validate_json(await asyncio.to_thread((work / RESULT_FILE).read_bytes))
+
+
+def _write_spec(work: Path, spec: JobSpec) -> Path:
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / SPEC_FILE
+    path.write_text(spec.model_dump_json(by_alias=True), encoding="utf-8")
+    return path
 
 
 async def _start(source: Path, work: Path, spec_file: Path, held: Sequence[int]) -> asyncio.subprocess.Process:

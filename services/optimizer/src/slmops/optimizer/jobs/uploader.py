@@ -63,7 +63,8 @@ class ArtifactUploader:
     async def upload(self) -> Outcome:
         """Uploads delivered files, reports and pictures."""
         variants = [await self._variant(variant) for variant in self._result.variants]
-        pictures = [await self._picture(path) for name in PICTURES if (path := self._folder / name).exists()]
+        found = await asyncio.to_thread(lambda: [p for name in PICTURES if (p := self._folder / name).exists()])
+        pictures = [await self._picture(path) for path in found]
         report = JobReport(**dict(self._result), pictures=tuple(pictures))
         return Outcome(
             variants=tuple(variants),
@@ -94,14 +95,15 @@ class ArtifactUploader:
         if variant.path is None or variant.evaluation is None or unmeasured(variant.evaluation):
             return None
         folder = self._folder / variant.path
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        paths = await asyncio.to_thread(lambda: sorted(path for path in folder.rglob("*") if path.is_file()))
         if not paths:  # the folder was restored from the cache, without files
             return self._known[variant.path]
         files = [await self._file(path, path.relative_to(folder).as_posix(), delivered) for path in paths]
         report = await self._put(
             (await asyncio.to_thread(self._report, variant, files)).model_dump_json(indent=2), REPORT
         )
-        self.measured.append(record(variant, self._folder, files, report, stored=delivered))
+        measured = await asyncio.to_thread(record, variant, self._folder, files, report, stored=delivered)
+        self.measured.append(measured)
         return self.measured[-1]
 
     async def _file(self, path: Path, name: str, delivered: bool) -> ModelFile:

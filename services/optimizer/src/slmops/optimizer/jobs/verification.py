@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,9 +29,7 @@ async def verify_report(digest: Digest, objects: Objects, home: Path) -> Verific
 
     Raises `NotFound` if one of them is not in the store, and what `verify` raises.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="verify-", dir=home) as name:
-        folder = Path(name)
+    async with _folder(home) as folder:
         await objects.get_file(digest, folder / "report.json")
         report = await asyncio.to_thread(read_report, folder / "report.json")
         version = await _fetch(report.reference_files, folder / "version", objects)
@@ -40,6 +38,21 @@ async def verify_report(digest: Digest, objects: Objects, home: Path) -> Verific
         if own:
             await _fetch(own, folder / "data", objects)
         return await _measure(folder, version, [folder / "data" / file.path for file in own])
+
+
+@asynccontextmanager
+async def _folder(home: Path) -> AsyncIterator[Path]:
+    """Yields a new folder. Threads make and remove it, because it may hold gigabytes."""
+
+    def make() -> TemporaryDirectory[str]:
+        home.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix="verify-", dir=home)
+
+    made = await asyncio.to_thread(make)
+    try:
+        yield Path(made.name)
+    finally:
+        await asyncio.to_thread(made.cleanup)
 
 
 async def _fetch(files: Sequence[ModelFile], folder: Path, objects: Objects) -> Path:

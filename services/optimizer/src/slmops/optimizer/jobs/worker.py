@@ -58,7 +58,7 @@ class Worker:
             try:
                 return await self._unless_cancelled(job, self._work(job, publisher))
             except PermanentError:
-                self._workspace.discard(job.work)  # the job will not be redelivered
+                await asyncio.to_thread(self._workspace.discard, job.work)  # the job will not be redelivered
                 raise
 
     async def _work(self, job: OptimizeJob, publisher: JobPublisher) -> Outcome:
@@ -68,7 +68,8 @@ class Worker:
             outcome = await self._make(job, claim, publisher)
             if all(variant.evaluation for variant in outcome.variants):  # a failed recipe may succeed another time
                 await self._results.put_outcome(job.work, outcome)
-        self._workspace.discard(job.work)  # only now, because a restart before this point continues in the folder
+        # Only now, because a restart before this point continues in the folder.
+        await asyncio.to_thread(self._workspace.discard, job.work)
         return outcome
 
     async def _make(self, job: OptimizeJob, claim: Claim, publisher: JobPublisher) -> Outcome:
@@ -117,10 +118,8 @@ class Worker:
     async def _fetch(self, job: OptimizeJob, folder: Path) -> Path:
         """Downloads and verifies the version's files; returns the path of the GGUF file or of the directory."""
         source = folder / "source"
-        for file in job.files:
-            target = source / file.path
-            if not target.exists():
-                await self._objects.get_file(file.digest, target)
+        for file in await asyncio.to_thread(lambda: [f for f in job.files if not (source / f.path).exists()]):
+            await self._objects.get_file(file.digest, source / file.path)
         return source / job.files[0].path if job.format == "gguf" else source
 
     async def _unless_cancelled(self, job: OptimizeJob, work: Coroutine[Any, Any, Outcome]) -> Outcome:

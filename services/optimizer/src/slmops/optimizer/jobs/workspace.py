@@ -47,7 +47,7 @@ class Workspace:
             os.close(lock)
 
     def discard(self, work: str) -> None:
-        """Removes the folder, unless somebody works in it."""
+        """Removes the folder, unless somebody works in it. Blocks, because it may hold gigabytes."""
         if (lock := _try_lock(self._folder(work))) is not None:
             shutil.rmtree(self._folder(work), ignore_errors=True)
             os.close(lock)
@@ -82,7 +82,7 @@ class Workspace:
 
 async def _lock(folder: Path) -> int:
     while True:
-        if (lock := _try_lock(folder)) is not None:
+        if (lock := await asyncio.to_thread(_try_lock, folder)) is not None:
             return lock
         await asyncio.sleep(_LOCK_EVERY_S)
 
