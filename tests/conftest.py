@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from servers import S3, NatsServer, running
 
 from slmops.kit import cancellation
@@ -21,6 +22,11 @@ from slmops.local import ports as local_ports
 from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.servers import BUCKET, S3_PORTS, nats_spec, s3_spec
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
