@@ -23,7 +23,6 @@ from slmops.local.layout import Layout
 from slmops.local.ports import HOST, choose_ports
 from slmops.local.servers import BUCKET, S3_PORTS, nats_spec, s3_spec
 
-
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
