@@ -117,7 +117,10 @@ REMOVED = GatewayRemoved(gateway_id="gw-1", blueprint="edge-chat", at=T0 + timed
 
 async def hear(handlers: Handlers, *events: GatewayEnrolled | GatewayRevoked | GatewayRemoved) -> None:
     for event in events:
-        await handlers.on_membership(event, cast(Any, None))
+        if isinstance(event, GatewayEnrolled):
+            await handlers.on_enrolments([Received(event, cast(Any, None))])
+        else:
+            await handlers.on_membership(event, cast(Any, None))
 
 
 async def test_a_revoked_gateway_runs_nothing_that_counts(journal: Journal, handlers: Handlers) -> None:

@@ -9,6 +9,7 @@ from unit.telemetry.test_telemetry_windows import KEY, Telemetry, at, batch, tel
 
 from slmops.contracts.errors import Denied
 from slmops.contracts.events import Event, GatewayEnrolled, GatewayRemoved, GatewayRevoked
+from slmops.kit.bus.batches import Received
 from slmops.telemetry import store
 
 __all__ = ["telemetry"]
@@ -24,7 +25,10 @@ def enrolled(key: str, seconds: float, blueprint: str = "edge-chat", moved_from:
 
 async def hear(telemetry: Telemetry, *events: Event) -> None:
     for event in events:
-        await telemetry.handlers.on_fact(event, cast(Any, None))
+        if isinstance(event, GatewayEnrolled):
+            await telemetry.handlers.on_enrolments([Received(event, cast(Any, None))])
+        else:
+            await telemetry.handlers.on_fact(event, cast(Any, None))
 
 
 async def test_a_revoked_gateway_leaves_the_open_window_and_is_refused(telemetry: Telemetry) -> None:

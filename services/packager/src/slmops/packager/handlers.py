@@ -113,11 +113,21 @@ class Handlers:
 
         await self._journal.transact(publish)
 
-    async def on_membership(
-        self, event: GatewayEnrolled | GatewayRevoked | GatewayRemoved, _delivered: MessageContext
-    ) -> None:
+    async def on_membership(self, event: GatewayRevoked | GatewayRemoved, _delivered: MessageContext) -> None:
         await self._journal.transact(lambda unit: store.project(unit.connection, event))
         self._running.pop(event.gateway_id, None)
+
+    async def on_enrolments(self, received: Batch[GatewayEnrolled]) -> Refused:
+        """Records enrolments in one transaction: a new database reads those of the whole fleet."""
+
+        def work(unit: UnitOfWork) -> None:
+            for event, _ in received:
+                store.project(unit.connection, event)
+
+        await self._journal.transact(work)
+        for event, _ in received:
+            self._running.pop(event.gateway_id, None)
+        return {}
 
     async def on_gateway_reports(self, received: Batch[GatewayReported]) -> Refused:
         """Records which packages gateways run, in one transaction. Most reports repeat it and need none."""
@@ -283,7 +293,7 @@ class Handlers:
 def routes(bus: Bus, handlers: Handlers) -> None:
     bus.on(VariantOptimized, handlers.on_variant_optimized)
     bus.on(PackagePublished, handlers.on_package_published)
-    bus.on(GatewayEnrolled, handlers.on_membership)
+    bus.on_batches(GatewayEnrolled, handlers.on_enrolments)
     bus.on(GatewayRevoked, handlers.on_membership)
     bus.on(GatewayRemoved, handlers.on_membership)
     bus.on_batches(GatewayReported, handlers.on_gateway_reports)

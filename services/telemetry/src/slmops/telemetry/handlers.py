@@ -79,6 +79,16 @@ class Handlers:
         """Records who belongs to the fleet, or an event of a rollout."""
         await self._journal.transact(lambda unit: store.record_fact(unit.connection, event))
 
+    async def on_enrolments(self, received: Batch[GatewayEnrolled]) -> Refused:
+        """Records enrolments in one transaction: a new database reads those of the whole fleet."""
+
+        def work(unit: UnitOfWork) -> None:
+            for event, _ in received:
+                store.record_fact(unit.connection, event)
+
+        await self._journal.transact(work)
+        return {}
+
     async def _keep_by_current_state(self, pending: Mapping[int, Pending]) -> dict[int, Exception]:
         """Checks batches against the current state on the bus, because the tables may be behind; returns `Denied`."""
         await self._catch_up()
@@ -184,7 +194,8 @@ class Handlers:
 
 
 def routes(bus: Bus, handlers: Handlers) -> None:
-    for kind in (GatewayEnrolled, GatewayRevoked, GatewayRemoved):
+    bus.on_batches(GatewayEnrolled, handlers.on_enrolments)
+    for kind in (GatewayRevoked, GatewayRemoved):
         bus.on(kind, handlers.on_fact)
     for change in (RolloutStarted, RolloutStageAdvanced, RolloutCompleted, RolloutRolledBack):
         bus.on(change, handlers.on_fact)
