@@ -69,7 +69,7 @@ async def send(measured: Measured, batches: list[MeasurementBatch]) -> None:
 
 
 async def test_a_process_is_killed_in_the_middle_of_shared_work_and_every_batch_counts_once(shared: Measured) -> None:
-    """The batches of which it had some in work are also sent again, and reach other processes."""
+    """The server delivers the batches that the killed process was handling again, to other processes."""
     parts = [part(first) for first in range(0, BATCHES, PART)]
     for number, batches in enumerate(parts):
         await send(shared, batches)

@@ -136,7 +136,7 @@ async def test_a_full_report_follows_after_the_interval_although_nothing_changed
 
 
 class Bus(BusClient):
-    """A connection that notes what is told, and that the test disconnects."""
+    """A connection that records published messages, and that the test disconnects."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, dict[str, Any], Mapping[str, str]]] = []
