@@ -20,7 +20,6 @@ from slmops.contracts.events import (
     Event,
     GatewayEnrolled,
     GatewayEvent,
-    GatewayReported,
     PackagePublished,
     PackageWithdrawn,
     RolloutEvent,
@@ -226,10 +225,6 @@ def enrolments(connection: Connection, after: str, limit: int) -> list[GatewayEn
     query = select(GATEWAYS.c.enrolled).where(GATEWAYS.c.enrolled.is_not(None), GATEWAYS.c.gateway_id > after)
     rows = connection.execute(query.order_by(GATEWAYS.c.gateway_id).limit(limit)).scalars()
     return [GatewayEnrolled.model_validate_json(row) for row in rows]
-
-
-def _report(data: str) -> GatewayReported:
-    return GatewayReported.model_validate_json(data)
 
 
 # ---- measured windows -------------------------------------------------------------------------------------
